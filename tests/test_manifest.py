@@ -1,0 +1,179 @@
+"""Reading data sets: every form of the input contract, every fault in one sentence."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vd.config import DataConfig
+from vd.errors import VdError
+from vd.videos.manifest import identify, read_csv, read_manifest, write_csv
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+
+
+def read(root, **settings):
+    return read_manifest(DataConfig(root, **settings))
+
+
+def facts(manifest):
+    return [(v.name, v.label, v.split, v.group) for v in manifest.videos]
+
+
+def test_class_folders_in_any_spelling(tmp_path):
+    touch(tmp_path, "Fights/a.mp4", "no-Fight/b.AVI", "no-Fight/deep/c.mkv")
+    assert facts(read(tmp_path)) == [
+        ("Fights/a.mp4", 1, "", ""),
+        ("no-Fight/b.AVI", 0, "", ""),
+        ("no-Fight/deep/c.mkv", 0, "", ""),
+    ]
+
+
+def test_split_folders(tmp_path):
+    touch(
+        tmp_path,
+        "Training/violent/a.mp4",
+        "valid/Non_Violent/b.mp4",
+        "test/fight/c.mp4",
+    )
+    assert [(v.split, v.label) for v in read(tmp_path).videos] == [
+        ("train", 1),
+        ("test", 1),
+        ("val", 0),
+    ]
+
+
+def test_other_files_are_listed_as_ignored_and_hidden_ones_are_not(tmp_path):
+    touch(
+        tmp_path,
+        "fight/a.mp4",
+        "normal/b.mp4",
+        "normal/notes.txt",
+        "x.md",
+        "normal/.hidden",
+    )
+    assert read(tmp_path).ignored == ("x.md", "normal/notes.txt")
+
+
+def test_folder_named_like_a_video_and_link_loops_are_entries(tmp_path):
+    touch(tmp_path, "fight/a.mp4", "normal/b.mp4")
+    (tmp_path / "normal" / "dir.mp4").mkdir()
+    (tmp_path / "normal" / "loop").symlink_to(tmp_path)
+    assert [v.name for v in read(tmp_path).videos] == [
+        "fight/a.mp4",
+        "normal/b.mp4",
+        "normal/dir.mp4",
+    ]
+
+
+def test_csv_with_groups_relative_to_it(tmp_path):
+    touch(tmp_path, "b.mp4", "a.mp4")
+    table = tmp_path / "m.csv"
+    table.write_text(
+        "path,label,split,group\nb.mp4,fight,train,g1\na.mp4,normal,Test,\n"
+    )
+    manifest = read(table)
+    assert facts(manifest) == [("a.mp4", 0, "test", ""), ("b.mp4", 1, "train", "g1")]
+    assert manifest.videos[0].path == tmp_path / "a.mp4"
+
+
+def test_positive_class_makes_every_other_class_negative(tmp_path):
+    touch(tmp_path, "assault/a.mp4", "street/b.mp4", "shop/c.mp4")
+    labels = [v.label for v in read(tmp_path, positive_class="Assault").videos]
+    assert labels == [1, 0, 0]
+
+
+def test_group_from_path(tmp_path):
+    touch(tmp_path, "fight/cam1_a.mp4", "normal/cam2_b.mp4")
+    videos = read(tmp_path, group_from=r"(cam\d)_").videos
+    assert [v.group for v in videos] == ["cam1", "cam2"]
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "words"),
+    [
+        (["fight/a.mp4", "weird/b.mp4"], {}, ["weird", "--positive-class"]),
+        (["fight/a.mp4"], {}, ["nonviolent", "class folders"]),
+        (["fight/a.mp4", "normal/b.txt"], {}, ["nonviolent"]),
+        (["train/fight/a.mp4", "extra/b.mp4"], {}, ["extra", "split folders"]),
+        (["fight/a.mp4", "normal/b.mp4"], {"group_from": "("}, ["--group-from"]),
+        (["fight/a.mp4", "normal/b.mp4"], {"group_from": "a.mp4"}, ["b.mp4"]),
+    ],
+)
+def test_folder_faults(tmp_path, names, settings, words):
+    touch(tmp_path, *names)
+    with pytest.raises(VdError) as caught:
+        read(tmp_path, **settings)
+    assert all(word in str(caught.value) for word in words)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["path", "row"]),
+        ("file,label\na,fight\n", ["'path'"]),
+        ("path,label\na.mp4,fight\na.mp4,normal\n", ["a.mp4", "2 times"]),
+        ("path,label,split\na.mp4,fight,train\nb.mp4,normal,\n", ["b.mp4", "no split"]),
+        ("path,label,split\na.mp4,fight,dev\nb.mp4,normal,dev\n", ["row 2", "dev"]),
+        ("path,label\na.mp4,punch\n", ["row 2", "punch", "--positive-class"]),
+    ],
+)
+def test_csv_faults(tmp_path, text, words):
+    table = tmp_path / "m.csv"
+    table.write_text(text)
+    with pytest.raises(VdError) as caught:
+        read(table)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_wrong_path(tmp_path):
+    with pytest.raises(VdError, match="does not exist"):
+        read(tmp_path / "nowhere")
+
+
+def test_identity_is_the_content_and_unchanged_files_are_not_read_again(tmp_path):
+    touch(tmp_path, "fight/a.mp4", "normal/b.mp4")
+    os.mkfifo(tmp_path / "normal" / "pipe.mp4")
+    (tmp_path / "normal" / "empty.mp4").touch()
+    hashes = tmp_path / "cache" / "hashes.csv"
+    videos = read(tmp_path).videos
+    first = {v.name: v.id for v in identify(videos, hashes)}
+    assert first["normal/pipe.mp4"] == first["normal/empty.mp4"] == ""
+    assert len(first["fight/a.mp4"]) == 64
+    rows = read_csv(hashes)
+    rows[0]["sha256"] = "kept"  # a second reading would replace this
+    write_csv(hashes, rows)
+    assert "kept" in {v.id for v in identify(videos, hashes)}
+    touch(tmp_path, "fight/a.mp4")
+    os.utime(tmp_path / "fight/a.mp4", ns=(1, 1))
+    assert {v.name: v.id for v in identify(videos, hashes)} == first
+
+
+# what a file name can hold: bytes that are not UTF-8 come as lone low surrogates
+names = st.text(
+    st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])
+    | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=["Cs"]),
+    min_size=1,
+)
+
+
+@given(st.lists(st.tuples(names, names), min_size=1))
+def test_csv_round_trip(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    written = [{"path": os.fsdecode(os.fsencode(a)), "group": b} for a, b in rows]
+    write_csv(path, written)
+    assert read_csv(path) == [
+        {"path": a["path"], "group": _bytes_alike(a["group"])} for a in written
+    ]
+
+
+def _bytes_alike(name):
+    """The name as its bytes decode: surrogates that form valid UTF-8 become it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

@@ -1,0 +1,93 @@
+"""Metrics and calibration against cases worked out by hand."""
+
+import numpy as np
+import pytest
+
+from vd import metrics
+from vd.calibration import Calibration, fit
+
+LABELS = np.array([0, 0, 0, 1, 1])
+PROBABILITY = np.array([0.1, 0.4, 0.8, 0.6, 0.9])
+
+
+def evaluate(labels=LABELS, probability=PROBABILITY, groups=None, threshold=0.5):
+    groups = np.arange(len(labels)) if groups is None else groups
+    return metrics.evaluation_metrics(labels, probability, groups, threshold)
+
+
+def test_hand_computed_case():
+    result = evaluate()
+    assert result["n"] == 5
+    assert result["accuracy"] == pytest.approx(4 / 5)
+    assert result["recall_violent"] == 1.0
+    assert result["recall_nonviolent"] == pytest.approx(2 / 3)
+    assert result["f1_violent"] == pytest.approx(2 * 2 / (2 * 2 + 1))
+    assert result["roc_auc"] == pytest.approx(5 / 6)  # one of six pairs is wrong
+    # precision at each violent clip, best first: 1/1 and 2/3
+    assert result["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert result["brier"] == pytest.approx((0.01 + 0.16 + 0.64 + 0.16 + 0.01) / 5)
+    assert result["collapsed"] is False
+
+
+def test_threshold_moves_accuracy_but_not_accuracy_at_half():
+    result = evaluate(threshold=0.85)
+    assert result["accuracy"] == pytest.approx(4 / 5)
+    assert result["recall_violent"] == 0.5
+    assert result["accuracy_at_0.5"] == pytest.approx(4 / 5)
+
+
+def test_one_class_gives_none_never_zero():
+    result = evaluate(np.zeros(4, int), np.array([0.1, 0.2, 0.3, 0.9]))
+    undefined = ("recall_violent", "f1_violent", "roc_auc", "average_precision")
+    assert [result[name] for name in undefined] == [None] * 4
+    assert result["recall_nonviolent"] == 0.75
+
+
+def test_ties_count_half_in_the_area():
+    assert metrics.roc_auc(np.array([0, 1]), np.array([0.5, 0.5])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected"),
+    [([0] * 10, True), ([1] * 10, True), ([0, 1] * 5, False), ([0] * 9 + [1], False)],
+)
+def test_collapse(predicted, expected):
+    labels = np.array([0] * 9 + [1]) if sum(predicted) == 1 else np.array([0, 1] * 5)
+    assert metrics.collapsed(labels, np.array(predicted, bool)) is expected
+
+
+def test_calibration_error_of_two_bins():
+    labels = np.array([0, 0, 1, 1])
+    probability = np.array([0.1, 0.3, 0.6, 0.8])
+    expected = (abs(0.2 - 0) * 2 + abs(0.7 - 1) * 2) / 4
+    assert metrics.expected_calibration_error(
+        labels, probability, bins=2
+    ) == pytest.approx(expected)
+
+
+def test_bootstrap_resamples_whole_groups():
+    correct = np.repeat([True, False], 50)
+    alone = metrics.bootstrap_accuracy(correct, np.arange(100))
+    grouped = metrics.bootstrap_accuracy(correct, np.repeat([0, 1], 50))
+    assert grouped == (0.0, 1.0)  # two groups: both right, both wrong or one of each
+    assert 0.35 < alone[0] < 0.45 < 0.55 < alone[1] < 0.65
+
+
+def test_temperature_undoes_a_known_scaling():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=20_000) * 2
+    labels = (rng.uniform(size=20_000) < 1 / (1 + np.exp(-logits))).astype(int)
+    assert fit(3 * logits, labels).temperature == pytest.approx(3, rel=0.05)
+
+
+def test_threshold_separates_and_prefers_a_half():
+    fitted = fit(np.array([-3.0, -2.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
+    assert fitted.threshold == 0.5
+    shifted = fit(np.array([-3.0, -2.0, -1.0, 2.0]), np.array([0, 0, 1, 1]))
+    low, high = shifted.probability(np.array([-2.0, -1.0]))
+    assert low < shifted.threshold <= high
+
+
+def test_probability_is_the_sigmoid_of_the_scaled_logit():
+    made = Calibration(2.0, 0.5, "").probability(np.array([0.0, 2 * np.log(3)]))
+    np.testing.assert_allclose(made, [0.5, 0.75])

@@ -1,0 +1,129 @@
+"""Splits: shares, classes, groups kept whole, and rows that stay when clips are added."""
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vd.config import Config, DataConfig, SplitConfig
+from vd.errors import VdError
+from vd.videos.manifest import Video, read_csv
+from vd.videos.splits import assign, folds, splits_file, with_splits
+
+SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
+
+
+def video(i, label=0, group="", split=""):
+    return Video(Path(f"{i}.mp4"), f"{i}.mp4", label, split, group, id=f"id{i}")
+
+
+def test_shares_and_classes_without_groups():
+    videos = [video(i, i % 2) for i in range(200)]
+    counts = Counter((assign(videos, SHARES, 0)[v.id], v.label) for v in videos)
+    assert counts == {
+        ("train", 0): 70,
+        ("train", 1): 70,
+        ("val", 0): 15,
+        ("val", 1): 15,
+        ("test", 0): 15,
+        ("test", 1): 15,
+    }
+
+
+def test_seed_changes_the_choice_and_nothing_else_does():
+    videos = [video(i, i % 2) for i in range(100)]
+    first = assign(videos, SHARES, 0)
+    assert assign(videos[::-1], SHARES, 0) == first
+    assert assign(videos, SHARES, 1) != first
+
+
+clips = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=1, max_size=80
+)
+
+
+@settings(max_examples=50)
+@given(clips, st.integers(0, 3), st.integers(2, 5))
+def test_no_part_cuts_a_group(rows, seed, count):
+    videos = [
+        video(i, label, f"g{group}" if group else "")
+        for i, (label, group) in enumerate(rows)
+    ]
+    for parts in (assign(videos, SHARES, seed), folds(videos, count, seed)):
+        of_group = defaultdict(set)
+        for v in videos:
+            if v.group:
+                of_group[v.group].add(parts[v.id])
+        assert all(len(found) == 1 for found in of_group.values())
+        assert set(parts) == {v.id for v in videos}
+
+
+@settings(max_examples=50)
+@given(clips, clips)
+def test_added_clips_move_nobody_and_follow_their_group(before, after):
+    old = [video(i, label, f"g{group}") for i, (label, group) in enumerate(before)]
+    new = [
+        video(1000 + i, label, f"g{group}") for i, (label, group) in enumerate(after)
+    ]
+    first = assign(old, SHARES, 0)
+    second = assign(old + new, SHARES, 0, first)
+    assert {key: second[key] for key in first} == first
+    part_of = {v.group: first[v.id] for v in old}
+    for v in new:
+        assert second[v.id] == part_of.get(v.group, second[v.id])
+
+
+def test_a_new_group_goes_where_the_share_is_shortest():
+    old = [video(i, i % 2) for i in range(100)]
+    kept = {v.id: "train" for v in old}
+    new = [video(200, 0, "g"), video(201, 1, "g")]
+    assert assign(old + new, SHARES, 0, kept)["id200"] in ("val", "test")
+
+
+def test_same_content_twice_stays_together():
+    videos = [video(i, i % 2, f"g{i}") for i in range(40)]
+    twin = replace(videos[0], name="copy.mp4", group="g7")
+    parts = assign([*videos, twin], SHARES, 0)
+    assert parts["id0"] == parts["id7"]
+
+
+def config(tmp_path, **split_settings):
+    data = DataConfig(tmp_path / "set", cache_dir=tmp_path / "cache")
+    return Config(data=data, splits=SplitConfig(**split_settings))
+
+
+def test_assigned_once_and_kept_in_the_splits_file(tmp_path):
+    videos = [video(i, i % 2) for i in range(40)]
+    first = with_splits(videos, config(tmp_path))
+    rows = read_csv(splits_file(config(tmp_path)))
+    assert {row["id"]: row["split"] for row in rows} == {v.id: v.split for v in first}
+    assert with_splits(videos, config(tmp_path, split_seed=5)) == first
+    assert with_splits(videos, config(tmp_path, split_seed=5, resplit=True)) != first
+
+
+def test_without_test_part_val_becomes_test_and_groups_of_train_become_val(tmp_path):
+    videos = [video(i, i % 2, f"g{i // 4}", "train") for i in range(80)]
+    videos += [video(100 + i, i % 2, "", "val") for i in range(10)]
+    made = with_splits(videos, config(tmp_path))
+    assert {v.split for v in made if v.name.startswith("10") and len(v.name) == 7} == {
+        "test"
+    }
+    val_groups = {v.group for v in made if v.split == "val"}
+    assert val_groups
+    assert not val_groups & {v.group for v in made if v.split == "train"}
+
+
+@pytest.mark.parametrize("present", [["train", "test"], ["val", "test"], ["train"]])
+def test_a_lacking_part_is_named(tmp_path, present):
+    videos = [video(i, i % 2, "", present[i % len(present)]) for i in range(12)]
+    with pytest.raises(VdError, match="has splits but no"):
+        with_splits(videos, config(tmp_path))
+
+
+def test_a_part_of_one_class_is_named(tmp_path):
+    videos = [video(i, i % 2, f"g{i % 2}") for i in range(20)]
+    with pytest.raises(VdError, match="lacks a class"):
+        with_splits(videos, config(tmp_path))

@@ -1,0 +1,188 @@
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import cv2
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from vd.errors import VdError
+from vd.videos.synthetic import CLASSES, FRAME_RATES, SIZES, render_dataset
+
+
+class Clip(NamedTuple):
+    frames_FxHxW: np.ndarray  # grey
+    frame_rate: int
+    frames_promised: int
+
+
+def read(path: Path) -> Clip:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate is not None
+        frames = [f.to_ndarray(format="gray") for f in container.decode(stream)]
+        return Clip(np.array(frames), int(stream.average_rate), stream.frames)
+
+
+def files(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {name: (root / name).read_bytes() for name in files(root)}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rendered") / "clips"
+    return render_dataset(folder, clips={"train": 100, "test": 4}, seed=0)
+
+
+@pytest.fixture(scope="module")
+def clips(root: Path) -> dict[str, list[Clip]]:
+    return {
+        name: [read(path) for path in sorted((root / "train" / name).glob("*.mp4"))]
+        for name in CLASSES
+    }
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    return np.repeat([0, 1], 50)
+
+
+def test_exactly_the_promised_files_are_there(root: Path) -> None:
+    expected = [
+        f"{split}/{name}/clip_{n:04d}.mp4"
+        for split, per_class in (("train", 50), ("test", 2))
+        for name in ("violent", "nonviolent")
+        for n in range(1, per_class + 1)
+    ]
+    assert files(root) == sorted([".rendered.json", *expected])
+
+
+def test_clips_decode_to_the_frames_they_promise(clips: dict[str, list[Clip]]) -> None:
+    every = clips["violent"] + clips["nonviolent"]
+    for clip in every:
+        assert len(clip.frames_FxHxW) == clip.frames_promised
+        assert 1.6 - 0.04 <= clip.frames_promised / clip.frame_rate <= 2.4 + 0.04
+    assert {clip.frames_FxHxW.shape[:0:-1] for clip in every} == set(SIZES)
+    assert {clip.frame_rate for clip in every} == set(FRAME_RATES)
+
+
+def test_formats_of_the_classes_are_the_same(clips: dict[str, list[Clip]]) -> None:
+    formats = {
+        name: [(clip.frames_FxHxW.shape, clip.frame_rate) for clip in of_class]
+        for name, of_class in clips.items()
+    }
+    assert formats["violent"] == formats["nonviolent"]
+
+
+def test_neither_brightness_nor_file_size_tells_the_class(
+    root: Path, clips: dict[str, list[Clip]], labels: np.ndarray
+) -> None:
+    every = clips["nonviolent"] + clips["violent"]
+    paths = [p for name in CLASSES for p in sorted((root / "train" / name).iterdir())]
+    rng = np.random.default_rng(0)
+    for values in (
+        np.array([clip.frames_FxHxW.mean() for clip in every]),
+        np.array([clip.frames_FxHxW.std() for clip in every]),
+        np.array([path.stat().st_size for path in paths]),
+    ):
+        gap = abs(values[labels == 1].mean() - values[labels == 0].mean())
+        shuffled = [rng.permutation(labels) for _ in range(2000)]
+        gaps = [abs(values[s == 1].mean() - values[s == 0].mean()) for s in shuffled]
+        assert np.mean(np.array(gaps) >= gap) > 0.05  # p of a permutation test
+
+
+def test_a_single_frame_does_not_tell_the_class(
+    clips: dict[str, list[Clip]], labels: np.ndarray
+) -> None:
+    every = clips["nonviolent"] + clips["violent"]
+    middles = [clip.frames_FxHxW[len(clip.frames_FxHxW) // 2] for clip in every]
+    small = [cv2.resize(m, (16, 12), interpolation=cv2.INTER_AREA) for m in middles]
+    pixels_NxP = np.array(small).reshape(len(small), -1) / 255
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
+    scores = cross_val_predict(
+        model, pixels_NxP, labels, cv=5, method="decision_function"
+    )
+    # Under shuffled labels this AUC has mean 0.49 and deviation 0.08.
+    assert 0.35 < roc_auc_score(labels, scores) < 0.65
+
+
+def test_motion_tells_the_class(
+    clips: dict[str, list[Clip]], labels: np.ndarray
+) -> None:
+    def motion(clip: Clip) -> float:
+        """Mean absolute difference over a tenth of a second."""
+        apart = round(0.1 * clip.frame_rate)
+        frames = clip.frames_FxHxW.astype(np.int16)
+        return float(np.abs(frames[apart:] - frames[:-apart]).mean())
+
+    every = clips["nonviolent"] + clips["violent"]
+    assert roc_auc_score(labels, [motion(clip) for clip in every]) > 0.97
+
+
+def test_a_killed_rendering_continues_and_a_finished_one_is_kept(
+    tmp_path: Path,
+) -> None:
+    root = render_dataset(tmp_path / "clips", clips={"val": 4}, seed=1)
+    whole = contents(root)
+    kept, lost = (root / "val/violent" / f"clip_000{n}.mp4" for n in (1, 2))
+    written = kept.stat().st_mtime_ns
+    dead = f"{socket.gethostname()}-{2**30}"  # more than any process id
+    lost.rename(lost.with_name(f"{lost.name}.tmp-{dead}"))
+    assert render_dataset(root, clips={"val": 4}, seed=1) == root
+    assert contents(root) == whole
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_clips_follow_from_the_seed(tmp_path: Path) -> None:
+    def middle(folder: str, seed: int) -> list[np.ndarray]:
+        root = render_dataset(tmp_path / folder, clips={"a": 2, "b": 2}, seed=seed)
+        return [read(path).frames_FxHxW[20] for path in sorted(root.rglob("*.mp4"))]
+
+    first, again, other = middle("1", 3), middle("2", 3), middle("3", 4)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    distinct = {frame.tobytes() for frame in first + other}
+    assert len(distinct) == 8  # every split, class and seed draws its own
+
+
+@pytest.mark.parametrize(
+    ("clips", "seed", "words"),
+    [
+        ({"train": 4, "val": 3}, 0, "3 clips .* val"),
+        ({"train": 0}, 0, "0 clips .* train"),
+        ({"train": 2}, -1, "seed -1"),
+    ],
+)
+def test_bad_requests_are_one_sentence_and_write_nothing(
+    tmp_path: Path, clips: dict[str, int], seed: int, words: str
+) -> None:
+    with pytest.raises(VdError, match=words):
+        render_dataset(tmp_path / "clips", clips=clips, seed=seed)
+    assert files(tmp_path) == []
+
+
+def test_other_peoples_folders_and_other_renderings_are_left_alone(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.mp4").touch()
+    (tmp_path / "file").touch()
+    render_dataset(tmp_path / "clips", clips={"train": 2}, seed=0)
+    before = contents(tmp_path)
+    for name, words in (
+        ("mine", "mine exists and is no folder of rendered clips"),
+        ("file", "file exists and is no folder of rendered clips"),
+        ("clips", "clips holds clips rendered with another seed"),
+    ):
+        with pytest.raises(VdError, match=words):
+            render_dataset(tmp_path / name, clips={"train": 2}, seed=1)
+    assert contents(tmp_path) == before

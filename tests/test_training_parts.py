@@ -1,0 +1,124 @@
+"""Loss, optimizer, schedule, early stopping and batches' draws, by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vd.config import TrainingConfig
+from vd.training.early_stopping import EarlyStopping
+from vd.training.loss import focal_loss, imbalance_warning, smoothed_targets
+from vd.training.optimizer import learning_rate, make_optimizer
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_smoothed_targets():
+    np.testing.assert_allclose(
+        smoothed_targets(np.array([0.0, 1.0]), 0.1), [0.05, 0.95]
+    )
+
+
+def test_focal_loss_by_hand_without_smoothing():
+    config = TrainingConfig(label_smoothing=0.0, focal_alpha=0.25, focal_gamma=2.0)
+    made = focal_loss(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]), config)
+    p = sigmoid(0.5)
+    expected = [-0.25 * (1 - p) ** 2 * math.log(p), -0.75 * p**2 * math.log(1 - p)]
+    np.testing.assert_allclose(made, expected, rtol=1e-5)
+
+
+def test_gamma_zero_alpha_half_is_half_cross_entropy():
+    config = TrainingConfig(label_smoothing=0.1, focal_alpha=0.5, focal_gamma=0.0)
+    logits, labels = jnp.array([-1.0, 2.0]), jnp.array([0.0, 1.0])
+    expected = optax.sigmoid_binary_cross_entropy(logits, jnp.array([0.05, 0.95])) / 2
+    np.testing.assert_allclose(focal_loss(logits, labels, config), expected, rtol=1e-5)
+
+
+def test_a_coin_flip_clip_is_cheapest_at_040_in_the_recipe():
+    logits = jnp.linspace(-2, 2, 4001)
+    config = TrainingConfig()
+    both = focal_loss(logits, jnp.ones(4001), config) + focal_loss(
+        logits, jnp.zeros(4001), config
+    )
+    assert sigmoid(float(logits[jnp.argmin(both)])) == pytest.approx(0.40, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("violent", "nonviolent", "alpha", "warned"),
+    [
+        (100, 100, 0.25, True),
+        (100, 100, 0.5, False),
+        (300, 100, 0.25, False),
+        (67, 33, 0.5, True),
+    ],
+)
+def test_imbalance(violent, nonviolent, alpha, warned):
+    assert (imbalance_warning(violent, nonviolent, alpha) is not None) == warned
+
+
+def test_schedule_rises_to_the_peak_and_ends_at_zero():
+    config = TrainingConfig(epochs=10, warmup_epochs=2, learning_rate=0.5)
+    rate = learning_rate(config, steps_per_epoch=5)
+    assert float(rate(0)) == 0.0
+    assert float(rate(5)) == pytest.approx(0.25)
+    assert float(rate(10)) == pytest.approx(0.5)
+    assert float(rate(30)) == pytest.approx(0.25)  # half of the cosine
+    assert float(rate(50)) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_warmup_as_long_as_the_run_is_cut_and_said(capsys):
+    config = TrainingConfig(epochs=1, warmup_epochs=5, learning_rate=0.5)
+    rate = learning_rate(config, steps_per_epoch=10)
+    assert float(rate(2)) == pytest.approx(0.5)
+    assert "--warmup-epochs 5" in capsys.readouterr().err
+
+
+def test_decay_shrinks_matrices_and_leaves_biases():
+    config = TrainingConfig(weight_decay=0.1, learning_rate=0.01)
+    optimizer = make_optimizer(config, optax.constant_schedule(0.01))
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    moved = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(moved["kernel"], 1 - 0.01 * 0.1)
+    np.testing.assert_allclose(moved["bias"], 1)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    config = TrainingConfig(grad_clip_norm=1.0)
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    params = {"w": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
+    grads = {"w": jnp.array([[30.0, 0.0]]), "b": jnp.array([40.0])}
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    first_moment = optax.tree.get(state, "mu")  # 0.1 × the clipped gradient
+    np.testing.assert_allclose(first_moment["w"], [[0.06, 0.0]], rtol=1e-5)
+    np.testing.assert_allclose(first_moment["b"], [0.08], rtol=1e-5)
+
+
+def run_stopping(values, **settings):
+    stopping = EarlyStopping(**{"metric": "val_loss", "patience": 2, **settings})
+    for epoch, value in enumerate(values, start=1):
+        stopping = stopping.update(epoch, value)
+        if stopping.stops:
+            break
+    return stopping
+
+
+def test_stops_after_patience_and_keeps_the_earlier_of_a_tie():
+    stopping = run_stopping([3.0, 1.0, 1.0, 2.0, 0.5])
+    assert (stopping.best_epoch, stopping.epoch, stopping.stops) == (2, 4, True)
+
+
+def test_accuracy_is_better_when_larger_and_undefined_never_wins():
+    stopping = run_stopping([None, 0.5, 0.7, None], metric="val_roc_auc", patience=9)
+    assert (stopping.best_epoch, stopping.best_value) == (3, 0.7)
+
+
+def test_min_delta_asks_for_more():
+    assert run_stopping([1.0, 0.95], min_delta=0.1).best_epoch == 1

@@ -1,0 +1,120 @@
+"""Files that are whole or absent: temporary file, fsync, rename; lock; checksum."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vd.errors import VdError
+
+_OWNED = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)$")
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that carries host and process, so a dead owner's is known."""
+    return path.with_name(f"{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(temporary_path: Path, path: Path) -> None:
+    """Give a finished temporary file its name: fsync, rename, fsync of the folder."""
+    with open(temporary_path, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary_path, path)
+    fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all; a full disk is one sentence."""
+    with writing(path) as temporary_path:
+        temporary_path.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` as UTF-8, whole or not at all; undecodable names survive."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON with sorted indentation; NaN is refused, an undefined number is null."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary_path = temporary(path)
+    try:
+        yield temporary_path
+        publish(temporary_path, path)
+    except OSError as error:
+        raise VdError(
+            f"{path} cannot be written ({error.strerror or error}); free some space or "
+            "name another folder, then run the same command again."
+        ) from error
+    finally:
+        temporary_path.unlink(missing_ok=True)
+
+
+def owner_is_dead(host: str, pid: int) -> bool:
+    """Whether the process `pid` of `host` is surely gone (another host's is not known)."""
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove temporary files and folders in `folder` whose owner is dead."""
+    for path in folder.glob("*.tmp-*"):
+        match = _OWNED.search(path.name)
+        if match and owner_is_dead(match["host"], int(match["pid"])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, doing: str) -> Iterator[None]:
+    """Hold the only writer's lock at `path`; a second writer is told who holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            owner = handle.read().strip() or "another process"
+            raise VdError(
+                f"{path.parent} is in use by {owner}; wait for it to end, or name "
+                "another folder."
+            ) from error
+        handle.truncate(0)
+        handle.write(f"{doing}, process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield
+        handle.truncate(0)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a regular file's bytes, in hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,64 @@
+"""Temperature and threshold, fitted on validation: arrays in, numbers out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+_LOG_TEMPERATURE_BOUNDS = (np.log(0.05), np.log(20.0))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`probability` = sigmoid(logit / temperature); violent at `threshold` and above."""
+
+    temperature: float
+    threshold: float
+    threshold_source: str
+
+    def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
+        """Probability of violence from raw logits, in float64."""
+        result: np.ndarray = expit(np.asarray(logit_N, np.float64) / self.temperature)
+        return result
+
+
+def fit(
+    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]
+) -> Calibration:
+    """Temperature by likelihood (Guo et al. 2017), threshold by balanced accuracy.
+
+    Among thresholds of equal balanced accuracy the one nearest to 0.5 is taken.
+    """
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        scaled = logit_N / np.exp(log_temperature)
+        return float(np.mean(np.logaddexp(0.0, scaled) - labels_N * scaled))
+
+    found = minimize_scalar(
+        negative_log_likelihood, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded"
+    )
+    temperature = float(np.exp(found.x))
+    probability_N = expit(logit_N / temperature)
+    return Calibration(
+        temperature,
+        _best_threshold(probability_N, labels_N),
+        "validation, best balanced accuracy",
+    )
+
+
+def _best_threshold(
+    probability_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]
+) -> float:
+    """The threshold of best balanced accuracy: 0.5, or midway between two scores."""
+    scores = np.unique(probability_N)
+    candidates = np.concatenate([[0.5], (scores[:-1] + scores[1:]) / 2])
+    predicted_CxN = probability_N >= candidates[:, None]
+    recalls = [
+        np.mean(predicted_CxN[:, labels_N == label] == bool(label), axis=1)
+        for label in np.unique(labels_N)
+    ]
+    balanced_C = np.mean(recalls, axis=0)
+    best = candidates[balanced_C >= balanced_C.max() - 1e-12]
+    return float(best[np.argmin(np.abs(best - 0.5))])

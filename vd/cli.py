@@ -1,0 +1,208 @@
+"""The command line: a subcommand a verb; parses, calls, prints; nothing else.
+
+Heavy modules are imported by the command that needs them, so that help and errors are
+quick and a decoding worker, which imports the main script again, stays light.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from vd import __version__
+from vd.config import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    EngineName,
+    ModelConfig,
+    TrainingConfig,
+    validate,
+)
+from vd.errors import SOME_FAILED, VdError
+from vd.progress import say
+
+_INTERRUPTED = 128 + signal.SIGINT
+_FLAT = (tyro.conf.OmitArgPrefixes,)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Decode every file once, each under a deadline, and say what is lost."""
+
+    data: DataConfig
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    report_dir: Path = Path("scan")
+    """Folder for scan.csv (a row a file) and scan.json (counts, loss gap)."""
+
+    def __call__(self) -> int:
+        """Exit code 3 when one class lost far more files than the other."""
+        from vd.atomic import write_json
+        from vd.videos import scan
+        from vd.videos.manifest import identify, read_manifest, write_csv
+
+        validate(self)
+        manifest = read_manifest(self.data)
+        videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
+        ledger = scan.scan(videos, self.data, self.decode)
+        write_csv(self.report_dir / "scan.csv", ledger.rows())
+        write_json(self.report_dir / "scan.json", ledger.summary(manifest.ignored))
+        scan.report(ledger, manifest.ignored)
+        say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
+        scan.check_loss_gap(ledger, self.data.max_loss_gap)
+        return 0
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Turn videos into features in the store; finished ones are skipped."""
+
+    data: DataConfig
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+    def __call__(self) -> int:
+        """Exit code 3 when one class lost far more files than the other."""
+        from vd.features.extract import extract
+        from vd.videos import scan
+        from vd.videos.manifest import identify, read_manifest
+
+        validate(self)
+        manifest = read_manifest(self.data)
+        videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
+        config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
+        store, ledger = extract(videos, config)
+        scan.report(ledger, manifest.ignored)
+        say(
+            f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"
+        )
+        scan.check_loss_gap(ledger, self.data.max_loss_gap)
+        return 0
+
+
+@dataclass(frozen=True)
+class Train(Config):
+    """Extract, train, calibrate, evaluate the restored best checkpoint, draw pictures."""
+
+    def __call__(self) -> int:
+        """Run the experiment that the flags describe."""
+        from vd.experiment import run
+
+        run(self)
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Restore the best checkpoint of a run and evaluate one of its splits."""
+
+    checkpoint_dir: Path
+    """The run folder."""
+    split: Literal["train", "val", "test"] = "test"
+    """The part to evaluate."""
+    tta: bool = False
+    """Average over the stored views (plain, mirrored) of each clip."""
+    dataset_path: Path | None = None
+    """Where the data set has moved, if it has."""
+    cache_dir: Path | None = None
+    """Where the features have moved, if they have."""
+
+    def __call__(self) -> int:
+        """Write evaluation, predictions and pictures into the run folder; print the metrics."""
+        from vd.devices import prepare_jax
+        from vd.evaluation.evaluate import evaluate, summary
+
+        prepare_jax()
+        result = evaluate(
+            self.checkpoint_dir, self.split, self.tta, self.dataset_path, self.cache_dir
+        )
+        print(json.dumps(result, indent=2))
+        say(summary(result))
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Probability of violence of video files: a JSON line each on standard output."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Video files."""
+    checkpoint_dir: Path
+    """The run folder."""
+    engine: EngineName = "auto"
+    """What runs the backbone."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+    def __call__(self) -> int:
+        """Exit code 1 when some file could not be done."""
+        from vd.devices import prepare_jax
+        from vd.predict import Predictor
+
+        validate(self)
+        prepare_jax()
+        failed = 0
+        for made in Predictor(self.checkpoint_dir, self.engine, self.decode).predict(
+            self.files
+        ):
+            row: dict[str, Any] = {
+                "path": str(made.path),
+                "probability": made.probability,
+                "label": made.label,
+            }
+            if made.probability is None:
+                failed += 1
+                row["reason"] = made.outcome.reason
+                say(f"{made.path} was not done: {made.outcome.reason}")
+            print(json.dumps(row), flush=True)
+        return SOME_FAILED if failed else 0
+
+
+def main() -> None:
+    """The console script `vd`."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"vd {__version__}")
+        return
+    commands: dict[str, Callable[..., Any]] = {
+        "scan": Scan,
+        "extract": Extract,
+        "train": Train,
+        "evaluate": Evaluate,
+        "predict": Predict,
+    }
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="vd", description="Violence detection in video.", config=_FLAT
+    )
+    _exit(chosen)
+
+
+def experiment(
+    description: str | None,
+    model: ModelConfig | None = None,
+    training: TrainingConfig | None = None,
+) -> None:
+    """An experiment script: its settings are defaults, every one of them a flag."""
+    default = Train(
+        data=DataConfig(dataset_path=tyro.MISSING),
+        model=model or ModelConfig(),
+        training=training or TrainingConfig(),
+    )
+    _exit(tyro.cli(Train, default=default, description=description, config=_FLAT))
+
+
+def _exit(command: Callable[[], int]) -> None:
+    """Call a command; our own errors become one sentence, Ctrl-C keeps finished work."""
+    try:
+        code = command()
+    except VdError as error:
+        say(f"vd: {error}")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        say("vd: interrupted; finished work is kept, the same command goes on")
+        code = _INTERRUPTED
+    sys.exit(code)

@@ -1,0 +1,52 @@
+"""What must be said to JAX before it first runs: CPU devices, compiled programs' folder."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import jax
+
+from vd.config import usable_cores
+from vd.errors import VdError
+
+_MOST_CPU_DEVICES = 8
+
+
+def prepare_jax(cpu_devices: int = 1) -> None:
+    """Set the number of CPU devices, where JAX has not run yet, and keep programs.
+
+    Compiled programs live in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder.
+    """
+    if jax.config.read("jax_compilation_cache_dir") is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "vd" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    with contextlib.suppress(RuntimeError):  # JAX ran before: its devices stay
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+
+
+def training_devices(requested: int | None, batch_size: int) -> list[jax.Device]:
+    """The devices to train on: those asked for, else as many as divide the batch.
+
+    On a CPU there is one device a core, since small operations then run side by side.
+    Raises `VdError` when the batch does not divide, or there are fewer devices.
+    """
+    if requested is not None and batch_size % requested:
+        raise VdError(
+            f"--batch-size {batch_size} does not divide over --devices {requested}; "
+            f"give a multiple of {requested}, or another number of devices."
+        )
+    wanted = requested or _divisor(batch_size, min(usable_cores(), _MOST_CPU_DEVICES))
+    prepare_jax(wanted)
+    present = jax.local_devices()
+    if requested is not None and len(present) < requested:
+        raise VdError(
+            f"--devices {requested} was asked for but {len(present)} can be had; give a "
+            "smaller number."
+        )
+    return present[: requested or _divisor(batch_size, len(present))]
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor of `number` that is at most `most`."""
+    return next(d for d in range(most, 0, -1) if number % d == 0)

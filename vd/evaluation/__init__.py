@@ -1,0 +1,1 @@
+"""Evaluation: restored checkpoints, metrics, pictures."""

@@ -1,0 +1,215 @@
+"""Evaluation of a restored checkpoint on one split: metrics, predictions, pictures."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vd import calibration, plots
+from vd.atomic import write_json
+from vd.config import Config
+from vd.errors import VdError
+from vd.features.engines import find_backbone
+from vd.features.extract import STREAMS, extract, open_store
+from vd.features.store import FeatureStore
+from vd.metrics import evaluation_metrics
+from vd.model import Params, init_params
+from vd.scoring import score
+from vd.training.batches import FeatureSet
+from vd.training.checkpoints import Checkpoints
+from vd.training.run_folder import read_config, read_settings, videos_of
+from vd.videos.manifest import CLASSES, Video, identify, write_csv
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A finished run, ready to score."""
+
+    config: Config
+    params: Params
+    calibration: calibration.Calibration
+    dim: int
+
+
+def restore(run_dir: Path) -> Restored:
+    """The best checkpoint of a run and its calibration.
+
+    Raises `VdError` when training has not ended, or the checkpoint is damaged.
+    """
+    import jax
+
+    described = read_config(run_dir)
+    config = read_settings(run_dir)
+    path = run_dir / "calibration.json"
+    if not path.exists():
+        raise VdError(
+            f"{run_dir} holds a run whose training has not ended; run its command again to "
+            "go on, then evaluate."
+        )
+    dim = described["preprocessing"]["dim"]
+    like = jax.eval_shape(lambda: init_params(config.model, dim, jax.random.key(0)))
+    checkpoints = Checkpoints(run_dir)
+    try:
+        params, _ = checkpoints.restore_best(like)
+    finally:
+        checkpoints.close()
+    fitted = calibration.Calibration(**json.loads(path.read_text(encoding="utf-8")))
+    return Restored(config, params, fitted, dim)
+
+
+def evaluate(
+    run_dir: Path,
+    split: str = "test",
+    tta: bool = False,
+    dataset_path: Path | None = None,
+    cache_dir: Path | None = None,
+) -> dict[str, Any]:
+    """Restore a run, evaluate one of its splits, and write the files of the run folder.
+
+    `tta` averages the logits of all stored views. The two paths say where data set and
+    features have moved; missing features are extracted again. Without `tta` the figures
+    are those that the end of training wrote, to the last digit.
+    """
+    restored = restore(run_dir)
+    config = moved(restored.config, run_dir, dataset_path, cache_dir)
+    everything = videos_of(run_dir, config.data.dataset_path)
+    videos = [video for video in everything if video.split == split]
+    if not videos:
+        raise VdError(
+            f"--split {split}: {run_dir} has no such part; use train, val or test."
+        )
+    store = _features(videos, restored, config, run_dir)
+    return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
+
+
+def moved(
+    config: Config, run_dir: Path, dataset_path: Path | None, cache_dir: Path | None
+) -> Config:
+    """The settings of a run with the places where things are now."""
+    data = replace(
+        config.data,
+        dataset_path=dataset_path or config.data.dataset_path,
+        cache_dir=cache_dir or config.data.cache_dir,
+    )
+    backbone, copy = config.backbone, run_dir / "backbone.onnx"
+    if copy.exists():
+        backbone = replace(backbone, backbone=str(copy))
+    return replace(config, data=data, backbone=backbone)
+
+
+def _features(
+    videos: Sequence[Video], restored: Restored, config: Config, run_dir: Path
+) -> FeatureStore:
+    """The store that holds the features of `videos`; what it lacks is extracted again."""
+    backbone = find_backbone(config.backbone)
+    store = open_store(config.data.cache_dir, backbone, restored.dim // len(STREAMS))
+    if store.fingerprint != read_config(run_dir)["identity"]["features"]:
+        raise VdError(
+            f"{run_dir} was trained on other features than this version of vd makes; use "
+            "the version of vd and of the backbone that trained it."
+        )
+    if all(video.id in store.rows for video in videos):
+        return store
+    now = identify(videos, config.data.cache_dir / "hashes.csv")
+    for before, after in zip(videos, now, strict=True):
+        if before.id != after.id:
+            raise VdError(
+                f"{before.path} is missing or is not the file that the run was trained on; "
+                "say with --dataset-path or --cache-dir where data set or features are."
+            )
+    return extract(videos, config)[0]
+
+
+def evaluate_split(
+    restored: Restored, data: FeatureSet, run_dir: Path, split: str, tta: bool = False
+) -> dict[str, Any]:
+    """Score `data` and write predictions, pictures, and last evaluation_<split>.json."""
+    views = range(data.views if tta else 1)
+    clips = ([data.read(i, view) for view in views] for i in range(len(data)))
+    logit_N = score(restored.config.model, restored.params, clips)
+    fitted = restored.calibration
+    probability_N = fitted.probability(logit_N)
+    labels_N = data.labels_N.astype(int)
+    groups = [video.group or video.id for video in data.videos]
+    known = any(video.group for video in data.videos)
+    metrics = evaluation_metrics(
+        labels_N, probability_N, np.array(groups), fitted.threshold
+    )
+    write_predictions(
+        run_dir / f"predictions_{split}.csv", data.videos, probability_N, logit_N
+    )
+    suffix = "" if split == "test" else f"_{split}"
+    figures = {
+        "confusion": plots.confusion(labels_N, probability_N, fitted.threshold),
+        "roc": plots.roc(labels_N, probability_N),
+        "reliability": plots.reliability(labels_N, probability_N),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, run_dir / f"{name}{suffix}.png")
+    result = {
+        "split": split,
+        **metrics,
+        "threshold": fitted.threshold,
+        "threshold_source": fitted.threshold_source,
+        "temperature": fitted.temperature,
+        "tta": tta,
+        "groups": len(set(groups)) if known else None,
+    }
+    write_json(run_dir / f"evaluation_{split}.json", result)
+    return result
+
+
+def fit_calibration(restored: Restored, val_set: FeatureSet, run_dir: Path) -> Restored:
+    """Fit temperature and threshold on validation and write calibration.json."""
+    clips = ([val_set.read(i, 0)] for i in range(len(val_set)))
+    logit_N = score(restored.config.model, restored.params, clips)
+    fitted = calibration.fit(logit_N, val_set.labels_N.astype(int))
+    write_json(run_dir / "calibration.json", asdict(fitted))
+    return replace(restored, calibration=fitted)
+
+
+def summary(result: dict[str, Any]) -> str:
+    """An evaluation in words."""
+    low, high = result["accuracy_ci95"]
+
+    def percent(value: float | None) -> str:
+        return "undefined" if value is None else f"{100 * value:.1f} %"
+
+    auc = result["roc_auc"]
+    text = (
+        f"{result['split']}: accuracy {percent(result['accuracy'])} "
+        f"(95 % interval {percent(low)} to {percent(high)}, {result['n']} clips), "
+        f"recall violent {percent(result['recall_violent'])}, non-violent "
+        f"{percent(result['recall_nonviolent'])}, ROC AUC "
+        + ("undefined" if auc is None else f"{auc:.3f}")
+    )
+    if result["groups"] is None:
+        text += (
+            "\nno source groups known: clips of one recording may be in train and test, "
+            "and the interval treats clips as independent"
+        )
+    if result["collapsed"]:
+        text += "\nWARNING: CLASS COLLAPSE: nearly all predictions are one class, or a recall is under 20 %"
+    return text
+
+
+def write_predictions(
+    path: Path, videos: Sequence[Video], probability_N: np.ndarray, logit_N: np.ndarray
+) -> None:
+    """predictions_<split>.csv; decimals that read back to the same float64."""
+    rows = [
+        {
+            "path": video.name,
+            "label": CLASSES[video.label],
+            "group": video.group,
+            "probability": repr(float(probability)),
+            "logit": repr(float(logit)),
+        }
+        for video, probability, logit in zip(
+            videos, probability_N, logit_N, strict=True
+        )
+    ]
+    write_csv(path, rows)

@@ -1,0 +1,199 @@
+"""One experiment, from videos to pictures: `vd train` and every script call `run`.
+
+1. Settings are checked, then the manifest, before anything slow.
+2. Extract what the store lacks; print the ledger; refuse a gap between the classes' losses.
+3. Open the run folder: another identity is an error, a finished run is left as it is.
+4. Train, or go on; restore the best; fit temperature and threshold on validation.
+5. Evaluate the restored best on validation and test; pictures; the test part comes last.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from vd import plots
+from vd.atomic import lock
+from vd.calibration import Calibration
+from vd.config import Config, validate
+from vd.devices import training_devices
+from vd.errors import VdError
+from vd.evaluation.evaluate import (
+    Restored,
+    evaluate_split,
+    fit_calibration,
+    summary,
+)
+from vd.features.engines import find_backbone
+from vd.features.extract import STREAMS, extract, frame_settings
+from vd.features.sampling import VIEWS
+from vd.features.store import FeatureStore
+from vd.progress import say
+from vd.training import run_folder
+from vd.training.batches import FeatureSet
+from vd.training.log import read_metrics
+from vd.training.loop import train
+from vd.training.loss import imbalance_warning
+from vd.videos.manifest import (
+    SPLITS,
+    Video,
+    identify,
+    read_manifest,
+    split_rows,
+    write_csv,
+)
+from vd.videos.scan import Ledger, check_loss_gap, report
+from vd.videos.splits import with_splits
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Run, or go on with, one experiment; returns the content of evaluation_test.json.
+
+    Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
+    validate(config)
+    _check_devices(config)
+    run_dir = config.run.checkpoint_dir
+    if not config.run.fresh:
+        run_folder.check_identity(run_dir, run_folder.settings_identity(config))
+    manifest = read_manifest(config.data)
+    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    videos = with_splits(videos, config)
+    store, ledger = extract(videos, config)
+    report(ledger, manifest.ignored)
+    check_loss_gap(ledger, config.data.max_loss_gap)
+    parts = {
+        split: [v for v in ledger.usable() if v.split == split] for split in SPLITS
+    }
+    _check_parts(parts)
+    identity = {
+        **run_folder.settings_identity(config),
+        "features": store.fingerprint,
+        "dataset": _dataset_fingerprint(ledger.usable()),
+    }
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if config.run.fresh:
+        run_folder.clear(run_dir)
+    run_folder.check_identity(run_dir, identity)
+    if run_folder.is_finished(run_dir):
+        say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
+        result: dict[str, Any] = json.loads(
+            (run_dir / "evaluation_test.json").read_text()
+        )
+        say(summary(result))
+        return result
+    with lock(run_dir / ".lock", "vd train"):
+        return _train_and_evaluate(config, parts, store, ledger, identity)
+
+
+def _train_and_evaluate(
+    config: Config,
+    parts: dict[str, list[Video]],
+    store: FeatureStore,
+    ledger: Ledger,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything from the open run folder on."""
+    run_dir, settings = config.run.checkpoint_dir, config.training
+    batch_size = min(settings.batch_size, len(parts["train"]))
+    if batch_size < settings.batch_size:
+        say(f"the train split has {batch_size} clips: --batch-size is cut to that")
+    devices = training_devices(_devices_before(config), batch_size)
+    _write_inputs(config, parts, store, ledger, identity, len(devices))
+    violent = sum(video.label for video in parts["train"])
+    warning = imbalance_warning(
+        violent, len(parts["train"]) - violent, settings.focal_alpha
+    )
+    if warning:
+        say(warning)
+    if config.model.mixed_precision and devices[0].platform == "cpu":
+        say("note: on most CPUs --no-mixed-precision is faster")
+    sets = {split: FeatureSet(parts[split], store) for split in SPLITS}
+    say(
+        f"training on {len(parts['train'])} clips, {len(devices)} × {devices[0].device_kind}"
+    )
+    trained = train(config, sets["train"], sets["val"], run_dir, devices, batch_size)
+    unfitted = Calibration(1.0, 0.5, "none")
+    restored = Restored(config, trained.params, unfitted, sets["train"].dim)
+    restored = fit_calibration(restored, sets["val"], run_dir)
+    plots.save(
+        plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
+    )
+    for split in ("val", "test"):
+        result = evaluate_split(restored, sets[split], run_dir, split)
+        say(summary(result))
+    return result
+
+
+def _write_inputs(
+    config: Config,
+    parts: dict[str, list[Video]],
+    store: FeatureStore,
+    ledger: Ledger,
+    identity: dict[str, Any],
+    devices: int,
+) -> None:
+    """config.json, splits.csv, ledger.csv and a user's own backbone."""
+    run_dir = config.run.checkpoint_dir
+    backbone = find_backbone(config.backbone)
+    rows = split_rows(video for split in SPLITS for video in parts[split])
+    write_csv(run_dir / "splits.csv", rows)
+    write_csv(run_dir / "ledger.csv", ledger.rows())
+    if not backbone.built_in:
+        shutil.copyfile(backbone.file, run_dir / "backbone.onnx")
+    preprocessing = {
+        **asdict(frame_settings(backbone)),
+        "streams": list(STREAMS),
+        "views": list(VIEWS),
+        "backbone": backbone.description,
+        "dim": store.streams * store.dim,
+        "engines": sorted({row.engine for row in store.rows.values()}),
+    }
+    run_folder.write_config(config, identity, preprocessing, devices)
+
+
+def _check_devices(config: Config) -> None:
+    """The batch must divide over the devices: said before hours of extraction."""
+    devices = config.run.devices
+    if devices is not None and config.training.batch_size % devices:
+        training_devices(devices, config.training.batch_size)
+
+
+def _devices_before(config: Config) -> int | None:
+    """The number of devices asked for, else that of the run's beginning."""
+    path = config.run.checkpoint_dir
+    if config.run.devices is not None or not (path / "config.json").exists():
+        return config.run.devices
+    import jax
+
+    before: int = run_folder.read_config(path)["devices"]["count"]
+    from vd.devices import prepare_jax
+
+    prepare_jax(before)
+    if before > len(jax.local_devices()):
+        say(
+            f"warning: the run began on {before} devices and {len(jax.local_devices())} are "
+            "here: the last bits of its numbers will differ"
+        )
+        return None
+    return before
+
+
+def _check_parts(parts: dict[str, Sequence[Video]] | dict[str, list[Video]]) -> None:
+    """Quarantine may have emptied a class."""
+    for split, videos in parts.items():
+        if len({video.label for video in videos}) < 2:
+            raise VdError(
+                f"the {split} split has usable clips of {len({v.label for v in videos})} "
+                "class only; mend the quarantined files that the ledger above names."
+            )
+
+
+def _dataset_fingerprint(videos: Sequence[Video]) -> str:
+    """A hash over content, label, split and group of the usable videos; no paths."""
+    rows = sorted((v.id, v.label, v.split, v.group) for v in videos)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Features: geometry of a clip, backbone, engines, store."""

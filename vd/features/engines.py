@@ -1,0 +1,242 @@
+"""Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime
+from jaxtyping import Float32, UInt8
+
+from vd.config import BackboneConfig, usable_cores
+from vd.errors import VdError
+from vd.features.efficientnet import FEATURES, VARIANTS, folded_parameters, onnx_model
+from vd.features.weights import backbone_file
+
+_CPU_BATCH = 4  # the fastest measured; a whole clip at once is slower
+_JAX_BATCH = (
+    64  # a device; fixed, so that a clip's features do not depend on neighbours
+)
+
+Images = UInt8[np.ndarray, "N H W 3"]
+Features = Float32[np.ndarray, "N D"]
+
+
+class Engine(Protocol):
+    """Runs a backbone. An image's features do not depend on the images beside it."""
+
+    name: str
+    dim: int
+
+    def __call__(self, images_NxHxWx3: Images) -> Features:
+        """Features of RGB images of the backbone's size."""
+        ...
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network and its input: what feature fingerprints rest on."""
+
+    name: str
+    size: int  # side of its square input in pixels
+    file: Path  # weights, or the user's ONNX file
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of the EfficientNet-Lites, which run on both engines."""
+        return self.name in VARIANTS
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What its features depend on, in JSON values; the ONNX file's place is no part."""
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        named = {"name": self.name} if self.built_in else {}
+        return {
+            **named, "sha256": digest, "size": self.size, "mean": self.mean, "std": self.std,
+        }  # fmt: skip
+
+
+def find_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
+
+    Metadata keys: `vd.size`, `vd.mean`, `vd.std`. Raises `VdError` for an unknown name,
+    and for a file that does not map images to one vector each.
+    """
+    if config.backbone in VARIANTS:
+        for flag in ("backbone_size", "backbone_mean", "backbone_std"):
+            if getattr(config, flag) is not None:
+                raise VdError(
+                    f"--{flag.replace('_', '-')} goes with an ONNX file; {config.backbone} "
+                    "has its own: leave the flag out."
+                )
+        size = VARIANTS[config.backbone].resolution
+        return Backbone(config.backbone, size, backbone_file(config.backbone))
+    file = Path(config.backbone)
+    if not file.is_file():
+        raise VdError(
+            f"--backbone {config.backbone} is neither a file nor one of "
+            f"{', '.join(VARIANTS)}; give one of these or the path of an ONNX file."
+        )
+    session = _session(file)
+    metadata = session.get_modelmeta().custom_metadata_map
+    return Backbone(
+        str(file),
+        config.backbone_size or int(metadata.get("vd.size", 0)) or _side(session, file),
+        file,
+        _number(config.backbone_mean, metadata, "vd.mean", 0.0),
+        _number(config.backbone_std, metadata, "vd.std", 1.0),
+    )
+
+
+def make_engine(backbone: Backbone, name: str) -> Engine:
+    """The engine called `name`; auto is JAX where there is an accelerator."""
+    if name == "auto":
+        name = "jax" if backbone.built_in and _has_accelerator() else "onnxruntime"
+    if name == "onnxruntime":
+        return OnnxEngine(backbone)
+    if not backbone.built_in:
+        raise VdError(
+            f"--engine jax runs {', '.join(VARIANTS)} only; leave it out for the ONNX file "
+            f"{backbone.file}."
+        )
+    return JaxEngine(backbone)
+
+
+class OnnxEngine:
+    """ONNX Runtime on all cores; bit-identical for an image whatever batch it is in."""
+
+    name = "onnxruntime"
+
+    def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
+        model: Path | bytes = backbone.file
+        if backbone.built_in:
+            model = onnx_model(backbone.name).SerializeToString()
+        self._session = _session(model, threads)
+        self._backbone = backbone
+        source = self._session.get_inputs()[0]
+        self._input, self._raw = source.name, source.type == "tensor(uint8)"
+        self._channels_first = len(source.shape) == 4 and source.shape[1] == 3
+        self.dim = FEATURES if backbone.built_in else self._probe()
+
+    def __call__(self, images_NxHxWx3: Images) -> Features:
+        """Features, `_CPU_BATCH` images at a time."""
+        parts = [
+            self._run(images_NxHxWx3[start : start + _CPU_BATCH])
+            for start in range(0, len(images_NxHxWx3), _CPU_BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
+
+    def _run(self, images: Images) -> Features:
+        backbone = self._backbone
+        batch: Any = images
+        if not self._raw:
+            batch = (images.astype(np.float32) - backbone.mean) / np.float32(
+                backbone.std
+            )
+        if self._channels_first:
+            batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+        features: Features = self._session.run(None, {self._input: batch})[0]
+        return features
+
+    def _probe(self) -> int:
+        """Length of the vector that a user's network gives for an image."""
+        size, file = self._backbone.size, self._backbone.file
+        try:
+            features = self._run(np.zeros((2, size, size, 3), np.uint8))
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise VdError(
+                f"--backbone {file} does not take two RGB images of side {size} "
+                f"({str(error).splitlines()[0]}); set --backbone-size, or export it with a "
+                "dynamic batch."
+            ) from error
+        if features.ndim != 2 or len(features) != 2:
+            raise VdError(
+                f"--backbone {file} gives the shape {features.shape} for two images; it "
+                "must give one vector each: add pooling to the network."
+            )
+        return int(features.shape[1])
+
+
+class JaxEngine:
+    """The Flax module under pmap on all local devices, in one padded batch shape."""
+
+    name = "jax"
+    dim = FEATURES
+
+    def __init__(self, backbone: Backbone) -> None:
+        import jax
+
+        from vd.devices import prepare_jax
+        from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
+
+        prepare_jax()
+        self._devices = jax.local_device_count()
+        module = EfficientNetLite(backbone.name)
+        variables = flax_parameters(folded_parameters(backbone.name))
+        self._apply = jax.pmap(lambda images: module.apply(variables, images))
+
+    def __call__(self, images_NxHxWx3: Images) -> Features:
+        """Features, a padded batch of every device at a time."""
+        count, batch = len(images_NxHxWx3), self._devices * _JAX_BATCH
+        features = np.zeros((count, self.dim), np.float32)
+        for start in range(0, count, batch):
+            part = images_NxHxWx3[start : start + batch]
+            padded = np.zeros((batch, *part.shape[1:]), np.uint8)
+            padded[: len(part)] = part
+            stacked = padded.reshape(self._devices, _JAX_BATCH, *part.shape[1:])
+            result = np.asarray(self._apply(stacked)).reshape(batch, self.dim)
+            features[start : start + len(part)] = result[: len(part)]
+        return features
+
+
+def _session(model: Path | bytes, threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+    except Exception as error:  # as above
+        raise VdError(
+            f"--backbone {model!s:.200} is no ONNX file that ONNX Runtime can run "
+            f"({str(error).splitlines()[0]}); export it again."
+        ) from error
+
+
+def _side(session: Any, file: Path) -> int:
+    """The side of a network's square input, from its shape."""
+    sides = [side for side in session.get_inputs()[0].shape[1:] if side != 3]
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise VdError(
+            f"--backbone {file} does not say the size of its images; give --backbone-size."
+        )
+    return int(sides[0])
+
+
+def _number(
+    flag: float | None, metadata: Mapping[str, str], key: str, otherwise: float
+) -> float:
+    """A setting from its flag, else from the file's metadata."""
+    return flag if flag is not None else float(metadata.get(key, otherwise))
+
+
+def _has_accelerator() -> bool:
+    """Whether JAX runs on something else than a CPU; jax is imported only if it may."""
+    import importlib.util
+
+    if not any(
+        importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13")
+    ):
+        return False
+    import jax
+
+    return jax.default_backend() != "cpu"

@@ -1,0 +1,207 @@
+"""Videos to features: decoding overlapped with the backbone, resumable, nothing lost."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16, UInt8
+
+from vd.atomic import lock
+from vd.config import Config, DecodeConfig, decode_workers
+from vd.errors import VdError
+from vd.features.engines import Backbone, Engine, find_backbone, make_engine
+from vd.features.sampling import VIEWS
+from vd.features.store import Extracted, FeatureStore
+from vd.progress import Ticker, say, track
+from vd.videos.decode import FrameSettings, Outcome
+from vd.videos.manifest import Video
+from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
+from vd.videos.workers import decode_videos
+
+STREAMS = ("rgb", "motion")
+_FORMAT = 1  # of the records; another number is another fingerprint
+_CHUNK = 64  # videos a shard: what a kill costs at most
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """One video's features, or why there are none."""
+
+    index: int
+    outcome: Outcome
+    features_VxFxSxD: Float16[np.ndarray, "V F S D"] | None
+
+
+def frame_settings(backbone: Backbone) -> FrameSettings:
+    """The frames that a backbone wants."""
+    return FrameSettings(height=backbone.size, width=backbone.size)
+
+
+def open_store(cache_dir: Path, backbone: Backbone, dim: int) -> FeatureStore:
+    """The store of this backbone and this geometry of a clip."""
+    frames = frame_settings(backbone)
+    description = {
+        "format": _FORMAT,
+        "frames_per_second": frames.frames_per_second,
+        "motion_gap_seconds": frames.motion_gap_seconds,
+        "streams": list(STREAMS),
+        "views": list(VIEWS),
+        "backbone": backbone.description,
+    }
+    return FeatureStore(cache_dir, description, streams=len(STREAMS), dim=dim)
+
+
+def video_features(
+    paths: Sequence[Path],
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    views: int = len(VIEWS),
+) -> Iterator[VideoFeatures]:
+    """Features of the first `views` views of each video, in order.
+
+    Workers decode the next videos while the backbone runs on this one; a long video comes
+    in stretches, so its frames are never in memory at once.
+    """
+    pieces = decode_videos(
+        paths,
+        frame_settings(backbone),
+        workers=decode_workers(decode),
+        deadline_seconds=decode.decode_timeout_seconds,
+    )
+    parts: list[np.ndarray] = []
+    for piece in pieces:
+        if len(piece.images):
+            parts.append(_run_views(piece.images, engine, views))
+        if piece.outcome is None:
+            continue
+        features = None
+        if piece.outcome.outcome != "quarantined":
+            features = np.concatenate(parts, axis=1)
+        parts = []
+        yield VideoFeatures(piece.index, piece.outcome, features)
+
+
+def extract(videos: Sequence[Video], config: Config) -> tuple[FeatureStore, Ledger]:
+    """Bring the store up to date with `videos`; returns it and the ledger.
+
+    Finished videos are skipped by content hash. Files that `vd scan` quarantined are not
+    decoded again. Raises `VdError` when the disk is too small, or the store has a writer.
+    """
+    backbone = find_backbone(config.backbone)
+    engine = make_engine(backbone, config.backbone.engine)
+    store = open_store(config.data.cache_dir, backbone, engine.dim)
+    log = OutcomeLog(config.data.cache_dir)
+    scanned = {k: o for k, o in log.known.items() if o.outcome == "quarantined"}
+
+    def stored() -> dict[str, Outcome]:
+        return scanned | {row.id: row.outcome for row in store.rows.values()}
+
+    known = stored()
+    todo = {v.id or v.name: v for v in videos if not is_known(v, known, config.decode)}
+    unreadable: dict[Path, Outcome] = {}
+    if todo:
+        with lock(store.lock_file, "vd extract"):
+            store.recover()
+            unreadable = _extract(list(todo.values()), store, backbone, engine, config)
+    return store, ledger_of(videos, stored(), unreadable)
+
+
+def _extract(
+    videos: Sequence[Video],
+    store: FeatureStore,
+    backbone: Backbone,
+    engine: Engine,
+    config: Config,
+) -> dict[Path, Outcome]:
+    """Write the videos' features; returns the outcomes of files without content."""
+    promise(videos, store, backbone, engine)
+    unreadable: dict[Path, Outcome] = {}
+    chunk: list[Extracted] = []
+    lost = [0, 0]
+    with track("extracting", len(videos), "videos") as ticker:
+        paths = [video.path for video in videos]
+        for made in video_features(paths, backbone, engine, config.decode):
+            video = videos[made.index]
+            lost[video.label] += made.outcome.outcome == "quarantined"
+            if not video.id:
+                unreadable[video.path] = made.outcome
+            else:
+                chunk.append(Extracted(video.id, made.outcome, made.features_VxFxSxD))
+            if len(chunk) == _CHUNK:
+                store.add(chunk, engine.name)
+                chunk = []
+            _advance(ticker, lost)
+        if chunk:
+            store.add(chunk, engine.name)
+    store.write_metadata()
+    return unreadable
+
+
+def promise(
+    videos: Sequence[Video], store: FeatureStore, backbone: Backbone, engine: Engine
+) -> None:
+    """Say images, hours and gigabytes before the work; stop when the disk is too small.
+
+    Lengths are estimated from the sizes of the files, by the first that open; the speed
+    is measured on the spot.
+    """
+    from vd.videos.decode import probe_duration
+
+    sample = [
+        (v.path.stat().st_size, probe_duration(v.path)) for v in videos[:32] if v.id
+    ]
+    known = [(size, seconds) for size, seconds in sample if seconds > 0]
+    if not known:
+        return
+    bytes_per_second = sum(size for size, _ in known) / sum(
+        seconds for _, seconds in known
+    )
+    total = sum(v.path.stat().st_size for v in videos if v.id) / bytes_per_second
+    frames = int(total * frame_settings(backbone).frames_per_second)
+    images = frames * len(STREAMS) * len(VIEWS)
+    probe = np.zeros((16, backbone.size, backbone.size, 3), np.uint8)
+    engine(probe)
+    began = time.perf_counter()
+    engine(probe)
+    rate = len(probe) / (time.perf_counter() - began)
+    size = images * engine.dim * np.float16().itemsize
+    say(
+        f"extracting {len(videos)} videos: about {images:,} images at {rate:.0f} a second, "
+        f"{images / rate / 3600:.2f} h, {size / 1e9:.2f} GB in {store.directory}"
+    )
+    store.directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(store.directory).free
+    if size > free:
+        raise VdError(
+            f"--cache-dir {store.directory} has {free / 1e9:.1f} GB free but the features "
+            f"need about {size / 1e9:.1f} GB; free some space or name another folder."
+        )
+
+
+def _run_views(
+    images_Fx2xHxWx3: UInt8[np.ndarray, "F 2 H W 3"], engine: Engine, views: int
+) -> Float16[np.ndarray, "V F S D"]:
+    """Features of the plain images, then of the mirrored ones."""
+    frames, streams = images_Fx2xHxWx3.shape[:2]
+    flat = images_Fx2xHxWx3.reshape(frames * streams, *images_Fx2xHxWx3.shape[2:])
+    made = []
+    for view in VIEWS[:views]:
+        images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
+        features = engine(images).astype(np.float16)
+        if not np.isfinite(features).all():
+            raise VdError(
+                "the backbone gives values that float16 cannot hold; scale its output, or "
+                "check --backbone-mean and --backbone-std."
+            )
+        made.append(features.reshape(frames, streams, -1))
+    return np.stack(made)
+
+
+def _advance(ticker: Ticker, lost: Sequence[int]) -> None:
+    """Show progress with the files lost so far, per class."""
+    note = f", lost {lost[1]} violent and {lost[0]} non-violent" if any(lost) else ""
+    ticker.advance(note=note)

@@ -1,0 +1,231 @@
+"""The one copy of the features: a TFDS directory, written shard by shard, read at random.
+
+CACHE/features/<fingerprint>/1.0.0/ holds `features-videos.array_record-00017`, a shard of
+up to 64 videos, and `index-00017.csv`, which is written after it: a shard without its index
+was cut short and is deleted. A record is one view of one video; path, label, split and
+group are never stored but joined by content hash, so new labels rewrite nothing. Any TFDS
+reader opens it: `tfds.builder_from_directory(dir).as_data_source("videos")`.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from jaxtyping import Float16
+
+from vd.atomic import publish, remove_orphans, temporary, write_json, writing
+from vd.errors import VdError
+from vd.videos.decode import Outcome
+from vd.videos.manifest import read_csv, write_csv
+from vd.videos.scan import outcome_from_row
+
+_SPLIT = "videos"  # TFDS reserves "all"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What extraction made of one video; `features_VxFxSxD` is None when quarantined."""
+
+    id: str
+    outcome: Outcome
+    features_VxFxSxD: Float16[np.ndarray, "V F S D"] | None
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """A row of the store's index."""
+
+    id: str
+    first: int  # record of its first view, counted from the store's beginning
+    views: int
+    frames: int  # stored frames (F)
+    outcome: Outcome
+    engine: str
+    sha256: str  # of its serialised records, one after the other
+
+
+class FeatureStore:
+    """The features of one fingerprint under `cache_dir`, read at random by content hash.
+
+    `description` is whatever the features depend on; `streams` × `dim` is a frame's shape.
+    Opening reads the indexes alone.
+    """
+
+    def __init__(
+        self, cache_dir: Path, description: Mapping[str, Any], streams: int, dim: int
+    ) -> None:
+        text = json.dumps(description, sort_keys=True)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.directory = cache_dir / "features" / self.fingerprint / "1.0.0"
+        self.description = dict(description)
+        self.streams, self.dim = streams, dim
+        self.rows: dict[str, StoredVideo] = {}
+        self._shard_lengths: list[int] = []
+        self._schema = _schema(streams, dim)
+        self._serializer = tfds.core.example_serializer.ExampleSerializer(
+            self._schema.get_serialized_info()
+        )
+        while (path := self._index(len(self._shard_lengths))).exists():
+            self._read_index(path)
+
+    @property
+    def lock_file(self) -> Path:
+        """What the only writer holds."""
+        return self.directory / ".lock"
+
+    def recover(self) -> None:
+        """Remove what killed writers left: a shard without index, temporary files."""
+        remove_orphans(self.directory)
+        for shard in self.directory.glob(f"features-{_SPLIT}.array_record-?????"):
+            if int(shard.name[-5:]) >= len(self._shard_lengths):
+                shard.unlink()
+
+    def add(self, chunk: Sequence[Extracted], engine: str) -> None:
+        """Append one shard: whole on the disk, its index after it, or not there at all.
+
+        Raises `VdError` when the disk is full; what was added before stays.
+        """
+        number = len(self._shard_lengths)
+        rows = []
+        first = 0
+        if number == 0:
+            write_json(self.directory.parent / "fingerprint.json", self.description)
+        with writing(self._shard(number)) as path:
+            writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+            for item in chunk:
+                records = self._serialize(item)
+                for record in records:
+                    writer.write(record)
+                frames = (
+                    0
+                    if item.features_VxFxSxD is None
+                    else item.features_VxFxSxD.shape[1]
+                )
+                rows.append(
+                    {
+                        "id": item.id,
+                        "first": first,
+                        "views": len(records),
+                        "stored_frames": frames,
+                        **asdict(item.outcome),
+                        "engine": engine,
+                        "sha256": hashlib.sha256(b"".join(records)).hexdigest(),
+                    }
+                )
+                first += len(records)
+            writer.close()
+        write_csv(self._index(number), rows)
+        self._read_index(self._index(number))
+        self.__dict__.pop("_source", None)
+
+    def read(self, video_id: str, view: int) -> Float16[np.ndarray, "F SD"]:
+        """Features of one view of a stored video, streams side by side."""
+        features_FxSxD = self._source[self.rows[video_id].first + view]["features"]
+        flat: np.ndarray = features_FxSxD.reshape(len(features_FxSxD), -1)
+        return flat
+
+    def write_metadata(self) -> None:
+        """Write the two JSON files by which TFDS opens the directory, if they are stale."""
+        split = tfds.core.SplitInfo(
+            name=_SPLIT,
+            shard_lengths=self._shard_lengths,
+            num_bytes=0,
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=self.directory,
+                dataset_name="features",
+                split=_SPLIT,
+                filetype_suffix="array_record",
+                template=_TEMPLATE,
+            ),
+        )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            tfds.folder_dataset.write_metadata(
+                data_dir=folder,
+                features=self._schema,
+                split_infos=[split],
+                filename_template=_TEMPLATE,
+                check_data=False,
+            )
+            for made in Path(folder).iterdir():
+                path = self.directory / made.name
+                if not path.exists() or path.read_bytes() != made.read_bytes():
+                    copy = temporary(path)
+                    copy.write_bytes(made.read_bytes())
+                    publish(copy, path)
+
+    @cached_property
+    def _source(self) -> Any:
+        """The TFDS data source over all shards."""
+        self.write_metadata()
+        return tfds.builder_from_directory(self.directory).as_data_source(_SPLIT)
+
+    def _shard(self, number: int) -> Path:
+        return self.directory / f"features-{_SPLIT}.array_record-{number:05d}"
+
+    def _index(self, number: int) -> Path:
+        return self.directory / f"index-{number:05d}.csv"
+
+    def _serialize(self, item: Extracted) -> list[bytes]:
+        """The records of one video, a view each; none when it is quarantined."""
+        views = () if item.features_VxFxSxD is None else item.features_VxFxSxD
+        return [
+            self._serializer.serialize_example(
+                self._schema.encode_example(
+                    {"id": item.id, "view": view, "features": features_FxSxD}
+                )
+            )
+            for view, features_FxSxD in enumerate(views)
+        ]
+
+    def _read_index(self, path: Path) -> None:
+        """Take in the rows of one shard; a later row of a video replaces the former."""
+        before, length = sum(self._shard_lengths), 0
+        try:
+            for row in read_csv(path):
+                stored = _stored_video(row, before)
+                self.rows[stored.id] = stored
+                length += stored.views
+        except (KeyError, ValueError) as error:
+            raise VdError(
+                f"{path} is damaged ({error}); delete the folder {self.directory} and "
+                "extract again."
+            ) from error
+        self._shard_lengths.append(length)
+
+
+def _schema(streams: int, dim: int) -> Any:
+    """The TFDS features of a record."""
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "view": tfds.features.Scalar(np.int32),
+            "features": tfds.features.Tensor(
+                shape=(None, streams, dim),
+                dtype=np.float16,
+                encoding=tfds.features.Encoding.BYTES,
+            ),
+        }
+    )
+
+
+def _stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
+    """An index row from its CSV form; `before` records stand in earlier shards."""
+    return StoredVideo(
+        id=row["id"],
+        first=before + int(row["first"]),
+        views=int(row["views"]),
+        frames=int(row["stored_frames"]),
+        outcome=outcome_from_row(row),
+        engine=row["engine"],
+        sha256=row["sha256"],
+    )

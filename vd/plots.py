@@ -1,0 +1,161 @@
+"""Pictures: arrays in, a matplotlib Figure out; a file's suffix decides its format."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix, roc_curve
+
+from vd.atomic import writing
+from vd.errors import VdError
+
+_BLUE, _ORANGE, _GREY = (
+    "#0072B2",
+    "#D55E00",
+    "#777777",
+)  # told apart by the colour-blind
+_FORMATS = (".png", ".pdf", ".svg")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all, without a date in it: same figure, same bytes."""
+    if path.suffix not in _FORMATS:
+        raise VdError(f"{path} must end in one of {', '.join(_FORMATS)}.")
+    kind = path.suffix[1:]
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None},
+        "pdf": {"CreationDate": None},
+    }
+    with writing(path) as temporary_path:
+        figure.savefig(temporary_path, format=kind, dpi=150, metadata=metadata[kind])
+
+
+def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows."""
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2).ravel()
+    colours = [_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+    panels = (
+        ("Loss", (("train_loss", "train", "--"), ("val_loss", "validation", "-"))),
+        ("Accuracy at 0.5", (("train_accuracy", "train", "--"), ("val_accuracy", "validation", "-"))),
+        (
+            "Validation recall at 0.5",
+            (("val_recall_violent", "violent", "-"), ("val_recall_nonviolent", "non-violent", ":")),
+        ),
+        ("Learning rate", (("learning_rate", "", "-"),)),
+    )  # fmt: skip
+    for axis, (title, lines) in zip(axes, panels, strict=True):
+        for (name, rows), colour in zip(
+            runs.items(), colours * len(runs), strict=False
+        ):
+            epochs = [row["epoch"] for row in rows]
+            for key, label, style in lines:
+                values = [np.nan if row[key] is None else row[key] for row in rows]
+                label = ", ".join(part for part in (name, label) if part)
+                axis.plot(epochs, values, style, color=colour, label=label)
+        axis.set(title=title, xlabel="epoch")
+        axis.grid(alpha=0.3)
+        if title != "Loss" and title != "Learning rate":
+            axis.set_ylim(-0.02, 1.02)
+        if lines[0][1] or len(runs) > 1:
+            axis.legend(fontsize=8)
+    return figure
+
+
+def confusion(
+    labels_N: Int[np.ndarray, " N"],
+    probability_N: Float[np.ndarray, " N"],
+    threshold: float,
+) -> Figure:
+    """Confusion matrix at the threshold: counts, and shares of each true class."""
+    counts = confusion_matrix(labels_N, probability_N >= threshold, labels=[0, 1])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(4.8, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        text = f"{counts[row, column]}\n{100 * share:.0f} %"
+        colour = "white" if share > 0.5 else "black"
+        axis.text(
+            column, row, text, ha="center", va="center", color=colour, fontsize=14
+        )
+    names = ["non-violent", "violent"]
+    axis.set(
+        xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names,
+        xlabel="predicted", ylabel="true", title=f"Confusion at threshold {threshold:.3f}",
+    )  # fmt: skip
+    return figure
+
+
+def roc(
+    labels_N: Int[np.ndarray, " N"], probability_N: Float[np.ndarray, " N"]
+) -> Figure:
+    """ROC curve; with one class only, a sentence in its place."""
+    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
+    if len(np.unique(labels_N)) == 2:
+        false_alarms, hits, _ = roc_curve(labels_N, probability_N)
+        area = np.trapezoid(hits, false_alarms)
+        axis.plot(false_alarms, hits, color=_BLUE, label=f"area {area:.3f}")
+    else:
+        axis.text(0.5, 0.6, "undefined: one class only", ha="center")
+    axis.set(
+        xlabel="false alarms (share of non-violent)",
+        ylabel="recall of violent",
+        title="ROC",
+    )
+    axis.legend(loc="lower right")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def reliability(
+    labels_N: Int[np.ndarray, " N"],
+    probability_N: Float[np.ndarray, " N"],
+    bins: int = 10,
+) -> Figure:
+    """Observed frequency against predicted probability, in bins of equal count."""
+    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], ":", color=_GREY, label="perfect")
+    order = np.argsort(probability_N, kind="stable")
+    parts = np.array_split(order, min(bins, len(order)))
+    x = [float(np.mean(probability_N[part])) for part in parts]
+    y = [float(np.mean(labels_N[part])) for part in parts]
+    axis.plot(
+        x, y, "o-", color=_BLUE, label=f"{len(parts)} bins of {len(parts[0])} clips"
+    )
+    axis.set(
+        xlabel="predicted probability of violence", ylabel="share that is violent",
+        title="Reliability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
+    )  # fmt: skip
+    axis.legend(loc="upper left")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def timeline(
+    seconds_W: Float[np.ndarray, " W"],
+    probability_W: Float[np.ndarray, " W"],
+    threshold: float,
+    violent_spans: Sequence[tuple[float, float]] = (),
+) -> Figure:
+    """Probability of violence over a video; known violent spans, if any, are shaded."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axis = figure.subplots()
+    for number, (start, end) in enumerate(violent_spans):
+        label = None if number else "violent in truth"
+        axis.axvspan(start, end, color=_ORANGE, alpha=0.18, label=label)
+    axis.plot(
+        seconds_W, probability_W, ".-", color=_BLUE, label="probability of violence"
+    )
+    axis.axhline(threshold, ls="--", color=_GREY, label=f"threshold {threshold:.2f}")
+    axis.set(xlabel="seconds", ylabel="probability", ylim=(-0.02, 1.02))
+    axis.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.18), frameon=False)
+    axis.grid(alpha=0.3)
+    return figure

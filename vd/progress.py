@@ -1,0 +1,92 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_PLAIN_EVERY_SECONDS = 10.0
+
+
+def say(message: str) -> None:
+    """Print one line for people on standard error, so standard output stays for data."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
+
+
+class Ticker:
+    """Counts finished items; knows rate and time left."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done, self.start, self._said = 0, time.monotonic(), time.monotonic()
+        self.note = ""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more finished items; `note` stands behind the rate."""
+        self.done += count
+        self.note = note or self.note
+        self._show()
+
+    def rate(self) -> float:
+        """Finished items a second so far."""
+        return self.done / max(time.monotonic() - self.start, 1e-9)
+
+    def line(self) -> str:
+        """Done, rate and time left, in words."""
+        left = (self.total - self.done) / max(self.rate(), 1e-9)
+        return (
+            f"{self.title}: {self.done}/{self.total} {self.unit}, "
+            f"{self.rate():.1f} {self.unit}/s, {_duration(left)} left{self.note}"
+        )
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= _PLAIN_EVERY_SECONDS:
+            self._said = now
+            say(self.line())
+
+
+class _BarTicker(Ticker):
+    """The same on a terminal."""
+
+    def __init__(self, title: str, total: int, unit: str, bar: Progress) -> None:
+        super().__init__(title, total, unit)
+        self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
+
+    def _show(self) -> None:
+        rate = f"{self.rate():.1f} {self.unit}/s{self.note}"
+        self._bar.update(self._task, completed=self.done, rate=rate)
+
+
+@contextmanager
+def track(title: str, total: int, unit: str) -> Iterator[Ticker]:
+    """Show progress of `total` items while the block runs."""
+    if not sys.stderr.isatty():
+        yield Ticker(title, total, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _BarTicker(title, total, unit, bar)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as 1 h 02 min, 3 min 04 s or 5 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

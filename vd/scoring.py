@@ -1,0 +1,95 @@
+"""Features to logits: the one function behind validation, evaluation and prediction.
+
+It runs on one device at one batch shape, whatever training ran on: XLA gives other last
+bits at other shapes, and none for other rows of one shape. So a clip's logit is the same
+number in whatever company it is scored.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float16, Float64
+
+from vd.config import ModelConfig
+from vd.features.sampling import scoring_windows
+from vd.model import Params, apply
+
+SCORING_BATCH = 32  # part of a run's format: another number changes the last bits
+
+
+class Windows(NamedTuple):
+    """Windows of several videos, padded to one length, and whose each is."""
+
+    features_BxTxD: Float16[np.ndarray, "B T D"]
+    mask_BxT: Float[np.ndarray, "B T"]
+    owner_B: np.ndarray
+
+
+def score(
+    config: ModelConfig,
+    params: Params,
+    views: Iterable[Sequence[Float16[np.ndarray, "F D"]]],
+) -> Float64[np.ndarray, " N"]:
+    """Logit of each video: the mean over its views (usually one) and their windows."""
+    function, device = _compiled(config), jax.local_devices()[0]
+    params = jax.device_put(params, device)
+    sums: list[float] = []
+    counts: list[int] = []
+    for batch in _batches(views, config.clip_frames):
+        logits_B = np.asarray(function(params, batch.features_BxTxD, batch.mask_BxT))
+        for owner, logit in zip(batch.owner_B, logits_B, strict=True):
+            if owner < 0:
+                continue  # padding
+            if owner == len(sums):
+                sums.append(0.0)
+                counts.append(0)
+            sums[owner] += float(logit)
+            counts[owner] += 1
+    return np.array(sums, np.float64) / np.maximum(counts, 1)
+
+
+def score_windows(
+    config: ModelConfig, params: Params, windows: Sequence[Float16[np.ndarray, "L D"]]
+) -> Float64[np.ndarray, " N"]:
+    """Logit of each window of at most `clip_frames` frames, one by one."""
+    return score(config, params, ([window] for window in windows))
+
+
+@cache
+def _compiled(config: ModelConfig) -> Callable[[Params, Any, Any], Array]:
+    """The scoring program of a model; it runs where its parameters are."""
+
+    return jax.jit(partial(apply, config))
+
+
+def _batches(
+    views: Iterable[Sequence[Float16[np.ndarray, "F D"]]], clip_frames: int
+) -> Iterator[Windows]:
+    """Batches of SCORING_BATCH windows; the last is filled with rows that count nowhere."""
+    rows: list[tuple[int, np.ndarray]] = []
+    for owner, videos_views in enumerate(views):
+        for features_FxD in videos_views:
+            for frames in scoring_windows(len(features_FxD), clip_frames):
+                rows.append((owner, features_FxD[frames]))
+                if len(rows) == SCORING_BATCH:
+                    yield _stack(rows, clip_frames)
+                    rows = []
+    if rows:
+        yield _stack(rows, clip_frames)
+
+
+def _stack(rows: Sequence[tuple[int, np.ndarray]], clip_frames: int) -> Windows:
+    """Pad windows to `clip_frames`, and their number to SCORING_BATCH."""
+    dim = rows[0][1].shape[-1]
+    features = np.zeros((SCORING_BATCH, clip_frames, dim), np.float16)
+    mask = np.zeros((SCORING_BATCH, clip_frames), np.float32)
+    mask[len(rows) :, 0] = 1.0  # an empty clip has no softmax
+    owner = np.full(SCORING_BATCH, -1)
+    for i, (video, window) in enumerate(rows):
+        features[i, : len(window)] = window
+        mask[i, : len(window)] = 1.0
+        owner[i] = video
+    return Windows(features, mask, owner)

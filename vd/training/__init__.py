@@ -1,0 +1,1 @@
+"""Training: loss, optimizer, batches, step, loop, checkpoints."""

@@ -1,0 +1,160 @@
+"""Checkpoints by orbax: the best and the last two, each with a sha256 of its leaves."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vd.errors import VdError
+from vd.model import Params
+from vd.progress import say
+from vd.training.early_stopping import EarlyStopping
+from vd.training.step import TrainState
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A restored state, on the host, and the early-stopping state after its epoch."""
+
+    state: TrainState
+    stopping: EarlyStopping
+
+
+class Checkpoints:
+    """The checkpoints of a run folder, named by their epoch; written in the background."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._best: int | None = None
+        self._manager = ocp.CheckpointManager(
+            run_dir.absolute() / "checkpoints",
+            item_names=("params", "rest", "info"),
+            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
+        )
+
+    def save(self, state: TrainState, stopping: EarlyStopping) -> None:
+        """Start writing the state after `stopping.epoch`; drop checkpoints not kept.
+
+        The write before is waited for, so there is always a whole checkpoint on the disk.
+        """
+        state = jax.device_get(state)
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        info = asdict(stopping) | {
+            "sha256_params": _sha256(state.params),
+            "sha256_rest": _sha256(rest),
+        }
+        self.wait()
+        self._prune()
+        self._manager.save(
+            stopping.epoch,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                rest=ocp.args.StandardSave(rest),
+                info=ocp.args.JsonSave(info),
+            ),
+        )
+        self._best = stopping.best_epoch
+
+    def _prune(self) -> None:
+        """Keep the best and the last two of what is whole on the disk."""
+        epochs = sorted(self._manager.all_steps())
+        for epoch in epochs[:-2]:
+            if epoch != self._best:
+                self._manager.delete(epoch)
+
+    def wait(self) -> None:
+        """Wait for the write in the background; a full disk is one sentence."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise VdError(
+                f"{self._manager.directory} cannot be written ({error}); free some space, "
+                "then run the same command again: it goes on from the checkpoint before."
+            ) from error
+
+    def close(self) -> None:
+        """Wait for the write in the background and free orbax's threads."""
+        self.wait()
+        self._prune()
+        self._manager.close()
+
+    def restore_last(self, like: TrainState) -> Checkpoint | None:
+        """The newest whole checkpoint in the form of `like`, or None; damaged ones are said."""
+        rest_like = {"step": like.step, "opt_state": like.opt_state}
+        for epoch in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                params, stopping = self.restore(epoch, like.params)
+                rest = self._item(epoch, "rest", rest_like)
+            except VdError as error:
+                say(f"warning: {error}")
+                self._manager.delete(epoch)
+                continue
+            return Checkpoint(
+                TrainState(rest["step"], params, rest["opt_state"]), stopping
+            )
+        return None
+
+    def restore(self, epoch: int, params_like: Params) -> tuple[Params, EarlyStopping]:
+        """The parameters after `epoch`; a damaged checkpoint is a `VdError`."""
+        params = self._item(epoch, "params", params_like)
+        info = self._info(epoch)
+        return params, EarlyStopping(
+            **{k: v for k, v in info.items() if "sha" not in k}
+        )
+
+    def restore_best(self, params_like: Params) -> tuple[Params, int]:
+        """The best parameters and their epoch, as the newest checkpoint's state names it."""
+        for epoch in sorted(self._manager.all_steps(), reverse=True):
+            best = self._info(epoch)["best_epoch"]
+            return self.restore(best, params_like)[0], best
+        raise VdError(
+            f"{self._manager.directory} holds no checkpoint; train first, or name another "
+            "--checkpoint-dir."
+        )
+
+    def _info(self, epoch: int) -> dict[str, Any]:
+        args = ocp.args.Composite(info=ocp.args.JsonRestore())
+        info: dict[str, Any] = self._read(epoch, args)["info"]
+        return info
+
+    def _item(self, epoch: int, name: str, like: Any) -> Any:
+        """One item in the form of `like`, its sha256 verified: orbax misses a flipped byte."""
+        like = jax.tree.map(np.asarray, like)
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
+        restored = self._read(epoch, args)[name]
+        if _sha256(restored) != self._info(epoch)[f"sha256_{name}"]:
+            raise VdError(f"{self._damaged(epoch)} (its checksum differs)")
+        return restored
+
+    def _read(self, epoch: int, args: Any) -> Any:
+        try:
+            return self._manager.restore(epoch, args=args)
+        except (
+            Exception
+        ) as error:  # whatever orbax and tensorstore make of damaged files
+            raise VdError(f"{self._damaged(epoch)} ({type(error).__name__})") from error
+
+    def _damaged(self, epoch: int) -> str:
+        return (
+            f"checkpoint {self._manager.directory / str(epoch)} is damaged and cannot be "
+            "used; the one before it is"
+        )
+
+
+def _sha256(tree: Any) -> str:
+    """SHA-256 over the leaves' names, dtypes, shapes and bytes, in the tree's order."""
+    digest = hashlib.sha256()
+    for part in _leaf_bytes(tree):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _leaf_bytes(tree: Any) -> Iterator[bytes]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        yield f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode()
+        yield np.ascontiguousarray(array).tobytes()

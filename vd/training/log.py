@@ -1,0 +1,51 @@
+"""metrics.jsonl, a line an epoch, and the same for TensorBoard."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vd.atomic import write_text
+
+
+class MetricsLog:
+    """metrics.jsonl, a line an epoch, and the same for TensorBoard."""
+
+    def __init__(self, run_dir: Path, epoch: int) -> None:
+        """Cut the file back to `epoch` lines; TensorBoard's file is written from it again."""
+        from tensorboardX import SummaryWriter
+
+        self._path = run_dir / "metrics.jsonl"
+        rows = [row for row in read_metrics(run_dir) if row["epoch"] <= epoch]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        for old in run_dir.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._board = SummaryWriter(str(run_dir))
+        for row in rows:
+            self._show(row)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one epoch's line, durably."""
+        with open(self._path, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, allow_nan=False) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name not in ("epoch", "step") and value is not None:
+                self._board.add_scalar(name, float(value), row["epoch"])
+        self._board.flush()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl; a line that a crash cut is left out."""
+    path = run_dir / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

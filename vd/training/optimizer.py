@@ -1,0 +1,45 @@
+"""Gradient clipping, AdamW and the warmup cosine schedule."""
+
+from typing import Any
+
+import jax
+import optax
+
+from vd.config import TrainingConfig
+from vd.progress import say
+
+
+def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Linear warmup to the peak, then a cosine to 0 at the last step.
+
+    Loshchilov and Hutter, "SGDR" (2017). A warmup that is not shorter than the run is cut
+    to a fifth of its steps, said aloud.
+    """
+    steps = config.epochs * steps_per_epoch
+    warmup = config.warmup_epochs * steps_per_epoch
+    if warmup >= steps:
+        warmup = steps // 5
+        say(
+            f"warning: --warmup-epochs {config.warmup_epochs} is not shorter than the run; "
+            f"warming up for {warmup} of its {steps} steps"
+        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=steps,
+    )
+
+
+def make_optimizer(
+    config: TrainingConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW with decay on matrices only (not on biases)."""
+
+    def is_matrix(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.grad_clip_norm),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_matrix),
+    )

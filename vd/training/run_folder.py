@@ -1,0 +1,168 @@
+"""The run folder: what config.json holds, a run's identity, and whether it is finished."""
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import vd
+from vd.atomic import write_json
+from vd.config import Config, from_json, to_json
+from vd.errors import VdError
+from vd.videos.manifest import CLASSES, Video, read_csv
+
+FORMAT = 1  # of a run; raised whenever the same settings would give other numbers
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "onnxruntime",
+    "av",
+)
+_OWN_FILES = (
+    "config.json", "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl",
+    "events.out.tfevents.*", "checkpoints", "calibration.json", "evaluation_*.json",
+    "predictions_*.csv", "*.png", "report.html",
+)  # fmt: skip
+
+
+def settings_identity(config: Config) -> dict[str, Any]:
+    """The part of a run's identity that the settings give."""
+    return {
+        "format": FORMAT,
+        "model": to_json(config.model),
+        "training": to_json(config.training),
+    }
+
+
+def check_identity(run_dir: Path, identity: Mapping[str, Any]) -> None:
+    """Raise `VdError`, listing what differs, when the folder holds another run."""
+    if not (run_dir / "config.json").exists():
+        if run_dir.exists() and any(p for p in run_dir.iterdir() if p.name != ".lock"):
+            raise VdError(
+                f"--checkpoint-dir {run_dir} holds files but no config.json, so it is no "
+                "run folder; name an empty or a new folder."
+            )
+        return
+    former = dict(_flat(read_config(run_dir)["identity"]))
+    for key, value in _flat(identity):
+        if key in former and former[key] != value:
+            differ = [
+                f"{k} was {former[k]}, now {v}"
+                for k, v in _flat(identity)
+                if k in former and former[k] != v
+            ]
+            raise VdError(
+                f"--checkpoint-dir {run_dir} holds another run ({'; '.join(differ)}); name "
+                "another folder, or start over with --fresh."
+            )
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether training and both evaluations are done; the test part is written last."""
+    return (run_dir / "evaluation_test.json").exists()
+
+
+def clear(run_dir: Path) -> None:
+    """Delete what a run wrote in its folder, and nothing else."""
+    for pattern in _OWN_FILES:
+        for path in run_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_config(
+    config: Config,
+    identity: Mapping[str, Any],
+    preprocessing: Mapping[str, Any],
+    devices: int,
+) -> None:
+    """Write config.json, unless the same run has it already."""
+    path = config.run.checkpoint_dir / "config.json"
+    if path.exists():
+        return
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    write_json(
+        path,
+        {
+            "format": FORMAT,
+            "identity": dict(identity),
+            "settings": to_json(config),
+            "label_map": {name: label for label, name in enumerate(CLASSES)},
+            "preprocessing": dict(preprocessing),
+            "devices": {"count": devices, "kind": jax.local_devices()[0].device_kind},
+            "packages": {"vd": vd.__version__, **versions},
+            "git_revision": _git_revision(),
+        },
+    )
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The content of a run's config.json; raises `VdError` when it is not one."""
+    path = run_dir / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        written = values["format"]
+    except FileNotFoundError as error:
+        raise VdError(
+            f"--checkpoint-dir {run_dir} holds no config.json; name the folder of a run "
+            "that vd train wrote."
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise VdError(f"{path} is damaged; train the run again.") from error
+    if written != FORMAT:
+        raise VdError(
+            f"{path} has format {written} and this version of vd reads {FORMAT}; use the "
+            "version that wrote it, or train again."
+        )
+    return values
+
+
+def read_settings(run_dir: Path) -> Config:
+    """The settings of a run."""
+    config: Config = from_json(Config, read_config(run_dir)["settings"])
+    return config
+
+
+def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
+    """The usable videos of a run, from its splits.csv; files are below the data set."""
+    root = dataset_path.parent if dataset_path.is_file() else dataset_path
+    return [
+        Video(
+            path=root / row["path"],
+            name=row["path"],
+            label=CLASSES.index(row["label"]),
+            split=row["split"],
+            group=row["group"],
+            id=row["id"],
+        )
+        for row in read_csv(run_dir / "splits.csv")
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values with dotted names."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _git_revision() -> str | None:
+    """The revision of the checkout that vd runs from, if it is one."""
+    command = ["git", "-C", str(Path(vd.__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,88 @@
+"""One training step: a pure function, and the pmap over it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from vd.config import Config
+from vd.model import Params, apply, draw_dropout
+from vd.training.batches import Batch
+from vd.training.loss import focal_loss
+
+_AXIS = "devices"
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds; not stacked over devices. `step` counts steps done."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+
+
+class StepMetrics(NamedTuple):
+    """Means over the global batch, and the gradient's norm before clipping."""
+
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+
+
+def make_train_step(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    devices: Sequence[jax.Device],
+) -> TrainStep:
+    """The step over `devices`: takes and returns the state un-stacked, a batch on the host."""
+
+    def loss_fn(params: Params, batch: Batch, step: Array) -> tuple[Array, Array]:
+        keys_B = _example_keys(config.training.seed, step, batch.index_B)
+        dropout = draw_dropout(config.model, keys_B)
+        logits_B = apply(
+            config.model, params, batch.features_BxTxD, batch.mask_BxT, dropout
+        )
+        return focal_loss(logits_B, batch.labels_B, config.training).mean(), logits_B
+
+    def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, logits_B), grads = grad_fn(state.params, batch, state.step)
+        accuracy = jnp.mean((logits_B > 0) == (batch.labels_B > 0.5))
+        grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), _AXIS)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(loss, accuracy, optax.global_norm(grads))
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    parallel = jax.pmap(
+        step_fn,
+        axis_name=_AXIS,
+        in_axes=(None, 0),
+        out_axes=(None, None),
+        devices=list(devices),
+        donate_argnums=0,
+    )
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        stacked = Batch(*(_over_devices(array, len(devices)) for array in batch))
+        result: tuple[TrainState, StepMetrics] = parallel(state, stacked)
+        return result
+
+    return run
+
+
+def _over_devices(array: Any, devices: int) -> Any:
+    """(B, …) → (devices, B / devices, …)."""
+    return array.reshape(devices, -1, *array.shape[1:])
+
+
+def _example_keys(seed: int, step: Array, index_B: Any) -> Array:
+    """A dropout key a clip, from (seed, step, index in the global batch)."""
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)

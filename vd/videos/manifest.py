@@ -1,0 +1,276 @@
+"""The manifest: a row a video, read from a folder or a CSV, and written as CSV."""
+
+import csv
+import dataclasses
+import io
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vd.atomic import sha256_file, write_text
+from vd.config import DataConfig
+from vd.errors import VdError
+
+CLASSES = ("nonviolent", "violent")  # label 0, label 1
+SPLITS = ("train", "val", "test")
+
+_CLASS_NAMES = {
+    **dict.fromkeys(("violent", "violence", "fight", "fights"), 1),
+    **dict.fromkeys(
+        (
+            "nonviolent", "nonviolence", "noviolence", "nofight", "nofights",
+            "nonfight", "normal", "neutral",
+        ),
+        0,
+    ),
+}  # fmt: skip
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 "
+    ".mpeg .mpg .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv".split()
+)
+
+
+@dataclass(frozen=True)
+class Video:
+    """One file of the data set; `id` is the SHA-256 of its content, "" if unreadable."""
+
+    path: Path
+    name: str  # the path as the data set has it, relative to its root
+    label: int  # 1 violent, 0 non-violent
+    split: str = ""  # train, val, test, or "" while unassigned
+    group: str = ""  # what no split may cut in two; "" is the clip itself
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The videos of a data set, in the order of their names, and what was ignored."""
+
+    videos: tuple[Video, ...]
+    ignored: tuple[str, ...] = ()
+
+
+def read_manifest(config: DataConfig) -> Manifest:
+    """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
+
+    Raises `VdError` for a wrong path, an unknown class or split name, a class without
+    a clip, a missing column, and a path that is listed twice.
+    """
+    path = config.dataset_path
+    if path.is_dir():
+        manifest = _read_folder(path, config)
+    elif path.is_file():
+        manifest = _read_csv(path, config)
+    else:
+        raise VdError(
+            f"--dataset-path {path} does not exist; name a folder of class folders or "
+            "a CSV with the columns path,label."
+        )
+    videos = manifest.videos
+    if config.group_from is not None:
+        videos = tuple(_group_from_path(videos, config.group_from))
+    for label, name in enumerate(CLASSES):
+        if not any(video.label == label for video in videos):
+            raise VdError(
+                f"--dataset-path {path} has no {name} clip; training needs clips of "
+                "both classes: add some, or check the names of the class folders."
+            )
+    return dataclasses.replace(manifest, videos=videos)
+
+
+def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
+    """Give every readable video its content hash; unchanged files are not read again.
+
+    A file is unchanged when its path, size and modification time are those in
+    `hashes_file`. Files that are missing, empty, unreadable or not regular keep "".
+    """
+    known = {row["path"]: row for row in read_csv(hashes_file)}
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        rows = list(pool.map(lambda video: _hash(video.path, known), videos))
+    fresh = {row["path"]: row for row in rows if row is not None}
+    if any(known.get(path) != row for path, row in fresh.items()):
+        write_csv(hashes_file, list((known | fresh).values()))
+    return [
+        dataclasses.replace(video, id=row["sha256"] if row else "")
+        for video, row in zip(videos, rows, strict=True)
+    ]
+
+
+def _hash(path: Path, known: Mapping[str, dict[str, str]]) -> dict[str, str] | None:
+    """The row of one file in the hashes file, or None when it has no content."""
+    key = str(path.absolute())
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+            return None  # opening a named pipe would wait for ever
+        row = {
+            "path": key,
+            "size": str(status.st_size),
+            "mtime": str(status.st_mtime_ns),
+        }
+        old = known.get(key, {})
+        if all(old.get(field) == value for field, value in row.items()):
+            return old
+        return row | {"sha256": sha256_file(path)}
+    except OSError:
+        return None  # decoding says why
+
+
+def _normal(name: str) -> str:
+    """A name without case, underscore, hyphen and space."""
+    return re.sub(r"[_\- ]", "", name.casefold())
+
+
+def _label(name: str, where: str, positive_class: str | None) -> int:
+    """0 or 1 for a class name."""
+    if positive_class is not None:
+        return int(_normal(name) == _normal(positive_class))
+    if _normal(name) not in _CLASS_NAMES:
+        raise VdError(
+            f"{where}: {name!r} is no class that vd knows; name the violent one with "
+            "--positive-class, every other class then counts as non-violent."
+        )
+    return _CLASS_NAMES[_normal(name)]
+
+
+def _read_folder(root: Path, config: DataConfig) -> Manifest:
+    """Read ROOT/<split>/<class>/… or ROOT/<class>/…."""
+    ignored: list[str] = []
+    folders = []
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            folders.append(entry)
+        elif not entry.name.startswith("."):
+            ignored.append(entry.name)
+    is_split = [_normal(folder.name) in _SPLIT_NAMES for folder in folders]
+    if any(is_split) and not all(is_split):
+        odd = folders[is_split.index(False)]
+        raise VdError(
+            f"{odd} stands beside split folders but is none of train, val, test; move "
+            "it elsewhere, or drop the split folders."
+        )
+    videos: list[Video] = []
+    for folder in folders:
+        split = _SPLIT_NAMES[_normal(folder.name)] if any(is_split) else ""
+        classes = (
+            [f for f in sorted(folder.iterdir()) if f.is_dir()] if split else [folder]
+        )
+        for class_folder in classes:
+            if class_folder.name.startswith("."):
+                continue
+            label = _label(class_folder.name, str(class_folder), config.positive_class)
+            for path in _files(class_folder):
+                name = path.relative_to(root).as_posix()
+                if path.suffix.lower() in _VIDEO_SUFFIXES:
+                    videos.append(Video(path, name, label, split))
+                else:
+                    ignored.append(name)
+    return Manifest(tuple(videos), tuple(ignored))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below `folder` in order of name; links to folders are not followed."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if is_folder and entry.suffix.lower() not in _VIDEO_SUFFIXES:
+            yield from _files(entry)
+        else:
+            yield entry
+
+
+def _read_csv(path: Path, config: DataConfig) -> Manifest:
+    """Read a CSV with path,label and optionally split,group."""
+    rows = read_csv(path)
+    missing = {"path", "label"} - set(rows[0] if rows else ())
+    if missing:
+        raise VdError(
+            f"{path} lacks the column {min(missing)!r} or has no row; its first "
+            "line must name path,label and may name split,group."
+        )
+    videos = []
+    for number, row in enumerate(rows, start=2):
+        where = f"{path}, row {number}"
+        label = _label(row["label"], where, config.positive_class)
+        split = row.get("split") or ""
+        if split and _normal(split) not in _SPLIT_NAMES:
+            raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
+        split = _SPLIT_NAMES[_normal(split)] if split else ""
+        group = row.get("group") or ""
+        videos.append(
+            Video(path.parent / row["path"], row["path"], label, split, group)
+        )
+    name, count = Counter(video.name for video in videos).most_common(1)[0]
+    if count > 1:
+        raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
+    without = [video.name for video in videos if not video.split]
+    if 0 < len(without) < len(videos):
+        raise VdError(
+            f"{path}: {without[0]!r} has no split while other rows have one; fill the "
+            "column, or leave it out to have splits assigned."
+        )
+    return Manifest(tuple(sorted(videos, key=lambda video: video.name)))
+
+
+def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
+    """Take each clip's group from its path: the pattern's first group, else its match."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise VdError(
+            f"--group-from {pattern!r} is no regular expression: {error}."
+        ) from error
+    for video in videos:
+        match = expression.search(video.name)
+        group = (match[1] if expression.groups else match[0]) if match else None
+        if not group:
+            raise VdError(
+                f"--group-from {pattern!r} finds nothing in {video.name!r}; mend the "
+                "expression so that it matches every path."
+            )
+        yield dataclasses.replace(video, group=group)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; [] when there is none. Names that are not UTF-8 survive."""
+    if not path.exists():
+        return []
+    with open(
+        path, encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as handle:
+        return list(csv.DictReader(handle))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows (at least one) as CSV, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:
+    """The rows of a run's splits.csv: a manifest with `split` and content hash."""
+    return [
+        {
+            "path": video.name,
+            "label": CLASSES[video.label],
+            "split": video.split,
+            "group": video.group,
+            "id": video.id,
+        }
+        for video in videos
+    ]

@@ -1,0 +1,243 @@
+"""The ledger: every file ends as used, partial or quarantined, counted by class and split."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vd.config import DataConfig, DecodeConfig, decode_workers
+from vd.errors import LOSS_GAP, VdError
+from vd.progress import say, track
+from vd.videos.decode import FrameSettings, Outcome
+from vd.videos.manifest import CLASSES, SPLITS, Video, read_csv, write_csv
+from vd.videos.workers import decode_videos
+
+_SIGNIFICANT = 0.01  # a gap below this p-value is no accident
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one file."""
+
+    video: Video
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every file of a data set, found = used + partial + quarantined."""
+
+    entries: tuple[Entry, ...]
+
+    def usable(self) -> list[Video]:
+        """The videos that were used, wholly or in part."""
+        return [e.video for e in self.entries if e.outcome.outcome != "quarantined"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ledger.csv and scan.csv."""
+        return [
+            {
+                "path": entry.video.name,
+                "label": CLASSES[entry.video.label],
+                "split": entry.video.split,
+                "group": entry.video.group,
+                **asdict(entry.outcome),
+                "sha256": entry.video.id,
+            }
+            for entry in self.entries
+        ]
+
+    def counts(self) -> list[dict[str, Any]]:
+        """Found, used, partial and quarantined with its reasons, per split and class."""
+        tables = []
+        for split in ("", *SPLITS):
+            for label, name in enumerate(CLASSES):
+                outcomes = [
+                    entry.outcome
+                    for entry in self.entries
+                    if entry.video.label == label and entry.video.split == split
+                ]
+                if not outcomes:
+                    continue
+                kinds = Counter(outcome.outcome for outcome in outcomes)
+                reasons = Counter(
+                    o.reason for o in outcomes if o.outcome == "quarantined"
+                )
+                found = len(outcomes)
+                if found != kinds["used"] + kinds["partial"] + kinds["quarantined"]:
+                    raise AssertionError(
+                        f"the ledger does not add up: {found}, {kinds}"
+                    )
+                tables.append(
+                    {
+                        "split": split,
+                        "class": name,
+                        "found": found,
+                        "used": kinds["used"],
+                        "partial": kinds["partial"],
+                        "quarantined": kinds["quarantined"],
+                        "reasons": dict(sorted(reasons.items())),
+                    }
+                )
+        return tables
+
+    def loss_gap(self) -> dict[str, float]:
+        """Shares of lost files of both classes, their difference, Fisher's p (two-sided)."""
+        from scipy.stats import fisher_exact
+
+        lost, found = [0, 0], [0, 0]
+        for entry in self.entries:
+            found[entry.video.label] += 1
+            lost[entry.video.label] += entry.outcome.outcome == "quarantined"
+        shares = [lost[c] / max(found[c], 1) for c in (0, 1)]
+        table = [[lost[c], found[c] - lost[c]] for c in (0, 1)]
+        return {
+            "lost_nonviolent": shares[0],
+            "lost_violent": shares[1],
+            "gap": abs(shares[0] - shares[1]),
+            "p": float(fisher_exact(table).pvalue),
+        }
+
+    def summary(self, ignored: Sequence[str] = ()) -> dict[str, Any]:
+        """The content of scan.json."""
+        return {
+            "found": len(self.entries),
+            "usable": len(self.usable()),
+            "per_split_and_class": self.counts(),
+            "loss_gap": self.loss_gap(),
+            "ignored": list(ignored),
+        }
+
+
+def report(ledger: Ledger, ignored: Sequence[str] = ()) -> None:
+    """Print the ledger's table, a line a split and class, then each file not wholly used."""
+    for row in ledger.counts():
+        reasons = ", ".join(
+            f"{count} {reason}" for reason, count in row["reasons"].items()
+        )
+        say(
+            f"  {row['split'] or 'all':5} {row['class']:10} found {row['found']}, "
+            f"used {row['used']}, partial {row['partial']}, quarantined "
+            f"{row['quarantined']}" + (f" ({reasons})" if reasons else "")
+        )
+    faulty = [entry for entry in ledger.entries if entry.outcome.outcome != "used"]
+    for entry in faulty[:20]:
+        say(f"  {entry.outcome.outcome}: {entry.video.name!r} {entry.outcome.reason}")
+    if len(faulty) > 20:
+        say(f"  … and {len(faulty) - 20} more; all are in the ledger")
+    if ignored:
+        say(f"  ignored, no videos by name: {len(ignored)} files ({ignored[0]!r}, …)")
+
+
+def check_loss_gap(ledger: Ledger, max_loss_gap: float) -> None:
+    """Raise `VdError` with exit code 3 when one class lost far more files than the other."""
+    gap = ledger.loss_gap()
+    if gap["gap"] > max_loss_gap and gap["p"] < _SIGNIFICANT:
+        raise VdError(
+            f"{100 * gap['lost_violent']:.0f} % of violent and "
+            f"{100 * gap['lost_nonviolent']:.0f} % of non-violent files were lost "
+            f"(Fisher's p = {gap['p']:.1g}), a gap above --max-loss-gap {max_loss_gap}; "
+            "mend the files that the ledger names, or go on with --max-loss-gap 1.",
+            LOSS_GAP,
+        )
+
+
+class OutcomeLog:
+    """Outcomes by content hash, appended as they come: a killed scan goes on from here."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._path = cache_dir / "outcomes.csv"
+        self.known: dict[str, Outcome] = {}
+        for row in read_csv(self._path):
+            if (
+                None not in row.values() and None not in row
+            ):  # a kill may cut the last line
+                self.known[row.pop("id")] = outcome_from_row(row)
+        if self.known:
+            write_csv(self._path, [self._row(*item) for item in self.known.items()])
+
+    def add(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Append outcomes durably."""
+        self.known |= outcomes
+        if not self._path.exists():
+            write_csv(self._path, [self._row(*item) for item in self.known.items()])
+            return
+        with open(self._path, "a", encoding="utf-8", newline="") as handle:
+            handle.writelines(
+                ",".join(str(value) for value in self._row(*item).values()) + "\n"
+                for item in outcomes.items()
+            )
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    @staticmethod
+    def _row(video_id: str, outcome: Outcome) -> dict[str, Any]:
+        return {"id": video_id, **asdict(outcome)}
+
+
+def outcome_from_row(row: Mapping[str, str]) -> Outcome:
+    """An outcome from its CSV form."""
+    return Outcome(
+        outcome=row["outcome"],  # type: ignore[arg-type]  # written from an Outcome
+        reason=row["reason"],  # type: ignore[arg-type]
+        frames=int(row["frames"]),
+        width=int(row["width"]),
+        height=int(row["height"]),
+        fps=float(row["fps"]),
+        duration=float(row["duration"]),
+        codec=row["codec"],
+    )
+
+
+def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Ledger:
+    """Decode every video once; files whose outcome is known are not decoded again."""
+    log = OutcomeLog(data.cache_dir)
+    settings = FrameSettings()
+    todo = [video for video in videos if not is_known(video, log.known, decode)]
+    unreadable: dict[Path, Outcome] = {}
+    fresh: dict[str, Outcome] = {}
+    with track("scanning", len(todo), "videos") as ticker:
+        pieces = decode_videos(
+            [video.path for video in todo],
+            settings,
+            workers=decode_workers(decode),
+            deadline_seconds=decode.decode_timeout_seconds,
+            keep_images=False,
+        )
+        for piece in pieces:
+            if piece.outcome is None:
+                continue
+            video = todo[piece.index]
+            if video.id:
+                fresh[video.id] = piece.outcome
+            else:
+                unreadable[video.path] = piece.outcome
+            if len(fresh) >= 64:
+                log.add(fresh)
+                fresh = {}
+            ticker.advance()
+    log.add(fresh)
+    return ledger_of(videos, log.known, unreadable)
+
+
+def is_known(video: Video, known: Mapping[str, Outcome], decode: DecodeConfig) -> bool:
+    """Whether a video's outcome is known, and is not to be tried again."""
+    if video.id not in known:
+        return False
+    return not (decode.retry_quarantined and known[video.id].outcome == "quarantined")
+
+
+def ledger_of(
+    videos: Iterable[Video],
+    known: Mapping[str, Outcome],
+    unreadable: Mapping[Path, Outcome],
+) -> Ledger:
+    """The ledger of a data set, by content hash, or by path for files without content."""
+    return Ledger(
+        tuple(
+            Entry(video, known[video.id] if video.id else unreadable[video.path])
+            for video in videos
+        )
+    )

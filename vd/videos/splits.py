@@ -1,0 +1,163 @@
+"""Splits and folds: grouped, stratified, seeded, and kept when clips are added."""
+
+import dataclasses
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vd.config import Config, DataConfig
+from vd.errors import VdError
+from vd.progress import say
+from vd.videos.manifest import SPLITS, Video, read_csv, split_rows, write_csv
+
+_SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
+
+
+def assign(
+    videos: Sequence[Video],
+    shares: Mapping[str, float],
+    seed: int,
+    kept: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Give every video id a part, so that both classes come near `shares` in each.
+
+    Clips of one group, and clips of the same content, stay together; ids in `kept`
+    keep their part, the rest of their group follows. The largest groups are placed
+    first, each where the squared shortfall falls most; ties are broken by `seed`.
+    """
+    kept = kept or {}
+    components = _components(videos)
+    generator = np.random.Generator(np.random.Philox(seed))
+    tie_break = dict(
+        zip(sorted(components), generator.permutation(len(components)), strict=True)
+    )
+    totals = np.bincount([video.label for video in videos], minlength=2)
+    names = list(shares)
+    target = np.outer([shares[name] for name in names], totals).astype(float)
+    have = np.zeros_like(target)
+    parts: dict[str, str] = {}
+
+    def place(members: list[Video], part: int) -> None:
+        for video in members:
+            have[part, video.label] += 1
+            parts[video.id] = names[part]
+
+    waiting = []
+    for key, members in components.items():
+        former = [kept[video.id] for video in members if video.id in kept]
+        if former:
+            for video in members:
+                part = kept.get(video.id, former[0])
+                place([video], names.index(part))
+        else:
+            waiting.append(key)
+    waiting.sort(key=lambda key: (-len(components[key]), tie_break[key]))
+    scale = np.maximum(target, 1e-9)
+    for key in waiting:
+        counts = np.bincount([video.label for video in components[key]], minlength=2)
+        # change of Σ (have − target)² / target when the group goes to a part
+        cost = ((2 * (have - target) + counts) * counts / scale).sum(axis=1)
+        place(components[key], int(np.argmin(cost)))
+    return parts
+
+
+def folds(videos: Sequence[Video], count: int, seed: int) -> dict[str, int]:
+    """Assign every video id to one of `count` grouped, stratified folds of equal share."""
+    parts = assign(videos, {str(i): 1 / count for i in range(count)}, seed)
+    return {video_id: int(part) for video_id, part in parts.items()}
+
+
+def splits_file(config: Config) -> Path:
+    """Where the assigned splits of a data set are kept."""
+    if config.splits.splits_file is not None:
+        return config.splits.splits_file
+    path = config.data.dataset_path.absolute()
+    key = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return config.data.cache_dir / "splits" / f"{path.stem}-{key}.csv"
+
+
+def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
+    """Give every video its split: as the data set has it, else assigned once and kept.
+
+    With train and val but no test part (RWF-2000), val becomes test and a grouped part
+    of train becomes val, said aloud. Unreadable files without a split keep "".
+    Raises `VdError` when a split lacks a class, or a data set lacks train or val.
+    """
+    present = {video.split for video in videos} - {""}
+    if not present:
+        videos = _assigned(videos, _SHARES, config)
+    elif present == {"train", "val"}:
+        say("no test split: val becomes test, and a grouped part of train becomes val")
+        test = [
+            dataclasses.replace(v, split="test") for v in videos if v.split == "val"
+        ]
+        train = [dataclasses.replace(v, split="") for v in videos if v.split == "train"]
+        videos = [*_assigned(train, {"train": 0.85, "val": 0.15}, config), *test]
+    elif present != set(SPLITS):
+        lacking = min(set(SPLITS) - present)
+        raise VdError(
+            f"{config.data.dataset_path} has splits but no {lacking} part; add it, or "
+            "drop the split folders or column to have splits assigned."
+        )
+    _check_classes(videos, config.data)
+    return list(videos)
+
+
+def _check_classes(videos: Sequence[Video], config: DataConfig) -> None:
+    """Every split needs both classes: without them neither training nor metrics work."""
+    for split in SPLITS:
+        labels = {video.label for video in videos if video.split == split}
+        if len(labels) < 2:
+            raise VdError(
+                f"the {split} split of {config.dataset_path} lacks a class or is empty; "
+                "add clips, or use smaller groups."
+            )
+
+
+def _assigned(
+    videos: Sequence[Video], shares: Mapping[str, float], config: Config
+) -> list[Video]:
+    """Splits from the splits file, which is written when rows are new."""
+    path = splits_file(config)
+    rows = [] if config.splits.resplit else read_csv(path)
+    if rows and not {"id", "split"} <= set(rows[0]):
+        raise VdError(
+            f"--splits-file {path} lacks the columns id,split; name another file."
+        )
+    kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
+    readable = [video for video in videos if video.id]
+    parts = assign(readable, shares, config.splits.split_seed, kept)
+    videos = [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
+    if any(video_id not in kept for video_id in parts):
+        now = split_rows(video for video in videos if video.id)
+        gone = [row for row in rows if row["id"] not in parts]
+        write_csv(
+            path, [*now, *({key: row.get(key, "") for key in now[0]} for row in gone)]
+        )
+        say(f"splits kept in {path}")
+    return videos
+
+
+def _components(videos: Sequence[Video]) -> dict[str, list[Video]]:
+    """Videos that must stay together: the same group, or the same content."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for video in videos:
+        if video.group:
+            first, second = sorted(
+                (root("id " + video.id), root("group " + video.group))
+            )
+            parent[second] = first
+    components = defaultdict(list)
+    for video in videos:
+        components[root("id " + video.id)].append(video)
+    return dict(components)
