@@ -21,8 +21,6 @@ from vd.config import (
     DataConfig,
     DecodeConfig,
     EngineName,
-    ModelConfig,
-    TrainingConfig,
     validate,
 )
 from vd.errors import SOME_FAILED, VdError
@@ -182,17 +180,13 @@ def main() -> None:
 
 
 def experiment(
-    description: str | None,
-    model: ModelConfig | None = None,
-    training: TrainingConfig | None = None,
+    description: str | None, command: type[Train] = Train, **defaults: Any
 ) -> None:
-    """An experiment script: its settings are defaults, every one of them a flag."""
-    default = Train(
-        data=DataConfig(dataset_path=tyro.MISSING),
-        model=model or ModelConfig(),
-        training=training or TrainingConfig(),
-    )
-    _exit(tyro.cli(Train, default=default, description=description, config=_FLAT))
+    """Run an experiment script: its settings are defaults, every one of them a flag."""
+    if command is Train:
+        defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
+    default = command(**defaults)
+    _exit(tyro.cli(command, default=default, description=description, config=_FLAT))
 
 
 def _exit(command: Callable[[], int]) -> None:

@@ -17,7 +17,7 @@ def prepare_jax(cpu_devices: int = 1) -> None:
 
     Compiled programs live in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder.
     """
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009  # untyped
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "vd" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -5,38 +5,23 @@
 3. Open the run folder: another identity is an error, a finished run is left as it is.
 4. Train, or go on; restore the best; fit temperature and threshold on validation.
 5. Evaluate the restored best on validation and test; pictures; the test part comes last.
+
+Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vd import plots
 from vd.atomic import lock
-from vd.calibration import Calibration
 from vd.config import Config, validate
-from vd.devices import training_devices
 from vd.errors import VdError
-from vd.evaluation.evaluate import (
-    Restored,
-    evaluate_split,
-    fit_calibration,
-    summary,
-)
-from vd.features.engines import find_backbone
-from vd.features.extract import STREAMS, extract, frame_settings
-from vd.features.sampling import VIEWS
-from vd.features.store import FeatureStore
 from vd.progress import say
 from vd.training import run_folder
-from vd.training.batches import FeatureSet
-from vd.training.log import read_metrics
-from vd.training.loop import train
-from vd.training.loss import imbalance_warning
 from vd.videos.manifest import (
     SPLITS,
     Video,
@@ -45,8 +30,11 @@ from vd.videos.manifest import (
     split_rows,
     write_csv,
 )
-from vd.videos.scan import Ledger, check_loss_gap, report
 from vd.videos.splits import with_splits
+
+if TYPE_CHECKING:
+    from vd.features.store import FeatureStore
+    from vd.videos.scan import Ledger
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -63,6 +51,10 @@ def run(config: Config) -> dict[str, Any]:
     manifest = read_manifest(config.data)
     videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
     videos = with_splits(videos, config)
+
+    from vd.features.extract import extract
+    from vd.videos.scan import check_loss_gap, report
+
     store, ledger = extract(videos, config)
     report(ledger, manifest.ignored)
     check_loss_gap(ledger, config.data.max_loss_gap)
@@ -81,6 +73,8 @@ def run(config: Config) -> dict[str, Any]:
     run_folder.check_identity(run_dir, identity)
     if run_folder.is_finished(run_dir):
         say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
+        from vd.evaluation.evaluate import summary
+
         result: dict[str, Any] = json.loads(
             (run_dir / "evaluation_test.json").read_text()
         )
@@ -93,11 +87,25 @@ def run(config: Config) -> dict[str, Any]:
 def _train_and_evaluate(
     config: Config,
     parts: dict[str, list[Video]],
-    store: FeatureStore,
-    ledger: Ledger,
+    store: "FeatureStore",
+    ledger: "Ledger",
     identity: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything from the open run folder on."""
+    from vd import plots
+    from vd.calibration import Calibration
+    from vd.devices import training_devices
+    from vd.evaluation.evaluate import (
+        Restored,
+        evaluate_split,
+        fit_calibration,
+        summary,
+    )
+    from vd.training.batches import FeatureSet
+    from vd.training.log import read_metrics
+    from vd.training.loop import train
+    from vd.training.loss import imbalance_warning
+
     run_dir, settings = config.run.checkpoint_dir, config.training
     batch_size = min(settings.batch_size, len(parts["train"]))
     if batch_size < settings.batch_size:
@@ -132,12 +140,16 @@ def _train_and_evaluate(
 def _write_inputs(
     config: Config,
     parts: dict[str, list[Video]],
-    store: FeatureStore,
-    ledger: Ledger,
+    store: "FeatureStore",
+    ledger: "Ledger",
     identity: dict[str, Any],
     devices: int,
 ) -> None:
     """config.json, splits.csv, ledger.csv and a user's own backbone."""
+    from vd.features.engines import find_backbone
+    from vd.features.extract import STREAMS, frame_settings
+    from vd.features.sampling import VIEWS
+
     run_dir = config.run.checkpoint_dir
     backbone = find_backbone(config.backbone)
     rows = split_rows(video for split in SPLITS for video in parts[split])
@@ -158,9 +170,12 @@ def _write_inputs(
 
 def _check_devices(config: Config) -> None:
     """The batch must divide over the devices: said before hours of extraction."""
-    devices = config.run.devices
-    if devices is not None and config.training.batch_size % devices:
-        training_devices(devices, config.training.batch_size)
+    batch_size, devices = config.training.batch_size, config.run.devices
+    if devices is not None and batch_size % devices:
+        raise VdError(
+            f"--batch-size {batch_size} does not divide over --devices {devices}; give a "
+            f"multiple of {devices}, or another number of devices."
+        )
 
 
 def _devices_before(config: Config) -> int | None:
@@ -170,9 +185,9 @@ def _devices_before(config: Config) -> int | None:
         return config.run.devices
     import jax
 
-    before: int = run_folder.read_config(path)["devices"]["count"]
     from vd.devices import prepare_jax
 
+    before: int = run_folder.read_config(path)["devices"]["count"]
     prepare_jax(before)
     if before > len(jax.local_devices()):
         say(
@@ -183,7 +198,7 @@ def _devices_before(config: Config) -> int | None:
     return before
 
 
-def _check_parts(parts: dict[str, Sequence[Video]] | dict[str, list[Video]]) -> None:
+def _check_parts(parts: Mapping[str, Sequence[Video]]) -> None:
     """Quarantine may have emptied a class."""
     for split, videos in parts.items():
         if len({video.label for video in videos}) < 2:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from vd import plots
 from vd.config import DecodeConfig, EngineName
+from vd.errors import VdError
 from vd.evaluation.evaluate import moved, restore
 from vd.features.engines import find_backbone, make_engine
 from vd.features.extract import VideoFeatures, video_features
@@ -95,6 +97,25 @@ class Predictor:
         return video_features(
             paths, self._backbone, self._engine, self._decode, views=1
         )
+
+
+def draw_timeline(
+    run_dir: Path,
+    video: Path,
+    picture: Path,
+    violent_spans: Sequence[tuple[float, float]] = (),
+) -> None:
+    """Draw the probability of violence over a video; known violent spans are shaded.
+
+    Raises `VdError` when the video cannot be decoded.
+    """
+    made = Predictor(run_dir).timeline(video)
+    if made is None:
+        raise VdError(f"{video} cannot be decoded; run vd scan on it to see why.")
+    figure = plots.timeline(
+        made.seconds_W, made.probability_W, made.threshold, violent_spans
+    )
+    plots.save(figure, picture)
 
 
 def _flat(made: VideoFeatures) -> np.ndarray:

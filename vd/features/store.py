@@ -21,13 +21,14 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float16
 
-from vd.atomic import publish, remove_orphans, temporary, write_json, writing
+from vd.atomic import remove_orphans, write_bytes, write_json, writing
 from vd.errors import VdError
 from vd.videos.decode import Outcome
 from vd.videos.manifest import read_csv, write_csv
 from vd.videos.scan import outcome_from_row
 
 _SPLIT = "videos"  # TFDS reserves "all"
+_INFO = "dataset_info.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
 
 
@@ -135,6 +136,8 @@ class FeatureStore:
 
     def write_metadata(self) -> None:
         """Write the two JSON files by which TFDS opens the directory, if they are stale."""
+        if self._described_lengths() == self._shard_lengths:
+            return
         split = tfds.core.SplitInfo(
             name=_SPLIT,
             shard_lengths=self._shard_lengths,
@@ -147,8 +150,11 @@ class FeatureStore:
                 template=_TEMPLATE,
             ),
         )
-        self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
+            for number in range(
+                len(self._shard_lengths)
+            ):  # TFDS looks for the names alone
+                (Path(folder) / self._shard(number).name).touch()
             tfds.folder_dataset.write_metadata(
                 data_dir=folder,
                 features=self._schema,
@@ -156,12 +162,16 @@ class FeatureStore:
                 filename_template=_TEMPLATE,
                 check_data=False,
             )
-            for made in Path(folder).iterdir():
-                path = self.directory / made.name
-                if not path.exists() or path.read_bytes() != made.read_bytes():
-                    copy = temporary(path)
-                    copy.write_bytes(made.read_bytes())
-                    publish(copy, path)
+            for name in ("features.json", _INFO):  # what is compared comes last
+                write_bytes(self.directory / name, (Path(folder) / name).read_bytes())
+
+    def _described_lengths(self) -> list[int]:
+        """Records of each shard as dataset_info.json has them; [] when there is none."""
+        try:
+            info = json.loads((self.directory / _INFO).read_text(encoding="utf-8"))
+            return [int(length) for length in info["splits"][0]["shardLengths"]]
+        except (FileNotFoundError, json.JSONDecodeError, LookupError):
+            return []
 
     @cached_property
     def _source(self) -> Any:

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import vd
 from vd.atomic import write_json
 from vd.config import Config, from_json, to_json
@@ -88,6 +86,8 @@ def write_config(
     path = config.run.checkpoint_dir / "config.json"
     if path.exists():
         return
+    import jax
+
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     write_json(
         path,
