@@ -13,11 +13,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vd.errors import VdError
-from vd.videos.synthetic import CLASSES, FRAME_RATES, SIZES, render_dataset
+from vd.videos.synthetic import (
+    CLASSES,
+    FRAME_RATES,
+    SIZES,
+    render_dataset,
+    render_episode,
+)
 
 
 class Clip(NamedTuple):
-    frames_FxHxW: np.ndarray  # grey
+    frames_FxHxW: np.ndarray  # luma
     frame_rate: int
     frames_promised: int
 
@@ -26,7 +32,7 @@ def read(path: Path) -> Clip:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert stream.average_rate is not None
-        frames = [f.to_ndarray(format="gray") for f in container.decode(stream)]
+        frames = [f.to_ndarray()[: f.height] for f in container.decode(stream)]
         return Clip(np.array(frames), int(stream.average_rate), stream.frames)
 
 
@@ -36,6 +42,13 @@ def files(root: Path) -> list[str]:
 
 def contents(root: Path) -> dict[str, bytes]:
     return {name: (root / name).read_bytes() for name in files(root)}
+
+
+def motion_F(clip: Clip) -> np.ndarray:
+    """Mean absolute difference from each frame to the one a tenth of a second later."""
+    apart = round(0.1 * clip.frame_rate)
+    frames = clip.frames_FxHxW.astype(np.int16)
+    return np.abs(frames[apart:] - frames[:-apart]).mean(axis=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +132,8 @@ def test_a_single_frame_does_not_tell_the_class(
 def test_motion_tells_the_class(
     clips: dict[str, list[Clip]], labels: np.ndarray
 ) -> None:
-    def motion(clip: Clip) -> float:
-        """Mean absolute difference over a tenth of a second."""
-        apart = round(0.1 * clip.frame_rate)
-        frames = clip.frames_FxHxW.astype(np.int16)
-        return float(np.abs(frames[apart:] - frames[:-apart]).mean())
-
     every = clips["nonviolent"] + clips["violent"]
-    assert roc_auc_score(labels, [motion(clip) for clip in every]) > 0.97
+    assert roc_auc_score(labels, [motion_F(clip).mean() for clip in every]) > 0.97
 
 
 def test_a_killed_rendering_continues_and_a_finished_one_is_kept(
@@ -186,3 +193,56 @@ def test_other_peoples_folders_and_other_renderings_are_left_alone(
         with pytest.raises(VdError, match=words):
             render_dataset(tmp_path / name, clips={"train": 2}, seed=1)
     assert contents(tmp_path) == before
+
+
+def test_an_episode_moves_more_inside_its_violent_spans(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "episode.mp4"
+    # More than four seconds: the bursts go on to the end of a long stretch, too.
+    spans = render_episode(path, calm_seconds=1.6, violent_seconds=5.6, seed=0)
+    np.testing.assert_allclose(spans, [(1.6, 7.2), (8.8, 14.4)])
+    clip = read(path)
+    assert clip.frames_FxHxW.shape == (400, 240, 320)
+    assert clip.frame_rate == 25
+    motion = motion_F(clip)
+    stretches = np.split(motion, [40, 180, 220, 360])  # frames at the ends above
+    calm = [stretch[:-2].mean() for stretch in stretches[::2]]  # before the change
+    for violent in stretches[1::2]:
+        for part in np.array_split(violent[2:-2], 4):
+            assert part.mean() > 1.5 * max(calm)
+
+
+def test_an_episode_is_kept_and_follows_from_the_seed(tmp_path: Path) -> None:
+    def render(name: str, seed: int) -> tuple[tuple[float, float], ...]:
+        path = tmp_path / name
+        return render_episode(path, calm_seconds=0.4, violent_seconds=0.2, seed=seed)
+
+    spans = render("first.mp4", 0)
+    written = (tmp_path / "first.mp4").stat().st_mtime_ns
+    assert render("first.mp4", 0) == spans
+    assert (tmp_path / "first.mp4").stat().st_mtime_ns == written
+    render("again.mp4", 0)
+    render("other.mp4", 1)
+    first, again, other = (
+        (tmp_path / f"{name}.mp4").read_bytes() for name in ("first", "again", "other")
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("violent_seconds", "seed", "words"),
+    [
+        (0.0, 0, "stretches of 1.0 and 0.0 s"),
+        (1.0, -1, "seed -1"),
+        (1.0, 1, "holiday.mp4 is not the video to be rendered there"),
+    ],
+)
+def test_bad_episodes_are_one_sentence_and_write_nothing(
+    tmp_path: Path, violent_seconds: float, seed: int, words: str
+) -> None:
+    path = tmp_path / "holiday.mp4"
+    path.write_text("mine")
+    with pytest.raises(VdError, match=words):
+        render_episode(
+            path, calm_seconds=1.0, violent_seconds=violent_seconds, seed=seed
+        )
+    assert contents(tmp_path) == {"holiday.mp4": b"mine"}

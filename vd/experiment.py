@@ -11,7 +11,6 @@ Heavy modules are imported in the functions that need them, so that errors are q
 
 import hashlib
 import json
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -42,7 +41,6 @@ def run(config: Config) -> dict[str, Any]:
 
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
     validate(config)
     _check_devices(config)
     run_dir = config.run.checkpoint_dir

@@ -51,7 +51,7 @@ def restore(run_dir: Path) -> Restored:
         )
     dim = described["preprocessing"]["dim"]
     like = jax.eval_shape(lambda: init_params(config.model, dim, jax.random.key(0)))
-    checkpoints = Checkpoints(run_dir)
+    checkpoints = Checkpoints(run_dir, read_only=True)
     try:
         params, _ = checkpoints.restore_best(like)
     finally:

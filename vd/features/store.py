@@ -96,34 +96,10 @@ class FeatureStore:
         Raises `VdError` when the disk is full; what was added before stays.
         """
         number = len(self._shard_lengths)
-        rows = []
-        first = 0
         if number == 0:
             write_json(self.directory.parent / "fingerprint.json", self.description)
         with writing(self._shard(number)) as path:
-            writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-            for item in chunk:
-                records = self._serialize(item)
-                for record in records:
-                    writer.write(record)
-                frames = (
-                    0
-                    if item.features_VxFxSxD is None
-                    else item.features_VxFxSxD.shape[1]
-                )
-                rows.append(
-                    {
-                        "id": item.id,
-                        "first": first,
-                        "views": len(records),
-                        "stored_frames": frames,
-                        **asdict(item.outcome),
-                        "engine": engine,
-                        "sha256": hashlib.sha256(b"".join(records)).hexdigest(),
-                    }
-                )
-                first += len(records)
-            writer.close()
+            rows = self._write_shard(path, chunk, engine)
         write_csv(self._index(number), rows)
         self._read_index(self._index(number))
         self.__dict__.pop("_source", None)
@@ -184,6 +160,36 @@ class FeatureStore:
 
     def _index(self, number: int) -> Path:
         return self.directory / f"index-{number:05d}.csv"
+
+    def _write_shard(
+        self, path: Path, chunk: Sequence[Extracted], engine: str
+    ) -> list[dict[str, Any]]:
+        """Write the records of a chunk; returns the rows of its index."""
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        rows: list[dict[str, Any]] = []
+        first = 0
+        try:
+            for item in chunk:
+                records = self._serialize(item)
+                for record in records:
+                    writer.write(record)
+                features = item.features_VxFxSxD
+                rows.append(
+                    {
+                        "id": item.id,
+                        "first": first,
+                        "views": len(records),
+                        "stored_frames": 0 if features is None else features.shape[1],
+                        **asdict(item.outcome),
+                        "engine": engine,
+                        "sha256": hashlib.sha256(b"".join(records)).hexdigest(),
+                    }
+                )
+                first += len(records)
+            writer.close()
+        except RuntimeError as error:  # so ArrayRecord says that the disk is full
+            raise OSError(str(error)) from error
+        return rows
 
     def _serialize(self, item: Extracted) -> list[bytes]:
         """The records of one video, a view each; none when it is quarantined."""

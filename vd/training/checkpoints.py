@@ -1,6 +1,7 @@
 """Checkpoints by orbax: the best and the last two, each with a sha256 of its leaves."""
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ from vd.progress import say
 from vd.training.early_stopping import EarlyStopping
 from vd.training.step import TrainState
 
+logging.getLogger("absl").setLevel(
+    logging.ERROR
+)  # orbax tells of every save and option
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -28,12 +33,14 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of a run folder, named by their epoch; written in the background."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._best: int | None = None
+    def __init__(self, run_dir: Path, read_only: bool = False) -> None:
+        self._best: int | None = None  # of the newest checkpoint, once one is known
         self._manager = ocp.CheckpointManager(
             run_dir.absolute() / "checkpoints",
             item_names=("params", "rest", "info"),
-            options=ocp.CheckpointManagerOptions(cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                read_only=read_only, cleanup_tmp_directories=not read_only
+            ),
         )
 
     def save(self, state: TrainState, stopping: EarlyStopping) -> None:
@@ -61,9 +68,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Keep the best and the last two of what is whole on the disk."""
-        epochs = sorted(self._manager.all_steps())
-        for epoch in epochs[:-2]:
-            if epoch != self._best:
+        for epoch in sorted(self._manager.all_steps())[:-2]:
+            if self._best not in (None, epoch):
                 self._manager.delete(epoch)
 
     def wait(self) -> None:
@@ -90,7 +96,7 @@ class Checkpoints:
                 params, stopping = self.restore(epoch, like.params)
                 rest = self._item(epoch, "rest", rest_like)
             except VdError as error:
-                say(f"warning: {error}")
+                say(f"warning: {error}; the one before it is used")
                 self._manager.delete(epoch)
                 continue
             return Checkpoint(
@@ -108,8 +114,9 @@ class Checkpoints:
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
         """The best parameters and their epoch, as the newest checkpoint's state names it."""
-        for epoch in sorted(self._manager.all_steps(), reverse=True):
-            best = self._info(epoch)["best_epoch"]
+        last = self._manager.latest_step()
+        if last is not None:
+            best = self._info(last)["best_epoch"]
             return self.restore(best, params_like)[0], best
         raise VdError(
             f"{self._manager.directory} holds no checkpoint; train first, or name another "
@@ -123,11 +130,11 @@ class Checkpoints:
 
     def _item(self, epoch: int, name: str, like: Any) -> Any:
         """One item in the form of `like`, its sha256 verified: orbax misses a flipped byte."""
-        like = jax.tree.map(np.asarray, like)
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
         restored = self._read(epoch, args)[name]
         if _sha256(restored) != self._info(epoch)[f"sha256_{name}"]:
-            raise VdError(f"{self._damaged(epoch)} (its checksum differs)")
+            raise self._damaged(epoch, "its checksum differs")
         return restored
 
     def _read(self, epoch: int, args: Any) -> Any:
@@ -136,12 +143,12 @@ class Checkpoints:
         except (
             Exception
         ) as error:  # whatever orbax and tensorstore make of damaged files
-            raise VdError(f"{self._damaged(epoch)} ({type(error).__name__})") from error
+            raise self._damaged(epoch, type(error).__name__) from error
 
-    def _damaged(self, epoch: int) -> str:
-        return (
-            f"checkpoint {self._manager.directory / str(epoch)} is damaged and cannot be "
-            "used; the one before it is"
+    def _damaged(self, epoch: int, why: str) -> VdError:
+        return VdError(
+            f"the checkpoint {self._manager.directory / str(epoch)} is damaged ({why}); put "
+            "a copy of it back, or train again with --fresh"
         )
 
 

@@ -139,8 +139,9 @@ class _EpochSums:
         for name, value in (("loss", loss), ("grad_norm", grad_norm)):
             if not math.isfinite(value):
                 raise VdError(
-                    f"{name} is {value} at step {step}; lower --learning-rate, or use "
-                    "--no-mixed-precision, and run again: it goes on from the last epoch."
+                    f"{name} is {value} at step {step}; start a run in another folder with a "
+                    "lower --learning-rate or with --no-mixed-precision (the checkpoints of "
+                    "the epochs before are kept)."
                 )
         self.steps += 1
         self.loss += loss

@@ -57,7 +57,7 @@ def make_train_step(
         grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), _AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(loss, accuracy, optax.global_norm(grads))
+        metrics = StepMetrics(loss, accuracy, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state), metrics
 
     parallel = jax.pmap(

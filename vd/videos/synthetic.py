@@ -1,4 +1,4 @@
-"""Rendered clips of two figures whose class only the motion tells.
+"""Rendered videos of two figures whose class only the motion tells.
 
 A clip walks along a closed path through key poses, eased at each. Its format, its looks,
 its path and where on the path it starts (uniformly, all the way round) are drawn
@@ -10,55 +10,23 @@ sizes would tell of motion too.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from colorsys import hsv_to_rgb
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import av
-import cv2
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64
 
 from vd.atomic import remove_orphans, write_json, writing
 from vd.errors import VdError
 from vd.progress import track
+from vd.videos.figures import KEY_POSES, draw_frames, random_poses
 
 CLASSES = ("nonviolent", "violent")
 SIZES = ((320, 240), (352, 288), (426, 240))  # width and height in pixels
 FRAME_RATES = (15, 20, 25, 30)
-KEY_POSES = 6  # on the closed path of a clip
-VERSION = 1  # of the drawing: another one makes other clips of the same seed
-
-# Shift of the body in body heights, then degrees: lean, and for the near and the far
-# side shoulder, elbow, hip, knee. 0 hangs down, positive is forward; knees bend back.
-POSES = {
-    "stand": (0.00, 0, 10, 8, 8, 4, -10, 8, -8, 4),
-    "stride": (0.10, 5, -28, 15, 24, 5, 28, 20, -24, 14),
-    "wave": (0.00, -2, 140, 35, 5, 3, -12, 10, -7, 4),
-    "guard": (0.02, 8, 45, 95, 20, 16, 30, 110, -18, 14),
-    "jab": (0.16, 14, 90, 4, 32, 24, 25, 115, -28, 6),
-    "cross": (0.20, 20, 15, 115, 26, 28, 94, 0, -34, 8),
-    "hook": (0.12, 10, 120, 60, 22, 20, 10, 90, -24, 10),
-    "push": (0.18, 20, 84, 8, 28, 26, 76, 12, -30, 6),
-    "kick": (0.08, -16, 30, 80, 84, 6, -25, 60, -6, 6),
-    "recoil": (-0.16, -20, 62, 40, 14, 4, 35, 55, -26, 26),
-    "duck": (-0.04, 38, 60, 110, 58, 84, 48, 115, -4, 66),
-}
-SCENES = (  # what the two do at a key pose, either way round
-    ("stand", "wave"),
-    ("stride", "stand"),
-    ("guard", "guard"),
-    ("jab", "recoil"),
-    ("cross", "duck"),
-    ("hook", "guard"),
-    ("push", "recoil"),
-    ("kick", "guard"),
-)
-
-Image = UInt8[np.ndarray, "H W 3"]
-Points = Float64[np.ndarray, "N 2"]
-Colour = Float64[np.ndarray, " 3"]
+VERSION = 1  # of the drawing: another one makes other videos of the same seed
 
 
 class Format(NamedTuple):
@@ -68,19 +36,6 @@ class Format(NamedTuple):
     height: int
     frame_rate: int
     frames: int
-
-
-class Figure(NamedTuple):
-    """A person's place and height in pixels, and looks; 1 faces right, -1 left."""
-
-    facing: int
-    x: float
-    ground: float
-    height: float
-    skin: Colour
-    hair: Colour
-    shirt: Colour
-    trousers: Colour
 
 
 def render_dataset(root: Path, *, clips: Mapping[str, int], seed: int) -> Path:
@@ -95,8 +50,7 @@ def render_dataset(root: Path, *, clips: Mapping[str, int], seed: int) -> Path:
     Raises VdError when a split's count is odd or not positive, when the seed is
     negative, when `root` holds anything but this rendering or cannot be written.
     """
-    if seed < 0:
-        raise VdError(f"the render seed {seed} is negative; give 0 or more.")
+    _check_seed(seed)
     for split, count in clips.items():
         if count < 2 or count % 2:
             raise VdError(
@@ -115,6 +69,51 @@ def render_dataset(root: Path, *, clips: Mapping[str, int], seed: int) -> Path:
                         _render_clip(path, [seed, *split.encode()], label, n)
                     ticker.advance()
     return root
+
+
+def render_episode(
+    path: Path, *, calm_seconds: float, violent_seconds: float, seed: int
+) -> tuple[tuple[float, float], ...]:
+    """Render calm, violent, calm, violent, calm into one MP4 of the same two figures.
+
+    Each calm stretch lasts `calm_seconds` and moves as nonviolent clips do, each violent
+    one `violent_seconds`; 320 × 240 pixels, 25 frames/s, coded as the clips are. Returns
+    start and end of the violent stretches in seconds. A finished video is kept.
+
+    Raises VdError when a length is under 0.1 s, when the seed is negative, when `path`
+    holds anything but this video or cannot be written.
+    """
+    _check_seed(seed)
+    if min(calm_seconds, violent_seconds) < 0.1:
+        raise VdError(
+            f"stretches of {calm_seconds} and {violent_seconds} s cannot be rendered; "
+            "give 0.1 s or more."
+        )
+    lengths = (calm_seconds, violent_seconds) * 2 + (calm_seconds,)
+    ends = np.cumsum(lengths).tolist()
+    identity = json.dumps({"seed": seed, "ends": ends, "version": VERSION})
+    remove_orphans(path.parent)
+    if not path.exists():
+        form = Format(320, 240, 25, round(ends[-1] * 25))
+        rng = np.random.default_rng([seed, *b"episode"])
+        phase_F = np.full(form.frames, rng.uniform(0, KEY_POSES))
+        seconds_F = np.arange(form.frames) / form.frame_rate
+        for n, (end, length) in enumerate(zip(ends, lengths, strict=True)):
+            inside_F = np.clip(seconds_F - (end - length), 0, length)
+            phase_F += _clock(rng, inside_F, violent=n % 2 == 1)
+        _render(path, rng, form, phase_F, comment=identity)
+    elif _comment(path) != identity:
+        raise VdError(
+            f"{path} is not the video to be rendered there; delete it or choose another "
+            "name."
+        )
+    return tuple((end - violent_seconds, end) for end in ends[1::2])
+
+
+def _check_seed(seed: int) -> None:
+    """NumPy's generators take no negative seed."""
+    if seed < 0:
+        raise VdError(f"the render seed {seed} is negative; give 0 or more.")
 
 
 def _claim(root: Path, identity: dict[str, object]) -> None:
@@ -142,8 +141,7 @@ def _render_clip(path: Path, key: list[int], label: int, n: int) -> None:
     start = rng.uniform(0, KEY_POSES)
     seconds_F = np.arange(form.frames) / form.frame_rate
     phase_F = start + _clock(rng, seconds_F, violent=CLASSES[label] == "violent")
-    with writing(path) as temporary_path:
-        _encode(temporary_path, _frames(rng, form, _poses(rng, phase_F)), form)
+    _render(path, rng, form, phase_F)
 
 
 def _draw_format(rng: np.random.Generator) -> Format:
@@ -159,147 +157,42 @@ def _clock(
     """Key poses gone by at each time: the one thing that the class decides."""
     if not violent:
         return rng.choice((-1, 1)) * rng.uniform(0.2, 0.4) * seconds_F
-    starts_B = np.cumsum(rng.uniform(0.15, 0.4, size=16)) - 0.2
-    lengths_B = rng.uniform(0.08, 0.18, size=16)  # seconds a burst
-    steps_B = rng.choice((-1, 1), size=16) * rng.uniform(0.7, 1.3, size=16)
+    bursts = max(16, round(seconds_F[-1] / 0.15))  # to the end, however close they fall
+    starts_B = np.cumsum(rng.uniform(0.15, 0.4, bursts)) - 0.2
+    lengths_B = rng.uniform(0.08, 0.18, bursts)  # seconds a burst
+    steps_B = rng.choice((-1, 1), bursts) * rng.uniform(0.7, 1.3, bursts)
     done_FxB = np.clip((seconds_F[:, None] - starts_B) / lengths_B, 0, 1)
     return done_FxB @ steps_B
 
 
-def _poses(
-    rng: np.random.Generator, phase_F: Float64[np.ndarray, " F"]
-) -> Float64[np.ndarray, "F 2 P"]:
-    """Poses of both figures along a closed path through random scenes, eased at each."""
-    scenes = rng.permutation(SCENES)[:KEY_POSES]
-    keys_Kx2xP = np.array([[POSES[a] for a in rng.permutation(s)] for s in scenes])
-    spread_P = np.array([0.02] + [5.0] * (keys_Kx2xP.shape[-1] - 1))
-    keys_Kx2xP += spread_P * rng.normal(size=keys_Kx2xP.shape)
-    before_F = np.floor(phase_F).astype(int)
-    ease_F = (1 - np.cos(np.pi * (phase_F - before_F))) / 2
-    here_Fx2xP = keys_Kx2xP[before_F % KEY_POSES]
-    there_Fx2xP = keys_Kx2xP[(before_F + 1) % KEY_POSES]
-    return here_Fx2xP + ease_F[:, None, None] * (there_Fx2xP - here_Fx2xP)
-
-
-def _frames(
-    rng: np.random.Generator, form: Format, poses_Fx2xP: Float64[np.ndarray, "F 2 P"]
-) -> Iterator[Image]:
-    """RGB frames: two figures before a still background, and camera noise."""
-    width, height, margin = form.width, form.height, 32
-    background_HxWx3 = _background(rng, width, height)
-    noise = rng.normal(0, 2, (height + margin, width + margin, 3)).astype(np.int16)
-    figures = [_figure(rng, width, height, facing) for facing in (1, -1)]
-    for poses_2xP in poses_Fx2xP:
-        image_HxWx3 = background_HxWx3.copy()
-        for figure, pose_P in zip(figures, poses_2xP, strict=True):
-            _draw_figure(image_HxWx3, figure, pose_P)
-        y, x = rng.integers(margin, size=2)
-        shifted = noise[y : y + height, x : x + width]
-        yield cv2.add(image_HxWx3, shifted, dtype=cv2.CV_8U)
-
-
-def _background(rng: np.random.Generator, width: int, height: int) -> Image:
-    """A blotchy wall with a few panels, and a floor."""
-    horizon = int(height * rng.uniform(0.6, 0.8))
-    image = np.empty((height, width, 3))
-    image[:horizon] = rng.uniform(110, 220) + rng.uniform(-25, 25, 3)
-    for _ in range(rng.integers(2, 6)):
-        left, panel = rng.uniform(0, width), rng.uniform(0.08, 0.25) * width
-        top, bottom = sorted(rng.uniform(0, horizon, 2).astype(int))
-        image[top:bottom, int(left) : int(left + panel)] += rng.uniform(-40, 40, 3)
-    image[horizon:] = rng.uniform(60, 160) + rng.uniform(-25, 25, 3)
-    for cells, strength in ((6, 14), (40, 7)):
-        coarse = rng.normal(0, strength, (cells * height // width, cells))
-        blotches = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-        image += blotches[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def _figure(rng: np.random.Generator, width: int, height: int, facing: int) -> Figure:
-    """Someone about a quarter of a body height off the middle, looking at it."""
-    tall = height * rng.uniform(0.68, 0.78)
-    x = width / 2 - facing * tall * rng.uniform(0.26, 0.36)
-    skin = np.array((232.0, 190.0, 160.0)) * rng.uniform(0.45, 1)
-    hair = np.array((110.0, 80.0, 55.0)) * rng.uniform(0.2, 1)
-    shirt = 255 * np.array(hsv_to_rgb(rng.random(), 0.75, rng.uniform(0.6, 0.95)))
-    trousers = 255 * np.array(hsv_to_rgb(rng.random(), 0.4, rng.uniform(0.2, 0.5)))
-    ground = height * rng.uniform(0.9, 0.95)
-    return Figure(facing, x, ground, tall, skin, hair, shirt, trousers)
-
-
-def _draw_figure(
-    image: Image, figure: Figure, pose_P: Float64[np.ndarray, " P"]
+def _render(
+    path: Path,
+    rng: np.random.Generator,
+    form: Format,
+    phase_F: Float64[np.ndarray, " F"],
+    comment: str = "",
 ) -> None:
-    """Draw a person in place, the far limbs first and darker."""
-    _, _, _, tall, skin, hair, shirt, trousers = figure
-    trunk, arms, legs = _skeleton(figure, pose_P)
-
-    def draw_arm(arm: Points, shade: float) -> None:
-        _stroke(image, arm[2:], 0.05 * tall, skin * shade)
-        _stroke(image, arm[:3], 0.06 * tall, shirt * shade)
-
-    def draw_leg(leg: Points, shade: float) -> None:
-        _stroke(image, leg[2:], 0.05 * tall, hair * shade)
-        _stroke(image, leg[:3], 0.08 * tall, trousers * shade)
-
-    draw_arm(arms[1], 0.7)
-    draw_leg(legs[1], 0.7)
-    draw_leg(legs[0], 1.0)
-    back_of_head = trunk[3:] - 0.015 * tall * np.array((figure.facing, 1))
-    _stroke(image, trunk[2:4], 0.05 * tall, skin * 0.85)
-    _stroke(image, trunk[:2], 0.14 * tall, shirt)
-    _stroke(image, back_of_head, 0.12 * tall, hair)
-    _stroke(image, trunk[3:], 0.1 * tall, skin)
-    draw_arm(arms[0], 1.0)
-
-
-def _skeleton(
-    figure: Figure, pose_P: Float64[np.ndarray, " P"]
-) -> tuple[Points, list[Points], list[Points]]:
-    """Trunk from hip to crown, arms to the fingers, legs to the toes, in pixels."""
-    shift, lean, *near_far = pose_P
-
-    def chain(start: Points, *bones: tuple[float, float]) -> Points:
-        """Joints from `start` on, by degrees and lengths in body heights."""
-        degrees, lengths = np.array(bones).T
-        across = figure.facing * np.sin(np.radians(degrees))
-        down = np.cos(np.radians(degrees))
-        bones_Nx2 = figure.height * lengths[:, None] * np.stack((across, down), axis=1)
-        return start + np.vstack((np.zeros(2), np.cumsum(bones_Nx2, axis=0)))
-
-    hip = np.array((figure.x + figure.facing * shift * figure.height, 0.0))
-    arms, legs = [], []
-    for _, _, thigh, knee in (near_far[:4], near_far[4:]):
-        shin = thigh - knee
-        legs.append(chain(hip, (thigh, 0.23), (shin, 0.22), (shin + 80, 0.06)))
-    fall = np.array((0.0, figure.ground - max(leg[2, 1] for leg in legs)))
-    up = 180 - lean
-    trunk = chain(hip + fall, (up, 0.25), (up, 0.05), (up + lean / 2, 0.05), (up, 0.06))
-    for upper, elbow, _, _ in (near_far[:4], near_far[4:]):
-        lower = upper + elbow
-        arms.append(chain(trunk[1], (upper, 0.16), (lower, 0.14), (lower, 0.03)))
-    return trunk, arms, [leg + fall for leg in legs]
-
-
-def _stroke(image: Image, points: Points, thickness: float, colour: Colour) -> None:
-    """A round-ended outlined line through points, to a sixteenth of a pixel."""
-    fixed = np.round(points * 16).astype(np.int32)
-    for shade, width in ((colour * 0.5, thickness + 2), (colour, thickness)):
-        rgb = tuple(shade.tolist())
-        cv2.polylines(image, [fixed], False, rgb, round(width), cv2.LINE_AA, 4)
-
-
-def _encode(path: Path, frames: Iterator[Image], form: Format) -> None:
-    """Write an MP4 of key frames only, at a fixed quantizer, by one thread."""
+    """Draw figures along a path into an MP4 of key frames, at a fixed quantizer."""
     codec, options = "mpeg4", {"qmin": "6", "qmax": "6"}
     if "libx264" in av.codecs_available:
         codec, options = "libx264", {"preset": "ultrafast", "qp": "30"}
-    with av.open(str(path), "w", format="mp4") as container:
+    poses_Fx2xP = random_poses(rng, phase_F)
+    with writing(path) as temporary, av.open(str(temporary), "w", "mp4") as container:
+        container.metadata["comment"] = comment
         stream = container.add_stream(codec, form.frame_rate, options)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = form.width, form.height
         stream.pix_fmt, stream.gop_size, stream.thread_count = "yuv420p", 1, 1
-        for image_HxWx3 in frames:
+        for image_HxWx3 in draw_frames(rng, form.width, form.height, poses_Fx2xP):
             frame = av.VideoFrame.from_ndarray(image_HxWx3, "rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def _comment(path: Path) -> str | None:
+    """The comment in a video, if the file is one."""
+    try:
+        with av.open(str(path)) as container:
+            return container.metadata.get("comment")
+    except (av.FFmpegError, OSError):
+        return None

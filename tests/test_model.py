@@ -1,0 +1,175 @@
+"""Model, scoring and the training step: padding, devices, overfitting."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.fabricated import make_set, make_videos
+from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
+from vd.model import apply, draw_dropout, init_params
+from vd.scoring import SCORING_BATCH, score
+from vd.training.batches import Batch, training_batches
+from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.step import TrainState, make_train_step
+
+SMALL = ModelConfig(
+    clip_frames=8, projection_size=16, hidden_size=8, mixed_precision=False
+)
+D = 12
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(SMALL, D, jax.random.key(0))
+
+
+def clips(count, seed=0, frames=None):
+    rng = np.random.default_rng(seed)
+    lengths = frames or [3 + i % 6 for i in range(count)]
+    return [rng.normal(size=(length, D)).astype(np.float16) for length in lengths]
+
+
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_padding_changes_nothing(params, mixed_precision):
+    config = ModelConfig(8, 16, 8, 0.3, mixed_precision)
+    clip = clips(1, frames=[5])[0]
+    padded = np.concatenate([clip, np.full((3, D), 7, np.float16)])
+    alone = apply(config, params, clip[None], np.ones((1, 5), np.float32))
+    mask = np.array([[1, 1, 1, 1, 1, 0, 0, 0]], np.float32)
+    np.testing.assert_allclose(
+        apply(config, params, padded[None], mask), alone, rtol=1e-5
+    )
+
+
+def test_parameter_count(params):
+    projection = D * 16 + 16
+    lstm = 16 * 64 + 64 + 2 * 8 * 32
+    attention = 16 * 8 + 8 + 8 + 1
+    logit = 16 + 1
+    counted = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert counted == projection + lstm + attention + logit
+
+
+def test_score_is_the_same_bits_in_any_company(params):
+    videos = clips(SCORING_BATCH * 2 + 5)
+    together = score(SMALL, params, [[clip] for clip in videos])
+    alone = [score(SMALL, params, [[clip]])[0] for clip in videos]
+    assert together.tolist() == alone
+    shuffled = score(SMALL, params, [[clip] for clip in videos[::-1]])
+    assert shuffled.tolist() == alone[::-1]
+
+
+def test_a_long_video_is_the_mean_of_its_windows(params):
+    video = clips(1, frames=[20])[0]
+    windows = [video[start : start + 8] for start in (0, 6, 12)]
+    by_hand = np.mean(score(SMALL, params, [[window] for window in windows]))
+    assert score(SMALL, params, [[video]])[0] == pytest.approx(by_hand, abs=1e-7)
+
+
+def test_views_are_averaged(params):
+    first, second = clips(2, frames=[6, 6])
+    both = score(SMALL, params, [[first, second]])[0]
+    each = score(SMALL, params, [[first], [second]])
+    assert both == pytest.approx(each.mean(), abs=1e-7)
+
+
+def test_no_video_has_no_score(params):
+    assert score(SMALL, params, []).shape == (0,)
+
+
+def test_dropout_keeps_the_mean_and_its_own_share():
+    keys = jax.random.split(jax.random.key(1), 400)
+    masks = draw_dropout(ModelConfig(dropout_rate=0.3), keys)
+    kept = np.asarray(masks.projected_BxP) > 0
+    assert kept.mean() == pytest.approx(0.7, abs=0.01)
+    assert np.asarray(masks.pooled_Bx2H).mean() == pytest.approx(1.0, abs=0.02)
+    one = draw_dropout(ModelConfig(dropout_rate=0.3), keys[5:6])
+    np.testing.assert_array_equal(one.projected_BxP[0], masks.projected_BxP[5])
+
+
+def make_training(tmp_path, devices, **settings):
+    training = TrainingConfig(
+        **{
+            "epochs": 20,
+            "batch_size": 8,
+            "warmup_epochs": 1,
+            "learning_rate": 0.01,
+            **settings,
+        }
+    )
+    config = Config(data=DataConfig(tmp_path), model=SMALL, training=training)
+    data = make_set(tmp_path, make_videos(24))
+    schedule = learning_rate(training, 3)
+    optimizer = make_optimizer(training, schedule)
+    step = make_train_step(config, optimizer, jax.local_devices()[:devices])
+    params = init_params(SMALL, data.dim, jax.random.key(0))
+    state = TrainState(np.zeros((), np.int32), params, optimizer.init(params))
+    return step, state, training_batches(data, training, SMALL.clip_frames, 8, 0)
+
+
+def test_two_devices_follow_one_within_rounding(tmp_path):
+    curves = []
+    for devices in (1, 2):
+        step, state, batches = make_training(tmp_path, devices)
+        losses = []
+        for batch in list(batches)[:50]:
+            state, metrics = step(state, batch)
+            losses.append(float(metrics.loss))
+        curves.append(losses)
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+
+
+def test_one_batch_can_be_learnt_by_heart(tmp_path):
+    step, state, batches = make_training(
+        tmp_path, 2, augmentation=False, label_smoothing=0.0, focal_alpha=0.5
+    )
+    batch = next(batches)
+    for _ in range(60):
+        state, metrics = step(state, batch)
+    assert float(metrics.accuracy) == 1.0
+    assert float(metrics.loss) < 1e-2
+
+
+def test_batches_are_a_function_of_seed_and_step(tmp_path):
+    data = make_set(tmp_path, make_videos(10))
+    config = TrainingConfig(epochs=3, batch_size=4, seed=3)
+    first = list(training_batches(data, config, 8, 4, 0))
+    assert len(first) == 3 * (10 // 4)
+    later = list(training_batches(data, config, 8, 4, 4))
+    for a, b in zip(first[4:], later, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+    other = next(training_batches(data, TrainingConfig(epochs=3, seed=4), 8, 4, 0))
+    assert not np.array_equal(other.features_BxTxD, first[0].features_BxTxD)
+
+
+def test_an_epoch_takes_each_video_at_most_once(tmp_path):
+    data = make_set(tmp_path, make_videos(12), frames=lambda i: 3 + i, signal=0)
+    config = TrainingConfig(epochs=2, augmentation=False)
+    batches = list(training_batches(data, config, 32, 4, 0))
+    for epoch in (batches[:3], batches[3:]):
+        lengths = np.concatenate([batch.mask_BxT.sum(axis=1) for batch in epoch])
+        assert sorted(lengths) == list(range(3, 15))  # each length is one video
+
+
+def test_reading_at_random_gives_what_memory_gives(tmp_path):
+    data = make_set(tmp_path, make_videos(9))
+    config = TrainingConfig(epochs=1)
+    from_memory = list(training_batches(data, config, 8, 4, 0))
+    data._memory = None  # as when the set does not fit
+    from_store = list(training_batches(data, config, 8, 4, 0))
+    for a, b in zip(from_memory, from_store, strict=True):
+        np.testing.assert_array_equal(a.features_BxTxD, b.features_BxTxD)
+
+
+def test_spatial_augmentation_draws_both_views(tmp_path):
+    data = make_set(tmp_path, make_videos(2), frames=lambda i: 6)
+    config = TrainingConfig(epochs=40, temporal_jitter=0.0)
+    seen = {
+        batch.features_BxTxD[row].tobytes()
+        for batch in training_batches(data, config, 6, 2, 0)
+        for row in range(2)
+    }
+    expected = {data.read(i, view).tobytes() for i in range(2) for view in range(2)}
+    assert seen == expected
+    assert isinstance(next(training_batches(data, config, 6, 2, 0)), Batch)

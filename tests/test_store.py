@@ -1,0 +1,155 @@
+"""The feature store: a plain TFDS directory that survives kills and grows."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.fabricated import features_of, make_videos, open_store
+from vd.atomic import lock
+from vd.errors import VdError
+from vd.features.store import Extracted
+from vd.videos.decode import Outcome
+
+USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
+
+
+def chunk(videos, frames=5):
+    return [Extracted(v.id, USED, features_of(v, frames)) for v in videos]
+
+
+def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
+    videos = make_videos(5)
+    open_store(tmp_path).add(chunk(videos), "test")
+    store = open_store(tmp_path)
+    for video in videos:
+        for view, expected in enumerate(features_of(video, 5)):
+            np.testing.assert_array_equal(
+                store.read(video.id, view), expected.reshape(5, -1)
+            )
+    assert store.rows["v0"].outcome == USED
+
+
+def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(3)), "test")
+    store.write_metadata()
+    source = tfds.builder_from_directory(store.directory).as_data_source("videos")
+    assert len(source) == 6
+    assert source[3]["id"] == b"v1"
+    assert source[3]["view"] == 1
+    np.testing.assert_array_equal(
+        source[3]["features"], features_of(make_videos(2)[1], 5)[1]
+    )
+    assert "tensorflow" not in sys.modules
+
+
+def test_grows_by_shards_and_keeps_quarantined_outcomes(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(2)), "test")
+    assert len(store.read("v0", 0)) == 5
+    store.add([Extracted("bad", Outcome("quarantined", "truncated"), None)], "test")
+    store.add(chunk(make_videos(2, "w"), frames=7), "test")
+    assert len(store.read("w1", 1)) == 7
+    again = open_store(tmp_path)
+    assert again.rows["bad"].outcome == Outcome("quarantined", "truncated")
+    assert again.rows["bad"].views == 0
+    np.testing.assert_array_equal(again.read("w1", 1), store.read("w1", 1))
+
+
+def test_a_retried_video_replaces_its_row(tmp_path):
+    store = open_store(tmp_path)
+    store.add([Extracted("v0", Outcome("quarantined", "timeout"), None)], "test")
+    store.add(chunk(make_videos(1)), "test")
+    assert open_store(tmp_path).rows["v0"].outcome == USED
+    assert len(open_store(tmp_path).read("v0", 0)) == 5
+
+
+def test_another_description_is_another_folder(tmp_path):
+    assert open_store(tmp_path).directory != open_store(tmp_path, gap=0.2).directory
+
+
+def test_a_shard_without_its_index_is_not_used_and_is_deleted(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(2)), "test")
+    torn = store.directory / "features-videos.array_record-00001"
+    torn.write_bytes(b"half")
+    again = open_store(tmp_path)
+    assert set(again.rows) == {"v0", "v1"}
+    again.recover()
+    assert not torn.exists()
+    again.add(chunk(make_videos(1, "w")), "test")
+    assert len(open_store(tmp_path).read("w0", 0)) == 5
+
+
+def _write_for_ever(folder):
+    store = open_store(folder)
+    store.recover()
+    number = sum(1 for _ in store.rows)
+    while True:
+        store.add(chunk(make_videos(4, f"k{number}-")), "test")
+        number += 4
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.11, 0.23])
+def test_kill_9_leaves_whole_shards_only(tmp_path, delay):
+    process = multiprocessing.get_context("spawn").Process(
+        target=_write_for_ever, args=(tmp_path,)
+    )
+    process.start()
+    directory = open_store(tmp_path).directory
+    deadline = time.monotonic() + 60
+    while not (directory / "index-00000.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    store = open_store(tmp_path)
+    store.recover()
+    assert not list(directory.glob("*.tmp-*"))
+    assert len(store.rows) >= 4
+    assert len(store.rows) % 4 == 0
+    for row in store.rows.values():
+        for view in range(row.views):
+            expected = features_of(
+                make_videos(4, row.id.split("-")[0] + "-")[int(row.id[-1])], 5
+            )
+            np.testing.assert_array_equal(
+                store.read(row.id, view), expected[view].reshape(5, -1)
+            )
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        store = open_store(small)
+        store.add(chunk(make_videos(2)), "test")
+        with pytest.raises(VdError, match="cannot be written"):
+            store.add(chunk(make_videos(64, "big"), frames=100), "test")
+        assert set(open_store(small).rows) == {"v0", "v1"}
+        assert not list(store.directory.glob("*.tmp-*"))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_second_writer_is_told_who_holds_the_store(tmp_path):
+    path = tmp_path / "store" / ".lock"
+    with (
+        lock(path, "vd extract"),
+        pytest.raises(VdError, match=f"vd extract, process {os.getpid()}"),
+        lock(path, "vd extract"),
+    ):
+        pass
+    with lock(path, "vd extract"):
+        assert Path(path).exists()
