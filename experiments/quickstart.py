@@ -18,7 +18,7 @@ from vd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 ROOT = Path("runs/quickstart")
 CLIPS = {"train": 96, "val": 40, "test": 60}
 TRAINING = TrainingConfig(
-    epochs=40, batch_size=32, focal_alpha=0.5, early_stopping_patience=10
+    epochs=20, batch_size=32, focal_alpha=0.5, early_stopping_patience=5
 )
 
 

@@ -52,3 +52,44 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0):
     if chunk:
         store.add(chunk, "test")
     return FeatureSet(videos, store)
+
+
+def write_tiny_backbone(path, size=32, dim=8, channels_first=False, metadata=None):
+    """An ONNX file that takes float images of side `size` to `dim` values: fast and crude."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(3 * 16, dim)).astype(np.float32) / 500
+    shape = ["N", 3, size, size] if channels_first else ["N", size, size, 3]
+    side = size // 4
+    nodes = [
+        helper.make_node(
+            "AveragePool",
+            ["nchw"],
+            ["pooled"],
+            kernel_shape=[side, side],
+            strides=[side, side],
+        ),
+        helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], ["features"]),
+    ]
+    if channels_first:
+        nodes[0].input[0] = "images"
+    else:
+        nodes.insert(
+            0, helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2])
+        )
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", dim])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    )
+    for key, value in (metadata or {}).items():
+        model.metadata_props.add(key=key, value=value)
+    save(model, str(path))
+    return path

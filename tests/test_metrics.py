@@ -74,6 +74,12 @@ def test_bootstrap_resamples_whole_groups():
     assert 0.55 < alone[1] < 0.65
 
 
+def test_a_perfect_score_is_no_certainty():
+    low, high = metrics.bootstrap_accuracy(np.ones(60, bool), np.arange(60))
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 60)), 1.0)  # 94 %
+    assert metrics.bootstrap_accuracy(np.ones(60, bool), np.zeros(60))[0] == 0.025
+
+
 def test_temperature_undoes_a_known_scaling():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=20_000) * 2

@@ -200,3 +200,7 @@ def _exit(command: Callable[[], int]) -> None:
         say("vd: interrupted; finished work is kept, the same command goes on")
         code = _INTERRUPTED
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

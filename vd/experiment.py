@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vd.atomic import lock
@@ -44,6 +45,7 @@ def run(config: Config) -> dict[str, Any]:
     validate(config)
     _check_devices(config)
     run_dir = config.run.checkpoint_dir
+    run_folder.check_folder(run_dir)
     if not config.run.fresh:
         run_folder.check_identity(run_dir, run_folder.settings_identity(config))
     manifest = read_manifest(config.data)
@@ -65,21 +67,24 @@ def run(config: Config) -> dict[str, Any]:
         "features": store.fingerprint,
         "dataset": _dataset_fingerprint(ledger.usable()),
     }
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if config.run.fresh:
-        run_folder.clear(run_dir)
-    run_folder.check_identity(run_dir, identity)
-    if run_folder.is_finished(run_dir):
-        say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
-        from vd.evaluation.evaluate import summary
-
-        result: dict[str, Any] = json.loads(
-            (run_dir / "evaluation_test.json").read_text()
-        )
-        say(summary(result))
-        return result
     with lock(run_dir / ".lock", "vd train"):
+        if config.run.fresh:
+            run_folder.clear(run_dir)
+        run_folder.check_identity(run_dir, identity)
+        if run_folder.is_finished(run_dir):
+            say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
+            return _finished(run_dir)
         return _train_and_evaluate(config, parts, store, ledger, identity)
+
+
+def _finished(run_dir: Path) -> dict[str, Any]:
+    """What the run's test evaluation said."""
+    from vd.evaluation.evaluate import summary
+
+    text = (run_dir / "evaluation_test.json").read_text(encoding="utf-8")
+    result: dict[str, Any] = json.loads(text)
+    say(summary(result))
+    return result
 
 
 def _train_and_evaluate(

@@ -59,9 +59,16 @@ def expected_calibration_error(
 def bootstrap_accuracy(
     correct_N: Bool[np.ndarray, " N"], group_N: Shaped[np.ndarray, " N"], seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of accuracy, resampling whole groups (Efron 1979)."""
+    """95 % percentile interval of accuracy, resampling whole groups (Efron 1979).
+
+    When all or none are right resampling shows no spread: then the exact binomial interval
+    with a trial a group (Clopper and Pearson 1934).
+    """
     _, member_N = np.unique(group_N, return_inverse=True)
     size_G = np.bincount(member_N)
+    if correct_N.all() or not correct_N.any():
+        surely = 0.025 ** (1 / len(size_G))
+        return (surely, 1.0) if correct_N.all() else (0.0, 1.0 - surely)
     right_G = np.bincount(member_N, weights=correct_N)
     generator = np.random.Generator(np.random.Philox(seed))
     drawn = generator.integers(len(size_G), size=(_RESAMPLES, len(size_G)))

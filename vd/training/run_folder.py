@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ _PACKAGES = (
     "av",
 )
 _OWN_FILES = (
-    "config.json", "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl",
-    "events.out.tfevents.*", "checkpoints", "calibration.json", "evaluation_*.json",
-    "predictions_*.csv", "*.png", "report.html",
+    "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
+    "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
+    "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
+    "config.json",
 )  # fmt: skip
 
 
@@ -41,27 +43,32 @@ def settings_identity(config: Config) -> dict[str, Any]:
     }
 
 
+def check_folder(run_dir: Path) -> None:
+    """Raise `VdError` when the folder holds something that is no run."""
+    if (run_dir / "config.json").exists() or not run_dir.exists():
+        return
+    if not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir()):
+        raise VdError(
+            f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is no run "
+            "folder; name an empty or a new folder."
+        )
+
+
 def check_identity(run_dir: Path, identity: Mapping[str, Any]) -> None:
     """Raise `VdError`, listing what differs, when the folder holds another run."""
     if not (run_dir / "config.json").exists():
-        if run_dir.exists() and any(p for p in run_dir.iterdir() if p.name != ".lock"):
-            raise VdError(
-                f"--checkpoint-dir {run_dir} holds files but no config.json, so it is no "
-                "run folder; name an empty or a new folder."
-            )
         return
     former = dict(_flat(read_config(run_dir)["identity"]))
-    for key, value in _flat(identity):
-        if key in former and former[key] != value:
-            differ = [
-                f"{k} was {former[k]}, now {v}"
-                for k, v in _flat(identity)
-                if k in former and former[k] != v
-            ]
-            raise VdError(
-                f"--checkpoint-dir {run_dir} holds another run ({'; '.join(differ)}); name "
-                "another folder, or start over with --fresh."
-            )
+    differ = [
+        f"{key} was {former[key]}, now {value}"
+        for key, value in _flat(identity)
+        if key in former and former[key] != value
+    ]
+    if differ:
+        raise VdError(
+            f"--checkpoint-dir {run_dir} holds another run ({'; '.join(differ)}); name "
+            "another folder, or start over with --fresh."
+        )
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -94,7 +101,9 @@ def write_config(
         {
             "format": FORMAT,
             "identity": dict(identity),
-            "settings": to_json(config),
+            "settings": {
+                f.name: to_json(getattr(config, f.name)) for f in fields(Config)
+            },
             "label_map": {name: label for label, name in enumerate(CLASSES)},
             "preprocessing": dict(preprocessing),
             "devices": {"count": devices, "kind": jax.local_devices()[0].device_kind},
