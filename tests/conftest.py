@@ -1,6 +1,31 @@
-"""Strict settings for all tests: two CPU devices, no silent rank promotion."""
+"""Strict settings for all tests: two CPU devices, no silent rank promotion; one run."""
+
+from pathlib import Path
 
 import jax
+import pytest
+
+from vd import experiment
+from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from vd.videos.synthetic import render_dataset
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    """A finished run on a few rendered clips, to be read only, and its settings."""
+    root = tmp_path_factory.mktemp("small")
+    clips = {"train": 24, "val": 12, "test": 12}
+    config = Config(
+        data=DataConfig(
+            dataset_path=render_dataset(root / "clips", clips=clips, seed=0),
+            cache_dir=root / "cache",
+        ),
+        model=ModelConfig(mixed_precision=False),
+        training=TrainingConfig(epochs=4, batch_size=8, warmup_epochs=1),
+        run=RunConfig(checkpoint_dir=root / "run"),
+    )
+    experiment.run(config)
+    return config.run.checkpoint_dir, config

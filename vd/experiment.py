@@ -12,6 +12,7 @@ Heavy modules are imported in the functions that need them, so that errors are q
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,8 @@ from vd.videos.manifest import (
 from vd.videos.splits import with_splits
 
 if TYPE_CHECKING:
+    import jax
+
     from vd.features.store import FeatureStore
     from vd.videos.scan import Ledger
 
@@ -114,7 +117,7 @@ def _train_and_evaluate(
     if batch_size < settings.batch_size:
         say(f"the train split has {batch_size} clips: --batch-size is cut to that")
     devices = training_devices(_devices_before(config), batch_size)
-    _write_inputs(config, parts, store, ledger, identity, len(devices))
+    _write_inputs(config, parts, store, ledger, identity, devices)
     violent = sum(video.label for video in parts["train"])
     warning = imbalance_warning(
         violent, len(parts["train"]) - violent, settings.focal_alpha
@@ -146,7 +149,7 @@ def _write_inputs(
     store: "FeatureStore",
     ledger: "Ledger",
     identity: dict[str, Any],
-    devices: int,
+    devices: Sequence["jax.Device"],
 ) -> None:
     """config.json, splits.csv, ledger.csv and a user's own backbone."""
     from vd.features.engines import find_backbone
@@ -160,15 +163,27 @@ def _write_inputs(
     write_csv(run_dir / "ledger.csv", ledger.rows())
     if not backbone.built_in:
         shutil.copyfile(backbone.file, run_dir / "backbone.onnx")
-    preprocessing = {
-        **asdict(frame_settings(backbone)),
-        "streams": list(STREAMS),
-        "views": list(VIEWS),
-        "backbone": backbone.description,
-        "dim": store.streams * store.dim,
-        "engines": sorted({row.engine for row in store.rows.values()}),
+    facts = {
+        "engine": _engine_of(ledger.usable(), store),
+        "preprocessing": {
+            **asdict(frame_settings(backbone)),
+            "streams": list(STREAMS),
+            "views": list(VIEWS),
+            "backbone": backbone.description,
+            "dim": store.streams * store.dim,
+        },
+        "devices": {"count": len(devices), "kind": devices[0].device_kind},
+        "ledger": {
+            "per_split_and_class": ledger.counts(),
+            "loss_gap": ledger.loss_gap(),
+        },
     }
-    run_folder.write_config(config, identity, preprocessing, devices)
+    run_folder.write_config(config, identity, facts)
+
+
+def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:
+    """The engine that made most of the features."""
+    return Counter(store.rows[video.id].engine for video in videos).most_common(1)[0][0]
 
 
 def _check_devices(config: Config) -> None:

@@ -1,22 +1,23 @@
 """Pictures: arrays in, a matplotlib Figure out; a file's suffix decides its format."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from vd.atomic import writing
 from vd.errors import VdError
 
-_BLUE, _ORANGE, _GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#777777",
-)  # told apart by the colour-blind
+# Colours that the colour-blind tell apart (Okabe and Ito 2008).
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
+_RUNS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", _GREY)
 _FORMATS = (".png", ".pdf", ".svg")
 
 
@@ -35,10 +36,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows."""
+    """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows.
+
+    A run has a colour, which is named when there are several.
+    """
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
-    colours = [_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
     panels = (
         ("Loss", (("train_loss", "train", "--"), ("val_loss", "validation", "-"))),
         ("Accuracy at 0.5", (("train_accuracy", "train", "--"), ("val_accuracy", "validation", "-"))),
@@ -48,21 +51,33 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
         ),
         ("Learning rate", (("learning_rate", "", "-"),)),
     )  # fmt: skip
+    names: dict[str, Line2D] = {}
     for axis, (title, lines) in zip(axes, panels, strict=True):
-        for (name, rows), colour in zip(
-            runs.items(), colours * len(runs), strict=False
-        ):
+        for (name, rows), colour in zip(runs.items(), cycle(_RUNS), strict=False):
             epochs = [row["epoch"] for row in rows]
-            for key, label, style in lines:
+            dot = "." if len(rows) == 1 else ""  # one point makes no line
+            for key, _, style in lines:
                 values = [np.nan if row[key] is None else row[key] for row in rows]
-                label = ", ".join(part for part in (name, label) if part)
-                axis.plot(epochs, values, style, color=colour, label=label)
+                (names[name],) = axis.plot(
+                    epochs, values, style, marker=dot, color=colour
+                )
         axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
-        if title != "Loss" and title != "Learning rate":
+        if len(lines) > 1:
+            styles = [
+                Line2D([], [], color="black", ls=style, label=label)
+                for _, label, style in lines
+            ]
+            axis.legend(handles=styles, fontsize=8)
+        if "at 0.5" in title:
             axis.set_ylim(-0.02, 1.02)
-        if lines[0][1] or len(runs) > 1:
-            axis.legend(fontsize=8)
+        else:
+            axis.set_ylim(bottom=0)
+    if len(runs) > 1:
+        figure.legend(
+            list(names.values()), list(names), loc="outside lower center", ncols=3
+        )
     return figure
 
 
@@ -119,24 +134,36 @@ def reliability(
     probability_N: Float[np.ndarray, " N"],
     bins: int = 10,
 ) -> Figure:
-    """Observed frequency against predicted probability, in bins of equal count."""
+    """Observed frequency, with its interval, against predicted probability.
+
+    The bins hold equally many clips, as in the expected calibration error.
+    """
     figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], ":", color=_GREY, label="perfect")
     order = np.argsort(probability_N, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
-    x = [float(np.mean(probability_N[part])) for part in parts]
-    y = [float(np.mean(labels_N[part])) for part in parts]
-    axis.plot(
-        x, y, "o-", color=_BLUE, label=f"{len(parts)} bins of {len(parts[0])} clips"
-    )
+    label = f"{len(order)} clips in {len(parts)} bins, 95 % intervals"
+    for part in parts:
+        predicted, observed = np.mean(probability_N[part]), np.mean(labels_N[part])
+        low, high = _wilson(float(observed), len(part))
+        axis.vlines(predicted, low, high, color=_BLUE, alpha=0.4)
+        axis.plot(predicted, observed, "o", color=_BLUE, label=label)
+        label = "_"  # one entry in the legend
     axis.set(
         xlabel="predicted probability of violence", ylabel="share that is violent",
         title="Reliability", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
     )  # fmt: skip
-    axis.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
     return figure
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` (Wilson 1927)."""
+    middle = count * share + 1.96**2 / 2
+    half = 1.96 * np.sqrt(count * share * (1 - share) + 1.96**2 / 4)
+    return (middle - half) / (count + 1.96**2), (middle + half) / (count + 1.96**2)
 
 
 def timeline(

@@ -14,6 +14,7 @@ from vd.evaluation.evaluate import moved, restore
 from vd.features.engines import find_backbone, make_engine
 from vd.features.extract import VideoFeatures, video_features
 from vd.scoring import score, score_windows
+from vd.training.run_folder import read_config
 from vd.videos.decode import FrameSettings, Outcome
 from vd.videos.manifest import CLASSES
 
@@ -40,7 +41,7 @@ class Timeline:
 class Predictor:
     """A trained run, from its folder alone.
 
-    `engine` "auto" takes ONNX Runtime on a CPU, JAX on an accelerator.
+    `engine` "auto" takes the engine of the run's features where it can.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class Predictor:
         config = moved(self._restored.config, run_dir, None, None)
         self._decode = decode or config.decode
         self._backbone = find_backbone(config.backbone)
-        self._engine = make_engine(self._backbone, engine)
+        before = read_config(run_dir)["engine"]
+        self._engine = make_engine(self._backbone, engine, before)
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction]:
         """Probability of violence of each file, in order, as each is done."""

@@ -11,10 +11,11 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from vd.config import BackboneConfig, usable_cores
+from vd.config import BackboneConfig, EngineName, usable_cores
 from vd.errors import VdError
 from vd.features.efficientnet import FEATURES, VARIANTS, folded_parameters, onnx_model
 from vd.features.weights import backbone_file
+from vd.progress import say
 
 _CPU_BATCH = 4  # the fastest measured; a whole clip at once is slower
 _JAX_BATCH = (
@@ -93,10 +94,20 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     )
 
 
-def make_engine(backbone: Backbone, name: str) -> Engine:
-    """The engine called `name`; auto is JAX where there is an accelerator."""
+def make_engine(backbone: Backbone, name: EngineName, before: str = "") -> Engine:
+    """The engine called `name`; auto is JAX where there is an accelerator.
+
+    `before` is the engine that a run's features came from: auto takes it where it can,
+    else says so.
+    """
     if name == "auto":
         name = "jax" if backbone.built_in and _has_accelerator() else "onnxruntime"
+        if before == "onnxruntime":
+            name = "onnxruntime"
+        elif before and before != name:
+            say(
+                f"note: features by {name}; those of the run are by {before}, to 1e-4 alike"
+            )
     if name == "onnxruntime":
         return OnnxEngine(backbone)
     if not backbone.built_in:

@@ -16,7 +16,7 @@ from vd.features.engines import Backbone, Engine, find_backbone, make_engine
 from vd.features.sampling import VIEWS
 from vd.features.store import Extracted, FeatureStore
 from vd.progress import Ticker, say, track
-from vd.videos.decode import FrameSettings, Outcome
+from vd.videos.decode import FrameSettings, Outcome, probe_duration
 from vd.videos.manifest import Video
 from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
 from vd.videos.workers import decode_videos
@@ -149,18 +149,15 @@ def promise(
     Lengths are estimated from the sizes of the files, by the first that open; the speed
     is measured on the spot.
     """
-    from vd.videos.decode import probe_duration
 
-    sample = [
-        (v.path.stat().st_size, probe_duration(v.path)) for v in videos[:32] if v.id
-    ]
-    known = [(size, seconds) for size, seconds in sample if seconds > 0]
+    sample = [(_size(v.path), probe_duration(v.path)) for v in videos[:32]]
+    known = [(size, seconds) for size, seconds in sample if size and seconds]
     if not known:
         return
     bytes_per_second = sum(size for size, _ in known) / sum(
         seconds for _, seconds in known
     )
-    total = sum(v.path.stat().st_size for v in videos if v.id) / bytes_per_second
+    total = sum(_size(v.path) for v in videos) / bytes_per_second
     frames = int(total * frame_settings(backbone).frames_per_second)
     images = frames * len(STREAMS) * len(VIEWS)
     probe = np.zeros((16, backbone.size, backbone.size, 3), np.uint8)
@@ -180,6 +177,11 @@ def promise(
             f"--cache-dir {store.directory} has {free / 1e9:.1f} GB free but the features "
             f"need about {size / 1e9:.1f} GB; free some space or name another folder."
         )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file, 0 of anything else."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _run_views(

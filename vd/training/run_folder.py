@@ -84,17 +84,12 @@ def clear(run_dir: Path) -> None:
 
 
 def write_config(
-    config: Config,
-    identity: Mapping[str, Any],
-    preprocessing: Mapping[str, Any],
-    devices: int,
+    config: Config, identity: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Write config.json, unless the same run has it already."""
+    """Write config.json, unless the same run has it already; `facts` are further keys."""
     path = config.run.checkpoint_dir / "config.json"
     if path.exists():
         return
-    import jax
-
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     write_json(
         path,
@@ -105,8 +100,7 @@ def write_config(
                 f.name: to_json(getattr(config, f.name)) for f in fields(Config)
             },
             "label_map": {name: label for label, name in enumerate(CLASSES)},
-            "preprocessing": dict(preprocessing),
-            "devices": {"count": devices, "kind": jax.local_devices()[0].device_kind},
+            **facts,
             "packages": {"vd": vd.__version__, **versions},
             "git_revision": _git_revision(),
         },
