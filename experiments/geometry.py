@@ -1,8 +1,7 @@
 """Study: which geometry of a clip is worth its images? Frame rate, T, streams, views.
 
-    python experiments/geometry.py --dataset-path SCFD/manifest.csv --cache-dir CACHE
-    python experiments/geometry.py --dataset-path HOCKEY/manifest.csv --cache-dir CACHE \
-        --views 1
+    python experiments/geometry.py --dataset-path SCFD --cache-dir CACHE
+    python experiments/geometry.py --dataset-path HOCKEY --cache-dir CACHE --views 1
 
 A probe, not the model: logistic regression on mean and deviation over a clip's frames.
 Features at 16 frames/s are kept in CACHE/geometry, one file a clip.
@@ -11,7 +10,6 @@ Measured: docs/results.md, "Geometry of a clip"
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +27,7 @@ from vd.videos.splits import folds
 from vd.videos.workers import decode_videos
 
 RATE = 16  # stored frames a second
-STREAMS = {"RGB": [0], "motion": [1], "both": [0, 1]}
+STREAMS = {"both": [0, 1], "motion": [1], "RGB": [0]}
 FOLDS = 5
 C = 0.01  # inverse L2 penalty of the probe, chosen before the first run
 
@@ -46,55 +44,47 @@ class Geometry(NamedTuple):
 
 def geometries(views: int) -> list[Geometry]:
     """The rows of the table; the first is what the others are compared with."""
-    rows = [Geometry(r, s) for s in ("both", "motion", "RGB") for r in (8, 4, 16)]
-    rows += [Geometry(r, "both", frames) for r, frames in ((8, 8), (16, 8), (16, 16))]
-    pairs = ((2, 1), (2, 2)) if views == 2 else ()
-    return rows + [Geometry(r, "both", 999, *pair) for pair in pairs for r in (8, 4, 16)]
+    rows = [Geometry(rate, streams) for streams in STREAMS for rate in (8, 4, 16)]
+    rows += [Geometry(8, frames=8), Geometry(16, frames=8), Geometry(16, frames=16)]
+    mirrored = [Geometry(r, "both", 999, 2, n) for n in (1, 2) for r in (8, 4, 16)]
+    return rows + mirrored if views == 2 else rows
 
 
-def extract(todo: Sequence[tuple[Path, Path]], views: int) -> None:
+def extract(todo: dict[Path, Path], views: int) -> None:
     """Write features (V × F × S × D) and frame rate of each short video to its file."""
     from vd.features.engines import find_backbone, make_engine
 
-    backbone = find_backbone(BackboneConfig())
-    engine = make_engine(backbone, "auto")
-    frames = FrameSettings(backbone.size, backbone.size, RATE)
-    paths = [path for path, _ in todo]
+    engine = make_engine(find_backbone(BackboneConfig()), "auto")
+    paths, frames = list(todo), FrameSettings(frames_per_second=RATE)
     decoded = decode_videos(paths, frames, workers=usable_cores(), deadline_seconds=30)
     with track("extracting", len(todo), "clips") as ticker:
         for piece in decoded:
-            path, file = todo[piece.index]
+            path = paths[piece.index]
             if piece.outcome is None or piece.outcome.outcome == "quarantined":
                 raise VdError(f"{path} is no whole, short clip; leave it out.")
             plain = piece.images.reshape(-1, *piece.images.shape[2:])
             mirrored = np.ascontiguousarray(plain[:, :, ::-1])
-            features = np.stack([engine(x) for x in (plain, mirrored)[:views]])
-            half = features.astype(np.float16).reshape(views, -1, 2, engine.dim)
-            with writing(file) as temporary, open(temporary, "wb") as handle:
-                np.savez(handle, features=half, fps=piece.outcome.fps)
+            made = np.stack([engine(x) for x in (plain, mirrored)[:views]])
+            features = made.astype(np.float16).reshape(views, -1, 2, engine.dim)
+            with writing(todo[path]) as temporary, open(temporary, "wb") as handle:
+                np.savez(handle, features=features, fps=piece.outcome.fps)
             ticker.advance()
 
 
-def kept_frames(stored: int, fps: float, geometry: Geometry) -> Int[np.ndarray, " T"]:
-    """The first stored frame in each slot of the rate, or the middle ones of these."""
-    slot_F = np.floor(np.arange(stored) * geometry.rate / min(RATE, fps) + 1e-3)
-    kept = np.unique(slot_F, return_index=True)[1]
-    start = max(0, len(kept) - geometry.frames) // 2
-    return kept[start : start + geometry.frames]
-
-
 def pooled(
-    features_VxFxSxD: Float16[np.ndarray, "V F S D"], fps: float, geometry: Geometry
-) -> Float[np.ndarray, "V P"]:
-    """Mean and deviation of a clip over the frames, in the streams that are kept."""
-    kept = kept_frames(features_VxFxSxD.shape[1], fps, geometry)
-    x = features_VxFxSxD[: geometry.train_views, kept].astype(np.float32)
-    x = x[:, :, STREAMS[geometry.streams]]
-    return np.concatenate([x.mean(1), x.std(1)], axis=1).reshape(len(x), -1)
+    features_VxFxSxD: Float16[np.ndarray, "V F S D"], fps: float, row: Geometry
+) -> tuple[Float[np.ndarray, "V P"], int]:
+    """Mean and deviation over the first frame in each slot of the rate; their number."""
+    slot_F = np.arange(features_VxFxSxD.shape[1]) * row.rate / min(RATE, fps)
+    kept = np.unique(np.floor(slot_F + 1e-3), return_index=True)[1]
+    kept = kept[max(0, len(kept) - row.frames) // 2 :][: row.frames]
+    x = features_VxFxSxD[: row.train_views, kept].astype(np.float32)
+    x = x[:, :, STREAMS[row.streams]]
+    return np.concatenate([x.mean(1), x.std(1)], axis=1).reshape(len(x), -1), len(kept)
 
 
 def out_of_fold(
-    pooled_VxNxP: Float[np.ndarray, "V N P"],
+    x_VxNxP: Float[np.ndarray, "V N P"],
     labels_N: Int[np.ndarray, " N"],
     fold_N: Int[np.ndarray, " N"],
 ) -> Float[np.ndarray, "V N"]:
@@ -104,27 +94,21 @@ def out_of_fold(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    views = len(pooled_VxNxP)
+    views = len(x_VxNxP)
     # the loss is a sum over samples: a clip weighs the same in one view or two
     regression = LogisticRegression(C=C / views, max_iter=1000)
-    return cross_val_predict(
-        make_pipeline(StandardScaler(), regression),
-        np.concatenate(pooled_VxNxP),
-        np.tile(labels_N, views),
-        cv=PredefinedSplit(np.tile(fold_N, views)),
-        method="decision_function",
-    ).reshape(views, -1)
+    probe = make_pipeline(StandardScaler(), regression)
+    x, y = np.concatenate(x_VxNxP), np.tile(labels_N, views)
+    cv = PredefinedSplit(np.tile(fold_N, views))
+    logits = cross_val_predict(probe, x, y, cv=cv, method="decision_function")
+    return logits.reshape(views, -1)
 
 
-def gain_interval(gain_N: Float[np.ndarray, " N"], groups: Sequence[str]) -> str:
-    """Mean gain in points and its 95 % interval, resampling whole groups."""
-    _, member_N = np.unique(groups, return_inverse=True)
-    sums_Gx2 = np.stack([np.bincount(member_N, gain_N), np.bincount(member_N)], axis=1)
-    generator = np.random.default_rng(0)
-    drawn = generator.integers(len(sums_Gx2), size=(2000, len(sums_Gx2)))
-    gain, clips = sums_Gx2[drawn].sum(axis=1).T
-    low, high = np.quantile(100 * gain / clips, [0.025, 0.975])
-    return f"{100 * gain_N.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+def half_width(gain_N: Float[np.ndarray, " N"], groups: list[str]) -> float:
+    """Half of the 95 % interval of a mean, clustered by group (Liang and Zeger 1986)."""
+    member_N = np.unique(groups, return_inverse=True)[1]
+    residual_G = np.bincount(member_N, gain_N - gain_N.mean())
+    return float(1.96 * np.sqrt(np.sum(residual_G**2)) / len(gain_N))
 
 
 def main(dataset_path: Path, cache_dir: Path, seeds: int = 5, views: int = 2) -> None:
@@ -133,21 +117,28 @@ def main(dataset_path: Path, cache_dir: Path, seeds: int = 5, views: int = 2) ->
 
     manifest = read_manifest(DataConfig(dataset_path))
     videos = identify(manifest.videos, cache_dir / "hashes.csv")
-    files = [cache_dir / "geometry" / f"{v.id}-{views}.npz" for v in videos]
-    pairs = zip((v.path for v in videos), files, strict=True)
-    extract([pair for pair in pairs if not pair[1].exists()], views)
-    clips = [(a["features"], float(a["fps"])) for a in map(np.load, files)]
+    files = {v.path: cache_dir / f"geometry/{v.id}-{views}.npz" for v in videos}
+    extract({path: f for path, f in files.items() if not f.exists()}, views)
+    clips = [(a["features"], float(a["fps"])) for a in map(np.load, files.values())]
     labels_N = np.array([v.label for v in videos])
     groups = [v.group or v.id for v in videos]
-    drawn = [folds(videos, FOLDS, seed) for seed in range(seeds)]
-    share_right_N = []
+    parts = [folds(videos, FOLDS, seed) for seed in range(seeds)]
+    fold_SxN = np.array([[part[v.id] for v in videos] for part in parts])
+    right: list[np.ndarray] = []
+    print(*Geometry._fields, "images accuracy auc sd_accuracy sd_auc gain ci95")
     for row in geometries(views):
-        pooled_VxNxP = np.stack([pooled(*clip, row) for clip in clips], axis=1)
-        logits_SxN = np.array([
-            out_of_fold(pooled_VxNxP, labels_N, np.array([d[v.id] for v in videos]))[: row.test_views].mean(axis=0)
-            for d in drawn
-        ])
-        print("todo")
+        x, kept = zip(*(pooled(*clip, row) for clip in clips), strict=True)
+        logits = [out_of_fold(np.stack(x, axis=1), labels_N, fold) for fold in fold_SxN]
+        logits_SxN = np.array(logits)[:, : row.test_views].mean(axis=1)
+        right_SxN = (logits_SxN > 0) == labels_N
+        auc_S = [roc_auc_score(labels_N, logits_N) for logits_N in logits_SxN]
+        scores_2xS = 100 * np.array([right_SxN.mean(axis=1), auc_S])
+        right.append(100 * right_SxN.mean(axis=0))
+        gain_N = right[-1] - right[0]
+        gain = gain_N.mean(), half_width(gain_N, groups)
+        images = np.mean(kept) * len(STREAMS[row.streams])
+        numbers = [images, *scores_2xS.mean(axis=1), *scores_2xS.std(axis=1), *gain]
+        print(*row, *np.round(numbers, 1), flush=True)
 
 
 if __name__ == "__main__":

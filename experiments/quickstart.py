@@ -16,7 +16,7 @@ from vd.cli import Train, experiment
 from vd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 
 ROOT = Path("runs/quickstart")
-CLIPS = {"train": 96, "val": 40, "test": 60}
+CLIPS = {"train": 72, "val": 32, "test": 48}
 TRAINING = TrainingConfig(
     epochs=20, batch_size=32, focal_alpha=0.5, early_stopping_patience=5
 )

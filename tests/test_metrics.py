@@ -87,6 +87,12 @@ def test_temperature_undoes_a_known_scaling():
     assert fit(3 * logits, labels).temperature == pytest.approx(3, rel=0.05)
 
 
+def test_a_part_without_a_mistake_gives_no_certainty():
+    logits, labels = np.array([-4.0] * 8 + [4.0] * 8), np.array([0] * 8 + [1] * 8)
+    highest = fit(logits, labels).probability(np.array([4.0]))[0]
+    assert highest == pytest.approx(9 / 10, abs=1e-3)  # Platt's target for 8 clips
+
+
 def test_threshold_separates_and_prefers_a_half():
     fitted = fit(np.array([-3.0, -2.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
     assert fitted.threshold == 0.5

@@ -29,12 +29,17 @@ def fit(
 ) -> Calibration:
     """Temperature by likelihood (Guo et al. 2017), threshold by balanced accuracy.
 
-    Among thresholds of equal balanced accuracy the one nearest to 0.5 is taken.
+    The likelihood is of Platt's targets (1999), (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), so that
+    a part without a mistake gives no certainty. Among thresholds of equal balanced accuracy the one nearest to 0.5 is taken.
     """
+    counts = np.bincount(labels_N, minlength=2)
+    targets_N = np.array([1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)])[
+        labels_N
+    ]
 
     def negative_log_likelihood(log_temperature: float) -> float:
         scaled = logit_N / np.exp(log_temperature)
-        return float(np.mean(np.logaddexp(0.0, scaled) - labels_N * scaled))
+        return float(np.mean(np.logaddexp(0.0, scaled) - targets_N * scaled))
 
     found = minimize_scalar(
         negative_log_likelihood, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded"
