@@ -308,6 +308,28 @@ def test_killed_extraction_goes_on_to_the_same_records(clips, backbone, tmp_path
     assert not list(store.directory.glob("*.tmp-*"))
 
 
+def test_ctrl_c_is_one_sentence_exit_130_and_the_same_command_goes_on(
+    clips, backbone, tmp_path
+):
+    command = [
+        *VD, "train", "--dataset-path", clips, "--backbone", backbone, "--cache-dir",
+        tmp_path / "cache", "--checkpoint-dir", tmp_path / "run", "--no-mixed-precision",
+        *SMALL, "--epochs", "12",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    assert "going on after epoch" in vd(*command[3:]).stderr
+
+
 def test_mirrored_view_is_the_plain_view_of_the_mirrored_images(
     clips, backbone, tmp_path
 ):

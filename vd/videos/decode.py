@@ -1,47 +1,32 @@
-"""Frames of one video, and what became of the file.
+"""Frames of one video.
 
 Everything here may hang or crash on a broken file, so it runs in a worker process
 (`vd.videos.workers`).
 """
 
-import logging
 import math
-import os
-import stat
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import Interpolation
 from jaxtyping import UInt8
 
-Reason = Literal[
-    "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
-    "too-short", "unreadable", "not-a-regular-file", "too-large", "missing",
-]  # fmt: skip
-
-_MOST_ERRORS = 50  # in a row without a frame; then the rest of the file is given up
-_SAME_SLOT = 1e-3  # of a slot: time stamps are rounded
-_USED_FRAMES = 0.5  # share of the frames that must come for a clip to be used
-_MISSING_FRAMES = 2, 0.05  # so many, or such a share: headers count a little wrongly
-_MAGIC = (
-    (4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (4, b"free"), (4, b"wide"), (0, b"RIFF"),
-    (0, b"\x1aE\xdf\xa3"), (0, b"FLV"), (0, b"G"), (0, b"GIF8"), (0, b"OggS"),
-    (0, b"\x00\x00\x01\xba"), (0, b"\x30\x26\xb2\x75"),
-)  # fmt: skip
-_NO_VIDEO_FORMATS = (
-    "tty",
-    "image2",
-    "lrc",
-    "srt",
-    "ass",
-    "webvtt",
-    "subviewer",
-    "microdvd",
+from vd.videos.outcome import (
+    Outcome,
+    Tally,
+    check_file,
+    read_header,
+    why_not_opened,
 )
+
+_ROUNDING = 1e-3  # seconds: some containers round time stamps to it
+_HOLE_STEPS, _HOLE_SECONDS = 10, 0.5  # a longer way to the next frame is a hole
+_STUMBLES = 50  # errors of reading in a row, then the rest of the file is given up
+_MARGINS = 2.0, 20.0, math.inf  # seconds to seek ahead of a stretch; the last: no seek
 
 
 @dataclass(frozen=True)
@@ -55,44 +40,11 @@ class FrameSettings:
     max_pixels: int = 7680 * 4320  # of a source frame; larger ones are refused
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one file; `frames` counts its decodable frames."""
-
-    outcome: Literal["used", "partial", "quarantined"]
-    reason: Reason = ""
-    frames: int = 0
-    width: int = 0
-    height: int = 0
-    fps: float = 0.0
-    duration: float = 0.0  # seconds, by its header
-    codec: str = ""
-
-
 class Position(NamedTuple):
     """Where the next stretch of a video begins; `origin` is its first frame's time stamp."""
 
     seconds: float = 0.0
     origin: int | None = None
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What one stretch says of its file."""
-
-    failure: Reason = ""  # why it gives no frame at all
-    good: int = 0  # frames decoded
-    corrupt: int = (
-        0  # frames that FFmpeg marks as damaged, and packets that do not decode
-    )
-    expected: int = 0  # frames by the header; 0: it does not say
-    last: float = 0.0  # seconds from the first frame to the last
-    kept: int = 0
-    width: int = 0
-    height: int = 0
-    fps: float = 0.0
-    duration: float = 0.0
-    codec: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,181 +65,156 @@ def decode_stretch(
     """Decode the frames of [position, position + seconds); `seconds` must be whole slots.
 
     A frame is kept when it is the first in its slot of 1 / frames_per_second. Its motion
-    image is clip(127 + later − earlier, 0, 255), where `later` is the frame nearest to
-    `motion_gap_seconds` after it, at least the next one; a frame without a later one is
-    not kept. Damaged frames are left out and counted; what decodes before and after a
-    fault is kept. Never raises for a bad file: `tally.failure` says why there is no frame.
+    image is clip(127 + later − earlier, 0, 255), where `later` is the first frame at least
+    `motion_gap_seconds` less half a usual step after it: the nearest, and the earlier of
+    two, at a constant rate. A frame without a later one is not kept. Damaged frames are
+    left out and counted; what decodes before and after a fault is kept. Never raises for a
+    bad file: `tally.header.reason` says why there is no frame.
     """
-    failure = check_file(path)
-    if failure:
-        return _failed(settings, failure)
-    av.logging.set_level(av.logging.PANIC)
-    logging.getLogger("libav").setLevel(logging.CRITICAL)
+    reason = check_file(path)
     try:
-        with av.open(str(path)) as container:
-            return _decode(container, settings, position, seconds)
-    except PermissionError:
-        return _failed(settings, "unreadable")
-    except FileNotFoundError:
-        return _failed(settings, "missing")
-    except (av.error.FFmpegError, UnicodeError):
-        return _failed(settings, "truncated" if _has_magic(path) else "not-a-video")
-
-
-def check_file(path: Path) -> Reason:
-    """Why a path cannot be a video, by `stat` alone: opening a named pipe would hang."""
-    try:
-        status = os.stat(path)
-    except PermissionError:
-        return "unreadable"
-    except OSError:  # missing, a loop of links, a name too long
-        return "missing"
-    if not stat.S_ISREG(status.st_mode):
-        return "not-a-regular-file"
-    return "" if status.st_size else "empty"
+        for margin in () if reason else _MARGINS:
+            with _open(path) as container:
+                stretch = _decode(container, settings, position, seconds, margin)
+            if stretch is not None:
+                return stretch
+    except av.error.FFmpegError as error:
+        reason = why_not_opened(path, error)
+    return _refused(settings, Outcome("quarantined", reason))
 
 
 def probe_duration(path: Path) -> float:
     """Seconds of a video by its header; 0 when it does not say or does not open."""
     if check_file(path):
         return 0.0
-    av.logging.set_level(av.logging.PANIC)
     try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(container)
-            return 0.0 if stream is None else _duration(container, stream)
-    except (OSError, av.error.FFmpegError, UnicodeError):
+        with _open(path) as container:
+            return read_header(container)[1].duration
+    except av.error.FFmpegError:
         return 0.0
 
 
-def outcome_of(tallies: Iterable[Tally]) -> Outcome:
-    """The outcome of a file from the tallies of all its stretches."""
-    tallies = list(tallies)
-    head = tallies[0]
-    good = sum(tally.good for tally in tallies)
-    corrupt = sum(tally.corrupt for tally in tallies)
-    facts: dict[str, Any] = {
-        "frames": good, "width": head.width, "height": head.height, "fps": head.fps,
-        "duration": head.duration, "codec": head.codec,
-    }  # fmt: skip
-    if head.failure:
-        return Outcome("quarantined", head.failure, **facts)
-    reached = max(tally.last for tally in tallies) + 1 / head.fps
-    share = reached / head.duration if head.duration else 1.0
-    if head.expected:
-        share = good / head.expected
-        missing = head.expected - good
-        whole = missing <= max(_MISSING_FRAMES[0], _MISSING_FRAMES[1] * head.expected)
-    else:
-        whole = (
-            share >= 1 - _MISSING_FRAMES[1] or head.duration - reached <= 2 / head.fps
-        )
-    if whole and not corrupt:
-        if not any(tally.kept for tally in tallies):
-            return Outcome("quarantined", "too-short", **facts)
-        return Outcome("used", "", **facts)
-    cut = head.duration > 0 and reached < 0.9 * head.duration
-    reason: Reason = "truncated" if cut or not corrupt else "corrupt-frames"
-    enough = share >= _USED_FRAMES and any(tally.kept for tally in tallies)
-    return Outcome("partial" if enough else "quarantined", reason, **facts)
+def _open(path: Path) -> Any:
+    """Open a file whatever its name: FFmpeg takes `12:30.mp4` for an address."""
+    return av.open(str(path.absolute()), metadata_errors="replace")
 
 
 def _decode(
-    container: Any, settings: FrameSettings, position: Position, seconds: float
-) -> Stretch:
-    """Decode one stretch of an open container."""
-    stream = _video_stream(container)
-    if stream is None:
-        return _failed(settings, "no-video-stream")
-    if container.format.name in _NO_VIDEO_FORMATS or container.format.name.endswith(
-        "_pipe"
-    ):
-        return _failed(settings, "not-a-video")
-    facts = _facts(container, stream)
-    if facts["width"] * facts["height"] > settings.max_pixels:
-        return _failed(settings, "too-large", **facts)
+    container: Any,
+    settings: FrameSettings,
+    position: Position,
+    seconds: float,
+    margin: float,
+) -> Stretch | None:
+    """Decode a stretch, from `margin` ahead of it; None when seeking landed too late."""
+    stream, header = read_header(container)
+    if header.width * header.height > settings.max_pixels:
+        header = replace(header, reason="too-large")
+    if header.reason:
+        return _refused(settings, header)
     stream.thread_type = "NONE"  # processes are the parallelism
-    if position.origin is not None:
-        container.seek(
-            position.origin + round(position.seconds / stream.time_base), stream=stream
-        )
-    clock = _Clock(stream, facts["fps"], position.origin)
-    keeper = _Keeper(settings, facts["fps"])
+    landed = position.origin is None or position.seconds <= margin
+    if not landed and not _seek(container, stream, position, margin):
+        return None
+    slots = round(seconds * settings.frames_per_second)
     first_slot = round(position.seconds * settings.frames_per_second)
-    end_slot = first_slot + round(seconds * settings.frames_per_second)
-    good = corrupt = 0
+    clock = _Clock(stream.time_base, header.fps, position.origin)
+    keeper = _Keeper(settings, header.fps)
+    slot = -1 if position.seconds else 0  # of the frame before
+    good = faults = 0
     last = 0.0
-    ended = True
+    after = None
     for frame in _frames(container, stream):
         if frame is None:
-            corrupt += 1
+            faults += slot >= first_slot
             continue
         time = clock(frame)
-        slot = math.floor(time * settings.frames_per_second + _SAME_SLOT)
+        landed = landed or time <= position.seconds - margin / 2
+        if not landed:
+            return None
+        slot = math.floor((time + _ROUNDING) * settings.frames_per_second)
         if slot < first_slot:
-            continue  # between the key frame before and the stretch
-        if slot >= end_slot:
-            ended = False
+            continue
+        if frame.is_corrupt:
+            faults += 1
+        elif slot < first_slot + slots:
+            good += 1
+            last = time
+            keeper.see(frame, time, slot)
+        else:
+            after = after or Position(slot // slots * seconds, clock.origin)
             keeper.see(frame, time)
             if not keeper.waiting:
                 break
-            continue
-        if frame.is_corrupt:
-            corrupt += 1
-            continue
-        good += 1
-        last = max(last, time)
-        keeper.see(frame, time, slot)
-    tally = Tally("", good, corrupt, last=last, kept=len(keeper.images), **facts)
-    after = None if ended else Position(position.seconds + seconds, clock.origin)
+    if not landed:
+        return None
+    if not header.frames:  # else the count tells
+        faults += clock.holes(position.seconds, position.seconds + seconds)
+    tally = Tally(header, good, faults, last, len(keeper.images))
     return Stretch(keeper.stack(), tally, after)
 
 
+def _seek(container: Any, stream: Any, position: Position, margin: float) -> bool:
+    """Go to a key frame `margin` ahead of a position; whether the container can."""
+    ahead = round((position.seconds - margin) / stream.time_base)
+    try:
+        container.seek(position.origin + ahead, stream=stream)
+    except (av.error.FFmpegError, OverflowError):
+        return False
+    return True
+
+
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; None for each packet that does not decode. Salvages what it can."""
-    errors = 0
-    while errors < _MOST_ERRORS:
+    """Decoded frames; None for each packet that cannot be read or decoded."""
+    packets = container.demux(stream)
+    stumbles = 0
+    while stumbles < _STUMBLES:
         try:
-            for packet in container.demux(stream):
-                try:
-                    for frame in packet.decode():
-                        errors = 0
-                        yield frame
-                except av.error.FFmpegError:
-                    errors += 1
-                    yield None
-                    if errors >= _MOST_ERRORS:
-                        return
+            packet = next(packets)
+            stumbles = 0
+            yield from packet.decode()
+        except (StopIteration, av.error.EOFError):
             return
-        except av.error.EOFError:
-            return
-        except (
-            av.error.FFmpegError
-        ):  # the demuxer stumbled: it may go on behind the fault
-            errors += 1
+        except av.error.FFmpegError:
+            stumbles += 1
+            packets = container.demux(stream)  # it may go on behind the fault
             yield None
 
 
-@dataclass
 class _Clock:
     """Seconds since a video's first frame: by time stamp, else by counting."""
 
-    stream: Any
-    fps: float
-    origin: int | None
-    _before: float = field(default=-1.0)
+    def __init__(self, time_base: Any, fps: float, origin: int | None) -> None:
+        self.origin = origin
+        self._time_base = time_base
+        self._step = 1 / fps
+        self._times: list[float] = []
 
     def __call__(self, frame: Any) -> float:
+        """The time of the next frame, after the one before."""
         stamp = frame.pts if frame.pts is not None else frame.dts
-        seconds = -1.0
+        if self.origin is None:
+            self.origin = stamp
+        before = self._times[-1] if self._times else -self._step
+        seconds = before
         if stamp is not None:
-            if self.origin is None:
-                self.origin = stamp
-            seconds = float((stamp - self.origin) * self.stream.time_base)
-        if seconds <= self._before:  # missing, or not increasing
-            seconds = 0.0 if self._before < 0 else self._before + 1 / self.fps
-        self._before = seconds
+            seconds = float((stamp - self.origin) * self._time_base)
+        if seconds <= before:
+            seconds = before + self._step
+        self._times.append(seconds)
         return seconds
+
+    def holes(self, begin: float, end: float) -> int:
+        """Number of steps that end in [begin, end) and are far longer than usual.
+
+        Lost data and a paused camera look alike: so a hole makes a video partial, which
+        is reported, and by itself never loses it.
+        """
+        if len(self._times) < 2:
+            return 0
+        steps, ends = np.diff(self._times), np.array(self._times[1:])
+        least = max(_HOLE_STEPS * np.median(steps), _HOLE_SECONDS)
+        return int(np.sum((steps > least) & (begin <= ends) & (ends < end)))
 
 
 class _Keeper:
@@ -295,85 +222,41 @@ class _Keeper:
 
     def __init__(self, settings: FrameSettings, fps: float) -> None:
         self._settings = settings
-        self._gap = settings.motion_gap_seconds - 0.5 / fps  # the nearest frame will do
+        self._gap = settings.motion_gap_seconds - 0.5 / fps - _ROUNDING
         self._slot = -1
         self.images: list[UInt8[np.ndarray, "2 H W 3"]] = []
         self.waiting: list[tuple[float, UInt8[np.ndarray, "H W 3"]]] = []
 
-    def see(self, frame: Any, time: float, slot: int | None = None) -> None:
-        """Take a frame as the later one of those waiting, and keep it if `slot` is new."""
+    def see(self, frame: Any, time: float, slot: int = -1) -> None:
+        """Take a frame as the later one of those waiting; keep it if its slot is new."""
         image = None
         while self.waiting and time >= self.waiting[0][0] + self._gap:
-            image = self._convert(frame) if image is None else image
+            image = _convert(frame, self._settings) if image is None else image
             earlier = self.waiting.pop(0)[1]
-            motion = np.clip(127 + image.astype(np.int16) - earlier, 0, 255).astype(
-                np.uint8
-            )
-            self.images.append(np.stack([earlier, motion]))
-        if slot is not None and slot > self._slot:
+            motion = np.clip(127 + image.astype(np.int16) - earlier, 0, 255)
+            self.images.append(np.stack([earlier, motion.astype(np.uint8)]))
+        if slot > self._slot:
             self._slot = slot
-            image = self._convert(frame) if image is None else image
+            image = _convert(frame, self._settings) if image is None else image
             self.waiting.append((time, image))
 
     def stack(self) -> UInt8[np.ndarray, "F 2 H W 3"]:
         """All pairs so far."""
-        shape = (0, 2, self._settings.height, self._settings.width, 3)
-        return np.stack(self.images) if self.images else np.zeros(shape, np.uint8)
-
-    def _convert(self, frame: Any) -> UInt8[np.ndarray, "H W 3"]:
-        """A frame resized by area, the aspect squashed, upright, as RGB."""
-        quarter_turns = round(frame.rotation / 90) % 4
-        height, width = self._settings.height, self._settings.width
-        if quarter_turns % 2:
-            height, width = width, height
-        small = frame.reformat(width, height, "rgb24", interpolation=Interpolation.AREA)
-        upright: np.ndarray = np.rot90(small.to_ndarray(), quarter_turns)
-        return np.ascontiguousarray(upright)
+        shape = -1, 2, self._settings.height, self._settings.width, 3
+        return np.array(self.images, np.uint8).reshape(shape)
 
 
-def _failed(settings: FrameSettings, reason: Reason, **facts: Any) -> Stretch:
+def _convert(frame: Any, settings: FrameSettings) -> UInt8[np.ndarray, "H W 3"]:
+    """A frame resized by area, the aspect squashed, upright, as RGB."""
+    quarter_turns = round(frame.rotation / 90) % 4
+    height, width = settings.height, settings.width
+    if quarter_turns % 2:
+        height, width = width, height
+    small = frame.reformat(width, height, "rgb24", interpolation=Interpolation.AREA)
+    upright: np.ndarray = np.rot90(small.to_ndarray(), quarter_turns)
+    return upright
+
+
+def _refused(settings: FrameSettings, header: Outcome) -> Stretch:
     """A stretch without a frame."""
-    empty = np.zeros((0, 2, settings.height, settings.width, 3), np.uint8)
-    return Stretch(empty, Tally(failure=reason, **facts), None)
-
-
-def _video_stream(container: Any) -> Any | None:
-    """The first video stream that is no cover picture."""
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    return None
-
-
-def _facts(container: Any, stream: Any) -> dict[str, Any]:
-    """What the header says."""
-    context = stream.codec_context
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    return {
-        "expected": max(stream.frames, 0),
-        "width": context.width,
-        "height": context.height,
-        "fps": rate if 0 < rate <= 1000 else 25.0,
-        "duration": _duration(container, stream),
-        "codec": context.name,
-    }
-
-
-def _duration(container: Any, stream: Any) -> float:
-    """Seconds by the header, 0 when it does not say."""
-    if stream.duration:
-        return max(float(stream.duration * stream.time_base), 0.0)
-    return max((container.duration or 0) / av.time_base, 0.0)
-
-
-def _has_magic(path: Path) -> bool:
-    """Whether a file begins like one of the known containers."""
-    with open(path, "rb") as handle:
-        head = handle.read(377)
-    if head[:1] == b"G" and not head.startswith(
-        b"GIF8"
-    ):  # MPEG-TS: a sync byte a packet
-        return len(head) > 376 and head[188] == head[376] == ord("G")
-    return any(
-        head[at : at + len(magic)] == magic for at, magic in _MAGIC if magic != b"G"
-    )
+    return Stretch(_Keeper(settings, fps=1.0).stack(), Tally(header), None)

@@ -4,22 +4,22 @@ Workers are Pebble's, spawned (JAX runs threads, so a fork could hang). Frames c
 as files in shared memory, not through the pipe. No worker outlives its parent.
 """
 
-import ctypes
 import multiprocessing
 import os
 import re
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as DeadlineError
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,13 @@ from jaxtyping import UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.atomic import owner_is_dead
-from vd.videos.decode import (
-    FrameSettings,
-    Outcome,
-    Position,
-    Stretch,
-    Tally,
-    decode_stretch,
-    outcome_of,
-)
+from vd.errors import VdError
+from vd.videos.decode import FrameSettings, Position, Stretch, decode_stretch
+from vd.videos.outcome import Outcome, Tally, outcome_of
 
 _TASKS_A_WORKER = 200  # decoders leak memory
 _AHEAD = 2  # videos decoded beyond those in the workers
 _SHARED_MEMORY = Path("/dev/shm")
-_SHARED_BYTES = 1 << 30  # a container's 64 MB would not hold the stretches under way
 
 
 @dataclass(frozen=True)
@@ -80,10 +73,14 @@ def decode_videos(
     Each stretch of at most `stretch_seconds` has the deadline. A video that misses it ends
     as quarantined, timeout; one that crashes its worker twice as corrupt-frames. A few
     videos are decoded ahead of the one that is asked for, so memory is bounded.
+
+    Raises VdError when decoded frames find no room, or when the workers cannot start.
     """
-    waiting = iter(enumerate(paths))
-    under_way: deque[_Video] = deque()
-    with _exchange_folder() as folder, _pool(workers) as pool:
+    workers = max(1, min(workers, len(paths)))
+    stretch_frames = stretch_seconds * settings.frames_per_second
+    stretch_bytes = stretch_frames * 2 * settings.height * settings.width * 3
+    needed_bytes = (workers + _AHEAD) * stretch_bytes
+    with _exchange_folder(needed_bytes) as folder, _pool(workers) as pool:
 
         def submit(video: _Video) -> None:
             target = video.target if keep_images else None
@@ -92,42 +89,48 @@ def decode_videos(
                 _task, args=arguments, timeout=deadline_seconds
             )
 
-        def fill() -> None:
-            while len(under_way) < workers + _AHEAD:
-                index, path = next(waiting, (-1, None))
-                if path is None:
-                    return
-                video = _Video(index, path, folder / f"{index}.npy")
+        targets = (folder / f"{index}.npy" for index in range(len(paths)))
+        waiting = map(_Video, range(len(paths)), paths, targets)
+        under_way: deque[_Video] = deque()
+        while True:
+            for video in islice(waiting, workers + _AHEAD - len(under_way)):
                 submit(video)
                 under_way.append(video)
-
-        fill()
-        while under_way:
+            if not under_way:
+                return
             video = under_way[0]
-            try:
-                stretch: Stretch = video.future.result()
-            except ProcessExpired:
-                if not video.crashed:
-                    video.crashed = True
-                    submit(video)
-                    continue
-                yield Decoded(
-                    video.index, _none(settings), _lost(video, "corrupt-frames")
-                )
-            except DeadlineError:
-                yield Decoded(video.index, _none(settings), _lost(video, "timeout"))
+            outcome = _wait(video)
+            images = _collect(video.target, settings)
+            if outcome is None:
+                submit(video)
             else:
-                video.tallies.append(stretch.tally)
-                images = _collect(video.target, settings)
-                if stretch.next is not None:
-                    video.position = stretch.next
-                    submit(video)
-                    yield Decoded(video.index, images, None)
-                    continue
-                yield Decoded(video.index, images, outcome_of(video.tallies))
-            video.target.unlink(missing_ok=True)
-            under_way.popleft()
-            fill()
+                under_way.popleft()
+            yield Decoded(video.index, images, outcome)
+
+
+def _wait(video: _Video) -> Outcome | None:
+    """Wait for the stretch under way; the outcome if nothing of the video is left."""
+    try:
+        stretch: Stretch = video.future.result()
+    except (ProcessExpired, DeadlineError) as error:
+        video.target.unlink(missing_ok=True)  # half written
+        if isinstance(error, DeadlineError):
+            return _lost(video, "timeout")
+        if video.crashed:
+            return _lost(video, "corrupt-frames")
+        video.crashed = True
+        return None  # the same stretch again
+    except OSError as error:
+        raise VdError(
+            f"{video.target.parent} cannot hold decoded frames "
+            f"({error.strerror or error}); free some space, or name another folder in "
+            "TMPDIR."
+        ) from error
+    video.tallies.append(stretch.tally)
+    if stretch.next is None:
+        return outcome_of(video.tallies)
+    video.position = stretch.next
+    return None
 
 
 def _task(
@@ -175,37 +178,43 @@ def _pool(workers: int) -> Iterator[ProcessPool]:
     )
     try:
         yield pool
+    except BrokenProcessPool as error:
+        raise VdError(
+            "the decoding processes ended before they had work: a script that decodes "
+            'videos must do it under `if __name__ == "__main__":`, and the machine needs '
+            "free memory; mend that, or lower --decode-workers."
+        ) from error
     finally:
         pool.stop()
         pool.join()
 
 
 def _start_worker(parent: int) -> None:
-    """In the worker: leave Ctrl-C to the parent, and never outlive it, even after kill −9."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    """In the worker: die at once when told to, and never outlive the parent."""
+    # Pebble's handler is Python's, which would wait for a decoder that is stuck.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Not PR_SET_PDEATHSIG: it fires when the thread that started the worker ends.
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
 def _watch(parent: int) -> None:
-    """End this process when its parent has gone (where the kernel does not do it)."""
+    """End this process when its parent has gone, even by kill −9."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
 
 
 @contextmanager
-def _exchange_folder() -> Iterator[Path]:
+def _exchange_folder(needed_bytes: float) -> Iterator[Path]:
     """A private folder in shared memory where it is large enough, else on the disk."""
     root = Path(tempfile.gettempdir())
     if os.access(_SHARED_MEMORY, os.W_OK):
         free = shutil.disk_usage(_SHARED_MEMORY).free
-        root = _SHARED_MEMORY if free >= _SHARED_BYTES else root
+        root = _SHARED_MEMORY if free >= needed_bytes else root
     for old in root.glob("vd-*"):
-        owner = re.match(r"vd-(\d+)-", old.name)
-        if owner and owner_is_dead(socket.gethostname(), int(owner[1])):
+        owner = re.match(r"vd-(?P<host>.+)-(?P<pid>\d+)-", old.name)
+        if owner and owner_is_dead(owner["host"], int(owner["pid"])):
             shutil.rmtree(old, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"vd-{os.getpid()}-", dir=root) as folder:
+    prefix = f"vd-{socket.gethostname()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder:
         yield Path(folder)

@@ -1,0 +1,319 @@
+"""Frames of one video: which are kept, what they show, what becomes of a broken file."""
+
+import os
+from itertools import cycle, islice
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.broken import (
+    LEVEL,
+    cut,
+    flipped,
+    grey_frames,
+    make_broken,
+    noisy_frames,
+    render,
+    render_lossless,
+    trim_without_encoding,
+    with_frame_rate,
+    zeroed,
+)
+from vd.videos.decode import FrameSettings, Position, decode_stretch, probe_duration
+from vd.videos.outcome import Outcome, Reason, Tally, outcome_of
+
+SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
+
+
+def decode(path, seconds=60.0, settings=SMALL):
+    """All kept images of a file, and its outcome."""
+    images, tallies, position = [], [], Position()
+    while position is not None:
+        stretch = decode_stretch(path, settings, position, seconds)
+        images.append(stretch.images_Fx2xHxWx3)
+        tallies.append(stretch.tally)
+        position = stretch.next
+        assert len(tallies) < 100
+    images_Fx2xHxWx3 = np.concatenate(images)
+    assert images_Fx2xHxWx3.dtype == np.uint8
+    assert images_Fx2xHxWx3.shape[1:] == (2, settings.height, settings.width, 3)
+    assert len(images_Fx2xHxWx3) == sum(tally.kept for tally in tallies)
+    return images_Fx2xHxWx3, outcome_of(tallies)
+
+
+def outcome(path, **options):
+    return decode(path, **options)[1]
+
+
+def kept_and_later(images_Fx2xHxWx3):
+    """Indices of the kept frames of grey frames, and of their later ones."""
+    assert np.ptp(images_Fx2xHxWx3, axis=(2, 3, 4)).max() == 0
+    rgb_F, motion_F = images_Fx2xHxWx3[:, :, 0, 0, 0].astype(int).T
+    return [
+        (a // LEVEL, (a + m - 127) // LEVEL)
+        for a, m in zip(rgb_F, motion_F, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("container", ["avi", "mkv"])
+@pytest.mark.parametrize(
+    ("fps", "kept", "step"),
+    [
+        (25, [0, 4, 7, 10, 13, 16, 19, 22, 25, 29, 32, 35, 38, 41, 44, 47], 2),
+        (30, [0, 4, 8, 12, 15, 19, 23, 27, 30, 34, 38, 42, 45, 49, 53], 3),
+        (20, [0, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28, 30, 33, 35], 2),
+        (15, [0, 2, 4, 6, 8, 10, 12, 14, 15, 17, 19, 21, 23, 25, 27], 1),
+        (5, [0, 1, 2, 3, 4, 5, 6, 7, 8], 1),
+    ],
+)
+def test_keeps_the_first_frame_of_each_eighth_with_one_0_1_s_later(
+    tmp_path, container, fps, kept, step
+):
+    path = render_lossless(tmp_path / f"a.{container}", grey_frames(2 * fps), fps=fps)
+    images, result = decode(path)
+    assert kept_and_later(images) == [(k, k + step) for k in kept]
+    assert result == Outcome("used", "", 2 * fps, 64, 48, fps, 2.0, "ffv1")
+
+
+def test_variable_frame_rate_goes_by_time_stamps(tmp_path):
+    milliseconds = [0, 30, 70, 100, 130, 500, 510, 620, 640, 700, 1000]
+    path = tmp_path / "a.mkv"
+    render_lossless(path, grey_frames(11), stamps=milliseconds)
+    # Slots begin every 125 ms; later is the first frame 0.1 s − half of 1/25 s after.
+    expected = [(0, 3), (4, 5), (5, 7), (8, 10)]
+    images, result = decode(path)
+    assert kept_and_later(images) == expected
+    assert result.outcome == "used"
+
+
+def test_motion_is_the_clipped_difference_around_127(tmp_path):
+    frames = np.random.default_rng(1).integers(0, 256, (50, 48, 64, 3), np.uint8)
+    images, _ = decode(render_lossless(tmp_path / "a.mkv", frames))
+    for (rgb, motion), index in zip(
+        images, [0, 4, 7, 10, 13, 16, 19, 22, 25, 29], strict=False
+    ):
+        np.testing.assert_array_equal(rgb, frames[index])
+        difference = frames[index + 2].astype(int) - frames[index].astype(int)
+        np.testing.assert_array_equal(motion, np.clip(127 + difference, 0, 255))
+
+
+def test_resizes_by_area_and_squashes_the_aspect(tmp_path):
+    tiles = np.random.default_rng(2).integers(0, 256, (2, 4, 3), np.uint8)
+    large = tiles.repeat(40, axis=0).repeat(10, axis=1)  # 80 × 40 pixels
+    path = render_lossless(tmp_path / "a.mkv", [large] * 5)
+    images, _ = decode(path, settings=FrameSettings(height=2, width=4))
+    np.testing.assert_allclose(images[0, 0].astype(int), tiles, atol=2)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_a_rotated_video_stands_upright(tmp_path, turns):
+    upright = next(noisy_frames(1)).copy()
+    upright[:24, :32] = 0  # black corner at the top left
+    upright[24:, 32:] = 255
+    stored = [np.rot90(upright, -turns)] * 5
+    path = render(tmp_path / "a.mp4", stored, rotation=90 * turns)
+    images, _ = decode(path)
+    assert images[0, 0, 4:20, 4:28].mean() < 10
+    assert images[0, 0, 28:44, 36:60].mean() > 245
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("long_gop.mp4", {"gop": 250}),
+        ("many_key_frames.mp4", {"gop": 5}),
+        ("key_frame_a_second.avi", {"gop": 25}),
+        ("b_frames.avi", {"codec": "mpeg4", "b_frames": 2}),
+        ("a.mkv", {}),
+        ("a.ts", {}),
+        ("open_gop.mpg", {"codec": "mpeg2video"}),
+    ],
+)
+def test_short_stretches_equal_one_long_stretch(tmp_path, name, options):
+    path = render(tmp_path / name, islice(cycle(noisy_frames(60)), 400), **options)
+    whole, whole_outcome = decode(path)
+    parts, parts_outcome = decode(path, seconds=4.0)
+    assert len(whole) == 128  # 16 s
+    np.testing.assert_array_equal(parts, whole)
+    assert whole_outcome == parts_outcome
+    assert (whole_outcome.outcome, whole_outcome.frames) == ("used", 400)
+
+
+def test_one_second_stretches_equal_one_long_stretch(tmp_path):
+    for name, gop in (("a.mp4", 250), ("b.mp4", 25), ("a.avi", 12), ("a.mkv", 12)):
+        path = render(tmp_path / name, noisy_frames(110), gop=gop)
+        np.testing.assert_array_equal(decode(path, seconds=1.0)[0], decode(path)[0])
+
+
+def test_every_broken_file_has_its_outcome(tmp_path):
+    expected = make_broken(tmp_path)
+    found = {name: outcome(tmp_path / name) for name in expected}
+    assert {name: (o.outcome, o.reason) for name, o in found.items()} == expected
+
+
+def test_a_broken_file_has_the_same_outcome_in_short_stretches(tmp_path):
+    for name in make_broken(tmp_path):
+        assert outcome(tmp_path / name, seconds=0.5) == outcome(tmp_path / name), name
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_unreadable(tmp_path):
+    path = render(tmp_path / "a.mp4", noisy_frames(50))
+    path.chmod(0)
+    assert outcome(path) == Outcome("quarantined", "unreadable")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
+        ("grey.mp4", {"pix_fmt": "gray"}),
+        ("ten_bits.mp4", {"pix_fmt": "yuv420p10le"}),
+        ("motion_jpeg.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+        ("a.wmv", {"codec": "wmv2"}),
+        ("a.flv", {}),
+        ("a.webm", {"codec": "libvpx-vp9"}),
+    ],
+)
+def test_other_formats_are_used(tmp_path, name, options):
+    images, result = decode(render(tmp_path / name, noisy_frames(50), **options))
+    assert len(images) == 16
+    assert (result.outcome, result.frames, result.fps) == ("used", 50, 25.0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(33, 51), (1, 1)])
+def test_odd_sizes_are_used(tmp_path, height, width):
+    path = render_lossless(tmp_path / "a.mkv", noisy_frames(50, height, width))
+    result = outcome(path)
+    assert (result.outcome, result.height, result.width) == ("used", height, width)
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "-i.mp4", "a%03d.mp4", "caf\udce9.mp4"])
+def test_odd_names_are_used(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    render(tmp_path / "a.mp4", noisy_frames(50)).rename(name)
+    assert outcome(Path(name)).outcome == "used"
+    assert outcome(Path("nul\0.mp4")).reason == "missing"
+
+
+def test_metadata_in_another_encoding_do_no_harm(tmp_path):
+    path = render(tmp_path / "a.avi", noisy_frames(50))
+    assert b"Lavf" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"Lavf", "Müß!".encode("latin-1")))
+    assert outcome(path).outcome == "used"
+
+
+def test_frames_that_an_edit_list_hides_do_not_lack(tmp_path):
+    path = render(tmp_path / "a.mp4", noisy_frames(50), gop=250)
+    result = outcome(trim_without_encoding(path, tmp_path / "b.mp4", first_frame=40))
+    assert (result.outcome, result.frames) == ("used", 10)
+
+
+def test_a_nonsensical_frame_rate_does_no_harm(tmp_path):
+    path = render(tmp_path / "a.avi", noisy_frames(50))
+    content = path.read_bytes()
+    path.write_bytes(with_frame_rate(content, 0))
+    assert outcome(path).outcome == "used"
+    path.write_bytes(with_frame_rate(content, 2**31))
+    assert outcome(path).frames == 50
+
+
+def test_a_video_with_too_many_pixels_is_refused(tmp_path):
+    path = render(tmp_path / "a.mp4", noisy_frames(50))
+    settings = FrameSettings(max_pixels=64 * 48 - 1)
+    assert outcome(path, settings=settings).reason == "too-large"
+
+
+def test_a_jump_of_the_clock_does_not_walk_through_the_empty_hours(tmp_path):
+    stamps = [40 * i for i in range(25)] + [36_000_000 + 40 * i for i in range(25)]
+    path = render(tmp_path / "a.mkv", noisy_frames(50), stamps=stamps)
+    stretch = decode_stretch(path, SMALL, seconds=60.0)
+    assert stretch.tally.good == 25
+    assert stretch.next is not None
+    assert stretch.next.seconds == 36_000
+    assert outcome(path).frames == 50
+
+
+def test_probes_the_duration(tmp_path):
+    path = render(tmp_path / "a.mkv", noisy_frames(50))
+    assert probe_duration(path) == 2.0
+    for name in make_broken(tmp_path):
+        assert 0 <= probe_duration(tmp_path / name) <= 2
+
+
+@pytest.mark.parametrize(
+    ("good", "faults", "expected"),
+    [
+        (100, 0, ("used", "")),
+        (95, 0, ("used", "")),  # a twentieth may lack
+        (94, 0, ("partial", "truncated")),
+        (99, 1, ("partial", "corrupt-frames")),
+        (50, 0, ("partial", "truncated")),  # half must come
+        (49, 0, ("quarantined", "truncated")),
+        (0, 100, ("quarantined", "truncated")),
+    ],
+)
+@pytest.mark.parametrize("frames", [100, 0])  # by the header; 0: by time alone
+def test_the_rule_of_outcomes(good, faults, expected, frames):
+    header = Outcome("quarantined", "", frames, fps=25.0, duration=4.0)
+    last = (good + faults - 1) / 25 if good else 0.0
+    result = outcome_of([Tally(header, good, faults, last, kept=good // 3)])
+    assert (result.outcome, result.reason, result.frames) == (*expected, good)
+
+
+def test_two_frames_may_lack_in_a_short_video_and_stretches_add_up():
+    header = Outcome("quarantined", "", 10, fps=5.0, duration=2.0)
+    parts = [Tally(header, 5, 0, 0.8, 4), Tally(header, 3, 0, 1.4, 3)]
+    assert outcome_of(parts).outcome == "used"
+    assert outcome_of(parts[:1]).outcome == "partial"
+    vanished = Tally(Outcome("quarantined", "missing"))
+    assert outcome_of([*parts, vanished]).reason == "missing"
+
+
+@pytest.fixture(scope="module")
+def good_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    names = ("a.mp4", "a.avi", "a.mkv", "a.ts")
+    return {n: render(folder / n, noisy_frames(50)).read_bytes() for n in names}
+
+
+shares = st.floats(0, 1)
+damages = st.one_of(
+    st.builds(lambda share: lambda c: cut(c, share), shares),
+    st.builds(lambda a, b: lambda c: zeroed(c, min(a, b), max(a, b)), shares, shares),
+    st.builds(
+        lambda seed, bits: lambda c: flipped(c, seed, bits) if c else c,
+        st.integers(0, 2**32),
+        st.sampled_from([1, 8, 64]),
+    ),
+    st.builds(
+        lambda share, junk: lambda c: cut(c, share) + junk + c[len(cut(c, share)) :],
+        shares,
+        st.binary(max_size=64),
+    ),
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(["a.mp4", "a.avi", "a.mkv", "a.ts"]),
+    damages=st.lists(damages, min_size=1, max_size=3),
+    seconds=st.sampled_from([0.5, 60.0]),
+)
+def test_whatever_the_damage_there_is_an_outcome(
+    good_files, tmp_path_factory, name, damages, seconds
+):
+    content = good_files[name]
+    for damage in damages:
+        content = damage(content)
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content)
+    images, result = decode(path, seconds)
+    assert result.outcome in ("used", "partial", "quarantined")
+    assert result.reason in get_args(Reason)
+    assert (result.outcome == "used") == (result.reason == "")
+    assert len(images) > 0 or result.outcome == "quarantined"

@@ -1,0 +1,281 @@
+"""Decoding in processes: order, deadlines, crashes, and that no worker is left behind."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.broken import (
+    grey_frames,
+    make_broken,
+    noisy_frames,
+    render,
+    render_lossless,
+    render_slow,
+)
+from vd.errors import VdError
+from vd.videos.decode import FrameSettings, decode_stretch
+from vd.videos.workers import decode_videos
+
+SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
+needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from vd.videos.decode import FrameSettings
+from vd.videos.workers import decode_videos
+
+if __name__ == "__main__":
+    paths = [Path(name) for name in sys.argv[1:]]
+    pieces = decode_videos(paths, FrameSettings(), workers=2, deadline_seconds=60)
+    for piece in pieces:
+        print(piece.outcome.outcome, flush=True)
+"""
+
+
+def decode(paths, settings=SMALL, workers=2, deadline_seconds=60, **options):
+    return decode_videos(
+        paths, settings, workers=workers, deadline_seconds=deadline_seconds, **options
+    )
+
+
+def outcomes(pieces):
+    return [(p.outcome.outcome, p.outcome.reason) for p in pieces if p.outcome]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return render(tmp_path_factory.mktemp("clip") / "a.mp4", noisy_frames(50))
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """A clip of 11 s of decoding."""
+    return render_slow(tmp_path_factory.mktemp("slow") / "slow.mkv", 1500)
+
+
+def workers_of(parent: int) -> list[int]:
+    """Process ids of the decoding workers of a process."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+            status = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(status[1]) == parent and b"spawn_main" in command:
+            found.append(int(folder.name))
+    return found
+
+
+def worker_with_open(path: Path, parent: int) -> int:
+    """The worker that has a file open, once there is one."""
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up:
+        for pid in workers_of(parent):
+            try:
+                if any(
+                    os.path.samefile(f, path) for f in Path(f"/proc/{pid}/fd").iterdir()
+                ):
+                    return pid
+            except OSError:
+                continue
+    raise AssertionError(f"no worker opens {path}")
+
+
+def assert_end(pids: list[int], seconds: float) -> None:
+    """Every one of some processes ends in time."""
+    give_up = time.monotonic() + seconds
+    for pid in pids:
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        left = max(give_up - time.monotonic(), 0)
+        assert select.select([handle], [], [], left)[0], f"{pid} lives"
+        os.close(handle)
+
+
+def exchange_folders(pid: int) -> list[Path]:
+    """The folders through which a process takes frames from its workers."""
+    roots = Path("/dev/shm"), Path(tempfile.gettempdir())
+    return [folder for root in roots for folder in root.glob(f"vd-*-{pid}-*")]
+
+
+@pytest.fixture
+def start_script(tmp_path):
+    """Start a script that decodes videos, in a session of its own."""
+    processes = []
+
+    def start(paths, source=SCRIPT):
+        script = tmp_path / "script.py"
+        script.write_text(source)
+        process = subprocess.Popen(
+            [sys.executable, script, *paths],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
+    expected = make_broken(tmp_path)
+    names = list(expected)
+    paths = [clip, *(tmp_path / name for name in names), clip]
+    pieces = list(decode(paths))
+    assert [piece.index for piece in pieces] == list(range(len(paths)))
+    found = outcomes(pieces)
+    assert found == [("used", ""), *expected.values(), ("used", "")]
+    kinds = [kind for kind, _ in found]
+    assert sum(map(kinds.count, ("used", "partial", "quarantined"))) == len(paths)
+    alone = decode_stretch(clip, SMALL).images_Fx2xHxWx3
+    for piece in (pieces[0], pieces[-1]):
+        np.testing.assert_array_equal(piece.images, alone)
+
+
+def test_a_long_video_comes_in_stretches(tmp_path, clip):
+    long = render(tmp_path / "long.mkv", noisy_frames(110))
+    pieces = list(decode([clip, long, clip], stretch_seconds=1.0))
+    assert [piece.index for piece in pieces] == [0, 0, 1, 1, 1, 1, 1, 2, 2]
+    assert [piece.outcome is not None for piece in pieces] == [
+        *(False, True), *(False, False, False, False, True), *(False, True)
+    ]  # fmt: skip
+    whole = decode_stretch(long, SMALL).images_Fx2xHxWx3
+    parts = np.concatenate([piece.images for piece in pieces if piece.index == 1])
+    np.testing.assert_array_equal(parts, whole)
+
+
+def test_images_are_left_out_on_request(clip):
+    (piece,) = decode([clip], keep_images=False)
+    assert piece.images.shape == (0, 2, 48, 64, 3)
+    assert outcomes([piece]) == [("used", "")]
+
+
+def test_nothing_to_decode():
+    assert list(decode([])) == []
+
+
+def test_images_of_two_calls_at_once_do_not_mix(tmp_path):
+    dark = render_lossless(tmp_path / "dark.mkv", grey_frames(20))
+    bright = render_lossless(tmp_path / "bright.mkv", list(grey_frames(50))[30:])
+    calls = decode([dark] * 4, workers=1), decode([bright] * 4, workers=1)
+    for one, other in zip(*calls, strict=True):
+        assert one.images[:, 0].max() < 40
+        assert other.images[:, 0].min() >= 60
+        assert len(one.images) == len(other.images) == 6
+
+
+def test_a_video_that_misses_the_deadline_costs_itself_only(clip, slow):
+    began = time.monotonic()
+    pieces = list(decode([clip, slow, clip, clip], deadline_seconds=1.5))
+    assert outcomes(pieces) == [
+        ("used", ""), ("quarantined", "timeout"), ("used", ""), ("used", "")
+    ]  # fmt: skip
+    assert len(pieces[1].images) == 0
+    assert time.monotonic() - began < 10
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    ("crashes", "outcome"), [(1, ("used", "")), (2, ("quarantined", "corrupt-frames"))]
+)
+def test_a_video_whose_worker_crashes_is_tried_once_more(
+    tmp_path, clip, crashes, outcome
+):
+    longer = render_slow(tmp_path / "longer.mkv", 150)
+    pieces = decode([clip, longer, clip], workers=1)
+    done = [next(pieces)]
+    for _ in range(crashes):
+        pid = worker_with_open(longer, os.getpid())
+        os.kill(pid, signal.SIGKILL)
+        assert_end([pid], seconds=5)
+        done.append(next(pieces))  # tries again
+    assert outcomes([*done, *pieces]) == [("used", ""), outcome, ("used", "")]
+
+
+@needs_proc
+@pytest.mark.parametrize("abandon", ["close", "forget"])
+def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
+    before = set(workers_of(os.getpid()))
+    pieces = decode([clip, slow, slow])
+    next(pieces)
+    worker_with_open(slow, os.getpid())
+    workers = set(workers_of(os.getpid())) - before
+    assert len(workers) == 2
+    if abandon == "close":
+        pieces.close()
+    del pieces
+    assert_end(list(workers), seconds=2)
+    assert not exchange_folders(os.getpid())
+
+
+@needs_proc
+def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
+    process = start_script([clip, slow, slow])
+    assert process.stdout.readline() == "used\n"
+    worker_with_open(slow, process.pid)
+    workers = workers_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    assert_end([process.pid, *workers], seconds=5)
+    assert not exchange_folders(process.pid)
+
+
+@needs_proc
+def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip, slow):
+    process = start_script([clip, slow, slow])
+    assert process.stdout.readline() == "used\n"
+    worker_with_open(slow, process.pid)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    assert_end(workers, seconds=2)
+    process.wait()
+    assert exchange_folders(process.pid)
+    assert outcomes(decode([clip])) == [("used", "")]
+    assert not exchange_folders(process.pid)
+
+
+@needs_proc
+def test_a_worker_does_not_load_jax(start_script, slow):
+    process = start_script([slow])
+    worker = worker_with_open(slow, process.pid)
+    loaded = Path(f"/proc/{worker}/maps").read_text()
+    assert "libavcodec" in loaded
+    assert "jaxlib" not in loaded
+
+
+def test_a_script_without_a_main_guard_is_told_so(start_script, clip):
+    unguarded = SCRIPT.replace('__name__ == "__main__"', "True")
+    process = start_script([clip], unguarded)
+    error = process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    assert "VdError: the decoding processes ended" in error.splitlines()[-1]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, clip):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    try:
+        with pytest.raises(VdError, match="cannot hold decoded frames"):
+            list(decode([clip], stretch_seconds=1e7))  # too long for shared memory
+        assert not list(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
