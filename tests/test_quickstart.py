@@ -61,6 +61,4 @@ def test_with_shuffled_labels_it_falls_to_chance(quickstart, tmp_path):
         check=True,
     )  # fmt: skip
     result = json.loads((tmp_path / "run" / "evaluation_test.json").read_text())
-    assert (
-        0.3 < result["accuracy"] < 0.7
-    )  # 48 clips: just under three deviations
+    assert 0.3 < result["accuracy"] < 0.7  # 48 clips: just under three deviations
