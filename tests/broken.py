@@ -37,7 +37,6 @@ def render(
     gop=12,
     b_frames: int | None = None,
     stamps: Sequence[int] | None = None,
-    rotation=0,
     **muxer: str,
 ) -> Path:
     """Encode RGB images; `stamps` are milliseconds, for a variable frame rate."""
@@ -48,8 +47,6 @@ def render(
         stream.height, stream.width = images[0].shape[:2]
         if b_frames is not None:
             stream.max_b_frames = b_frames
-        if rotation:
-            stream.set_display_rotation(rotation)
         if stamps is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index, image in enumerate(images):
@@ -132,6 +129,14 @@ def flipped(content: bytes, seed: int, bits: int = 8) -> bytes:
     for _ in range(bits):
         damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
     return bytes(damaged)
+
+
+def rotated(mp4: bytes, quarter_turns: int) -> bytes:
+    """An MP4 file that asks players to turn its pictures counterclockwise."""
+    cosine, sine = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarter_turns]
+    at = mp4.index(b"tkhd") + 4 + 40  # the matrix of TrackHeaderBox, in 16.16 bits
+    matrix = [value << 16 for value in (cosine, -sine, 0, sine, cosine)]
+    return mp4[:at] + struct.pack(">5i", *matrix) + mp4[at + 20 :]
 
 
 def with_frame_rate(avi: bytes, rate: int) -> bytes:

@@ -316,15 +316,14 @@ def test_ctrl_c_is_one_sentence_exit_130_and_the_same_command_goes_on(
         tmp_path / "cache", "--checkpoint-dir", tmp_path / "run", "--no-mixed-precision",
         *SMALL, "--epochs", "12",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-        if line.startswith("epoch 2/"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stderr.read()
-    assert process.wait() == 130
+    arguments = list(map(str, command))
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130
     assert "interrupted" in rest
     assert "Traceback" not in rest
     assert "going on after epoch" in vd(*command[3:]).stderr

@@ -76,19 +76,22 @@ def workers_of(parent: int) -> list[int]:
     return found
 
 
-def worker_with_open(path: Path, parent: int) -> int:
-    """The worker that has a file open, once there is one."""
+def workers_reading(path: Path, parent: int, count: int = 1) -> list[int]:
+    """The workers that have a file open, once there are `count`."""
     give_up = time.monotonic() + 30
     while time.monotonic() < give_up:
-        for pid in workers_of(parent):
-            try:
-                if any(
-                    os.path.samefile(f, path) for f in Path(f"/proc/{pid}/fd").iterdir()
-                ):
-                    return pid
-            except OSError:
-                continue
-    raise AssertionError(f"no worker opens {path}")
+        found = [pid for pid in workers_of(parent) if _has_open(pid, path)]
+        if len(found) == count:
+            return found
+    raise AssertionError(f"too few workers open {path}")
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        files = list(Path(f"/proc/{pid}/fd").iterdir())
+        return any(os.path.samefile(file, path) for file in files)
+    except OSError:  # closed meanwhile
+        return False
 
 
 def assert_end(pids: list[int], seconds: float) -> None:
@@ -202,7 +205,7 @@ def test_a_video_whose_worker_crashes_is_tried_once_more(
     pieces = decode([clip, longer, clip], workers=1)
     done = [next(pieces)]
     for _ in range(crashes):
-        pid = worker_with_open(longer, os.getpid())
+        (pid,) = workers_reading(longer, os.getpid())
         os.kill(pid, signal.SIGKILL)
         assert_end([pid], seconds=5)
         done.append(next(pieces))  # tries again
@@ -212,16 +215,13 @@ def test_a_video_whose_worker_crashes_is_tried_once_more(
 @needs_proc
 @pytest.mark.parametrize("abandon", ["close", "forget"])
 def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
-    before = set(workers_of(os.getpid()))
     pieces = decode([clip, slow, slow])
     next(pieces)
-    worker_with_open(slow, os.getpid())
-    workers = set(workers_of(os.getpid())) - before
-    assert len(workers) == 2
+    workers = workers_reading(slow, os.getpid(), count=2)
     if abandon == "close":
         pieces.close()
     del pieces
-    assert_end(list(workers), seconds=2)
+    assert_end(workers, seconds=2)
     assert not exchange_folders(os.getpid())
 
 
@@ -229,8 +229,7 @@ def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
 def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
     process = start_script([clip, slow, slow])
     assert process.stdout.readline() == "used\n"
-    worker_with_open(slow, process.pid)
-    workers = workers_of(process.pid)
+    workers = workers_reading(slow, process.pid, count=2)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
     assert_end([process.pid, *workers], seconds=5)
     assert not exchange_folders(process.pid)
@@ -240,9 +239,7 @@ def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
 def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip, slow):
     process = start_script([clip, slow, slow])
     assert process.stdout.readline() == "used\n"
-    worker_with_open(slow, process.pid)
-    workers = workers_of(process.pid)
-    assert len(workers) == 2
+    workers = workers_reading(slow, process.pid, count=2)
     process.kill()
     assert_end(workers, seconds=2)
     process.wait()
@@ -254,7 +251,7 @@ def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip,
 @needs_proc
 def test_a_worker_does_not_load_jax(start_script, slow):
     process = start_script([slow])
-    worker = worker_with_open(slow, process.pid)
+    (worker,) = workers_reading(slow, process.pid)
     loaded = Path(f"/proc/{worker}/maps").read_text()
     assert "libavcodec" in loaded
     assert "jaxlib" not in loaded

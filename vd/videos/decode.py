@@ -68,8 +68,7 @@ def decode_stretch(
     image is clip(127 + later − earlier, 0, 255), where `later` is the first frame at least
     `motion_gap_seconds` less half a usual step after it: the nearest, and the earlier of
     two, at a constant rate. A frame without a later one is not kept. Damaged frames are
-    left out and counted; what decodes before and after a fault is kept. Never raises for a
-    bad file: `tally.header.reason` says why there is no frame.
+    left out and counted. Never raises for a bad file: `tally.header.reason` says why.
     """
     reason = check_file(path)
     try:
@@ -121,12 +120,11 @@ def _decode(
     clock = _Clock(stream.time_base, header.fps, position.origin)
     keeper = _Keeper(settings, header.fps)
     slot = -1 if position.seconds else 0  # of the frame before
-    good = faults = 0
-    last = 0.0
+    good, faults, last = 0, 0, 0.0
     after = None
     for frame in _frames(container, stream):
         if frame is None:
-            faults += slot >= first_slot
+            faults += slot >= first_slot and after is None
             continue
         time = clock(frame)
         landed = landed or time <= position.seconds - margin / 2
@@ -135,17 +133,17 @@ def _decode(
         slot = math.floor((time + _ROUNDING) * settings.frames_per_second)
         if slot < first_slot:
             continue
+        if slot >= first_slot + slots:
+            after = after or Position(slot // slots * seconds, clock.origin)
         if frame.is_corrupt:
-            faults += 1
-        elif slot < first_slot + slots:
-            good += 1
-            last = time
+            faults += after is None
+        elif after is None:
+            good, last = good + 1, time
             keeper.see(frame, time, slot)
         else:
-            after = after or Position(slot // slots * seconds, clock.origin)
             keeper.see(frame, time)
-            if not keeper.waiting:
-                break
+        if after is not None and not keeper.waiting:
+            break
     if not landed:
         return None
     if not header.frames:  # else the count tells
@@ -193,8 +191,7 @@ class _Clock:
     def __call__(self, frame: Any) -> float:
         """The time of the next frame, after the one before."""
         stamp = frame.pts if frame.pts is not None else frame.dts
-        if self.origin is None:
-            self.origin = stamp
+        self.origin = stamp if self.origin is None else self.origin
         before = self._times[-1] if self._times else -self._step
         seconds = before
         if stamp is not None:
