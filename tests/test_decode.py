@@ -103,10 +103,10 @@ def test_motion_is_the_clipped_difference_around_127(tmp_path):
 
 
 def test_resizes_by_area_and_squashes_the_aspect(tmp_path):
-    tiles = np.random.default_rng(2).integers(0, 256, (2, 4, 3), np.uint8)
-    large = tiles.repeat(40, axis=0).repeat(10, axis=1)  # 80 × 40 pixels
+    large = np.random.default_rng(2).integers(0, 256, (40, 80, 3), np.uint8)
     path = render_lossless(tmp_path / "a.mkv", [large] * 5)
-    images, _ = decode(path, settings=FrameSettings(height=2, width=4))
+    images, _ = decode(path, settings=FrameSettings(height=4, width=4))
+    tiles = large.reshape(4, 10, 4, 20, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(images[0, 0].astype(int), tiles, atol=2)
 
 
@@ -132,6 +132,7 @@ def test_a_rotated_video_stands_upright(tmp_path, turns):
         ("b_frames.avi", {"codec": "mpeg4", "b_frames": 2}),
         ("a.mkv", {}),
         ("a.ts", {}),
+        ("long_gop.ts", {"gop": 250}),  # seeking lands late
         ("open_gop.mpg", {"codec": "mpeg2video"}),
     ],
 )
@@ -228,6 +229,13 @@ def test_a_video_with_too_many_pixels_is_refused(tmp_path):
     path = render(tmp_path / "a.mp4", noisy_frames(50))
     settings = FrameSettings(max_pixels=64 * 48 - 1)
     assert outcome(path, settings=settings).reason == "too-large"
+
+
+def test_a_hole_in_time_makes_a_video_partial_but_never_loses_it(tmp_path):
+    stamps = [40 * i for i in range(20)] + [5000 + 40 * i for i in range(20)]
+    result = outcome(render(tmp_path / "a.mkv", noisy_frames(40), stamps=stamps))
+    assert (result.outcome, result.reason) == ("partial", "corrupt-frames")
+    assert result.frames == 40
 
 
 def test_a_jump_of_the_clock_does_not_walk_through_the_empty_hours(tmp_path):
