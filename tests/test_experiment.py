@@ -153,7 +153,8 @@ def test_test_time_views_change_the_logits(trained, tmp_path):
     result = json.loads(vd("evaluate", "--checkpoint-dir", run, "--tta").stdout)
     assert result["tta"] is True
     before = read_csv(trained[0] / "run" / "predictions_test.csv")
-    after = read_csv(run / "predictions_test.csv")
+    after = read_csv(run / "predictions_test_tta.csv")
+    assert digests(run).items() >= digests(trained[0] / "run").items()
     assert [row["path"] for row in before] == [row["path"] for row in after]
     assert [row["logit"] for row in before] != [row["logit"] for row in after]
 

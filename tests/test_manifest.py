@@ -61,6 +61,11 @@ def test_other_files_are_listed_as_ignored_and_hidden_ones_are_not(tmp_path):
     assert read(tmp_path).ignored == ("x.md", "normal/notes.txt")
 
 
+def test_a_file_beside_class_folders_of_a_split_is_listed(tmp_path):
+    touch(tmp_path, "train/fight/a.mp4", "test/normal/b.mp4", "train/loose.mp4")
+    assert read(tmp_path).ignored == ("train/loose.mp4",)
+
+
 def test_folder_named_like_a_video_and_link_loops_are_entries(tmp_path):
     touch(tmp_path, "fight/a.mp4", "normal/b.mp4")
     (tmp_path / "normal" / "dir.mp4").mkdir()
@@ -122,6 +127,7 @@ def test_folder_faults(tmp_path, names, settings, words):
         ("path,label\na.mp4,fight\na.mp4,normal\n", ["a.mp4", "2 times"]),
         ("path,label,split\na.mp4,fight,train\nb.mp4,normal,\n", ["b.mp4", "no split"]),
         ("path,label,split\na.mp4,fight,dev\nb.mp4,normal,dev\n", ["row 2", "dev"]),
+        ("path,label\na.mp4\n", ["row 2", "lacks"]),
         ("path,label\na.mp4,punch\n", ["row 2", "punch", "--positive-class"]),
     ],
 )

@@ -127,3 +127,32 @@ def test_a_part_of_one_class_is_named(tmp_path):
     videos = [video(i, i % 2, f"g{i % 2}") for i in range(20)]
     with pytest.raises(VdError, match="lacks a class"):
         with_splits(videos, config(tmp_path))
+
+
+def test_a_group_in_two_splits_is_an_error_and_doubled_content_a_warning(
+    tmp_path, capsys
+):
+    given = [video(i, i % 2, split=("train", "val", "test")[i % 3]) for i in range(12)]
+    cut = [replace(v, group="g") if v.name in ("0.mp4", "1.mp4") else v for v in given]
+    with pytest.raises(VdError, match="'g' lies in the splits train and val"):
+        with_splits(cut, config(tmp_path))
+    twin = replace(given[0], name="twin.mp4", split="test")
+    with_splits([*given, twin], config(tmp_path))
+    assert "same content" in capsys.readouterr().err
+
+
+def test_groups_learnt_later_do_not_move_kept_rows_in_silence(tmp_path):
+    videos = [video(i, i % 2) for i in range(40)]
+    with_splits(videos, config(tmp_path))
+    grouped = [replace(v, group=f"g{i // 4}") for i, v in enumerate(videos)]
+    with pytest.raises(VdError, match="--resplit"):
+        with_splits(grouped, config(tmp_path))
+    with_splits(grouped, config(tmp_path, resplit=True))
+
+
+def test_an_unknown_split_in_the_splits_file_is_named(tmp_path):
+    videos = [video(i, i % 2) for i in range(40)]
+    path = tmp_path / "s.csv"
+    path.write_text("id,split\nid0,TRAINING SET\n")
+    with pytest.raises(VdError, match="'TRAINING SET' is no split"):
+        with_splits(videos, config(tmp_path, splits_file=path))

@@ -58,9 +58,9 @@ def write_json(path: Path, values: Any) -> None:
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary_path = temporary(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary_path
         publish(temporary_path, path)
     except OSError as error:
@@ -69,7 +69,8 @@ def writing(path: Path) -> Iterator[Path]:
             "name another folder, then run the same command again."
         ) from error
     finally:
-        temporary_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary_path.unlink()
 
 
 def owner_is_dead(host: str, pid: int) -> bool:

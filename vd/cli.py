@@ -23,7 +23,7 @@ from vd.config import (
     EngineName,
     validate,
 )
-from vd.errors import SOME_FAILED, VdError
+from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.progress import say
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -143,6 +143,8 @@ class Predict:
         from vd.predict import Predictor
 
         validate(self)
+        if not self.files:
+            raise VdError("vd predict was given no file; name one or more video files.")
         prepare_jax()
         failed = 0
         for made in Predictor(self.checkpoint_dir, self.engine, self.decode).predict(
@@ -196,6 +198,10 @@ def _exit(command: Callable[[], int]) -> None:
     except VdError as error:
         say(f"vd: {error}")
         code = error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"vd: {where}{error.strerror or error}; name another file or folder.")
+        code = USAGE
     except KeyboardInterrupt:
         say("vd: interrupted; finished work is kept, the same command goes on")
         code = _INTERRUPTED

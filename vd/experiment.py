@@ -158,11 +158,6 @@ def _write_inputs(
 
     run_dir = config.run.checkpoint_dir
     backbone = find_backbone(config.backbone)
-    rows = split_rows(video for split in SPLITS for video in parts[split])
-    write_csv(run_dir / "splits.csv", rows)
-    write_csv(run_dir / "ledger.csv", ledger.rows())
-    if not backbone.built_in:
-        shutil.copyfile(backbone.file, run_dir / "backbone.onnx")
     facts = {
         "engine": _engine_of(ledger.usable(), store),
         "preprocessing": {
@@ -178,7 +173,12 @@ def _write_inputs(
             "loss_gap": ledger.loss_gap(),
         },
     }
-    run_folder.write_config(config, identity, facts)
+    run_folder.write_config(config, identity, facts)  # first: it makes a run folder
+    rows = split_rows(video for split in SPLITS for video in parts[split])
+    write_csv(run_dir / "splits.csv", rows)
+    write_csv(run_dir / "ledger.csv", ledger.rows())
+    if not backbone.built_in:
+        shutil.copyfile(backbone.file, run_dir / "backbone.onnx")
 
 
 def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:

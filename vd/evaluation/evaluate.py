@@ -56,7 +56,13 @@ def restore(run_dir: Path) -> Restored:
         params, _ = checkpoints.restore_best(like)
     finally:
         checkpoints.close()
-    fitted = calibration.Calibration(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        fitted = calibration.Calibration(**json.loads(path.read_text(encoding="utf-8")))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise VdError(
+            f"{path} is damaged; delete it and evaluation_test.json, then run the training "
+            "command again."
+        ) from error
     return Restored(config, params, fitted, dim)
 
 
@@ -138,17 +144,18 @@ def evaluate_split(
     metrics = evaluation_metrics(
         labels_N, probability_N, np.array(groups), fitted.threshold
     )
+    name = f"{split}_tta" if tta else split  # beside the run's own figures
     write_predictions(
-        run_dir / f"predictions_{split}.csv", data.videos, probability_N, logit_N
+        run_dir / f"predictions_{name}.csv", data.videos, probability_N, logit_N
     )
-    suffix = "" if split == "test" else f"_{split}"
+    suffix = "" if name == "test" else f"_{name}"
     figures = {
         "confusion": plots.confusion(labels_N, probability_N, fitted.threshold),
         "roc": plots.roc(labels_N, probability_N),
         "reliability": plots.reliability(labels_N, probability_N),
     }
-    for name, figure in figures.items():
-        plots.save(figure, run_dir / f"{name}{suffix}.png")
+    for picture, figure in figures.items():
+        plots.save(figure, run_dir / f"{picture}{suffix}.png")
     result = {
         "split": split,
         **metrics,
@@ -158,7 +165,7 @@ def evaluate_split(
         "tta": tta,
         "groups": len(set(groups)) if known else None,
     }
-    write_json(run_dir / f"evaluation_{split}.json", result)
+    write_json(run_dir / f"evaluation_{name}.json", result)
     return result
 
 

@@ -16,10 +16,10 @@ from vd.features.engines import Backbone, Engine, find_backbone, make_engine
 from vd.features.sampling import VIEWS
 from vd.features.store import Extracted, FeatureStore
 from vd.progress import Ticker, say, track
-from vd.videos.decode import FrameSettings, Outcome, probe_duration
+from vd.videos.decode import FrameSettings, Outcome
 from vd.videos.manifest import Video
 from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
-from vd.videos.workers import decode_videos
+from vd.videos.workers import decode_videos, probe_durations
 
 STREAMS = ("rgb", "motion")
 _FORMAT = 1  # of the records; another number is another fingerprint
@@ -118,7 +118,7 @@ def _extract(
     config: Config,
 ) -> dict[Path, Outcome]:
     """Write the videos' features; returns the outcomes of files without content."""
-    promise(videos, store, backbone, engine)
+    promise(videos, store, backbone, engine, config.decode)
     unreadable: dict[Path, Outcome] = {}
     chunk: list[Extracted] = []
     lost = [0, 0]
@@ -142,7 +142,11 @@ def _extract(
 
 
 def promise(
-    videos: Sequence[Video], store: FeatureStore, backbone: Backbone, engine: Engine
+    videos: Sequence[Video],
+    store: FeatureStore,
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
 ) -> None:
     """Say images, hours and gigabytes before the work; stop when the disk is too small.
 
@@ -150,8 +154,14 @@ def promise(
     is measured on the spot.
     """
 
-    sample = [(_size(v.path), probe_duration(v.path)) for v in videos[:32]]
-    known = [(size, seconds) for size, seconds in sample if size and seconds]
+    sample = [video.path for video in videos[:32]]
+    durations = probe_durations(
+        sample,
+        workers=decode_workers(decode),
+        deadline_seconds=decode.decode_timeout_seconds,
+    )
+    pairs = zip(map(_size, sample), durations, strict=True)
+    known = [(size, seconds) for size, seconds in pairs if size and seconds]
     if not known:
         return
     bytes_per_second = sum(size for size, _ in known) / sum(

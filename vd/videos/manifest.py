@@ -95,7 +95,7 @@ def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
     A file is unchanged when its path, size and modification time are those in
     `hashes_file`. Files that are missing, empty, unreadable or not regular keep "".
     """
-    known = {row["path"]: row for row in read_csv(hashes_file)}
+    known = {row.get("path", ""): row for row in read_csv(hashes_file)}
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         rows = list(pool.map(lambda video: _hash(video.path, known), videos))
     fresh = {row["path"]: row for row in rows if row is not None}
@@ -163,11 +163,12 @@ def _read_folder(root: Path, config: DataConfig) -> Manifest:
     videos: list[Video] = []
     for folder in folders:
         split = _SPLIT_NAMES[_normal(folder.name)] if any(is_split) else ""
-        classes = (
-            [f for f in sorted(folder.iterdir()) if f.is_dir()] if split else [folder]
-        )
+        classes = sorted(folder.iterdir()) if split else [folder]
         for class_folder in classes:
             if class_folder.name.startswith("."):
+                continue
+            if not class_folder.is_dir():
+                ignored.append(class_folder.relative_to(root).as_posix())
                 continue
             label = _label(class_folder.name, str(class_folder), config.positive_class)
             for path in _files(class_folder):
@@ -203,6 +204,10 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
     videos = []
     for number, row in enumerate(rows, start=2):
         where = f"{path}, row {number}"
+        if not row["path"] or not row["label"]:
+            raise VdError(
+                f"{where} lacks its path or label; fill it, or delete the row."
+            )
         label = _label(row["label"], where, config.positive_class)
         split = row.get("split") or ""
         if split and _normal(split) not in _SPLIT_NAMES:

@@ -103,7 +103,30 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
             "drop the split folders or column to have splits assigned."
         )
     _check_classes(videos, config.data)
+    _check_leaks(videos)
     return list(videos)
+
+
+def _check_leaks(videos: Sequence[Video]) -> None:
+    """A group must lie in one split; the same content in two places is warned of."""
+    splits_of, places_of = defaultdict(set), defaultdict(set)
+    for video in videos:
+        if video.group and video.split:
+            splits_of[video.group].add(video.split)
+        if video.id:
+            places_of[video.id].add((video.split, video.label))
+    for group, splits in splits_of.items():
+        if len(splits) > 1:
+            raise VdError(
+                f"the group {group!r} lies in the splits {' and '.join(sorted(splits))}; "
+                "mend the given splits, or assign kept ones anew with --resplit."
+            )
+    doubled = [v.name for v in videos if v.id and len(places_of[v.id]) > 1]
+    if doubled:
+        say(
+            f"WARNING: {len(doubled)} files have the same content in several splits or "
+            f"under both labels ({doubled[0]!r}, {doubled[1]!r}, …): keep one of each"
+        )
 
 
 def _check_classes(videos: Sequence[Video], config: DataConfig) -> None:
@@ -127,6 +150,12 @@ def _assigned(
         raise VdError(
             f"--splits-file {path} lacks the columns id,split; name another file."
         )
+    for row in rows:
+        if row["split"] not in ("", *SPLITS):
+            raise VdError(
+                f"--splits-file {path}: {row['split']!r} is no split; write train, val "
+                "or test."
+            )
     kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
     readable = [video for video in videos if video.id]
     parts = assign(readable, shares, config.splits.split_seed, kept)

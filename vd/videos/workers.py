@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as DeadlineError
+from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,13 @@ from pebble import ProcessExpired, ProcessPool
 
 from vd.atomic import owner_is_dead
 from vd.errors import VdError
-from vd.videos.decode import FrameSettings, Position, Stretch, decode_stretch
+from vd.videos.decode import (
+    FrameSettings,
+    Position,
+    Stretch,
+    decode_stretch,
+    probe_duration,
+)
 from vd.videos.outcome import Outcome, Tally, outcome_of
 
 _TASKS_A_WORKER = 200  # decoders leak memory
@@ -106,6 +113,19 @@ def decode_videos(
             else:
                 under_way.popleft()
             yield Decoded(video.index, images, outcome)
+
+
+def probe_durations(
+    paths: Sequence[Path], *, workers: int, deadline_seconds: float
+) -> list[float]:
+    """Seconds of each video by its header; 0 where it does not say, hangs or crashes."""
+    with _pool(max(1, min(workers, len(paths)))) as pool:
+        futures = [
+            pool.schedule(probe_duration, args=[path], timeout=deadline_seconds)
+            for path in paths
+        ]
+        wait(futures)
+        return [0.0 if future.exception() else future.result() for future in futures]
 
 
 def _wait(video: _Video) -> Outcome | None:
