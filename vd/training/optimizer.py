@@ -18,7 +18,7 @@ def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedul
     steps = config.epochs * steps_per_epoch
     warmup = config.warmup_epochs * steps_per_epoch
     if warmup >= steps:
-        warmup = steps // 5
+        warmup = max(steps // 5, 1) if steps > 1 else 0
         say(
             f"warning: --warmup-epochs {config.warmup_epochs} is not shorter than the run; "
             f"warming up for {warmup} of its {steps} steps"

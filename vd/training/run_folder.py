@@ -136,6 +136,10 @@ def read_settings(run_dir: Path) -> Config:
 
 def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
     """The usable videos of a run, from its splits.csv; files are below the data set."""
+    if not (run_dir / "splits.csv").exists():
+        raise VdError(
+            f"{run_dir} lacks splits.csv; put it back, or train the run again."
+        )
     root = dataset_path.parent if dataset_path.is_file() else dataset_path
     return [
         Video(

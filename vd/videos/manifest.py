@@ -78,6 +78,11 @@ def read_manifest(config: DataConfig) -> Manifest:
             "a CSV with the columns path,label."
         )
     videos = manifest.videos
+    if not videos:
+        raise VdError(
+            f"--dataset-path {path} has no video ({len(manifest.ignored)} other files are "
+            "ignored); name the folder that holds the class folders."
+        )
     if config.group_from is not None:
         videos = tuple(_group_from_path(videos, config.group_from))
     for label, name in enumerate(CLASSES):
