@@ -199,7 +199,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _read_csv(path: Path, config: DataConfig) -> Manifest:
     """Read a CSV with path,label and optionally split,group."""
-    rows = read_csv(path)
+    rows = [
+        {name.strip(): value for name, value in row.items() if name}
+        for row in read_csv(path)
+    ]
     missing = {"path", "label"} - set(rows[0] if rows else ())
     if missing:
         raise VdError(
