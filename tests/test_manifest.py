@@ -81,7 +81,7 @@ def test_csv_with_groups_relative_to_it(tmp_path):
     touch(tmp_path, "b.mp4", "a.mp4")
     table = tmp_path / "m.csv"
     table.write_text(
-        "path,label,split,group\nb.mp4,fight,train,g1\na.mp4,normal,Test,\n"
+        "path, label,split,group\nb.mp4,fight,train,g1\na.mp4,normal,Test,\n"
     )
     manifest = read(table)
     assert facts(manifest) == [("a.mp4", 0, "test", ""), ("b.mp4", 1, "train", "g1")]
