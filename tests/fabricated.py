@@ -6,8 +6,8 @@ import numpy as np
 
 from vd.features.store import Extracted, FeatureStore
 from vd.training.batches import FeatureSet
-from vd.videos.decode import Outcome
 from vd.videos.manifest import Video
+from vd.videos.outcome import Outcome
 
 STREAMS, DIM = 2, 6
 

@@ -95,12 +95,14 @@ def config(tmp_path, **split_settings):
     return Config(data=data, splits=SplitConfig(**split_settings))
 
 
-def test_assigned_once_and_kept_in_the_splits_file(tmp_path):
+def test_assigned_once_and_kept_in_the_splits_file(tmp_path, capsys):
     videos = [video(i, i % 2) for i in range(40)]
     first = with_splits(videos, config(tmp_path))
     rows = read_csv(splits_file(config(tmp_path)))
     assert {row["id"]: row["split"] for row in rows} == {v.id: v.split for v in first}
+    capsys.readouterr()
     assert with_splits(videos, config(tmp_path, split_seed=5)) == first
+    assert "--resplit" in capsys.readouterr().err
     assert with_splits(videos, config(tmp_path, split_seed=5, resplit=True)) != first
 
 

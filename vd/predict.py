@@ -15,8 +15,9 @@ from vd.features.engines import find_backbone, make_engine
 from vd.features.extract import VideoFeatures, video_features
 from vd.scoring import score, score_windows
 from vd.training.run_folder import read_config
-from vd.videos.decode import FrameSettings, Outcome
+from vd.videos.decode import FrameSettings
 from vd.videos.manifest import CLASSES
+from vd.videos.outcome import Outcome
 
 
 @dataclass(frozen=True)

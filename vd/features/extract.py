@@ -16,8 +16,9 @@ from vd.features.engines import Backbone, Engine, find_backbone, make_engine
 from vd.features.sampling import VIEWS
 from vd.features.store import Extracted, FeatureStore
 from vd.progress import Ticker, say, track
-from vd.videos.decode import FrameSettings, Outcome
+from vd.videos.decode import FrameSettings
 from vd.videos.manifest import Video
+from vd.videos.outcome import Outcome
 from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
 from vd.videos.workers import decode_videos, probe_durations
 

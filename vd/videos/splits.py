@@ -157,6 +157,8 @@ def _assigned(
                 "or test."
             )
     kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
+    if kept:
+        say(f"splits kept in {path} are used; --resplit assigns them anew")
     readable = [video for video in videos if video.id]
     parts = assign(readable, shares, config.splits.split_seed, kept)
     videos = [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
