@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -192,6 +193,45 @@ def test_another_setting_in_the_same_folder_is_named(trained, clips, backbone):
     done = train(clips, backbone, trained[0], "--learning-rate", "0.1", code=2)
     assert "training.learning_rate was 0.0005, now 0.1" in done.stderr
     assert "--fresh" in done.stderr
+
+
+def test_another_data_set_is_told_by_its_clips_and_its_splits_file_stays(
+    clips, backbone, tmp_path
+):
+    flat = tmp_path / "flat"
+    for path in sorted(clips.rglob("*.mp4")):
+        place = flat / path.parent.name / f"{path.parent.parent.name}-{path.name}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    train(flat, backbone, tmp_path)
+    (kept,) = (tmp_path / "cache" / "splits").glob("*.csv")
+    before = kept.read_bytes()
+    resplit = ["--resplit", "--split-seed", "5"]
+    done = train(flat, backbone, tmp_path, *resplit, code=2)
+    assert re.search(
+        r"\d+ clips of another split, 'v?n?\w+/\S+mp4' for one", done.stderr
+    )
+    assert kept.read_bytes() == before
+    gone = next(flat.rglob("*.mp4"))
+    gone.unlink()
+    done = train(flat, backbone, tmp_path, code=2)
+    assert f"1 clips gone, '{gone.relative_to(flat)}' for one" in done.stderr
+
+
+def test_a_damaged_evaluation_is_named_and_made_again(
+    trained, clips, backbone, tmp_path
+):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "evaluation_test.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    assert (
+        "is damaged; delete it"
+        in train(clips, backbone, path.parent.parent, code=2).stderr
+    )
+    path.unlink()
+    train(clips, backbone, path.parent.parent)
+    assert path.read_bytes() == whole
 
 
 def test_fresh_starts_over_and_touches_no_foreign_file(

@@ -88,6 +88,12 @@ def test_csv_with_groups_relative_to_it(tmp_path):
     assert manifest.videos[0].path == tmp_path / "a.mp4"
 
 
+def test_a_video_in_place_of_a_data_set_is_named(tmp_path):
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(VdError, match="is a video; name a folder"):
+        read(tmp_path / "a.mp4")
+
+
 def test_positive_class_makes_every_other_class_negative(tmp_path):
     touch(tmp_path, "assault/a.mp4", "street/b.mp4", "shop/c.mp4")
     labels = [v.label for v in read(tmp_path, positive_class="Assault").videos]
@@ -126,9 +132,12 @@ def test_folder_faults(tmp_path, names, settings, words):
         ("file,label\na,fight\n", ["'path'"]),
         ("path,label\na.mp4,fight\na.mp4,normal\n", ["a.mp4", "2 times"]),
         ("path,label,split\na.mp4,fight,train\nb.mp4,normal,\n", ["b.mp4", "no split"]),
-        ("path,label,split\na.mp4,fight,dev\nb.mp4,normal,dev\n", ["row 2", "dev"]),
-        ("path,label\na.mp4\n", ["row 2", "lacks"]),
-        ("path,label\na.mp4,punch\n", ["row 2", "punch", "--positive-class"]),
+        ("path,label,split\na.mp4,fight,dev\nb.mp4,normal,dev\n", ["line 2", "dev"]),
+        ("path,label\na.mp4,fight\n./a.mp4,normal\n", ["a.mp4", "2 times"]),
+        ("path,label\na.mp4,fight\n\n\nb.mp4,punch\n", ["line 5", "punch"]),
+        (f"path,label\n{'x' * 200_000},fight\n", ["m.csv", "field", "CSV"]),
+        ("path,label\na.mp4\n", ["line 2", "lacks"]),
+        ("path,label\na.mp4,punch\n", ["line 2", "punch", "--positive-class"]),
     ],
 )
 def test_csv_faults(tmp_path, text, words):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vd.config import Config, DataConfig, SplitConfig
 from vd.errors import VdError
 from vd.videos.manifest import Video, read_csv
-from vd.videos.splits import assign, folds, splits_file, with_splits
+from vd.videos.splits import assign, folds, keep_splits, splits_file, with_splits
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -98,12 +98,19 @@ def config(tmp_path, **split_settings):
 def test_assigned_once_and_kept_in_the_splits_file(tmp_path, capsys):
     videos = [video(i, i % 2) for i in range(40)]
     first = with_splits(videos, config(tmp_path))
+    assert not splits_file(config(tmp_path)).exists()
+    keep_splits(first, config(tmp_path))
     rows = read_csv(splits_file(config(tmp_path)))
     assert {row["id"]: row["split"] for row in rows} == {v.id: v.split for v in first}
     capsys.readouterr()
     assert with_splits(videos, config(tmp_path, split_seed=5)) == first
     assert "--resplit" in capsys.readouterr().err
-    assert with_splits(videos, config(tmp_path, split_seed=5, resplit=True)) != first
+    other = config(tmp_path, split_seed=5, resplit=True)
+    anew = with_splits(videos, other)
+    assert anew != first
+    keep_splits(anew[:30], other)
+    rows = {row["id"]: row["split"] for row in read_csv(splits_file(other))}
+    assert rows == {v.id: v.split for v in [*anew[:30], *first[30:]]}
 
 
 def test_without_test_part_val_becomes_test_and_groups_of_train_become_val(tmp_path):
@@ -145,7 +152,7 @@ def test_a_group_in_two_splits_is_an_error_and_doubled_content_a_warning(
 
 def test_groups_learnt_later_do_not_move_kept_rows_in_silence(tmp_path):
     videos = [video(i, i % 2) for i in range(40)]
-    with_splits(videos, config(tmp_path))
+    keep_splits(with_splits(videos, config(tmp_path)), config(tmp_path))
     grouped = [replace(v, group=f"g{i // 4}") for i, v in enumerate(videos)]
     with pytest.raises(VdError, match="--resplit"):
         with_splits(grouped, config(tmp_path))

@@ -145,6 +145,9 @@ class Predict:
         validate(self)
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
+        for path in self.files:
+            if path.is_dir():
+                raise VdError(f"{path} is a folder; name its files: {path}/*.mp4, say.")
         prepare_jax()
         failed = 0
         for made in Predictor(self.checkpoint_dir, self.engine, self.decode).predict(

@@ -31,7 +31,7 @@ from vd.videos.manifest import (
     split_rows,
     write_csv,
 )
-from vd.videos.splits import with_splits
+from vd.videos.splits import keep_splits, with_splits
 
 if TYPE_CHECKING:
     import jax
@@ -52,8 +52,8 @@ def run(config: Config) -> dict[str, Any]:
     if not config.run.fresh:
         run_folder.check_identity(run_dir, run_folder.settings_identity(config))
     manifest = read_manifest(config.data)
-    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
-    videos = with_splits(videos, config)
+    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    videos = with_splits(given, config)
 
     from vd.features.extract import extract
     from vd.videos.scan import check_loss_gap, report
@@ -73,7 +73,9 @@ def run(config: Config) -> dict[str, Any]:
     with lock(run_dir / ".lock", "vd train"):
         if config.run.fresh:
             run_folder.clear(run_dir)
-        run_folder.check_identity(run_dir, identity)
+        run_folder.check_identity(run_dir, identity, ledger.usable())
+        if videos != given:
+            keep_splits(videos, config)
         if run_folder.is_finished(run_dir):
             say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
             return _finished(run_dir)
@@ -84,9 +86,14 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     """What the run's test evaluation said."""
     from vd.evaluation.evaluate import summary
 
-    text = (run_dir / "evaluation_test.json").read_text(encoding="utf-8")
-    result: dict[str, Any] = json.loads(text)
-    say(summary(result))
+    path = run_dir / "evaluation_test.json"
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        say(summary(result))
+    except (ValueError, KeyError, TypeError) as error:
+        raise VdError(
+            f"{path} is damaged; delete it, and the same command evaluates again."
+        ) from error
     return result
 
 

@@ -193,7 +193,7 @@ def summary(result: dict[str, Any]) -> str:
         f"{percent(result['recall_nonviolent'])}, ROC AUC "
         + ("undefined" if auc is None else f"{auc:.3f}")
     )
-    if result["groups"] is None:
+    if result["groups"] is None and result["split"] == "test":
         text += (
             "\nno source groups known: clips of one recording may be in train and test, "
             "and the interval treats clips as independent"

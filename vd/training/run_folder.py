@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import vd
 from vd.atomic import write_json
 from vd.config import Config, from_json, to_json
 from vd.errors import VdError
-from vd.videos.manifest import CLASSES, Video, read_csv
+from vd.videos.manifest import CLASSES, Video, read_csv, split_rows
 
 FORMAT = 1  # of a run; raised whenever the same settings would give other numbers
 _PACKAGES = (
@@ -54,13 +54,20 @@ def check_folder(run_dir: Path) -> None:
         )
 
 
-def check_identity(run_dir: Path, identity: Mapping[str, Any]) -> None:
-    """Raise `VdError`, listing what differs, when the folder holds another run."""
+def check_identity(
+    run_dir: Path, identity: Mapping[str, Any], videos: Sequence[Video] = ()
+) -> None:
+    """Raise `VdError`, listing what differs, when the folder holds another run.
+
+    `videos` are those that the run would use now.
+    """
     if not (run_dir / "config.json").exists():
         return
     former = dict(_flat(read_config(run_dir)["identity"]))
     differ = [
-        f"{key} was {former[key]}, now {value}"
+        _changes(run_dir, videos)
+        if key == "dataset"
+        else f"{key} was {former[key]}, now {value}"
         for key, value in _flat(identity)
         if key in former and former[key] != value
     ]
@@ -152,6 +159,28 @@ def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
         )
         for row in read_csv(run_dir / "splits.csv")
     ]
+
+
+def _changes(run_dir: Path, videos: Sequence[Video]) -> str:
+    """How the usable videos differ from those in the run's splits.csv."""
+    before = {row["id"]: row for row in read_csv(run_dir / "splits.csv")}
+    now = {row["id"]: row for row in split_rows(videos)}
+    changed = {
+        "new": [now[i]["path"] for i in now.keys() - before.keys()],
+        "gone": [before[i]["path"] for i in before.keys() - now.keys()],
+    }
+    for field in ("label", "split", "group"):
+        changed[f"of another {field}"] = [
+            now[i]["path"]
+            for i in now.keys() & before.keys()
+            if now[i][field] != before[i][field]
+        ]
+    said = [
+        f"{len(names)} clips {how}, {min(names)!r} for one"
+        for how, names in changed.items()
+        if names
+    ]
+    return ", ".join(said) or "other copies of the same clips"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

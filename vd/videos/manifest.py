@@ -199,19 +199,24 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _read_csv(path: Path, config: DataConfig) -> Manifest:
     """Read a CSV with path,label and optionally split,group."""
+    if path.suffix.lower() in _VIDEO_SUFFIXES:
+        raise VdError(
+            f"--dataset-path {path} is a video; name a folder of class folders or a CSV "
+            "with the columns path,label."
+        )
     rows = [
-        {name.strip(): value for name, value in row.items() if name}
-        for row in read_csv(path)
+        (line, {name.strip(): value for name, value in row.items() if name})
+        for line, row in _numbered_rows(path)
     ]
-    missing = {"path", "label"} - set(rows[0] if rows else ())
+    missing = {"path", "label"} - set(rows[0][1] if rows else ())
     if missing:
         raise VdError(
             f"{path} lacks the column {min(missing)!r} or has no row; its first "
             "line must name path,label and may name split,group."
         )
     videos = []
-    for number, row in enumerate(rows, start=2):
-        where = f"{path}, row {number}"
+    for line, row in rows:
+        where = f"{path}, line {line}"
         if not row["path"] or not row["label"]:
             raise VdError(
                 f"{where} lacks its path or label; fill it, or delete the row."
@@ -222,9 +227,8 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
             raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
         split = _SPLIT_NAMES[_normal(split)] if split else ""
         group = row.get("group") or ""
-        videos.append(
-            Video(path.parent / row["path"], row["path"], label, split, group)
-        )
+        name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
+        videos.append(Video(path.parent / name, name, label, split, group))
     name, count = Counter(video.name for video in videos).most_common(1)[0]
     if count > 1:
         raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
@@ -258,12 +262,21 @@ def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; [] when there is none. Names that are not UTF-8 survive."""
-    if not path.exists():
-        return []
+    return [row for _, row in _numbered_rows(path)] if path.exists() else []
+
+
+def _numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file, each with the line that it ends on."""
     with open(
         path, encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as handle:
-        return list(csv.DictReader(handle))
+        reader = csv.DictReader(handle)
+        try:
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise VdError(
+                f"{path}, line {reader.line_num}: {error}; mend the file, a CSV is needed."
+            ) from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

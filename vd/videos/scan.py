@@ -114,12 +114,14 @@ class Ledger:
 
 def report(ledger: Ledger, ignored: Sequence[str] = ()) -> None:
     """Print the ledger's table, a line a split and class, then each file not wholly used."""
-    for row in ledger.counts():
+    counts = ledger.counts()
+    unsplit = "none" if any(row["split"] for row in counts) else "all"
+    for row in counts:
         reasons = ", ".join(
             f"{count} {reason}" for reason, count in row["reasons"].items()
         )
         say(
-            f"  {row['split'] or 'all':5} {row['class']:10} found {row['found']}, "
+            f"  {row['split'] or unsplit:5} {row['class']:10} found {row['found']}, "
             f"used {row['used']}, partial {row['partial']}, quarantined "
             f"{row['quarantined']}" + (f" ({reasons})" if reasons else "")
         )

@@ -80,10 +80,11 @@ def splits_file(config: Config) -> Path:
 
 
 def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
-    """Give every video its split: as the data set has it, else assigned once and kept.
+    """Give every video its split: as the data set has it, as kept, else assigned.
 
-    With train and val but no test part (RWF-2000), val becomes test and a grouped part
-    of train becomes val, said aloud. Unreadable files without a split keep "".
+    Writes nothing: `keep_splits` does, once the run may begin. With train and val but no
+    test part (RWF-2000), val becomes test and a grouped part of train becomes val, said
+    aloud. Unreadable files without a split keep "".
     Raises `VdError` when a split lacks a class, or a data set lacks train or val.
     """
     present = {video.split for video in videos} - {""}
@@ -105,6 +106,20 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     _check_classes(videos, config.data)
     _check_leaks(videos)
     return list(videos)
+
+
+def keep_splits(videos: Sequence[Video], config: Config) -> None:
+    """Write the splits file when `with_splits` assigned what it lacks or has otherwise."""
+    path = splits_file(config)
+    rows = split_rows(video for video in videos if video.id)
+    old = {row.get("id"): row for row in read_csv(path)}
+    if all(old.get(row["id"], {}).get("split") == row["split"] for row in rows):
+        return
+    for row in rows:
+        old.pop(row["id"], None)
+    gone = [{key: row.get(key, "") for key in rows[0]} for row in old.values()]
+    write_csv(path, rows + gone)
+    say(f"splits kept in {path}")
 
 
 def _check_leaks(videos: Sequence[Video]) -> None:
@@ -143,7 +158,7 @@ def _check_classes(videos: Sequence[Video], config: DataConfig) -> None:
 def _assigned(
     videos: Sequence[Video], shares: Mapping[str, float], config: Config
 ) -> list[Video]:
-    """Splits from the splits file, which is written when rows are new."""
+    """Splits from the splits file, the others anew."""
     path = splits_file(config)
     rows = [] if config.splits.resplit else read_csv(path)
     if rows and not {"id", "split"} <= set(rows[0]):
@@ -161,15 +176,7 @@ def _assigned(
         say(f"splits kept in {path} are used; --resplit assigns them anew")
     readable = [video for video in videos if video.id]
     parts = assign(readable, shares, config.splits.split_seed, kept)
-    videos = [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
-    if any(video_id not in kept for video_id in parts):
-        now = split_rows(video for video in videos if video.id)
-        gone = [row for row in rows if row["id"] not in parts]
-        write_csv(
-            path, [*now, *({key: row.get(key, "") for key in now[0]} for row in gone)]
-        )
-        say(f"splits kept in {path}")
-    return videos
+    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
 
 
 def _components(videos: Sequence[Video]) -> dict[str, list[Video]]:
