@@ -37,9 +37,10 @@ def render(
     gop=12,
     b_frames: int | None = None,
     stamps: Sequence[int] | None = None,
+    clock: int = 1000,
     **muxer: str,
 ) -> Path:
-    """Encode RGB images; `stamps` are milliseconds, for a variable frame rate."""
+    """Encode RGB images; `stamps` are in 1 / clock s, for a variable frame rate."""
     images = list(images)
     with av.open(str(path), "w", options=muxer) as container:
         stream = container.add_stream(codec, fps)
@@ -48,11 +49,11 @@ def render(
         if b_frames is not None:
             stream.max_b_frames = b_frames
         if stamps is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
+            stream.codec_context.time_base = Fraction(1, clock)
         for index, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             if stamps is not None:
-                frame.pts, frame.time_base = stamps[index], Fraction(1, 1000)
+                frame.pts, frame.time_base = stamps[index], Fraction(1, clock)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path

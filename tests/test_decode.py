@@ -216,6 +216,14 @@ def test_frames_that_an_edit_list_hides_do_not_lack(tmp_path):
     assert (result.outcome, result.frames) == ("used", 10)
 
 
+def test_frames_that_the_writer_of_an_avi_left_out_do_not_lack(tmp_path):
+    stamps = range(0, 100, 3)  # of 100 frames two in three
+    path = render(tmp_path / "a.avi", noisy_frames(34), stamps=stamps, clock=25)
+    assert (outcome(path).outcome, outcome(path).frames) == ("used", 34)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert outcome(path).reason == "truncated"
+
+
 def test_a_nonsensical_frame_rate_does_no_harm(tmp_path):
     path = render(tmp_path / "a.avi", noisy_frames(50))
     content = path.read_bytes()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
 from vd.videos.outcome import (
@@ -61,6 +61,7 @@ def decode_stretch(
     settings: FrameSettings,
     position: Position = Position(),  # noqa: B008  # immutable
     seconds: float = 60.0,
+    keep_images: bool = True,
 ) -> Stretch:
     """Decode the frames of [position, position + seconds); `seconds` must be whole slots.
 
@@ -68,18 +69,19 @@ def decode_stretch(
     image is clip(127 + later − earlier, 0, 255), where `later` is the first frame at least
     `motion_gap_seconds` less half a usual step after it: the nearest, and the earlier of
     two, at a constant rate. A frame without a later one is not kept. Damaged frames are
-    left out and counted. Never raises for a bad file: `tally.header.reason` says why.
+    left out and counted. Without `keep_images` frames are only counted. Never raises for a bad file: `tally.header.reason` says why.
     """
     reason = check_file(path)
     try:
         for margin in () if reason else _MARGINS:
             with _open(path) as container:
-                stretch = _decode(container, settings, position, seconds, margin)
+                keeper = _Keeper(settings, keep_images)
+                stretch = _decode(container, keeper, position, seconds, margin)
             if stretch is not None:
                 return stretch
     except av.error.FFmpegError as error:
         reason = why_not_opened(path, error)
-    return _refused(settings, Outcome("quarantined", reason))
+    return _refused(_Keeper(settings, False), Outcome("quarantined", reason))
 
 
 def probe_duration(path: Path) -> float:
@@ -100,17 +102,18 @@ def _open(path: Path) -> Any:
 
 def _decode(
     container: Any,
-    settings: FrameSettings,
+    keeper: "_Keeper",
     position: Position,
     seconds: float,
     margin: float,
 ) -> Stretch | None:
     """Decode a stretch, from `margin` ahead of it; None when seeking landed too late."""
+    settings = keeper.settings
     stream, header = read_header(container)
     if header.width * header.height > settings.max_pixels:
         header = replace(header, reason="too-large")
     if header.reason:
-        return _refused(settings, header)
+        return _refused(keeper, header)
     stream.thread_type = "NONE"  # processes are the parallelism
     landed = position.origin is None or position.seconds <= margin
     if not landed and not _seek(container, stream, position, margin):
@@ -118,7 +121,7 @@ def _decode(
     slots = round(seconds * settings.frames_per_second)
     first_slot = round(position.seconds * settings.frames_per_second)
     clock = _Clock(stream.time_base, header.fps, position.origin)
-    keeper = _Keeper(settings, header.fps)
+    keeper.usual_step = 1 / header.fps
     slot = -1 if position.seconds else 0  # of the frame before
     good, faults, last = 0, 0, 0.0
     after = None
@@ -217,43 +220,49 @@ class _Clock:
 class _Keeper:
     """Pairs each kept frame with its later one; converts only frames that are needed."""
 
-    def __init__(self, settings: FrameSettings, fps: float) -> None:
-        self._settings = settings
-        self._gap = settings.motion_gap_seconds - 0.5 / fps - _ROUNDING
-        self._slot = -1
+    def __init__(self, settings: FrameSettings, keep_images: bool) -> None:
+        self.settings = settings
+        self.usual_step = 0.0  # seconds from a frame to the next
         self.images: list[UInt8[np.ndarray, "2 H W 3"]] = []
         self.waiting: list[tuple[float, UInt8[np.ndarray, "H W 3"]]] = []
+        self._slot = -1
+        self._keep_images = keep_images
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
 
     def see(self, frame: Any, time: float, slot: int = -1) -> None:
         """Take a frame as the later one of those waiting; keep it if its slot is new."""
         image = None
-        while self.waiting and time >= self.waiting[0][0] + self._gap:
-            image = _convert(frame, self._settings) if image is None else image
+        gap = self.settings.motion_gap_seconds - 0.5 * self.usual_step - _ROUNDING
+        while self.waiting and time >= self.waiting[0][0] + gap:
+            image = self._convert(frame) if image is None else image
             earlier = self.waiting.pop(0)[1]
             motion = np.clip(127 + image.astype(np.int16) - earlier, 0, 255)
             self.images.append(np.stack([earlier, motion.astype(np.uint8)]))
         if slot > self._slot:
             self._slot = slot
-            image = _convert(frame, self._settings) if image is None else image
+            image = self._convert(frame) if image is None else image
             self.waiting.append((time, image))
+
+    def _convert(self, frame: Any) -> UInt8[np.ndarray, "H W 3"]:
+        """A frame resized by area, the aspect squashed, upright, as RGB."""
+        if not self._keep_images:
+            return np.empty((0, 0, 3), np.uint8)
+        quarter_turns = round(frame.rotation / 90) % 4
+        height, width = self.settings.height, self.settings.width
+        if quarter_turns % 2:
+            height, width = width, height
+        small = self._reformatter.reformat(
+            frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
+        )
+        upright: np.ndarray = np.rot90(small.to_ndarray(), quarter_turns)
+        return upright
 
     def stack(self) -> UInt8[np.ndarray, "F 2 H W 3"]:
         """All pairs so far."""
-        shape = -1, 2, self._settings.height, self._settings.width, 3
+        shape = -1, 2, self.settings.height, self.settings.width, 3
         return np.array(self.images, np.uint8).reshape(shape)
 
 
-def _convert(frame: Any, settings: FrameSettings) -> UInt8[np.ndarray, "H W 3"]:
-    """A frame resized by area, the aspect squashed, upright, as RGB."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    height, width = settings.height, settings.width
-    if quarter_turns % 2:
-        height, width = width, height
-    small = frame.reformat(width, height, "rgb24", interpolation=Interpolation.AREA)
-    upright: np.ndarray = np.rot90(small.to_ndarray(), quarter_turns)
-    return upright
-
-
-def _refused(settings: FrameSettings, header: Outcome) -> Stretch:
+def _refused(keeper: _Keeper, header: Outcome) -> Stretch:
     """A stretch without a frame."""
-    return Stretch(_Keeper(settings, fps=1.0).stack(), Tally(header), None)
+    return Stretch(keeper.stack(), Tally(header), None)

@@ -101,6 +101,10 @@ def read_header(container: Any) -> tuple[Any, Outcome]:
         frames = min(frames, round(duration * fps))  # an edit list leaves some out
     else:
         duration = max(duration, frames / fps)  # FFmpeg shortens that of a cut AVI
+        index = stream.index_entries  # knows of frames that an AVI's writer left out
+        if "avi" in container.format.name and len(index):
+            whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
+            frames = len(index) if whole else frames
     size = context.width, context.height
     return stream, Outcome(
         "quarantined", "", frames, *size, fps, duration, context.name

@@ -92,9 +92,12 @@ def decode_videos(
         def submit(video: _Video) -> None:
             target = video.target if keep_images else None
             arguments = [video.path, settings, video.position, stretch_seconds, target]
-            video.future = pool.schedule(
-                _task, args=arguments, timeout=deadline_seconds
-            )
+            try:
+                video.future = pool.schedule(
+                    _task, args=arguments, timeout=deadline_seconds
+                )
+            except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
+                raise BrokenProcessPool(str(error)) from error
 
         targets = (folder / f"{index}.npy" for index in range(len(paths)))
         waiting = map(_Video, range(len(paths)), paths, targets)
@@ -146,6 +149,9 @@ def _wait(video: _Video) -> Outcome | None:
             f"({error.strerror or error}); free some space, or name another folder in "
             "TMPDIR."
         ) from error
+    except Exception as error:
+        error.add_note(f"while decoding {video.path}")
+        raise
     video.tallies.append(stretch.tally)
     if stretch.next is None:
         return outcome_of(video.tallies)
@@ -161,7 +167,8 @@ def _task(
     target: Path | None,
 ) -> Stretch:
     """In the worker: decode a stretch and leave its images in `target`."""
-    stretch = decode_stretch(path, settings, position, seconds)
+    keep = target is not None
+    stretch = decode_stretch(path, settings, position, seconds, keep)
     if target is not None and len(stretch.images_Fx2xHxWx3):
         np.save(target, stretch.images_Fx2xHxWx3)
     return replace(stretch, images_Fx2xHxWx3=_none(settings))
