@@ -14,6 +14,7 @@ from vd.features.store import FeatureStore
 from vd.videos.manifest import Video
 
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+_MEMORY_SHARE = 1 / 6  # of a set; a run has three, so half of the memory at most
 
 
 class Batch(NamedTuple):
@@ -72,10 +73,10 @@ class FeatureSet:
         return int(self._offset_N[index] + view * self.frames_N[index])
 
     def _load(self) -> Float16[np.ndarray, "R D"] | None:
-        """Every frame of every view in one array, when it takes under a third of memory."""
+        """Every frame of every view in one array, when it takes its share of memory."""
         rows = int(self.views * self.frames_N.sum())
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if rows * self.dim * np.float16().itemsize > memory_bytes / 3:
+        if rows * self.dim * np.float16().itemsize > memory_bytes * _MEMORY_SHARE:
             return None
         memory = np.empty((rows, self.dim), np.float16)
         for index, video in enumerate(self.videos):
