@@ -218,6 +218,22 @@ def test_another_data_set_is_told_by_its_clips_and_its_splits_file_stays(
     assert f"1 clips gone, '{gone.relative_to(flat)}' for one" in done.stderr
 
 
+def test_fresh_deletes_nothing_when_a_flag_is_wrong(trained, clips, backbone):
+    before = digests(trained[0] / "run") | {".lock": ""}
+    more = ["--fresh", "--batch-size", "64", "--devices", "64"]
+    done = train(clips, backbone, trained[0], *more, code=2)
+    assert "--devices 64 is more than the 16 clips" in done.stderr
+    assert digests(trained[0] / "run") | {".lock": ""} == before
+
+
+def test_a_folder_of_empty_files_is_scanned(tmp_path):
+    for name in ("fight/a.mp4", "normal/b.mp4"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).touch()
+    done = vd("scan", "--dataset-path", tmp_path / "set", cwd=tmp_path)
+    assert "quarantined 1 (1 empty)" in done.stderr
+
+
 def test_a_damaged_evaluation_is_named_and_made_again(
     trained, clips, backbone, tmp_path
 ):

@@ -89,6 +89,30 @@ def test_a_shard_without_its_index_is_not_used_and_is_deleted(tmp_path):
     assert len(open_store(tmp_path).read("w0", 0)) == 5
 
 
+def test_a_writer_that_waited_takes_in_what_another_added(tmp_path):
+    late = open_store(tmp_path)
+    other = open_store(tmp_path)
+    for name in ("v", "w"):
+        other.add(chunk(make_videos(1, name)), "test")
+    late.recover()
+    late.add(chunk(make_videos(1, "x")), "test")
+    again = open_store(tmp_path)
+    assert [len(again.read(name, 1)) for name in ("v0", "w0", "x0")] == [5, 5, 5]
+
+
+def test_shards_behind_a_lost_index_are_not_taken_up_again(tmp_path):
+    store = open_store(tmp_path)
+    for name in ("v", "w"):
+        store.add(chunk(make_videos(1, name)), "test")
+    (store.directory / "index-00000.csv").unlink()
+    again = open_store(tmp_path)
+    again.recover()
+    again.add(chunk(make_videos(2, "x")), "test")
+    last = open_store(tmp_path)
+    assert set(last.rows) == {"x0", "x1"}
+    assert len(last.read("x1", 1)) == 5
+
+
 def _write_for_ever(folder):
     store = open_store(folder)
     store.recover()

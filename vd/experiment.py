@@ -71,15 +71,18 @@ def run(config: Config) -> dict[str, Any]:
         "dataset": _dataset_fingerprint(ledger.usable()),
     }
     with lock(run_dir / ".lock", "vd train"):
-        if config.run.fresh:
+        if not config.run.fresh:
+            run_folder.check_identity(run_dir, identity, ledger.usable())
+            if run_folder.is_finished(run_dir):
+                say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
+                return _finished(run_dir)
+        batch_size, devices = _batch_and_devices(config, len(parts["train"]))
+        if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
-        run_folder.check_identity(run_dir, identity, ledger.usable())
         if videos != given:
             keep_splits(videos, config)
-        if run_folder.is_finished(run_dir):
-            say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
-            return _finished(run_dir)
-        return _train_and_evaluate(config, parts, store, ledger, identity)
+        _write_inputs(config, parts, store, ledger, identity, devices)
+        return _train_and_evaluate(config, parts, store, batch_size, devices)
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
@@ -101,13 +104,12 @@ def _train_and_evaluate(
     config: Config,
     parts: dict[str, list[Video]],
     store: "FeatureStore",
-    ledger: "Ledger",
-    identity: dict[str, Any],
+    batch_size: int,
+    devices: Sequence["jax.Device"],
 ) -> dict[str, Any]:
     """Everything from the open run folder on."""
     from vd import plots
     from vd.calibration import Calibration
-    from vd.devices import training_devices
     from vd.evaluation.evaluate import (
         Restored,
         evaluate_split,
@@ -120,11 +122,6 @@ def _train_and_evaluate(
     from vd.training.loss import imbalance_warning
 
     run_dir, settings = config.run.checkpoint_dir, config.training
-    batch_size = min(settings.batch_size, len(parts["train"]))
-    if batch_size < settings.batch_size:
-        say(f"the train split has {batch_size} clips: --batch-size is cut to that")
-    devices = training_devices(_devices_before(config), batch_size)
-    _write_inputs(config, parts, store, ledger, identity, devices)
     violent = sum(video.label for video in parts["train"])
     warning = imbalance_warning(
         violent, len(parts["train"]) - violent, settings.focal_alpha
@@ -203,10 +200,32 @@ def _check_devices(config: Config) -> None:
         )
 
 
+def _batch_and_devices(
+    config: Config, train_clips: int
+) -> tuple[int, Sequence["jax.Device"]]:
+    """The batch size, cut to what a small train split can fill, and the devices."""
+    from vd.devices import training_devices
+
+    asked, devices = config.training.batch_size, config.run.devices
+    batch_size = min(asked, train_clips)
+    batch_size -= batch_size % (devices or 1)
+    if not batch_size:
+        raise VdError(
+            f"--devices {devices} is more than the {train_clips} clips of the train split; "
+            "give a smaller number."
+        )
+    if batch_size < asked:
+        say(
+            f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
+        )
+    return batch_size, training_devices(_devices_before(config), batch_size)
+
+
 def _devices_before(config: Config) -> int | None:
     """The number of devices asked for, else that of the run's beginning."""
     path = config.run.checkpoint_dir
-    if config.run.devices is not None or not (path / "config.json").exists():
+    begun = (path / "config.json").exists() and not config.run.fresh
+    if config.run.devices is not None or not begun:
         return config.run.devices
     import jax
 

@@ -101,13 +101,17 @@ def extract(videos: Sequence[Video], config: Config) -> tuple[FeatureStore, Ledg
     def stored() -> dict[str, Outcome]:
         return scanned | {row.id: row.outcome for row in store.rows.values()}
 
-    known = stored()
-    todo = {v.id or v.name: v for v in videos if not is_known(v, known, config.decode)}
+    def lacking() -> list[Video]:
+        known = stored()
+        todo = (v for v in videos if not is_known(v, known, config.decode))
+        return list({video.id or video.name: video for video in todo}.values())
+
     unreadable: dict[Path, Outcome] = {}
-    if todo:
+    if lacking():
         with lock(store.lock_file, "vd extract"):
-            store.recover()
-            unreadable = _extract(list(todo.values()), store, backbone, engine, config)
+            store.recover()  # another writer may have been quicker
+            if todo := lacking():
+                unreadable = _extract(todo, store, backbone, engine, config)
     return store, ledger_of(videos, stored(), unreadable)
 
 

@@ -75,8 +75,7 @@ class FeatureStore:
         self._serializer = tfds.core.example_serializer.ExampleSerializer(
             self._schema.get_serialized_info()
         )
-        while (path := self._index(len(self._shard_lengths))).exists():
-            self._read_index(path)
+        self._read_new_indexes()
 
     @property
     def lock_file(self) -> Path:
@@ -84,11 +83,19 @@ class FeatureStore:
         return self.directory / ".lock"
 
     def recover(self) -> None:
-        """Remove what killed writers left: a shard without index, temporary files."""
+        """Remove what killed writers left: a shard without index, temporary files.
+
+        The caller holds the lock. What another writer added meanwhile is taken in first.
+        """
+        self._read_new_indexes()
         remove_orphans(self.directory)
+        count = len(self._shard_lengths)
         for shard in self.directory.glob(f"features-{_SPLIT}.array_record-?????"):
-            if int(shard.name[-5:]) >= len(self._shard_lengths):
+            if int(shard.name[-5:]) >= count:
                 shard.unlink()
+        for index in self.directory.glob("index-?????.csv"):  # behind a lost one
+            if int(index.stem[-5:]) >= count:
+                index.unlink()
 
     def add(self, chunk: Sequence[Extracted], engine: str) -> None:
         """Append one shard: whole on the disk, its index after it, or not there at all.
@@ -202,6 +209,12 @@ class FeatureStore:
             )
             for view, features_FxSxD in enumerate(views)
         ]
+
+    def _read_new_indexes(self) -> None:
+        """Take in the shards beyond those known."""
+        while (path := self._index(len(self._shard_lengths))).exists():
+            self._read_index(path)
+            self.__dict__.pop("_source", None)
 
     def _read_index(self, path: Path) -> None:
         """Take in the rows of one shard; a later row of a video replaces the former."""

@@ -163,6 +163,8 @@ class OutcomeLog:
 
     def add(self, outcomes: Mapping[str, Outcome]) -> None:
         """Append outcomes durably."""
+        if not outcomes:
+            return
         self.known |= outcomes
         if not self._path.exists():
             write_csv(self._path, [self._row(*item) for item in self.known.items()])
