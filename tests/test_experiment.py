@@ -25,7 +25,8 @@ from vd.config import (
 )
 from vd.features.engines import find_backbone, make_engine
 from vd.features.extract import extract
-from vd.videos.manifest import identify, read_csv, read_manifest
+from vd.tables import read_csv
+from vd.videos.manifest import identify, read_manifest
 from vd.videos.synthetic import render_dataset
 
 VD = [sys.executable, "-m", "vd.cli"]

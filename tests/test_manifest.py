@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from vd.config import DataConfig
 from vd.errors import VdError
-from vd.videos.manifest import identify, read_csv, read_manifest, write_csv
+from vd.tables import read_csv, write_csv
+from vd.videos.manifest import identify, read_manifest
 
 
 def touch(root, *names):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vd.videos.manifest import read_csv, write_csv
+from vd.tables import read_csv, write_csv
 
 ROOT = Path(__file__).parent.parent
 TRAINING = (

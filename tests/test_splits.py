@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from vd.config import Config, DataConfig, SplitConfig
 from vd.errors import VdError
-from vd.videos.manifest import Video, read_csv
+from vd.tables import read_csv
+from vd.videos.manifest import Video
 from vd.videos.splits import assign, folds, keep_splits, splits_file, with_splits
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}

@@ -42,8 +42,9 @@ class Scan:
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
         from vd.atomic import write_json
+        from vd.tables import write_csv
         from vd.videos import scan
-        from vd.videos.manifest import identify, read_manifest, write_csv
+        from vd.videos.manifest import identify, read_manifest
 
         validate(self)
         manifest = read_manifest(self.data)

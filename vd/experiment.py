@@ -22,6 +22,7 @@ from vd.atomic import lock
 from vd.config import Config, validate
 from vd.errors import VdError
 from vd.progress import say
+from vd.tables import write_csv
 from vd.training import run_folder
 from vd.videos.manifest import (
     SPLITS,
@@ -29,7 +30,6 @@ from vd.videos.manifest import (
     identify,
     read_manifest,
     split_rows,
-    write_csv,
 )
 from vd.videos.splits import keep_splits, with_splits
 

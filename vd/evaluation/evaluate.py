@@ -18,10 +18,11 @@ from vd.features.store import FeatureStore
 from vd.metrics import evaluation_metrics
 from vd.model import Params, init_params
 from vd.scoring import score
+from vd.tables import write_csv
 from vd.training.batches import FeatureSet
 from vd.training.checkpoints import Checkpoints
 from vd.training.run_folder import read_config, read_settings, videos_of
-from vd.videos.manifest import CLASSES, Video, identify, write_csv
+from vd.videos.manifest import CLASSES, Video, identify
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from jaxtyping import Float16
 
 from vd.atomic import remove_orphans, write_bytes, write_json, writing
 from vd.errors import VdError
-from vd.videos.manifest import read_csv, write_csv
+from vd.tables import read_csv, write_csv
 from vd.videos.outcome import Outcome
 from vd.videos.scan import outcome_from_row
 

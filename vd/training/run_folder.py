@@ -13,7 +13,8 @@ import vd
 from vd.atomic import write_json
 from vd.config import Config, from_json, to_json
 from vd.errors import VdError
-from vd.videos.manifest import CLASSES, Video, read_csv, split_rows
+from vd.tables import read_csv
+from vd.videos.manifest import CLASSES, Video, split_rows
 
 FORMAT = 1  # of a run; raised whenever the same settings would give other numbers
 _PACKAGES = (

@@ -1,8 +1,6 @@
-"""The manifest: a row a video, read from a folder or a CSV, and written as CSV."""
+"""The manifest: a row a video, read from a folder or a CSV, and its rows in a run."""
 
-import csv
 import dataclasses
-import io
 import os
 import re
 import stat
@@ -11,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from vd.atomic import sha256_file, write_text
+from vd.atomic import sha256_file
 from vd.config import DataConfig
 from vd.errors import VdError
+from vd.tables import numbered_rows, read_csv, write_csv
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -206,7 +204,7 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
         )
     rows = [
         (line, {name.strip(): value for name, value in row.items() if name})
-        for line, row in _numbered_rows(path)
+        for line, row in numbered_rows(path)
     ]
     missing = {"path", "label"} - set(rows[0][1] if rows else ())
     if missing:
@@ -258,34 +256,6 @@ def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
                 "expression so that it matches every path."
             )
         yield dataclasses.replace(video, group=group)
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; [] when there is none. Names that are not UTF-8 survive."""
-    return [row for _, row in _numbered_rows(path)] if path.exists() else []
-
-
-def _numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file, each with the line that it ends on."""
-    with open(
-        path, encoding="utf-8-sig", errors="surrogateescape", newline=""
-    ) as handle:
-        reader = csv.DictReader(handle)
-        try:
-            return [(reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise VdError(
-                f"{path}, line {reader.line_num}: {error}; mend the file, a CSV is needed."
-            ) from error
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows (at least one) as CSV, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:

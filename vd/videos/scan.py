@@ -10,8 +10,9 @@ from typing import Any
 from vd.config import DataConfig, DecodeConfig, decode_workers
 from vd.errors import LOSS_GAP, VdError
 from vd.progress import say, track
+from vd.tables import read_csv, write_csv
 from vd.videos.decode import FrameSettings
-from vd.videos.manifest import CLASSES, SPLITS, Video, read_csv, write_csv
+from vd.videos.manifest import CLASSES, SPLITS, Video
 from vd.videos.outcome import Outcome
 from vd.videos.workers import decode_videos
 

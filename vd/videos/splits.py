@@ -11,7 +11,8 @@ import numpy as np
 from vd.config import Config, DataConfig
 from vd.errors import VdError
 from vd.progress import say
-from vd.videos.manifest import SPLITS, Video, read_csv, split_rows, write_csv
+from vd.tables import read_csv, write_csv
+from vd.videos.manifest import SPLITS, Video, split_rows
 
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 
