@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -219,6 +220,97 @@ def test_another_data_set_is_told_by_its_clips_and_its_splits_file_stays(
     assert f"1 clips gone, '{gone.relative_to(flat)}' for one" in done.stderr
 
 
+def _drop_last_line(content):
+    return b"\n".join(content.splitlines()[:-1]) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.json", lambda content: content[:100]),
+        ("config.json", lambda _: b"\xff\xfe"),
+        ("config.json", lambda _: b'{"format": 1}'),
+        ("config.json", lambda content: content.replace(b'"clip_frames": 32', b'"clip_frames": 8', 1)),
+        ("calibration.json", lambda _: b"\xff"),
+        ("calibration.json", lambda _: b'{"temperature": 0, "threshold": 0.5, "threshold_source": "x"}'),
+        ("calibration.json", lambda _: b'{"temperature": "x", "threshold": 0.5, "threshold_source": "x"}'),
+        ("splits.csv", _drop_last_line),
+        ("splits.csv", lambda content: content.replace(b",violent,", b",punch,")),
+        ("splits.csv", lambda _: b""),
+    ],
+)  # fmt: skip
+def test_evaluate_names_a_damaged_file_and_overwrites_nothing(
+    trained, tmp_path, name, damage
+):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    path = tmp_path / "run" / name
+    assert damage(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(damage(path.read_bytes()))
+    before = digests(tmp_path / "run")
+    done = vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
+    assert str(path) in done.stderr
+    assert digests(tmp_path / "run") == before
+
+
+def test_a_lost_calibration_is_fitted_again_to_the_same_bytes(
+    trained, clips, backbone, tmp_path
+):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "calibration.json"
+    before = path.read_bytes()
+    path.unlink()
+    vd("evaluate", "--checkpoint-dir", path.parent, code=2)
+    train(clips, backbone, tmp_path / "copy")
+    assert path.read_bytes() == before
+
+
+def test_a_run_killed_while_it_began_is_gone_on_with(clips, backbone, tmp_path):
+    (tmp_path / "run").mkdir()
+    dead = subprocess.run(
+        ["sh", "-c", "echo $$"], capture_output=True, check=True, text=True
+    )
+    torn = (
+        tmp_path
+        / "run"
+        / f"config.json.tmp-{socket.gethostname()}-{dead.stdout.strip()}"
+    )
+    torn.write_text("{")
+    train(clips, backbone, tmp_path)
+    assert not torn.exists()
+
+
+def test_a_damaged_store_is_one_sentence(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    (shard,) = (tmp_path / "copy" / "cache").rglob("*.array_record-00000")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    done = vd(
+        "evaluate", "--checkpoint-dir", tmp_path / "copy" / "run",
+        "--cache-dir", tmp_path / "copy" / "cache", code=2,
+    )  # fmt: skip
+    assert f"{shard.parent} is damaged" in done.stderr
+
+
+def test_a_timeout_says_how_to_try_again(clips, tmp_path):
+    where = ["--dataset-path", clips, "--cache-dir", tmp_path / "cache"]
+    short = ["--decode-timeout-seconds", "0.001"]
+    done = vd("scan", *where, *short, cwd=tmp_path)
+    assert "--retry-quarantined" in done.stderr
+    done = vd("scan", *where, "--retry-quarantined", cwd=tmp_path)
+    assert "quarantined 0" in done.stderr
+    assert "--retry-quarantined" not in done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_error(trained, clips):
+    files = sorted(str(path) for path in clips.rglob("*.mp4"))[:4]
+    command = [*VD, "predict", *files, "--checkpoint-dir", str(trained[0] / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert b"Broken pipe" not in process.stderr.read()
+    assert process.wait() == 141
+    process.stderr.close()
+
+
 def test_fresh_deletes_nothing_when_a_flag_is_wrong(trained, clips, backbone):
     before = digests(trained[0] / "run") | {".lock": ""}
     more = ["--fresh", "--batch-size", "64", "--devices", "64"]
@@ -242,10 +334,9 @@ def test_a_damaged_evaluation_is_named_and_made_again(
     path = tmp_path / "copy" / "run" / "evaluation_test.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
-    assert (
-        "is damaged; delete it"
-        in train(clips, backbone, path.parent.parent, code=2).stderr
-    )
+    done = train(clips, backbone, path.parent.parent, code=2)
+    assert f"{path} is damaged" in done.stderr
+    assert "delete it, and the same command evaluates again" in done.stderr
     path.unlink()
     train(clips, backbone, path.parent.parent)
     assert path.read_bytes() == whole

@@ -55,6 +55,14 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file of ours; raises `VdError`, with the remedy, if damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends without an error."""

@@ -18,6 +18,11 @@ class Calibration:
     threshold: float
     threshold_source: str
 
+    def __post_init__(self) -> None:
+        """Refuse what no fit gives: `ValueError`."""
+        if not (0 < self.temperature < float("inf") and 0 <= self.threshold <= 1):
+            raise ValueError("temperature or threshold out of range")
+
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """Probability of violence from raw logits, in float64."""
         result: np.ndarray = expit(np.asarray(logit_N, np.float64) / self.temperature)

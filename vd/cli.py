@@ -5,6 +5,7 @@ quick and a decoding worker, which imports the main script again, stays light.
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.progress import say
 
 _INTERRUPTED = 128 + signal.SIGINT
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
@@ -202,6 +204,9 @@ def _exit(command: Callable[[], int]) -> None:
     except VdError as error:
         say(f"vd: {error}")
         code = error.exit_code
+    except BrokenPipeError:  # `vd predict … | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _BROKEN_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         say(f"vd: {where}{error.strerror or error}; name another file or folder.")

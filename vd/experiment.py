@@ -9,8 +9,6 @@
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
-import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vd.atomic import lock
+from vd.atomic import lock, read_json
 from vd.config import Config, validate
 from vd.errors import VdError
 from vd.progress import say
@@ -68,7 +66,7 @@ def run(config: Config) -> dict[str, Any]:
     identity = {
         **run_folder.settings_identity(config),
         "features": store.fingerprint,
-        "dataset": _dataset_fingerprint(ledger.usable()),
+        "dataset": run_folder.dataset_fingerprint(ledger.usable()),
     }
     with lock(run_dir / ".lock", "vd train"):
         if not config.run.fresh:
@@ -90,13 +88,12 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     from vd.evaluation.evaluate import summary
 
     path = run_dir / "evaluation_test.json"
+    remedy = "delete it, and the same command evaluates again"
+    result: dict[str, Any] = read_json(path, remedy)
     try:
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         say(summary(result))
-    except (ValueError, KeyError, TypeError) as error:
-        raise VdError(
-            f"{path} is damaged; delete it, and the same command evaluates again."
-        ) from error
+    except (KeyError, TypeError) as error:
+        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
     return result
 
 
@@ -250,9 +247,3 @@ def _check_parts(parts: Mapping[str, Sequence[Video]]) -> None:
                 f"the {split} split has usable clips of {len({v.label for v in videos})} "
                 "class only; mend the quarantined files that the ledger above names."
             )
-
-
-def _dataset_fingerprint(videos: Sequence[Video]) -> str:
-    """A hash over content, label, split and group of the usable videos; no paths."""
-    rows = sorted((v.id, v.label, v.split, v.group) for v in videos)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

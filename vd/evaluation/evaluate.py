@@ -1,6 +1,5 @@
 """Evaluation of a restored checkpoint on one split: metrics, predictions, pictures."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vd import calibration, plots
-from vd.atomic import write_json
+from vd.atomic import read_json, write_json
 from vd.config import Config
 from vd.errors import VdError
 from vd.features.engines import find_backbone
@@ -47,8 +46,8 @@ def restore(run_dir: Path) -> Restored:
     path = run_dir / "calibration.json"
     if not path.exists():
         raise VdError(
-            f"{run_dir} holds a run whose training has not ended; run its command again to "
-            "go on, then evaluate."
+            f"{run_dir} lacks calibration.json, so its training has not ended; run its "
+            "command again to go on, then evaluate."
         )
     dim = described["preprocessing"]["dim"]
     like = jax.eval_shape(lambda: init_params(config.model, dim, jax.random.key(0)))
@@ -57,13 +56,12 @@ def restore(run_dir: Path) -> Restored:
         params, _ = checkpoints.restore_best(like)
     finally:
         checkpoints.close()
+    remedy = "delete it, and the training command fits it again"
+    values = read_json(path, remedy)
     try:
-        fitted = calibration.Calibration(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise VdError(
-            f"{path} is damaged; delete it and evaluation_test.json, then run the training "
-            "command again."
-        ) from error
+        fitted = calibration.Calibration(**values)
+    except (TypeError, ValueError) as error:
+        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
     return Restored(config, params, fitted, dim)
 
 

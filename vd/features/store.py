@@ -113,7 +113,14 @@ class FeatureStore:
 
     def read(self, video_id: str, view: int) -> Float16[np.ndarray, "F SD"]:
         """Features of one view of a stored video, streams side by side."""
-        features_FxSxD = self._source[self.rows[video_id].first + view]["features"]
+        try:
+            record = self._source[self.rows[video_id].first + view]
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise VdError(
+                f"{self.directory} is damaged ({str(error).splitlines()[0]}); delete this "
+                "folder, and its features are extracted again."
+            ) from error
+        features_FxSxD = record["features"]
         flat: np.ndarray = features_FxSxD.reshape(len(features_FxSxD), -1)
         return flat
 
@@ -153,7 +160,7 @@ class FeatureStore:
         try:
             info = json.loads((self.directory / _INFO).read_text(encoding="utf-8"))
             return [int(length) for length in info["splits"][0]["shardLengths"]]
-        except (FileNotFoundError, json.JSONDecodeError, LookupError):
+        except (FileNotFoundError, ValueError, LookupError, TypeError):
             return []
 
     @cached_property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vd.atomic import write_text
+from vd.progress import say
 
 
 class MetricsLog:
@@ -17,6 +18,8 @@ class MetricsLog:
 
         self._path = run_dir / "metrics.jsonl"
         rows = [row for row in read_metrics(run_dir) if row["epoch"] <= epoch]
+        if len(rows) < epoch:
+            say(f"warning: {self._path} has {len(rows)} of the {epoch} epochs so far")
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         for old in run_dir.glob("events.out.tfevents.*"):
             old.unlink()
@@ -43,9 +46,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's metrics.jsonl; a line that a crash cut is left out."""
     path = run_dir / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            row["epoch"]
+        except (ValueError, TypeError, KeyError):
             break
+        rows.append(row)
     return rows

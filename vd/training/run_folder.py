@@ -1,17 +1,18 @@
 """The run folder: what config.json holds, a run's identity, and whether it is finished."""
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import vd
-from vd.atomic import write_json
-from vd.config import Config, from_json, to_json
+from vd.atomic import read_json, remove_orphans, write_json
+from vd.config import Config, from_json, to_json, validate
 from vd.errors import VdError
 from vd.tables import read_csv
 from vd.videos.manifest import CLASSES, Video, split_rows
@@ -48,7 +49,10 @@ def check_folder(run_dir: Path) -> None:
     """Raise `VdError` when the folder holds something that is no run."""
     if (run_dir / "config.json").exists() or not run_dir.exists():
         return
-    if not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir()):
+    ours = ".lock", "config.json.tmp-"  # of a run that was killed as it began
+    if not run_dir.is_dir() or any(
+        not path.name.startswith(ours) for path in run_dir.iterdir()
+    ):
         raise VdError(
             f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is no run "
             "folder; name an empty or a new folder."
@@ -80,8 +84,9 @@ def check_identity(
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether training and both evaluations are done; the test part is written last."""
-    return (run_dir / "evaluation_test.json").exists()
+    """Whether training, calibration and both evaluations are done; test comes last."""
+    names = "calibration.json", "evaluation_val.json", "evaluation_test.json"
+    return all((run_dir / name).exists() for name in names)
 
 
 def clear(run_dir: Path) -> None:
@@ -96,6 +101,7 @@ def write_config(
 ) -> None:
     """Write config.json, unless the same run has it already; `facts` are further keys."""
     path = config.run.checkpoint_dir / "config.json"
+    remove_orphans(path.parent)
     if path.exists():
         return
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
@@ -118,48 +124,78 @@ def write_config(
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The content of a run's config.json; raises `VdError` when it is not one."""
     path = run_dir / "config.json"
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        written = values["format"]
-    except FileNotFoundError as error:
+    if not path.exists():
         raise VdError(
             f"--checkpoint-dir {run_dir} holds no config.json; name the folder of a run "
             "that vd train wrote."
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise VdError(f"{path} is damaged; train the run again.") from error
+        )
+    remedy = "put back the file that training wrote, or train the run again"
+    values = read_json(path, remedy)
+    try:
+        written = values["format"]
+        if written == FORMAT:
+            identity = settings_identity(_settings(values))
+            lacking = {"engine", "preprocessing", "devices"} - set(values)
+            if lacking or values["identity"] != values["identity"] | identity:
+                raise ValueError("not what training wrote")
+    except (KeyError, TypeError, ValueError, VdError) as error:
+        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
     if written != FORMAT:
         raise VdError(
             f"{path} has format {written} and this version of vd reads {FORMAT}; use the "
             "version that wrote it, or train again."
         )
-    return values
+    return dict(values)
 
 
 def read_settings(run_dir: Path) -> Config:
     """The settings of a run."""
-    config: Config = from_json(Config, read_config(run_dir)["settings"])
+    return _settings(read_config(run_dir))
+
+
+def _settings(values: Mapping[str, Any]) -> Config:
+    """The settings in a config.json."""
+    config: Config = from_json(Config, values["settings"])
+    validate(config)
     return config
 
 
+def dataset_fingerprint(videos: Iterable[Video]) -> str:
+    """A hash over content, label, split and group of the usable videos; no paths."""
+    rows = sorted((v.id, v.label, v.split, v.group) for v in videos)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
 def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
-    """The usable videos of a run, from its splits.csv; files are below the data set."""
-    if not (run_dir / "splits.csv").exists():
+    """The usable videos of a run, from its splits.csv; files are below the data set.
+
+    Raises `VdError` when they are not those that the run was trained on.
+    """
+    path = run_dir / "splits.csv"
+    is_table = (
+        dataset_path.is_file() or dataset_path.suffix == ".csv"
+    )  # or it has moved
+    root = dataset_path.parent if is_table else dataset_path
+    try:
+        videos = [
+            Video(
+                path=root / row["path"],
+                name=row["path"],
+                label=CLASSES.index(row["label"]),
+                split=row["split"],
+                group=row["group"],
+                id=row["id"],
+            )
+            for row in read_csv(path)
+        ]
+    except (KeyError, ValueError, TypeError):
+        videos = []
+    if dataset_fingerprint(videos) != read_config(run_dir)["identity"]["dataset"]:
         raise VdError(
-            f"{run_dir} lacks splits.csv; put it back, or train the run again."
+            f"{path} is missing, damaged or changed; put back the file that training wrote, "
+            "or train the run again."
         )
-    root = dataset_path.parent if dataset_path.is_file() else dataset_path
-    return [
-        Video(
-            path=root / row["path"],
-            name=row["path"],
-            label=CLASSES.index(row["label"]),
-            split=row["split"],
-            group=row["group"],
-            id=row["id"],
-        )
-        for row in read_csv(run_dir / "splits.csv")
-    ]
+    return videos
 
 
 def _changes(run_dir: Path, videos: Sequence[Video]) -> str:

@@ -39,6 +39,9 @@ _VIDEO_SUFFIXES = frozenset(
 )
 
 
+_HASH_COLUMNS = {"path", "size", "mtime", "sha256"}
+
+
 @dataclass(frozen=True)
 class Video:
     """One file of the data set; `id` is the SHA-256 of its content, "" if unreadable."""
@@ -98,7 +101,9 @@ def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
     A file is unchanged when its path, size and modification time are those in
     `hashes_file`. Files that are missing, empty, unreadable or not regular keep "".
     """
-    known = {row.get("path", ""): row for row in read_csv(hashes_file)}
+    known = {
+        row["path"]: row for row in read_csv(hashes_file) if set(row) == _HASH_COLUMNS
+    }
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         rows = list(pool.map(lambda video: _hash(video.path, known), videos))
     fresh = {row["path"]: row for row in rows if row is not None}
@@ -126,7 +131,7 @@ def _hash(path: Path, known: Mapping[str, dict[str, str]]) -> dict[str, str] | N
         if all(old.get(field) == value for field, value in row.items()):
             return old
         return row | {"sha256": sha256_file(path)}
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in its name
         return None  # decoding says why
 
 

@@ -1,5 +1,6 @@
 """The ledger: every file ends as used, partial or quarantined, counted by class and split."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -131,6 +132,11 @@ def report(ledger: Ledger, ignored: Sequence[str] = ()) -> None:
         say(f"  {entry.outcome.outcome}: {entry.video.name!r} {entry.outcome.reason}")
     if len(faulty) > 20:
         say(f"  … and {len(faulty) - 20} more; all are in the ledger")
+    if any(entry.outcome.reason == "timeout" for entry in faulty):
+        say(
+            "  what missed its deadline stays quarantined; try it again with "
+            "--retry-quarantined and a longer --decode-timeout-seconds"
+        )
     if ignored:
         say(f"  ignored, no videos by name: {len(ignored)} files ({ignored[0]!r}, …)")
 
@@ -155,10 +161,10 @@ class OutcomeLog:
         self._path = cache_dir / "outcomes.csv"
         self.known: dict[str, Outcome] = {}
         for row in read_csv(self._path):
-            if (
-                None not in row.values() and None not in row
-            ):  # a kill may cut the last line
-                self.known[row.pop("id")] = outcome_from_row(row)
+            # a kill may cut the last line: that file is decoded again
+            with contextlib.suppress(KeyError, ValueError, TypeError):
+                if None not in row.values():
+                    self.known[row["id"]] = outcome_from_row(row)
         if self.known:
             write_csv(self._path, [self._row(*item) for item in self.known.items()])
 
