@@ -5,6 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests.command_line import train
+from tests.fabricated import write_tiny_backbone
 from vd import experiment
 from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.videos.synthetic import render_dataset
@@ -29,3 +31,20 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     )
     experiment.run(config)
     return config.run.checkpoint_dir, config
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory):
+    root = tmp_path_factory.mktemp("clips") / "set"
+    return render_dataset(root, clips={"train": 16, "val": 8, "test": 8}, seed=3)
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    return write_tiny_backbone(tmp_path_factory.mktemp("backbone") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, clips, backbone):
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train(clips, backbone, folder)

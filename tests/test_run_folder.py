@@ -1,0 +1,151 @@
+"""A run folder: another run's is refused, what is damaged is named, nothing else is deleted."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from tests.command_line import digests, train, vd
+
+
+def test_another_setting_in_the_same_folder_is_named(trained, clips, backbone):
+    done = train(clips, backbone, trained[0], "--learning-rate", "0.1", code=2)
+    assert "training.learning_rate was 0.0005, now 0.1" in done.stderr
+    assert "--fresh" in done.stderr
+
+
+def test_another_data_set_is_told_by_its_clips_and_its_splits_file_stays(
+    clips, backbone, tmp_path
+):
+    flat = tmp_path / "flat"
+    for path in sorted(clips.rglob("*.mp4")):
+        place = flat / path.parent.name / f"{path.parent.parent.name}-{path.name}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    train(flat, backbone, tmp_path)
+    (kept,) = (tmp_path / "cache" / "splits").glob("*.csv")
+    before = kept.read_bytes()
+    resplit = ["--resplit", "--split-seed", "5"]
+    done = train(flat, backbone, tmp_path, *resplit, code=2)
+    assert re.search(
+        r"\d+ clips of another split, 'v?n?\w+/\S+mp4' for one", done.stderr
+    )
+    assert kept.read_bytes() == before
+    gone = next(flat.rglob("*.mp4"))
+    gone.unlink()
+    done = train(flat, backbone, tmp_path, code=2)
+    assert f"1 clips gone, '{gone.relative_to(flat)}' for one" in done.stderr
+
+
+def _drop_last_line(content):
+    return b"\n".join(content.splitlines()[:-1]) + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.json", lambda content: content[:100]),
+        ("config.json", lambda _: b"\xff\xfe"),
+        ("config.json", lambda _: b'{"format": 1}'),
+        ("config.json", lambda content: content.replace(b'"clip_frames": 32', b'"clip_frames": 8', 1)),
+        ("calibration.json", lambda _: b"\xff"),
+        ("calibration.json", lambda _: b'{"temperature": 0, "threshold": 0.5, "threshold_source": "x"}'),
+        ("calibration.json", lambda _: b'{"temperature": "x", "threshold": 0.5, "threshold_source": "x"}'),
+        ("splits.csv", _drop_last_line),
+        ("splits.csv", lambda content: content.replace(b",violent,", b",punch,")),
+        ("splits.csv", lambda _: b""),
+    ],
+)  # fmt: skip
+def test_evaluate_names_a_damaged_file_and_overwrites_nothing(
+    trained, tmp_path, name, damage
+):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    path = tmp_path / "run" / name
+    assert damage(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(damage(path.read_bytes()))
+    before = digests(tmp_path / "run")
+    done = vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
+    assert str(path) in done.stderr
+    assert digests(tmp_path / "run") == before
+
+
+def test_a_lost_calibration_is_fitted_again_to_the_same_bytes(
+    trained, clips, backbone, tmp_path
+):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "calibration.json"
+    before = path.read_bytes()
+    path.unlink()
+    vd("evaluate", "--checkpoint-dir", path.parent, code=2)
+    train(clips, backbone, tmp_path / "copy")
+    assert path.read_bytes() == before
+
+
+def test_a_run_killed_while_it_began_is_gone_on_with(clips, backbone, tmp_path):
+    (tmp_path / "run").mkdir()
+    dead = subprocess.run(
+        ["sh", "-c", "echo $$"], capture_output=True, check=True, text=True
+    )
+    torn = (
+        tmp_path
+        / "run"
+        / f"config.json.tmp-{socket.gethostname()}-{dead.stdout.strip()}"
+    )
+    torn.write_text("{")
+    train(clips, backbone, tmp_path)
+    assert not torn.exists()
+
+
+def test_a_damaged_store_is_one_sentence(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    (shard,) = (tmp_path / "copy" / "cache").rglob("*.array_record-00000")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    done = vd(
+        "evaluate", "--checkpoint-dir", tmp_path / "copy" / "run",
+        "--cache-dir", tmp_path / "copy" / "cache", code=2,
+    )  # fmt: skip
+    assert f"{shard.parent} is damaged" in done.stderr
+
+
+def test_fresh_deletes_nothing_when_a_flag_is_wrong(trained, clips, backbone):
+    before = digests(trained[0] / "run") | {".lock": ""}
+    more = ["--fresh", "--batch-size", "64", "--devices", "64"]
+    done = train(clips, backbone, trained[0], *more, code=2)
+    assert "--devices 64 is more than the 16 clips" in done.stderr
+    assert digests(trained[0] / "run") | {".lock": ""} == before
+
+
+def test_a_damaged_evaluation_is_named_and_made_again(
+    trained, clips, backbone, tmp_path
+):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "evaluation_test.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    done = train(clips, backbone, path.parent.parent, code=2)
+    assert f"{path} is damaged" in done.stderr
+    assert "delete it, and the same command evaluates again" in done.stderr
+    path.unlink()
+    train(clips, backbone, path.parent.parent)
+    assert path.read_bytes() == whole
+
+
+def test_fresh_starts_over_and_touches_no_foreign_file(
+    trained, clips, backbone, tmp_path
+):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    (tmp_path / "copy" / "run" / "my_notes.txt").write_text("mine")
+    train(clips, backbone, tmp_path / "copy", "--fresh", "--seed", "1")
+    assert (tmp_path / "copy" / "run" / "my_notes.txt").read_text() == "mine"
+    config = json.loads((tmp_path / "copy" / "run" / "config.json").read_text())
+    assert config["settings"]["training"]["seed"] == 1
+
+
+def test_a_folder_that_is_no_run_is_left_alone(clips, backbone, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    done = train(clips, backbone, tmp_path, code=2)
+    assert "is no run folder" in done.stderr
