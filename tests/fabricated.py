@@ -54,13 +54,18 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0):
     return FeatureSet(videos, store)
 
 
-def write_tiny_backbone(path, size=32, dim=8, channels_first=False, metadata=None):
-    """An ONNX file that takes float images of side `size` to `dim` values: fast and crude."""
+def write_tiny_backbone(
+    path, size=32, dim=8, channels_first=False, metadata=None, batch="N", softmax=None
+):
+    """An ONNX file that takes float images of side `size` to `dim` values: fast and crude.
+
+    `batch` is its batch size where that is fixed; `softmax` an axis to normalise over.
+    """
     from onnx import TensorProto, helper, numpy_helper, save
 
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(3 * 16, dim)).astype(np.float32) / 500
-    shape = ["N", 3, size, size] if channels_first else ["N", size, size, 3]
+    shape = [batch, 3, size, size] if channels_first else [batch, size, size, 3]
     side = size // 4
     nodes = [
         helper.make_node(
@@ -79,11 +84,14 @@ def write_tiny_backbone(path, size=32, dim=8, channels_first=False, metadata=Non
         nodes.insert(
             0, helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2])
         )
+    if softmax is not None:
+        nodes[-1].output[0] = "raw"
+        nodes.append(helper.make_node("Softmax", ["raw"], ["features"], axis=softmax))
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", dim])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [batch, dim])],
         [numpy_helper.from_array(weights, "weights")],
     )
     model = helper.make_model(

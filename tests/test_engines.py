@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.fabricated import write_tiny_backbone
 from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features import engines
@@ -64,3 +65,39 @@ def test_a_run_by_another_engine_is_said(backbone, capsys):
 def test_wrong_backbones_are_one_sentence(settings, words):
     with pytest.raises(VdError, match=words):
         find_backbone(BackboneConfig(**settings))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_network_of_fixed_batch_gives_what_a_free_one_does(tmp_path, batch):
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+    features = []
+    for size in ("N", batch):
+        file = write_tiny_backbone(tmp_path / f"{size}.onnx", batch=size)
+        config = BackboneConfig(backbone=str(file), backbone_mean=127.5)
+        features.append(engines.OnnxEngine(find_backbone(config))(images))
+    np.testing.assert_allclose(features[1], features[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        ({"metadata": {"vd.size": "abc"}}, "wrong metadata.*'abc'"),
+        ({"metadata": {"vd.size": "0"}}, "wrong metadata.*from 1 to 4096"),
+        ({"metadata": {"vd.std": "x"}}, "wrong metadata.*'x'"),
+        ({"metadata": {"vd.std": "0"}}, "wrong metadata.*above 0"),
+        ({"metadata": {"vd.mean": "nan"}}, "wrong metadata.*--backbone-mean"),
+        ({"metadata": {"vd.size": "48"}}, "does not take 4 RGB images of side 48"),
+        ({"dim": 0}, "gives the shape \\(4, 0\\)"),
+        ({"softmax": 0}, "other features in other company"),
+    ],
+)
+def test_networks_that_cannot_serve_are_one_sentence(tmp_path, network, words):
+    file = write_tiny_backbone(tmp_path / "tiny.onnx", **network)
+    with pytest.raises(VdError, match=words):
+        engines.OnnxEngine(find_backbone(BackboneConfig(backbone=str(file))))
+
+
+def test_a_flag_wins_over_wrong_metadata(tmp_path):
+    file = write_tiny_backbone(tmp_path / "tiny.onnx", metadata={"vd.size": "abc"})
+    backbone = find_backbone(BackboneConfig(backbone=str(file), backbone_size=32))
+    assert engines.OnnxEngine(backbone).dim == 8

@@ -202,10 +202,11 @@ def from_json(cls: type, values: dict[str, Any]) -> Any:
 _BOUNDS: dict[str, tuple[float, float]] = {
     "max_loss_gap": (0, 1),
     "backbone_size": (1, 4096),
+    "backbone_mean": (-1_000_000, 1_000_000),
     "decode_workers": (1, 4096),
     "clip_frames": (1, 100_000),
-    "projection_size": (1, 1_000_000),
-    "hidden_size": (1, 1_000_000),
+    "projection_size": (1, 8192),
+    "hidden_size": (1, 4096),
     "dropout_rate": (0, 0.99),
     "epochs": (1, 1_000_000),
     "batch_size": (1, 1_000_000),
@@ -219,6 +220,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "early_stopping_min_delta": (0, 1_000_000),
     "split_seed": (0, 2**32 - 1),
     "seed": (0, 2**32 - 1),
+    "render_seed": (0, 2**32 - 1),
     "devices": (1, 4096),
 }
 _POSITIVE = (

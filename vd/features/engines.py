@@ -1,8 +1,7 @@
 """Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ import numpy as np
 import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from vd.config import BackboneConfig, EngineName, usable_cores
+from vd.config import BackboneConfig, EngineName, usable_cores, validate
 from vd.errors import VdError
 from vd.features.efficientnet import FEATURES, VARIANTS, folded_parameters, onnx_model
 from vd.features.weights import backbone_file
@@ -84,13 +83,13 @@ def find_backbone(config: BackboneConfig) -> Backbone:
             f"{', '.join(VARIANTS)}; give one of these or the path of an ONNX file."
         )
     session = _session(file)
-    metadata = session.get_modelmeta().custom_metadata_map
+    config = _with_metadata(config, session.get_modelmeta().custom_metadata_map)
     return Backbone(
         str(file),
-        config.backbone_size or int(metadata.get("vd.size", 0)) or _side(session, file),
+        config.backbone_size or _side(session, file),
         file,
-        _number(config.backbone_mean, metadata, "vd.mean", 0.0),
-        _number(config.backbone_std, metadata, "vd.std", 1.0),
+        0.0 if config.backbone_mean is None else config.backbone_mean,
+        1.0 if config.backbone_std is None else config.backbone_std,
     )
 
 
@@ -132,43 +131,54 @@ class OnnxEngine:
         source = self._session.get_inputs()[0]
         self._input, self._raw = source.name, source.type == "tensor(uint8)"
         self._channels_first = len(source.shape) == 4 and source.shape[1] == 3
+        fixed = source.shape[0] if source.shape else None
+        self._fixed = fixed if isinstance(fixed, int) else None
+        self._batch = self._fixed or _CPU_BATCH
         self.dim = FEATURES if backbone.built_in else self._probe()
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
-        """Features, `_CPU_BATCH` images at a time."""
+        """Features, a few images at a time: as many as the network fixes, else as are fast."""
         parts = [
-            self._run(images_NxHxWx3[start : start + _CPU_BATCH])
-            for start in range(0, len(images_NxHxWx3), _CPU_BATCH)
+            self._run(images_NxHxWx3[start : start + self._batch])
+            for start in range(0, len(images_NxHxWx3), self._batch)
         ]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _run(self, images: Images) -> Features:
-        backbone = self._backbone
+        backbone, count = self._backbone, len(images)
         batch: Any = images
+        if self._fixed is not None and count < self._fixed:
+            batch = np.concatenate([images, images[:1].repeat(self._fixed - count, 0)])
         if not self._raw:
-            batch = (images.astype(np.float32) - backbone.mean) / np.float32(
+            batch = (batch.astype(np.float32) - np.float32(backbone.mean)) / np.float32(
                 backbone.std
             )
         if self._channels_first:
             batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-        features: Features = self._session.run(None, {self._input: batch})[0]
-        return features
+        features = np.asarray(self._session.run(None, {self._input: batch})[0])
+        return features[:count].astype(np.float32, copy=False)
 
     def _probe(self) -> int:
-        """Length of the vector that a user's network gives for an image."""
+        """Length of the vector that a user's network gives for an image, whatever its batch."""
         size, file = self._backbone.size, self._backbone.file
+        generator = np.random.Generator(np.random.Philox(0))
+        images = generator.integers(0, 256, (self._batch, size, size, 3), np.uint8)
         try:
-            features = self._run(np.zeros((2, size, size, 3), np.uint8))
+            features, alone = self._run(images), self._run(images[:1])
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise VdError(
-                f"--backbone {file} does not take two RGB images of side {size} "
-                f"({str(error).splitlines()[0]}); set --backbone-size, or export it with a "
-                "dynamic batch."
+                f"--backbone {file} does not take {self._batch} RGB images of side {size} "
+                f"({str(error).splitlines()[0]}); set --backbone-size, or export it again."
             ) from error
-        if features.ndim != 2 or len(features) != 2:
+        if features.ndim != 2 or len(features) != len(images) or not features.size:
             raise VdError(
-                f"--backbone {file} gives the shape {features.shape} for two images; it "
-                "must give one vector each: add pooling to the network."
+                f"--backbone {file} gives the shape {features.shape} for {len(images)} "
+                "images; it must give one vector each: add pooling to the network."
+            )
+        if not np.allclose(alone[0], features[0], rtol=1e-3, atol=1e-3):
+            raise VdError(
+                f"--backbone {file} gives an image other features in other company, or "
+                "values that are not finite; export it in inference mode, in float32."
             )
         return int(features.shape[1])
 
@@ -233,11 +243,23 @@ def _side(session: Any, file: Path) -> int:
     return int(sides[0])
 
 
-def _number(
-    flag: float | None, metadata: Mapping[str, str], key: str, otherwise: float
-) -> float:
-    """A setting from its flag, else from the file's metadata."""
-    return flag if flag is not None else float(metadata.get(key, otherwise))
+def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> BackboneConfig:
+    """The settings with those from the ONNX file's metadata that no flag gives."""
+    kinds = {"size": int, "mean": float, "std": float}
+    try:
+        given = {
+            f"backbone_{name}": kind(metadata[f"vd.{name}"])
+            for name, kind in kinds.items()
+            if getattr(config, f"backbone_{name}") is None and f"vd.{name}" in metadata
+        }
+        config = replace(config, **given)
+        validate(config)
+    except (ValueError, VdError) as error:
+        raise VdError(
+            f"--backbone {config.backbone} has wrong metadata, one of vd.size, vd.mean, "
+            f"vd.std ({error}); give --backbone-size, --backbone-mean, --backbone-std."
+        ) from error
+    return config
 
 
 def _has_accelerator() -> bool:
