@@ -39,9 +39,11 @@ class Quickstart(Train):
 
     def __call__(self) -> int:
         """Render, train and evaluate, then draw violence over time in a longer video."""
+        from vd.config import validate
         from vd.predict import draw_timeline
         from vd.videos.synthetic import render_dataset, render_episode
 
+        validate(self)
         render_dataset(self.data.dataset_path, clips=CLIPS, seed=self.render_seed)
         code = super().__call__()
         video, picture = ROOT / "episode.mp4", self.run.checkpoint_dir / "timeline.png"

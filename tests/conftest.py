@@ -13,6 +13,7 @@ from vd.videos.synthetic import render_dataset
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+assert jax.local_device_count() == 2  # fixed from here on, whichever test comes first
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,21 @@ def test_wrong_backbones_are_one_sentence(settings, words):
         find_backbone(BackboneConfig(**settings))
 
 
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_an_onnx_file_says_its_size_and_normalisation(tmp_path, channels_first):
+    path = write_tiny_backbone(
+        tmp_path / "b.onnx",
+        channels_first=channels_first,
+        metadata={"vd.mean": "127", "vd.std": "64"},
+    )
+    found = find_backbone(BackboneConfig(backbone=str(path)))
+    assert (found.size, found.mean, found.std) == (32, 127.0, 64.0)
+    engine = make_engine(found, "auto")
+    grey = engine(np.full((5, 32, 32, 3), 127, np.uint8))
+    assert grey.shape == (5, 8)
+    np.testing.assert_allclose(grey, 0, atol=1e-6)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_network_of_fixed_batch_gives_what_a_free_one_does(tmp_path, batch):
     images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)

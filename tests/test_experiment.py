@@ -3,26 +3,19 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.command_line import SMALL, VD, digests, train, vd
-from tests.fabricated import write_tiny_backbone
+from tests.command_line import VD, digests, train, vd
 from vd.config import (
     BackboneConfig,
     Config,
     DataConfig,
     DecodeConfig,
-    ModelConfig,
-    RunConfig,
-    TrainingConfig,
 )
-from vd.features.engines import find_backbone, make_engine
 from vd.features.extract import extract
 from vd.tables import read_csv
 from vd.videos.manifest import identify, read_manifest
@@ -150,17 +143,6 @@ def test_a_timeout_says_how_to_try_again(clips, tmp_path):
     assert "--retry-quarantined" not in done.stderr
 
 
-def test_a_reader_that_has_enough_is_no_error(trained, clips):
-    files = sorted(str(path) for path in clips.rglob("*.mp4"))[:4]
-    command = [*VD, "predict", *files, "--checkpoint-dir", str(trained[0] / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.readline()
-    process.stdout.close()
-    assert b"Broken pipe" not in process.stderr.read()
-    assert process.wait() == 141
-    process.stderr.close()
-
-
 def test_a_folder_of_empty_files_is_scanned(tmp_path):
     for name in ("fight/a.mp4", "normal/b.mp4"):
         (tmp_path / "set" / name).parent.mkdir(parents=True)
@@ -266,27 +248,6 @@ def test_killed_extraction_goes_on_to_the_same_records(clips, backbone, tmp_path
     assert not list(store.directory.glob("*.tmp-*"))
 
 
-def test_ctrl_c_is_one_sentence_exit_130_and_the_same_command_goes_on(
-    clips, backbone, tmp_path
-):
-    command = [
-        *VD, "train", "--dataset-path", clips, "--backbone", backbone, "--cache-dir",
-        tmp_path / "cache", "--checkpoint-dir", tmp_path / "run", "--no-mixed-precision",
-        *SMALL, "--epochs", "12",
-    ]  # fmt: skip
-    arguments = list(map(str, command))
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("epoch 2/"):
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == 130
-    assert "interrupted" in rest
-    assert "Traceback" not in rest
-    assert "going on after epoch" in vd(*command[3:]).stderr
-
-
 def test_mirrored_view_is_the_plain_view_of_the_mirrored_images(
     clips, backbone, tmp_path
 ):
@@ -295,73 +256,3 @@ def test_mirrored_view_is_the_plain_view_of_the_mirrored_images(
     plain, mirrored = store.read(video.id, 0), store.read(video.id, 1)
     assert plain.shape == mirrored.shape == (store.rows[video.id].frames, 16)
     assert not np.array_equal(plain, mirrored)
-
-
-@pytest.mark.parametrize("channels_first", [False, True])
-def test_an_onnx_file_says_its_size_and_normalisation(tmp_path, channels_first):
-    path = write_tiny_backbone(
-        tmp_path / "b.onnx",
-        channels_first=channels_first,
-        metadata={"vd.mean": "127", "vd.std": "64"},
-    )
-    found = find_backbone(BackboneConfig(backbone=str(path)))
-    assert (found.size, found.mean, found.std) == (32, 127.0, 64.0)
-    engine = make_engine(found, "auto")
-    grey = engine(np.full((5, 32, 32, 3), 127, np.uint8))
-    assert grey.shape == (5, 8)
-    np.testing.assert_allclose(grey, 0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--dataset-path", "nowhere"], ["nowhere", "does not exist"]),
-        (["--learning-rate", "-1"], ["--learning-rate", "above 0"]),
-        (["--batch-size", "9", "--devices", "2"], ["--batch-size 9", "--devices 2"]),
-        (["--backbone", "resnet"], ["--backbone resnet", "efficientnet-lite0"]),
-        (["--focal-alpha", "1.5"], ["--focal-alpha", "from 0 to 1"]),
-    ],
-)
-def test_wrong_values_are_one_sentence(clips, tmp_path, arguments, words):
-    dataset = [] if "--dataset-path" in arguments else ["--dataset-path", clips]
-    done = vd(
-        "train", *dataset, *arguments, "--cache-dir", tmp_path / "c", "--checkpoint-dir",
-        tmp_path / "r", code=2,
-    )  # fmt: skip
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert all(word in done.stderr for word in words)
-    assert not (tmp_path / "r").exists()
-
-
-def test_an_unknown_flag_is_named():
-    assert (
-        "--epoch" in vd("train", "--dataset-path", "x", "--epoch", "3", code=2).stderr
-    )
-
-
-def test_help_is_quick_enough_to_need_no_heavy_module():
-    code = "import sys, vd.cli; print([m for m in ('jax', 'onnxruntime', 'tensorflow_datasets', 'sklearn') if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
-
-
-def test_training_without_run_settings_uses_the_recipe():
-    training, model = TrainingConfig(), ModelConfig()
-    assert (training.learning_rate, training.warmup_epochs, training.epochs) == (
-        0.0005,
-        5,
-        150,
-    )
-    assert (training.focal_alpha, training.focal_gamma, training.label_smoothing) == (
-        0.25,
-        2.0,
-        0.1,
-    )
-    assert (training.early_stopping_patience, training.batch_size) == (15, 64)
-    assert (training.grad_clip_norm, training.temporal_jitter) == (1.0, 0.1)
-    assert training.augmentation
-    assert training.spatial_augmentation
-    assert model.mixed_precision
-    assert RunConfig().devices is None

@@ -166,3 +166,20 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(tmp_path):
     ):
         run(tmp_path, learning_rate=1e30, grad_clip_norm=1e30, warmup_epochs=0)
     assert json.dumps(lines(tmp_path))
+
+
+def test_a_checkpoint_without_room_is_one_sentence_and_the_one_before_stays(
+    tmp_path, monkeypatch, capfd
+):
+    run(tmp_path, epochs=2)
+    before = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 100)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(VdError, match=r"has 100 bytes free .* free some space"):
+            run(tmp_path, epochs=3)
+    assert "Traceback" not in capfd.readouterr().err
+    assert (
+        sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
+    )
+    assert run(tmp_path, epochs=3).last_epoch == 3

@@ -135,6 +135,8 @@ def test_folder_faults(tmp_path, names, settings, words):
         ("path,label,split\na.mp4,fight,train\nb.mp4,normal,\n", ["b.mp4", "no split"]),
         ("path,label,split\na.mp4,fight,dev\nb.mp4,normal,dev\n", ["line 2", "dev"]),
         ("path,label\na.mp4,fight\n./a.mp4,normal\n", ["a.mp4", "2 times"]),
+        ("path,label\nx/../a.mp4,fight\na.mp4,normal\n", ["a.mp4", "2 times"]),
+        ("path,label,label\na.mp4,fight,normal\n", ["'label' twice"]),
         ("path,label\na.mp4,fight\n\n\nb.mp4,punch\n", ["line 5", "punch"]),
         (f"path,label\n{'x' * 200_000},fight\n", ["m.csv", "field", "CSV"]),
         ("path,label\na.mp4\n", ["line 2", "lacks"]),

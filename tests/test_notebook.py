@@ -16,7 +16,7 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "learning_curves.ipynb"
 
 def execute(runs: list[Path], monkeypatch: pytest.MonkeyPatch) -> Any:
     """The notebook, executed over `runs`; a cell that raises fails the test."""
-    monkeypatch.setenv("VD_RUNS", os.pathsep.join(map(str, runs)))
+    monkeypatch.setenv("VD_RUNS", os.pathsep.join([*map(str, runs), ""]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     where = {"metadata": {"path": str(NOTEBOOK.parent)}}
     NotebookClient(notebook, timeout=120, resources=where).execute()
@@ -79,6 +79,17 @@ def test_it_shows_what_the_run_folders_say(
     assert [name, "violent", "6", "0.0 %", "YES"] in shown
     assert [name, "non-violent", "6", "100.0 %", "YES"] in shown
     assert "not comparable" not in words(notebook)
+
+
+def test_a_run_under_way_has_curves_only(
+    small_run: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way = altered(small_run[0], tmp_path / "b")
+    (under_way / "evaluation_test.json").unlink()
+    (under_way / "predictions_test.csv").unlink()
+    notebook = execute([under_way], monkeypatch)
+    assert pictures(notebook) == 1
+    assert "not evaluated yet" in words(notebook)
 
 
 def test_what_the_file_keeps_is_whole_and_tells_of_no_machine() -> None:

@@ -160,9 +160,12 @@ def test_groups_learnt_later_do_not_move_kept_rows_in_silence(tmp_path):
     with_splits(grouped, config(tmp_path, resplit=True))
 
 
-def test_an_unknown_split_in_the_splits_file_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("row", "said"), [("id0,TRAINING SET", "'TRAINING SET'"), ("id0", "'nothing'")]
+)
+def test_an_unknown_split_in_the_splits_file_is_named(tmp_path, row, said):
     videos = [video(i, i % 2) for i in range(40)]
     path = tmp_path / "s.csv"
-    path.write_text("id,split\nid0,TRAINING SET\n")
-    with pytest.raises(VdError, match="'TRAINING SET' is no split"):
+    path.write_text(f"id,split\n{row}\n")
+    with pytest.raises(VdError, match=f"{said} is no split"):
         with_splits(videos, config(tmp_path, splits_file=path))

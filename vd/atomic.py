@@ -1,6 +1,7 @@
 """Files that are whole or absent: temporary file, fsync, rename; lock; checksum."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -72,9 +73,11 @@ def writing(path: Path) -> Iterator[Path]:
         yield temporary_path
         publish(temporary_path, path)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise VdError(
-            f"{path} cannot be written ({error.strerror or error}); free some space or "
-            "name another folder, then run the same command again."
+            f"{path} cannot be written ({error.strerror or error}); "
+            f"{'free some space or ' * full}name another folder, then run the same command "
+            "again."
         ) from error
     finally:
         with contextlib.suppress(OSError):

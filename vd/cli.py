@@ -28,6 +28,7 @@ from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.progress import say
 
 _INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 
@@ -198,7 +199,8 @@ def experiment(
 
 
 def _exit(command: Callable[[], int]) -> None:
-    """Call a command; our own errors become one sentence, Ctrl-C keeps finished work."""
+    """Call a command; our own errors become one sentence, signals keep finished work."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = command()
     except VdError as error:
@@ -211,10 +213,18 @@ def _exit(command: Callable[[], int]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         say(f"vd: {where}{error.strerror or error}; name another file or folder.")
         code = USAGE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say("vd: interrupted; finished work is kept, the same command goes on")
-        code = _INTERRUPTED
+        code = _TERMINATED if isinstance(error, _Terminated) else _INTERRUPTED
     sys.exit(code)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C does, with its own exit code."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    raise _Terminated
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from vd.errors import VdError
 
@@ -180,7 +180,10 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(cls: type, values: dict[str, Any]) -> Any:
-    """The config dataclass `cls` from `to_json`'s values; an unknown key is an error."""
+    """The config dataclass `cls` from `to_json`'s values.
+
+    Raises `VdError` for an unknown key, and for a value of another type.
+    """
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
@@ -195,8 +198,20 @@ def from_json(cls: type, values: dict[str, Any]) -> Any:
             value = from_json(kind, value)
         elif value is not None and kind in (Path, Path | None):
             value = Path(value)
+        elif not _fits(value, kind):
+            raise VdError(f"config.json: {value!r} cannot be the setting {name}.")
         made[name] = value
     return cls(**made)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is one of a field's type: a class, a union or a Literal."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    kinds = get_args(kind) or (kind,)
+    if isinstance(value, bool):  # an int to Python
+        return bool in kinds
+    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
 
 
 _BOUNDS: dict[str, tuple[float, float]] = {

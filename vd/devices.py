@@ -15,11 +15,14 @@ _MOST_CPU_DEVICES = 8
 def prepare_jax(cpu_devices: int = 1) -> None:
     """Set the number of CPU devices, where JAX has not run yet, and keep programs.
 
-    Compiled programs live in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder.
+    Compiled programs live in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder,
+    where there is one.
     """
-    if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009  # untyped
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "vd" / "xla"))
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        if getattr(jax.config, "jax_compilation_cache_dir") is None:  # noqa: B009  # untyped
+            folder = root.expanduser() / "vd" / "xla"
+            jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     with contextlib.suppress(RuntimeError):  # JAX ran before: its devices stay
         jax.config.update("jax_num_cpu_devices", cpu_devices)

@@ -105,6 +105,8 @@ def _train_and_evaluate(
     devices: Sequence["jax.Device"],
 ) -> dict[str, Any]:
     """Everything from the open run folder on."""
+    import jax
+
     from vd import plots
     from vd.calibration import Calibration
     from vd.evaluation.evaluate import (
@@ -131,7 +133,17 @@ def _train_and_evaluate(
     say(
         f"training on {len(parts['train'])} clips, {len(devices)} × {devices[0].device_kind}"
     )
-    trained = train(config, sets["train"], sets["val"], run_dir, devices, batch_size)
+    try:
+        trained = train(
+            config, sets["train"], sets["val"], run_dir, devices, batch_size
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise VdError(
+            f"training needs more memory than {devices[0].device_kind} has; give a smaller "
+            "--batch-size, --hidden-size or --projection-size."
+        ) from error
     unfitted = Calibration(1.0, 0.5, "none")
     restored = Restored(config, trained.params, unfitted, sets["train"].dim)
     restored = fit_calibration(restored, sets["val"], run_dir)

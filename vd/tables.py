@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     ) as handle:
         reader = csv.DictReader(handle)
         try:
+            names = Counter(name.strip() for name in reader.fieldnames or () if name)
+            if names and max(names.values()) > 1:
+                raise VdError(
+                    f"{path} names the column {names.most_common(1)[0][0]!r} twice; keep "
+                    "one of them."
+                )
             return [(reader.line_num, row) for row in reader]
         except csv.Error as error:
             raise VdError(

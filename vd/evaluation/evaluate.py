@@ -79,6 +79,11 @@ def evaluate(
     are those that the end of training wrote, to the last digit.
     """
     restored = restore(run_dir)
+    if dataset_path is not None and not dataset_path.exists():
+        raise VdError(
+            f"--dataset-path {dataset_path} does not exist; leave it out, or name the place "
+            "where the data set is now."
+        )
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
     everything = videos_of(run_dir, config.data.dataset_path)
     videos = [video for video in everything if video.split == split]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float16, UInt8
+from rich.filesize import decimal
 
 from vd.atomic import lock
 from vd.config import Config, DecodeConfig, decode_workers
@@ -183,14 +184,14 @@ def promise(
     size = images * engine.dim * np.float16().itemsize
     say(
         f"extracting {len(videos)} videos: about {images:,} images at {rate:.0f} a second, "
-        f"{images / rate / 3600:.2f} h, {size / 1e9:.2f} GB in {store.directory}"
+        f"{images / rate / 3600:.2f} h, {decimal(size)} in {store.directory}"
     )
     store.directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store.directory).free
     if size > free:
         raise VdError(
-            f"--cache-dir {store.directory} has {free / 1e9:.1f} GB free but the features "
-            f"need about {size / 1e9:.1f} GB; free some space or name another folder."
+            f"--cache-dir {store.directory} has {decimal(free)} free but the features "
+            f"need about {decimal(size)}; free some space or name another folder."
         )
 
 

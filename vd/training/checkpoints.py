@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from rich.filesize import decimal
 
 from vd.errors import VdError
 from vd.model import Params
@@ -17,9 +19,10 @@ from vd.progress import say
 from vd.training.early_stopping import EarlyStopping
 from vd.training.step import TrainState
 
-logging.getLogger("absl").setLevel(
-    logging.ERROR
-)  # orbax tells of every save and option
+# orbax tells of every save and option; its errors reach us as exceptions
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+_FULL = "free some space, then run the same command again: it goes on from the checkpoint before."
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Checkpoints:
         }
         self.wait()
         self._prune()
+        self._check_space(state)
         self._manager.save(
             stopping.epoch,
             args=ocp.args.Composite(
@@ -65,6 +69,16 @@ class Checkpoints:
             ),
         )
         self._best = stopping.best_epoch
+
+    def _check_space(self, state: TrainState) -> None:
+        """Raise `VdError` before a write that cannot end: orbax fails in many threads."""
+        size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self._manager.directory).free
+        if free < 1.1 * size:
+            raise VdError(
+                f"{self._manager.directory} has {decimal(free)} free but a checkpoint needs "
+                f"{decimal(int(1.1 * size))}; {_FULL}"
+            )
 
     def _prune(self) -> None:
         """Keep the best and the last two of what is whole on the disk."""
@@ -78,8 +92,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             raise VdError(
-                f"{self._manager.directory} cannot be written ({error}); free some space, "
-                "then run the same command again: it goes on from the checkpoint before."
+                f"{self._manager.directory} cannot be written ({error!s:.300}); {_FULL}"
             ) from error
 
     def close(self) -> None:

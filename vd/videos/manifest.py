@@ -232,7 +232,8 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
         group = row.get("group") or ""
         name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
         videos.append(Video(path.parent / name, name, label, split, group))
-    name, count = Counter(video.name for video in videos).most_common(1)[0]
+    places = Counter(os.path.normpath(video.name) for video in videos)  # b/../a is a
+    name, count = places.most_common(1)[0]
     if count > 1:
         raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
     without = [video.name for video in videos if not video.split]

@@ -169,8 +169,9 @@ def _assigned(
     for row in rows:
         if row["split"] not in ("", *SPLITS):
             raise VdError(
-                f"--splits-file {path}: {row['split']!r} is no split; write train, val "
-                "or test."
+                f"--splits-file {path}: {row['split'] or 'nothing'!r} is no split "
+                f"({row.get('path')}); write train, val or test, or assign all anew with "
+                "--resplit."
             )
     kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
     if kept:

@@ -1,0 +1,130 @@
+"""The command line: wrong values, pipes and signals are one sentence and an exit code."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import SMALL, VD, vd
+from vd.config import ModelConfig, RunConfig, TrainingConfig
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset-path", "nowhere"], ["nowhere", "does not exist"]),
+        (["--learning-rate", "-1"], ["--learning-rate", "above 0"]),
+        (["--batch-size", "9", "--devices", "2"], ["--batch-size 9", "--devices 2"]),
+        (["--backbone", "resnet"], ["--backbone resnet", "efficientnet-lite0"]),
+        (["--focal-alpha", "1.5"], ["--focal-alpha", "from 0 to 1"]),
+        (["--hidden-size", "1000000"], ["--hidden-size", "from 1 to 4096"]),
+    ],
+)
+def test_wrong_values_are_one_sentence(clips, tmp_path, arguments, words):
+    dataset = [] if "--dataset-path" in arguments else ["--dataset-path", clips]
+    done = vd(
+        "train", *dataset, *arguments, "--cache-dir", tmp_path / "c", "--checkpoint-dir",
+        tmp_path / "r", code=2,
+    )  # fmt: skip
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert all(word in done.stderr for word in words)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
+    clips, tmp_path
+):
+    (tmp_path / "file").touch()
+    done = vd(
+        "scan", "--dataset-path", clips, "--report-dir", tmp_path / "file", code=2
+    )
+    assert str(tmp_path / "file") in done.stderr
+    assert "space" not in done.stderr
+
+
+def test_evaluate_refuses_a_data_set_that_is_not_there(trained):
+    run = trained[0] / "run"
+    done = vd("evaluate", "--checkpoint-dir", run, "--dataset-path", "gone", code=2)
+    assert "--dataset-path gone does not exist" in done.stderr
+
+
+def test_quickstart_checks_its_flags_before_it_renders(tmp_path):
+    script = Path(__file__).parents[1] / "experiments" / "quickstart.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--epochs", "0"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--epochs is 0" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_enough_is_no_error(trained, clips):
+    files = sorted(str(path) for path in clips.rglob("*.mp4"))[:4]
+    command = [*VD, "predict", *files, "--checkpoint-dir", str(trained[0] / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert b"Broken pipe" not in process.stderr.read()
+    assert process.wait() == 141
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
+    clips, backbone, tmp_path, sent, code
+):
+    command = [
+        *VD, "train", "--dataset-path", clips, "--backbone", backbone, "--cache-dir",
+        tmp_path / "cache", "--checkpoint-dir", tmp_path / "run", "--no-mixed-precision",
+        *SMALL, "--epochs", "12",
+    ]  # fmt: skip
+    arguments = list(map(str, command))
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("epoch 2/"):
+                process.send_signal(sent)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == code
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    assert "going on after epoch" in vd(*command[3:]).stderr
+
+
+def test_an_unknown_flag_is_named():
+    assert (
+        "--epoch" in vd("train", "--dataset-path", "x", "--epoch", "3", code=2).stderr
+    )
+
+
+def test_help_is_quick_enough_to_need_no_heavy_module():
+    code = "import sys, vd.cli; print([m for m in ('jax', 'onnxruntime', 'tensorflow_datasets', 'sklearn') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_training_without_run_settings_uses_the_recipe():
+    training, model = TrainingConfig(), ModelConfig()
+    assert (training.learning_rate, training.warmup_epochs, training.epochs) == (
+        0.0005,
+        5,
+        150,
+    )
+    assert (training.focal_alpha, training.focal_gamma, training.label_smoothing) == (
+        0.25,
+        2.0,
+        0.1,
+    )
+    assert (training.early_stopping_patience, training.batch_size) == (15, 64)
+    assert (training.grad_clip_norm, training.temporal_jitter) == (1.0, 0.1)
+    assert training.augmentation
+    assert training.spatial_augmentation
+    assert model.mixed_precision
+    assert RunConfig().devices is None
