@@ -22,6 +22,7 @@ from vd.config import (
     DataConfig,
     DecodeConfig,
     EngineName,
+    SplitConfig,
     validate,
 )
 from vd.errors import SOME_FAILED, USAGE, VdError
@@ -58,6 +59,76 @@ class Scan:
         scan.report(ledger, manifest.ignored)
         say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
         scan.check_loss_gap(ledger, self.data.max_loss_gap)
+        return 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Find copies, leakage between splits, and shortcuts of a data set; trains nothing."""
+
+    data: DataConfig
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    report_dir: Path = Path("audit")
+    """Folder for audit.json and audit.html."""
+    checkpoint_dir: Path | None = None
+    """A run whose test accuracy is counted again without leaked clips."""
+
+    def __call__(self) -> int:
+        """Print the findings, the worst first."""
+        from vd.audit.audit import audit
+
+        validate(self)
+        config = Config(self.data, self.splits, self.decode, self.backbone)
+        audit(config, self.report_dir, self.checkpoint_dir)
+        return 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Assign splits, groups kept whole, and keep them in the splits file."""
+
+    data: DataConfig
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    merge_duplicates: bool = False
+    """Put clips of the same footage or scene into one group first (decodes every file)."""
+
+    def __call__(self) -> int:
+        """Write the manifest with `split`, which training then takes; print its counts."""
+        from vd.videos.duplicates import find_pairs
+        from vd.videos.fingerprints import fingerprint_videos
+        from vd.videos.manifest import identify, read_manifest
+        from vd.videos.splits import (
+            count_splits,
+            keep_splits,
+            merge_groups,
+            with_splits,
+        )
+
+        validate(self)
+        config = Config(self.data, self.splits, self.decode)
+        given = identify(
+            read_manifest(self.data).videos, self.data.cache_dir / "hashes.csv"
+        )
+        videos = given
+        if self.merge_duplicates:
+            made = fingerprint_videos(given, self.data, self.decode)[1]
+            pairs = find_pairs(
+                {key: value.small_Fx16x16 for key, value in made.items()}
+            )
+            say(f"{len(pairs)} pairs of the same footage or scene")
+            videos = merge_groups(given, [(p.first, p.second) for p in pairs])
+        videos = with_splits(videos, config)
+        if [v.split for v in videos] == [v.split for v in given]:
+            raise VdError(
+                f"--dataset-path {self.data.dataset_path} has splits already; drop its "
+                "split folders or column to have splits assigned."
+            )
+        for line in count_splits(videos):
+            say(line)
+        keep_splits(videos, config)
         return 0
 
 
@@ -177,6 +248,8 @@ def main() -> None:
         return
     commands: dict[str, Callable[..., Any]] = {
         "scan": Scan,
+        "audit": Audit,
+        "split": Split,
         "extract": Extract,
         "train": Train,
         "evaluate": Evaluate,

@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from vd.config import Config, DataConfig
 from vd.errors import VdError
@@ -114,13 +116,31 @@ def keep_splits(videos: Sequence[Video], config: Config) -> None:
     path = splits_file(config)
     rows = split_rows(video for video in videos if video.id)
     old = {row.get("id"): row for row in read_csv(path)}
-    if all(old.get(row["id"], {}).get("split") == row["split"] for row in rows):
+    told = ("split", "group")
+    if all(
+        row["id"] in old and all(old[row["id"]].get(t, "") == row[t] for t in told)
+        for row in rows
+    ):
         return
     for row in rows:
         old.pop(row["id"], None)
     gone = [{key: row.get(key, "") for key in rows[0]} for row in old.values()]
     write_csv(path, rows + gone)
     say(f"splits kept in {path}")
+
+
+def count_splits(videos: Sequence[Video]) -> list[str]:
+    """A line a split: clips of both classes, and groups."""
+    lines = []
+    for split in SPLITS:
+        part = [video for video in videos if video.split == split]
+        violent = sum(video.label for video in part)
+        groups = len({video.group or video.id for video in part})
+        lines.append(
+            f"  {split:5} violent {violent}, nonviolent {len(part) - violent}, in {groups} "
+            "groups"
+        )
+    return lines
 
 
 def _check_leaks(videos: Sequence[Video]) -> None:
@@ -156,12 +176,52 @@ def _check_classes(videos: Sequence[Video], config: DataConfig) -> None:
             )
 
 
+def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
+    """The videos with the splits and merged groups of the splits file; none is assigned."""
+    rows = _kept_rows(config)
+    parts = {row["id"]: row["split"] for row in rows}
+    grouped = merge_groups(videos, _kept_pairs(rows))
+    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in grouped]
+
+
+def merge_groups(
+    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
+) -> list[Video]:
+    """Give one group to all that belongs together: by group, by content, by pairs of ids.
+
+    It is called like the first of its groups, by name, else like the first of its clips.
+    """
+    merged = {}
+    for key, members in _components(videos, pairs).items():
+        name = min(video.name for video in members)
+        several = len({video.id for video in members}) > 1
+        group = key.removeprefix("group ") if key.startswith("group ") else name
+        for video in members:
+            merged[video.name] = group if several else video.group
+    return [dataclasses.replace(v, group=merged[v.name]) for v in videos]
+
+
 def _assigned(
     videos: Sequence[Video], shares: Mapping[str, float], config: Config
 ) -> list[Video]:
     """Splits from the splits file, the others anew."""
+    rows = [] if config.splits.resplit else _kept_rows(config)
+    kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
+    if kept:
+        say(
+            f"splits kept in {splits_file(config)} are used; --resplit assigns them anew"
+        )
+    readable = [video for video in videos if video.id]
+    readable = merge_groups(readable, _kept_pairs(rows))
+    parts = assign(readable, shares, config.splits.split_seed, kept)
+    assigned = {v.name: dataclasses.replace(v, split=parts[v.id]) for v in readable}
+    return [assigned.get(v.name, dataclasses.replace(v, split="")) for v in videos]
+
+
+def _kept_rows(config: Config) -> list[dict[str, str]]:
+    """The rows of the splits file, checked; [] when there is none."""
     path = splits_file(config)
-    rows = [] if config.splits.resplit else read_csv(path)
+    rows = read_csv(path)
     if rows and not {"id", "split"} <= set(rows[0]):
         raise VdError(
             f"--splits-file {path} lacks the columns id,split; name another file."
@@ -173,31 +233,35 @@ def _assigned(
                 f"({row.get('path')}); write train, val or test, or assign all anew with "
                 "--resplit."
             )
-    kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
-    if kept:
-        say(f"splits kept in {path} are used; --resplit assigns them anew")
-    readable = [video for video in videos if video.id]
-    parts = assign(readable, shares, config.splits.split_seed, kept)
-    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
+    return rows
 
 
-def _components(videos: Sequence[Video]) -> dict[str, list[Video]]:
-    """Videos that must stay together: the same group, or the same content."""
-    parent: dict[str, str] = {}
+def _kept_pairs(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Pairs of ids that hold the groups of the splits file together."""
+    first: dict[str, str] = {}
+    named = [row for row in rows if row.get("group")]
+    return [(first.setdefault(row["group"], row["id"]), row["id"]) for row in named]
 
-    def root(key: str) -> str:
-        while parent.setdefault(key, key) != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
 
-    for video in videos:
-        if video.group:
-            first, second = sorted(
-                (root("id " + video.id), root("group " + video.group))
-            )
-            parent[second] = first
+def _components(
+    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
+) -> dict[str, list[Video]]:
+    """Videos that must stay together, by the least of their groups' and contents' names."""
+    links = [
+        (f"id {v.id}", f"group {v.group}" if v.group else f"id {v.id}") for v in videos
+    ]
+    links += [(f"id {first}", f"id {second}") for first, second in pairs]
+    names = sorted({name for link in links for name in link})
+    number = {name: i for i, name in enumerate(names)}
+    rows, columns = (
+        np.array([[number[a], number[b]] for a, b in links]).reshape(-1, 2).T
+    )
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), (len(names), len(names)))
+    component = connected_components(graph, directed=False)[1]
+    least: dict[int, str] = {}
+    for name, label in zip(names, component, strict=True):  # in order of name
+        least.setdefault(label, name)
     components = defaultdict(list)
     for video in videos:
-        components[root("id " + video.id)].append(video)
+        components[least[component[number[f"id {video.id}"]]]].append(video)
     return dict(components)

@@ -1,0 +1,181 @@
+"""Shortcuts: how well the label is told without looking at what happens in a video.
+
+A small classifier is cross-validated, groups kept whole, on metadata, on a single frame and
+on the borders of that frame. Its AUC is held against those under permuted labels, which are
+laid out group by group in random order, so that a group's clips keep belonging together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.decomposition import PCA
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from vd.features.engines import Engine
+from vd.progress import track
+from vd.videos.fingerprints import Fingerprint
+from vd.videos.outcome import Outcome
+
+Features = Float[np.ndarray, "N D"]
+Labels = Int[np.ndarray, " N"]
+
+_FOLDS, _COMPONENTS = 5, 32
+_BORDER = 0.15  # of the side, on each side
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Out-of-fold AUC of a classifier, and what permuted labels give."""
+
+    auc: float
+    chance_95: float  # 95 % of the permutations stay below
+    p: float  # share of permutations, and of the labels themselves, that reach the AUC
+    clips: int
+
+
+def shortcut(
+    model: Any,
+    features_NxD: Features,
+    labels_N: Labels,
+    groups_N: Labels,
+    permutations: int = 99,
+    seed: int = 0,
+) -> Shortcut | None:
+    """Cross-validate `model` on the labels and on permutations of them.
+
+    None when a class lies in fewer than two groups: no fold could be held out then.
+    """
+    folds = min(_FOLDS, *(len(set(groups_N[labels_N == label])) for label in (0, 1)))
+    if folds < 2:
+        return None
+    generator = np.random.Generator(np.random.Philox(seed))
+    auc = _auc(model, features_NxD, labels_N, groups_N, folds)
+    chance = []
+    with track("permuted labels", permutations, "fits") as ticker:
+        for _ in range(permutations):
+            other_N = permuted(labels_N, groups_N, generator)
+            chance.append(_auc(model, features_NxD, other_N, groups_N, folds))
+            ticker.advance()
+    reached = 1 + sum(value >= auc for value in chance)
+    return Shortcut(
+        auc,
+        float(np.quantile(chance, 0.95)),
+        reached / (permutations + 1),
+        len(labels_N),
+    )
+
+
+def permuted(
+    labels_N: Labels, groups_N: Labels, generator: np.random.Generator
+) -> Labels:
+    """The groups' labels in another order of the groups, over the clips group by group."""
+    names = np.unique(groups_N)
+    members = {name: np.flatnonzero(groups_N == name) for name in names}
+    places = np.concatenate([members[name] for name in names])
+    sources = np.concatenate([members[name] for name in generator.permutation(names)])
+    result = np.empty_like(labels_N)
+    result[places] = labels_N[sources]
+    return result
+
+
+def metadata_model() -> Any:
+    """A small forest: metadata tell by thresholds, not by sums."""
+    return ExtraTreesClassifier(50, min_samples_leaf=3, random_state=0)
+
+
+def picture_model() -> Any:
+    """Logistic regression on principal components."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+
+
+def metadata(
+    paths: Sequence[Path],
+    outcomes: Sequence[Outcome],
+    fingerprints: Sequence[Fingerprint],
+) -> Features:
+    """Width, height, rate, frames, seconds, bytes, bit rate, brightness, bars, codec."""
+    rows = []
+    codecs = sorted({outcome.codec for outcome in outcomes})
+    for path, outcome, made in zip(paths, outcomes, fingerprints, strict=True):
+        size = path.stat().st_size
+        seconds = outcome.duration or outcome.frames / (outcome.fps or 25.0)
+        rows.append(
+            [
+                outcome.width, outcome.height, outcome.fps, outcome.frames, seconds, size,
+                8 * size / max(seconds, 1e-3), made.brightness, made.letterbox,
+                *(outcome.codec == codec for codec in codecs),
+            ]
+        )  # fmt: skip
+    return np.array(rows, np.float64)
+
+
+def picture_features(
+    fingerprints: Sequence[Fingerprint],
+    engine: Engine,
+    size: int,
+    part: Literal["frame", "borders"],
+) -> Features:
+    """Principal components of the backbone's features of each video's middle frame.
+
+    For "borders" all but a rim of 15 % of the side is grey.
+    """
+    features = []
+    rim = round(_BORDER * size)
+    with track(f"pictures ({part})", len(fingerprints), "pictures") as ticker:
+        for made in fingerprints:
+            image = cv2.imdecode(
+                np.frombuffer(made.picture, np.uint8), cv2.IMREAD_COLOR
+            )
+            assert image is not None, "a fingerprint holds a JPEG"
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+            if part == "borders":
+                image[rim:-rim, rim:-rim] = 127
+            features.append(engine(image[None])[0])
+            ticker.advance()
+    stacked = np.array(features, np.float64)
+    components = min(_COMPONENTS, *stacked.shape)
+    reduced: Features = PCA(components, random_state=0).fit_transform(stacked)
+    return reduced
+
+
+def one_class_groups(
+    labels: Mapping[str, Sequence[int]], share_violent: float
+) -> list[dict[str, Any]]:
+    """Groups of two or more clips of a single class, the least likely by chance first.
+
+    `p` is the chance that as many clips drawn from the data set are of that class, times
+    the number of groups (Bonferroni).
+    """
+    found = []
+    for name, members in labels.items():
+        if len(members) > 1 and len(set(members)) == 1:
+            share = share_violent if members[0] else 1 - share_violent
+            p = min(1.0, len(labels) * share ** len(members))
+            found.append(
+                {"group": name, "label": members[0], "clips": len(members), "p": p}
+            )
+    return sorted(found, key=lambda row: (row["p"], row["group"]))
+
+
+def _auc(
+    model: Any, features_NxD: Features, labels_N: Labels, groups_N: Labels, folds: int
+) -> float:
+    """AUC of out-of-fold scores; a fold whose other part lacks a class scores 0.5."""
+    scores_N = np.full(len(labels_N), 0.5)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    for train, test in splitter.split(features_NxD, labels_N, groups_N):
+        if len(set(labels_N[train])) == 2:
+            model.fit(features_NxD[train], labels_N[train])
+            scores_N[test] = model.predict_proba(features_NxD[test])[:, 1]
+    return float(roc_auc_score(labels_N, scores_N))

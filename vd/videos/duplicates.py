@@ -1,0 +1,218 @@
+"""Near duplicates: the same footage, or the same scene, in two videos.
+
+1. Hash: signs of the 128 lowest DCT coefficients (a perceptual hash, Zauner 2010) of every
+   small grey frame, and of its change over half a second. The change tells footage apart
+   where a camera stands still and all its frames look alike. A mirrored picture has the
+   same coefficients, the odd horizontal ones with the other sign.
+2. Search: the nearest hashes of other videos, plain and mirrored, by an inverted file over
+   binary codes (faiss), so the cost grows far slower than the number of pairs.
+3. Verify: at the shifts in time that the hits tell of, the changes of both videos must
+   correlate; where nothing moves, or only single frames agree, it is the same scene.
+
+Thresholds were set on re-encoded, scaled, mirrored, trimmed and resampled copies of real
+clips: docs/results.md.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from vd.videos.fingerprints import SIDE
+
+FRAMES_PER_SECOND = 8
+_BITS = 128
+_LAG = 4  # frames: the change is over half a second
+_NEIGHBOURS = 32  # nearest hashes looked at: a camera's many clips are alike
+_FRAME_DISTANCE, _CHANGE_DISTANCE = 12, 24  # bits of 128
+_STILL = 1.0  # grey levels: a smaller change over half a second is noise
+_LEAST_OVERLAP = 4  # changes, so one second of footage
+_SAME_FOOTAGE = 0.7  # correlation of the changes
+_SAME_SCENE = 0.99  # correlation of two frames
+
+Small = UInt8[np.ndarray, "F 16 16"]
+Codes = UInt8[np.ndarray, "N 16"]
+
+
+class Pair(NamedTuple):
+    """Two videos of the same footage or scene; `shift` seconds into the first, the second begins."""
+
+    first: str
+    second: str
+    kind: Literal["duplicate", "same-scene"]
+    similarity: float  # correlation, 1 at most
+    mirrored: bool
+    shift: float
+
+
+@dataclass(frozen=True)
+class _Hashes:
+    """Hashes of the frames of all videos, or of their changes."""
+
+    codes_Nx16: Codes
+    owner_N: np.ndarray
+    frame_N: np.ndarray
+
+
+def find_pairs(small: Mapping[str, Small]) -> list[Pair]:
+    """All pairs of the same footage or scene among videos, by name; the most alike first."""
+    names = list(small)
+    hits: dict[tuple[int, int, bool], set[tuple[int, int]]] = defaultdict(set)
+    for hashes, distance in (
+        (_hashes(small.values(), changes=False), _FRAME_DISTANCE),
+        (_hashes(small.values(), changes=True), _CHANGE_DISTANCE),
+    ):
+        for mirrored in (False, True):
+            queries = hashes.codes_Nx16 ^ _MIRROR if mirrored else hashes.codes_Nx16
+            rows, columns = neighbours(hashes.codes_Nx16, queries, distance)
+            found_in = [
+                array[places]
+                for array in (hashes.owner_N, hashes.frame_N)
+                for places in (rows, columns)
+            ]
+            for a, b, i, j in zip(*(array.tolist() for array in found_in), strict=True):
+                if a < b:
+                    hits[a, b, mirrored].add((i, j))
+                elif b < a:
+                    hits[b, a, mirrored].add((j, i))
+    found: dict[tuple[int, int], Pair] = {}
+    for (a, b, mirrored), frames in hits.items():
+        second = small[names[b]][:, :, ::-1] if mirrored else small[names[b]]
+        match = compare(small[names[a]], second, frames)
+        if match is None:
+            continue
+        pair = Pair(names[a], names[b], *match[:2], mirrored, match[2])
+        if (a, b) not in found or _rank(pair) > _rank(found[a, b]):
+            found[a, b] = pair
+    return sorted(found.values(), key=_rank, reverse=True)
+
+
+def compare(
+    first: Small, second: Small, hits: Iterable[tuple[int, int]]
+) -> tuple[Literal["duplicate", "same-scene"], float, float] | None:
+    """Kind, similarity and shift in seconds of two videos; None when they are not alike.
+
+    `hits` are pairs of frames that look alike; only the shifts in time that they tell of
+    are tried.
+    """
+    shifts = {i - j for i, j in hits}
+    changes = changes_of(first), changes_of(second)
+    tried = [
+        (_correlation(*changes, shift + nudge), shift)
+        for shift in shifts
+        for nudge in (
+            0.0,
+            -0.5,
+            0.5,
+        )  # the copy's frames may lie between the original's
+    ]
+    best, shift = max(tried)
+    if best >= _SAME_FOOTAGE:
+        return "duplicate", best, shift / FRAMES_PER_SECOND
+    frame, shift = max(
+        (_alike(first[i], second[j]), i - j)
+        for i, j in hits
+        if i < len(first) and j < len(second)
+    )
+    if frame >= _SAME_SCENE:
+        return "same-scene", frame, shift / FRAMES_PER_SECOND
+    return None
+
+
+def neighbours(
+    codes_Nx16: Codes, queries_Mx16: Codes, distance: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (query, code) of at most `distance` different bits, the nearest of each query.
+
+    An inverted file: codes are put to the nearest of about N / 400 centres, and a query
+    looks at the codes of its 8 nearest centres. Below 4,000 codes it looks at all.
+    """
+    import faiss
+
+    count = len(codes_Nx16)
+    if not count:
+        return np.zeros(0, int), np.zeros(0, int)
+    cells = count // 400 if count >= 4000 else 1
+    index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(_BITS), _BITS, cells)
+    index.cp.niter, index.cp.max_points_per_centroid = 10, 64
+    index.cp.min_points_per_centroid, index.cp.seed = 1, 0
+    index.nprobe = min(8, cells)
+    index.train(codes_Nx16)
+    index.add(codes_Nx16)
+    distances, columns = index.search(queries_Mx16, min(_NEIGHBOURS, count))
+    near = (columns >= 0) & (distances <= distance)
+    return np.nonzero(near)[0], columns[near]
+
+
+def changes_of(small: Small) -> Float32[np.ndarray, "C 16 16"]:
+    """The change of each frame over the half second that follows."""
+    frames = small.astype(np.float32)
+    return frames[_LAG:] - frames[:-_LAG]
+
+
+def codes_of(images: np.ndarray) -> Codes:
+    """The hash of each image, (N, 16, 16): signs of its lowest DCT coefficients but the mean."""
+    spectra = [cv2.dct(image)[_LOWEST] for image in images.astype(np.float32)]
+    return np.packbits(np.array(spectra).reshape(-1, _BITS) > 0, axis=1)
+
+
+def _hashes(videos: Iterable[Small], changes: bool) -> _Hashes:
+    """The hashes of all videos; what repeats the frame before it, or is still, is left out."""
+    codes, owners, frames = [], [], []
+    for owner, small in enumerate(videos):
+        images = changes_of(small) if changes else small
+        made = codes_of(images)
+        kept = np.ones(len(made), bool)
+        kept[1:] = np.any(made[1:] != made[:-1], axis=1)
+        if changes:
+            kept &= np.sqrt(np.mean(images**2, axis=(1, 2))) > _STILL
+        codes.append(made[kept])
+        frames.append(np.flatnonzero(kept))
+        owners.append(np.full(kept.sum(), owner))
+    return _Hashes(
+        np.concatenate(codes), np.concatenate(owners), np.concatenate(frames)
+    )
+
+
+def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
+    """Correlation of two videos' changes where they overlap; 0 where too little moves."""
+    whole = int(np.floor(shift))
+    if shift != whole:  # halfway between two frames
+        second = (second[1:] + second[:-1]) / 2
+        whole += 1
+    begin, end = max(0, whole), min(len(first), len(second) + whole)
+    if end - begin < _LEAST_OVERLAP:
+        return 0.0
+    a, b = first[begin:end], second[begin - whole : end - whole]
+    powers = np.mean(a**2), np.mean(b**2)
+    if min(powers) <= _STILL**2:
+        return 0.0
+    return float(np.mean(a * b) / np.sqrt(powers[0] * powers[1]))
+
+
+def _alike(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlation of two small frames; 0 when one is a single grey."""
+    a, b = (frame - frame.mean() for frame in (first, second))
+    power = np.sum(a**2) * np.sum(b**2)
+    return float(np.sum(a * b) / np.sqrt(power)) if power else 0.0
+
+
+def _rank(pair: Pair) -> tuple[bool, float]:
+    return pair.kind == "duplicate", pair.similarity
+
+
+def _lowest() -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the lowest coefficients, the mean left out."""
+    order = sorted(
+        ((i, j) for i in range(SIDE) for j in range(SIDE)), key=lambda p: (sum(p), p)
+    )
+    rows, columns = np.array(order[1 : _BITS + 1]).T
+    return rows, columns
+
+
+_LOWEST = _lowest()
+_MIRROR = np.packbits(_LOWEST[1] % 2 == 1)  # a mirrored image's signs differ here

@@ -1,0 +1,177 @@
+"""Fingerprints of videos: small grey frames by which copies are found, and a picture."""
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from vd.config import DataConfig, DecodeConfig, decode_workers
+from vd.errors import VdError
+from vd.progress import track
+from vd.videos.decode import FrameSettings
+from vd.videos.manifest import Video
+from vd.videos.outcome import Outcome
+from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
+from vd.videos.workers import decode_videos
+
+SIDE = 16  # of a small grey frame
+_TABLE = "fingerprints_1"  # another number is another form
+_COLUMNS = (
+    "id TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL, letterbox REAL"
+)
+_CHUNK = 64  # videos a transaction: what a kill costs at most
+_BLACK = 16  # grey level of a bar, at most
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is kept of one video, 2 kB a second."""
+
+    small_Fx16x16: UInt8[np.ndarray, "F 16 16"]  # grey, 8 frames a second
+    picture: bytes  # JPEG of the middle frame, of the first minute if it is longer
+    brightness: float  # mean grey level, 0 to 255
+    letterbox: float  # share of the frame that black bars cover
+
+
+def fingerprint_videos(
+    videos: Sequence[Video], data: DataConfig, decode: DecodeConfig
+) -> tuple[Ledger, dict[str, Fingerprint]]:
+    """The ledger, and the fingerprint of every usable video by content hash.
+
+    They are kept in CACHE/fingerprints.sqlite; only videos without one are decoded.
+    Raises `VdError` when that file cannot be read or written.
+    """
+    log = OutcomeLog(data.cache_dir)
+    unreadable: dict[Path, Outcome] = {}
+    with _database(data.cache_dir / "fingerprints.sqlite") as database:
+        present = {row[0] for row in database.execute(f"SELECT id FROM {_TABLE}")}
+        todo = {
+            video.id or video.name: video
+            for video in videos
+            if not is_known(video, log.known, decode)
+            or (
+                log.known[video.id].outcome != "quarantined" and video.id not in present
+            )
+        }
+        chunk: dict[str, tuple[Outcome, Fingerprint | None]] = {}
+        with track("fingerprints", len(todo), "videos") as ticker:
+            for video, outcome, made in _decode(list(todo.values()), decode):
+                ticker.advance()
+                if not video.id:
+                    unreadable[video.path] = outcome
+                    continue
+                chunk[video.id] = outcome, made
+                if len(chunk) == _CHUNK:
+                    _add(database, log, chunk)
+                    chunk = {}
+        _add(database, log, chunk)
+        ledger = ledger_of(videos, log.known, unreadable)
+        usable = {video.id for video in ledger.usable()}
+        rows = database.execute(
+            f"SELECT id, small, picture, brightness, letterbox FROM {_TABLE}"
+        )
+        found = {row[0]: _fingerprint(*row[1:]) for row in rows if row[0] in usable}
+    return ledger, {video_id: found[video_id] for video_id in sorted(usable)}
+
+
+def fingerprint(images_FxHxWx3: UInt8[np.ndarray, "F H W 3"]) -> Fingerprint:
+    """The fingerprint of a video's RGB frames (at least one), 8 a second."""
+    middle = cv2.cvtColor(images_FxHxWx3[len(images_FxHxWx3) // 2], cv2.COLOR_RGB2BGR)
+    picture = cv2.imencode(".jpg", middle, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+    grey_FxHxW = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images_FxHxWx3]
+    small = [
+        cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        for grey in grey_FxHxW
+    ]
+    mean_HxW = np.mean(grey_FxHxW, axis=0)
+    return Fingerprint(
+        np.array(small, np.uint8), picture, float(mean_HxW.mean()), _letterbox(mean_HxW)
+    )
+
+
+def _letterbox(mean_HxW: np.ndarray) -> float:
+    """The share of a mean frame outside of the rectangle that is not black."""
+    rows, columns = (np.flatnonzero(mean_HxW.mean(axis) > _BLACK) for axis in (1, 0))
+    if not rows.size or not columns.size:
+        return 1.0
+    inner = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    return float(1 - inner / mean_HxW.size)
+
+
+def _decode(
+    videos: Sequence[Video], decode: DecodeConfig
+) -> Iterator[tuple[Video, Outcome, Fingerprint | None]]:
+    """Outcome and fingerprint of each video; only one stretch's frames are in memory."""
+    pieces = decode_videos(
+        [video.path for video in videos],
+        FrameSettings(),
+        workers=decode_workers(decode),
+        deadline_seconds=decode.decode_timeout_seconds,
+    )
+    parts: list[Fingerprint] = []
+    for piece in pieces:
+        if len(piece.images):
+            parts.append(fingerprint(piece.images[:, 0]))
+        if piece.outcome is None:
+            continue
+        usable = piece.outcome.outcome != "quarantined"
+        made = _joined(parts) if usable else None
+        parts = []
+        yield videos[piece.index], piece.outcome, made
+
+
+def _joined(parts: Sequence[Fingerprint]) -> Fingerprint:
+    """One fingerprint from those of a video's stretches."""
+    counts = [len(part.small_Fx16x16) for part in parts]
+    return Fingerprint(
+        np.concatenate([part.small_Fx16x16 for part in parts]),
+        parts[0].picture,
+        float(np.average([part.brightness for part in parts], weights=counts)),
+        float(np.average([part.letterbox for part in parts], weights=counts)),
+    )
+
+
+def _add(
+    database: sqlite3.Connection,
+    log: OutcomeLog,
+    chunk: Mapping[str, tuple[Outcome, Fingerprint | None]],
+) -> None:
+    """Keep a chunk durably: fingerprints first, so that no outcome lacks its own."""
+    rows = [
+        (video_id, made.small_Fx16x16.tobytes(), made.picture, made.brightness, made.letterbox)
+        for video_id, (_, made) in chunk.items()
+        if made is not None
+    ]  # fmt: skip
+    with database:
+        database.executemany(
+            f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?)", rows
+        )
+    log.add({video_id: outcome for video_id, (outcome, _) in chunk.items()})
+
+
+def _fingerprint(
+    small: bytes, picture: bytes, brightness: float, letterbox: float
+) -> Fingerprint:
+    frames = np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE)
+    return Fingerprint(frames, picture, brightness, letterbox)
+
+
+@contextlib.contextmanager
+def _database(path: Path) -> Iterator[sqlite3.Connection]:
+    """The open database; a full disk and a damaged file are one sentence."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        database = sqlite3.connect(path, timeout=60)
+        with contextlib.closing(database):
+            database.execute(f"CREATE TABLE IF NOT EXISTS {_TABLE} ({_COLUMNS})")
+            yield database
+    except (sqlite3.Error, ValueError) as error:
+        raise VdError(
+            f"{path} cannot be used ({error}); free some space, or delete it: the same "
+            "command makes it again."
+        ) from error
