@@ -29,7 +29,7 @@ _BITS = 128
 _LAG = 4  # frames: the change is over half a second
 _NEIGHBOURS = 32  # nearest hashes looked at: a camera's many clips are alike
 _FRAME_DISTANCE, _CHANGE_DISTANCE = 12, 24  # bits of 128
-_STILL = 1.0  # grey levels: a smaller change over half a second is noise
+_STILL = 1.0  # grey levels: a frame of less contrast, or change, is noise
 _LEAST_OVERLAP = 4  # changes, so one second of footage
 _SAME_FOOTAGE = 0.7  # correlation of the changes
 _SAME_SCENE = 0.99  # correlation of two frames
@@ -60,25 +60,26 @@ class _Hashes:
 
 def find_pairs(small: Mapping[str, Small]) -> list[Pair]:
     """All pairs of the same footage or scene among videos, by name; the most alike first."""
+    if len(small) < 2:
+        return []
     names = list(small)
     hits: dict[tuple[int, int, bool], set[tuple[int, int]]] = defaultdict(set)
-    for hashes, distance in (
-        (_hashes(small.values(), changes=False), _FRAME_DISTANCE),
-        (_hashes(small.values(), changes=True), _CHANGE_DISTANCE),
-    ):
-        for mirrored in (False, True):
-            queries = hashes.codes_Nx16 ^ _MIRROR if mirrored else hashes.codes_Nx16
-            rows, columns = neighbours(hashes.codes_Nx16, queries, distance)
-            found_in = [
-                array[places]
-                for array in (hashes.owner_N, hashes.frame_N)
-                for places in (rows, columns)
-            ]
-            for a, b, i, j in zip(*(array.tolist() for array in found_in), strict=True):
-                if a < b:
-                    hits[a, b, mirrored].add((i, j))
-                elif b < a:
-                    hits[b, a, mirrored].add((j, i))
+    for changes, distance in ((False, _FRAME_DISTANCE), (True, _CHANGE_DISTANCE)):
+        hashes = _hashes(small.values(), changes)
+        codes, count = hashes.codes_Nx16, len(hashes.codes_Nx16)
+        queries, places = neighbours(
+            codes, np.concatenate([codes, codes ^ _MIRROR]), distance
+        )
+        rows, flipped = queries % max(count, 1), queries >= count
+        columns = (
+            hashes.owner_N[rows], hashes.owner_N[places], flipped,
+            hashes.frame_N[rows], hashes.frame_N[places],
+        )  # fmt: skip
+        for a, b, mirror, i, j in zip(*(x.tolist() for x in columns), strict=True):
+            if a < b:
+                hits[a, b, mirror].add((i, j))
+            elif b < a:
+                hits[b, a, mirror].add((j, i))
     found: dict[tuple[int, int], Pair] = {}
     for (a, b, mirrored), frames in hits.items():
         second = small[names[b]][:, :, ::-1] if mirrored else small[names[b]]
@@ -161,15 +162,15 @@ def codes_of(images: np.ndarray) -> Codes:
 
 
 def _hashes(videos: Iterable[Small], changes: bool) -> _Hashes:
-    """The hashes of all videos; what repeats the frame before it, or is still, is left out."""
+    """The hashes of all videos, without what is flat, still, or as the one before."""
     codes, owners, frames = [], [], []
     for owner, small in enumerate(videos):
         images = changes_of(small) if changes else small
         made = codes_of(images)
         kept = np.ones(len(made), bool)
         kept[1:] = np.any(made[1:] != made[:-1], axis=1)
-        if changes:
-            kept &= np.sqrt(np.mean(images**2, axis=(1, 2))) > _STILL
+        lively = np.mean(images**2.0, (1, 2)) if changes else images.var((1, 2))
+        kept &= lively > _STILL**2
         codes.append(made[kept])
         frames.append(np.flatnonzero(kept))
         owners.append(np.full(kept.sum(), owner))

@@ -1,0 +1,147 @@
+"""Near duplicates: every kind of copy is found, nothing else; the search against all pairs."""
+
+import numpy as np
+import pytest
+
+from benchmarks.copies import KINDS, write_copies
+from vd.config import DataConfig, DecodeConfig
+from vd.errors import VdError
+from vd.videos.duplicates import (
+    _MIRROR,
+    changes_of,
+    codes_of,
+    compare,
+    find_pairs,
+    neighbours,
+)
+from vd.videos.fingerprints import fingerprint, fingerprint_videos
+from vd.videos.manifest import identify, read_manifest
+
+
+def moving(rng, frames=40, side=16, objects=3):
+    """Small grey frames in which bright spots wander over a still background."""
+    background = rng.integers(40, 160, (side, side))
+    x, y = np.meshgrid(np.arange(side), np.arange(side))
+    made = np.repeat(background[None].astype(float), frames, 0)
+    for _ in range(objects):
+        path = rng.uniform(0, side, 2) + np.cumsum(rng.normal(0, 0.6, (frames, 2)), 0)
+        for t, (px, py) in enumerate(path % side):
+            made[t] += 90 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 5)
+    return made.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def copied(clips, tmp_path_factory):
+    """Six rendered clips and six copies of each, as a data set of two classes."""
+    root = tmp_path_factory.mktemp("copied")
+    kinds = {}
+    for label in ("violent", "nonviolent"):
+        (root / "set" / label).mkdir(parents=True)
+        for seed, path in enumerate(sorted((clips / "train" / label).iterdir())[:3]):
+            original = root / "set" / label / path.name
+            original.write_bytes(path.read_bytes())
+            for kind, copy in write_copies(path, root / "set" / label, seed):
+                kinds[f"{label}/{copy.name}"] = (kind, f"{label}/{path.name}")
+    return root / "set", kinds
+
+
+def fingerprints(root, cache):
+    data = DataConfig(root, cache_dir=cache)
+    videos = identify(read_manifest(data).videos, cache / "hashes.csv")
+    _, made = fingerprint_videos(videos, data, DecodeConfig())
+    return {v.name: made[v.id] for v in videos}
+
+
+def test_every_kind_of_copy_is_found_and_nothing_else(copied, tmp_path):
+    root, kinds = copied
+    made = fingerprints(root, tmp_path)
+    pairs = find_pairs({name: value.small_Fx16x16 for name, value in made.items()})
+    source = {name: name for name in made} | {k: v[1] for k, v in kinds.items()}
+    found = {frozenset(p[:2]): p for p in pairs if p.kind == "duplicate"}
+    for copy, (kind, original) in kinds.items():
+        pair = found[frozenset((copy, original))]
+        assert pair.mirrored == (kind in ("mirrored", "all at once")), kind
+    assert {kind for kind, _ in kinds.values()} == set(KINDS)
+    assert all(source[p.first] == source[p.second] for p in pairs)
+
+
+def test_finished_fingerprints_are_not_made_again(copied, tmp_path, monkeypatch):
+    root, _ = copied
+    first = fingerprints(root, tmp_path)
+    monkeypatch.setattr("vd.videos.fingerprints.fingerprint", None)  # would raise
+    again = fingerprints(root, tmp_path)
+    assert first.keys() == again.keys()
+    for name, made in first.items():
+        np.testing.assert_array_equal(made.small_Fx16x16, again[name].small_Fx16x16)
+        assert made.picture == again[name].picture
+    (tmp_path / "fingerprints.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(
+        VdError, match=r"fingerprints.sqlite cannot be used .* delete it"
+    ):
+        fingerprints(root, tmp_path)
+
+
+def test_brightness_and_bars_by_hand():
+    images = np.full((3, 100, 200, 3), 200, np.uint8)
+    images[:, :10], images[:, -15:], images[:, :, :40] = 0, 0, 0
+    made = fingerprint(images)
+    assert made.letterbox == pytest.approx(1 - 75 * 160 / 20_000)
+    assert made.brightness == pytest.approx(200 * 75 * 160 / 20_000)
+    assert made.small_Fx16x16.shape == (3, 16, 16)
+    assert fingerprint(np.zeros((1, 8, 8, 3), np.uint8)).letterbox == 1
+
+
+def test_a_mirrored_image_has_the_mirrored_code():
+    images = np.random.default_rng(0).normal(size=(50, 16, 16))
+    np.testing.assert_array_equal(
+        codes_of(images[:, :, ::-1]), codes_of(images) ^ _MIRROR
+    )
+
+
+def test_the_shift_is_where_the_second_begins_in_the_first():
+    video = moving(np.random.default_rng(1))
+    kind, similarity, shift = compare(video[:30], video[16:], {(20, 4), (3, 3)})
+    assert (kind, shift) == ("duplicate", 2.0)
+    assert similarity == pytest.approx(1)
+    (pair,) = find_pairs({"a": video[:30], "b": video[16:]})
+    assert (pair.kind, pair.shift, pair.mirrored) == ("duplicate", 2.0, False)
+
+
+def test_another_moment_of_a_place_is_the_same_scene():
+    rng = np.random.default_rng(2)
+    still = np.repeat(rng.integers(0, 255, (1, 16, 16)), 40, 0).astype(np.uint8)
+    other = still.copy()
+    other[20:] = moving(rng, frames=20)
+    (pair,) = find_pairs({"a": still, "b": other, "c": moving(rng)})
+    assert pair[:3] == ("a", "b", "same-scene")
+
+
+def test_videos_too_short_to_change_and_single_colours_do_no_harm():
+    rng = np.random.default_rng(3)
+    flat = np.full((10, 16, 16), 7, np.uint8)
+    small = {"flat": flat, "also": flat.copy(), "short": moving(rng, frames=2)}
+    assert find_pairs(small) == []
+    assert find_pairs({}) == []
+    assert find_pairs({"one": moving(rng)}) == []
+
+
+def test_neighbours_are_those_of_a_plain_search():
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 256, (6000, 16)).astype(np.uint8)  # an inverted file of 15
+    queries = codes[:500].copy()
+    bits = rng.integers(0, 128, (500, 6))
+    for row, flipped in enumerate(bits):
+        for bit in flipped:
+            queries[row, bit // 8] ^= 1 << bit % 8
+    rows, columns = neighbours(codes, queries, 24)
+    apart = np.unpackbits(queries[:, None] ^ codes[None], axis=2).sum(2)
+    expected = set(zip(*np.nonzero(apart <= 24), strict=True))
+    found = set(zip(rows.tolist(), columns.tolist(), strict=True))
+    assert found <= expected
+    assert len(found) >= 0.99 * len(expected)
+
+
+def test_changes_are_over_half_a_second():
+    video = moving(np.random.default_rng(5), frames=6)
+    expected = video[4:].astype(float) - video[:2]
+    np.testing.assert_array_equal(changes_of(video), expected)
