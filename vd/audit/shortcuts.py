@@ -90,7 +90,7 @@ def permuted(
 
 def metadata_model() -> Any:
     """A small forest: metadata tell by thresholds, not by sums."""
-    return ExtraTreesClassifier(50, min_samples_leaf=3, random_state=0)
+    return ExtraTreesClassifier(25, min_samples_leaf=3, random_state=0)
 
 
 def picture_model() -> Any:
