@@ -1,0 +1,216 @@
+"""Every kind of bad input at once through `vd scan`, and docs/reliability.md's table of it.
+
+python -m tests.test_reliability > docs/reliability.md     writes the page anew
+"""
+
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.broken import (
+    cut,
+    flipped,
+    make_broken,
+    noisy_frames,
+    render,
+    render_lossless,
+    rotated,
+    with_frame_rate,
+    zeroed,
+)
+from tests.command_line import vd
+from vd.tables import read_csv
+from vd.videos.decode import FrameSettings
+from vd.videos.workers import decode_videos
+
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+HEAD = """# Reliability: what becomes of bad files
+
+Every row is a file that `tests/test_reliability.py` makes from a good clip of 50 frames (unless its name
+says otherwise) and gives to `vd scan`, all at once beside good clips. The test fails when a row is not as
+written here, when a good clip is touched, or when a worker is left behind. This page is what
+`python -m tests.test_reliability` prints.
+
+- `used`: no damaged frame, and at most two, or 5 %, lack; `partial`: at least half of the frames came, and what decodes
+  before and after the fault is kept; `quarantined`: nothing of it is used, for the reason in the third column.
+- A file with a container's header that does not open is `truncated`, one without is `not-a-video`.
+- A worker that hangs is ended at its deadline (`timeout`), one that crashes is replaced and the file tried once
+  more (`corrupt-frames`): `tests/test_workers.py`.
+- A file that may not be read is `unreadable`; root may read everything, so that row is a test of its own.
+- Known limits: a cut MPEG transport or program stream and a cut WMV can look whole, since nothing in them says how
+  long they should be; a Matroska file whose sound outlasts its picture counts as `partial`.
+
+| file | outcome | reason | frames |
+|---|---|---|---|
+"""
+NAMES = (
+    "line\nbreak.mp4", "'quotes\".mp4", "comma,semicolon;.mp4", "emoji🥊.mp4", "12:30.mp4",
+    "-dash.mp4", "per%03dcent.mp4", "caf\udce9.mp4",
+)  # fmt: skip
+
+
+def make_all(folder: Path) -> None:
+    """Bad and odd files of every kind in `folder`."""
+    make_broken(folder)
+    good = (folder / "good.mp4").read_bytes()
+    first = render(folder / "moov_first.mp4", noisy_frames(50), movflags="faststart")
+    content = first.read_bytes()
+    for percent in (2, 10, 30, 70, 90, 99):
+        (folder / f"{percent}_percent_moov_first.mp4").write_bytes(
+            cut(content, percent / 100)
+        )
+    moov = good.index(b"moov") - 4
+    (folder / "moov_gone.mp4").write_bytes(good[:moov])
+    (folder / "start_zeroed.mp4").write_bytes(zeroed(content, 0, 0.02))
+    (folder / "end_zeroed.mp4").write_bytes(zeroed(content, 0.98, 1))
+    (folder / "one_bit_flipped.mp4").write_bytes(flipped(content, 0, bits=1))
+    (folder / "mp4_by_another_name.avi").write_bytes(good)
+    avi = render(folder / "of_avi.avi", noisy_frames(50)).read_bytes()
+    (folder / "rate_0.avi").write_bytes(with_frame_rate(avi, 0))
+    (folder / "rate_2147483648.avi").write_bytes(with_frame_rate(avi, 2**31))
+    (folder / "rotated.mp4").write_bytes(rotated(good, 1))
+    render_lossless(folder / "33x51.mkv", noisy_frames(50, 33, 51))
+    render_lossless(folder / "1x1.mkv", noisy_frames(50, 1, 1))
+    large = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
+    render(folder / "8192x4096_2_frames.avi", noisy_frames(2, 4096, 8192), **large)
+    render(folder / "two_frames.mp4", noisy_frames(2))
+    stamps = [40 * i + 13 * (i % 3) for i in range(50)]
+    render(folder / "variable_rate.mkv", noisy_frames(50), stamps=stamps)
+    for name, options in {
+        "a.gif": {"codec": "gif", "pix_fmt": "rgb8"},
+        "grey.mp4": {"pix_fmt": "gray"},
+        "ten_bits.mp4": {"pix_fmt": "yuv420p10le"},
+        "motion_jpeg.avi": large,
+        "mpeg4.avi": {"codec": "mpeg4"},
+        "a.wmv": {"codec": "wmv2"},
+        "a.flv": {},
+        "a.ts": {},
+        "a.mov": {},
+        "vp9.webm": {"codec": "libvpx-vp9"},
+    }.items():
+        render(folder / name, noisy_frames(50), **options)
+    for name in NAMES:
+        (folder / name).write_bytes(good)
+    (folder / "device.mp4").symlink_to("/dev/zero")
+
+
+def scanned(root: Path, cache: Path) -> list[dict[str, str]]:
+    """The rows of scan.csv."""
+    vd(
+        "scan", "--dataset-path", root, "--cache-dir", cache, "--report-dir", cache / "report",
+        "--max-loss-gap", "1",
+    )  # fmt: skip
+    return read_csv(cache / "report" / "scan.csv")
+
+
+def page(rows: list[dict[str, str]]) -> str:
+    """The text of docs/reliability.md."""
+    lines = []
+    for row in rows:
+        if row["label"] == "violent":
+            name = (
+                row["path"].removeprefix("violent/").encode("unicode_escape").decode()
+            )
+            cells = f"`{name}`", row["outcome"], row["reason"], row["frames"]
+            lines.append(f"| {' | '.join(cells)} |\n")
+    return HEAD + "".join(lines)
+
+
+def make_dataset(root: Path) -> None:
+    """All bad files as violent, six good clips as the other class."""
+    for name in ("violent", "normal"):
+        (root / name).mkdir(parents=True)
+    make_all(root / "violent")
+    for number in range(6):
+        render(root / "normal" / f"{number}.mp4", noisy_frames(50 + number))
+
+
+def workers() -> set[str]:
+    """Ids of this machine's decoding processes."""
+    return {
+        path.name
+        for path in Path("/proc").glob("[0-9]*")
+        if b"spawn_main" in _command(path)
+    }
+
+
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_every_kind_ends_as_the_page_says_and_good_clips_are_untouched(tmp_path):
+    make_dataset(tmp_path / "set")
+    before = workers()
+    rows = scanned(tmp_path / "set", tmp_path / "cache")
+    assert workers() <= before
+    assert page(rows) == PAGE.read_text(encoding="utf-8")
+    assert len(rows) >= 40 + 6
+    good = [row for row in rows if row["label"] == "nonviolent"]
+    assert [row["frames"] for row in good] == [str(50 + n) for n in range(6)]
+    assert {row["outcome"] for row in good} == {"used"}
+
+
+def test_flipped_bits_at_100_seeds_never_crash(tmp_path):
+    content = render(
+        tmp_path / "a.mp4", noisy_frames(50), movflags="faststart"
+    ).read_bytes()
+    paths = []
+    for seed in range(100):
+        paths.append(tmp_path / f"{seed}.mp4")
+        paths[-1].write_bytes(flipped(content, seed))
+    settings = FrameSettings(height=48, width=64)
+    made = list(decode_videos(paths, settings, workers=2, deadline_seconds=20))
+    ends = Counter(piece.outcome.outcome for piece in made if piece.outcome is not None)
+    assert sum(ends.values()) == 100
+    assert ends["used"] + ends["partial"] >= 50  # most of a file is picture
+
+
+def test_a_file_that_grows_and_one_that_vanishes_while_it_is_read(tmp_path):
+    content = render(
+        tmp_path / "a.mp4", noisy_frames(50), movflags="faststart"
+    ).read_bytes()
+    grows, vanishes = tmp_path / "grows.mp4", tmp_path / "vanishes.mp4"
+    grows.write_bytes(cut(content, 0.3))
+    vanishes.write_bytes(content)
+    done = threading.Event()
+
+    def grow() -> None:
+        with open(grows, "ab") as handle:
+            for byte in content[len(content) * 3 // 10 :]:
+                handle.write(bytes([byte]))
+                if done.wait(0.0005):
+                    return
+
+    paths = [tmp_path / "a.mp4", vanishes, grows, tmp_path / "a.mp4"]
+    vanishes.unlink()  # after it was listed
+    thread = threading.Thread(target=grow)
+    thread.start()
+    began = time.monotonic()
+    made = list(decode_videos(paths, FrameSettings(), workers=2, deadline_seconds=20))
+    done.set()
+    thread.join()
+    outcomes = [piece.outcome for piece in made if piece.outcome is not None]
+    assert [o.outcome for o in outcomes[:1] + outcomes[3:]] == ["used", "used"]
+    assert outcomes[1].reason == "missing"
+    assert outcomes[2].outcome in ("used", "partial", "quarantined")
+    assert time.monotonic() - began < 60
+
+
+def test_a_class_without_a_file_is_named(tmp_path):
+    make_dataset(tmp_path)
+    for path in (tmp_path / "normal").iterdir():
+        path.unlink()
+    done = vd("scan", "--dataset-path", tmp_path, "--cache-dir", tmp_path / "c", code=2)
+    assert "has no nonviolent clip" in done.stderr
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        make_dataset(Path(scratch) / "set")
+        sys.stdout.write(page(scanned(Path(scratch) / "set", Path(scratch) / "cache")))
