@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 from vd.config import Config, DataConfig, SplitConfig
 from vd.errors import VdError
 from vd.tables import read_csv
-from vd.videos.manifest import Video
-from vd.videos.splits import assign, folds, keep_splits, splits_file, with_splits
+from vd.videos.manifest import Video, identify, read_manifest
+from vd.videos.splits import (
+    assign,
+    folds,
+    keep_splits,
+    kept_splits,
+    merge_groups,
+    splits_file,
+    with_splits,
+)
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -169,3 +177,56 @@ def test_an_unknown_split_in_the_splits_file_is_named(tmp_path, row, said):
     path.write_text(f"id,split\n{row}\n")
     with pytest.raises(VdError, match=f"{said} is no split"):
         with_splits(videos, config(tmp_path, splits_file=path))
+
+
+SCFD = Path(__file__).parents[2] / "shared" / "data" / "scfd" / "manifest.csv"
+
+
+@pytest.mark.skipif(not SCFD.exists(), reason="needs the SCFD clips")
+def test_scfd_grown_source_by_source_moves_no_clip_and_keeps_the_shares(tmp_path):
+    settings = Config(data=DataConfig(SCFD, cache_dir=tmp_path))
+    videos = identify(read_manifest(settings.data).videos, tmp_path / "hashes.csv")
+    groups = list(dict.fromkeys(video.group for video in videos))
+    assert len(groups) == 36
+    have, parts = [], {}
+    for number, group in enumerate(groups):
+        have += [video for video in videos if video.group == group]
+        if number < 8:  # too few sources for both classes in every part
+            continue
+        grown = with_splits(have, settings)
+        keep_splits(grown, settings)
+        assert all(parts.get(v.id, v.split) == v.split for v in grown)
+        parts = {v.id: v.split for v in grown}
+        whole = {(v.group, v.split) for v in grown}
+        assert len(whole) == number + 1
+    for label in (0, 1):
+        shares = Counter(parts[v.id] for v in videos if v.label == label)
+        total = sum(shares.values())
+        assert all(abs(shares[k] / total - SHARES[k]) < 0.08 for k in SHARES), shares
+
+
+def test_merged_groups_by_hand():
+    videos = [
+        video(0, group="b"),
+        video(1, group="a"),
+        video(2),
+        video(3),
+        video(4),
+        replace(video(5), id="id4"),
+        video(6, group="c"),
+    ]
+    merged = merge_groups(videos, [("id0", "id1"), ("id2", "id3"), ("id9", "id6")])
+    assert [v.group for v in merged] == ["a", "a", "2.mp4", "2.mp4", "", "", "c"]
+
+
+def test_merged_groups_are_kept_with_the_splits(tmp_path):
+    videos = [video(i, i % 2) for i in range(40)]
+    settings = config(tmp_path)
+    pairs = [(f"id{i}", f"id{i + 2}") for i in range(0, 36, 4)]
+    keep_splits(with_splits(merge_groups(videos, pairs), settings), settings)
+    again = with_splits(videos, settings)  # the manifest itself knows no group
+    assert again == kept_splits(videos, settings)
+    by_id = {v.id: v for v in again}
+    for first, second in pairs:
+        assert by_id[first].group == by_id[second].group != ""
+        assert by_id[first].split == by_id[second].split
