@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
 from vd.audit.leakage import groups_cut, video_pairs, without_leaks
-from vd.audit.shortcuts import one_class_groups, permuted, picture_model, shortcut
+from vd.audit.shortcuts import (
+    is_testable,
+    one_class_groups,
+    permuted,
+    picture_model,
+    shortcut,
+)
 from vd.errors import VdError
 from vd.tables import read_csv, write_csv
 from vd.videos.duplicates import Pair
@@ -181,7 +187,8 @@ def test_what_tells_the_label_is_found_and_noise_is_not():
     lost = shortcut(picture_model(), noise_NxD, labels_N, groups_N, permutations=19)
     assert lost.p > 0.05
     one_place = np.where(labels_N == 1, 0, groups_N)
-    assert shortcut(picture_model(), told_NxD, labels_N, one_place) is None
+    assert is_testable(labels_N, groups_N)
+    assert not is_testable(labels_N, one_place)
 
 
 def test_a_place_that_tells_the_label_is_not_learnt_from_itself():
@@ -198,6 +205,17 @@ def test_a_place_that_tells_the_label_is_not_learnt_from_itself():
         )
         low += found.p <= 0.1
     assert low <= 3
+
+
+def test_a_set_without_a_usable_clip_is_audited_all_the_same(backbone, tmp_path):
+    for name in ("fight/a.mp4", "normal/b.mp4"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).write_bytes(b"no video")
+    values, page = audited(tmp_path, tmp_path / "set", backbone)
+    assert values["ledger"]["usable"] == 0
+    assert values["findings"] == ["nothing was found"]
+    assert values["shortcuts"] == {"metadata": None, "frame": None, "borders": None}
+    assert page.count("not tested") == 3
 
 
 def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 
 from vd.atomic import write_json, write_text
 from vd.audit import shortcuts
+from vd.audit.findings import findings
 from vd.audit.leakage import VideoPair, groups_cut, video_pairs, without_leaks
 from vd.audit.page import audit_page
 from vd.config import Config
@@ -30,7 +31,6 @@ from vd.videos.scan import Ledger, report
 from vd.videos.splits import kept_splits, merge_groups
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
-_SIGNIFICANT, _STRONG = 0.05, 0.6  # p, and AUC, from which a shortcut is a finding
 
 
 @dataclass(frozen=True)
@@ -124,125 +124,31 @@ def _shortcuts(
     order = np.random.Generator(np.random.Philox(0)).permutation(len(merged))
     chosen = [merged[i] for i in sorted(order[:_MOST_CLIPS])]
     labels_N = np.array([video.label for video in chosen])
-    names = [video.group or video.id for video in chosen]
-    groups_N = np.unique(names, return_inverse=True)[1]
+    groups = [video.group or video.id for video in chosen]
+    groups_N = np.unique(groups, return_inverse=True)[1]
+    names = ("metadata", "frame", "borders")
+    if not shortcuts.is_testable(labels_N, groups_N):
+        return dict.fromkeys(names)
     made = [fingerprints[video.id] for video in chosen]
     outcomes = [entries[video.id].outcome for video in chosen]
     backbone = find_backbone(config.backbone)
     engine = make_engine(backbone, config.backbone.engine)
-    paths = [video.path for video in chosen]
-    tests = {
-        "metadata": (
-            shortcuts.metadata_model(),
-            shortcuts.metadata(paths, outcomes, made),
-        ),
-        "frame": (
-            shortcuts.picture_model(),
-            shortcuts.picture_features(made, engine, backbone.size, "frame"),
-        ),
-        "borders": (
-            shortcuts.picture_model(),
-            shortcuts.picture_features(made, engine, backbone.size, "borders"),
+    features = {
+        "metadata": shortcuts.metadata([v.path for v in chosen], outcomes, made),
+        "frame": shortcuts.picture_features(made, engine, backbone.size),
+        "borders": shortcuts.picture_features(
+            made, engine, backbone.size, borders=True
         ),
     }
-    results = {
-        name: shortcuts.shortcut(model, features_NxD, labels_N, groups_N)
-        for name, (model, features_NxD) in tests.items()
-    }
+    metadata, picture = shortcuts.metadata_model(), shortcuts.picture_model()
     return {
-        name: asdict(result) if result else None for name, result in results.items()
-    }
-
-
-def findings(values: Mapping[str, Any], pairs: Sequence[VideoPair]) -> list[str]:
-    """What a person should know, a sentence each, the worst first."""
-    said = []
-
-    def pairs_found(what: str, chosen: Sequence[VideoPair], remedy: str) -> None:
-        if chosen:
-            names = chosen[0].first.name, chosen[0].second.name
-            said.append(
-                f"{len(chosen)} pairs {what} ({names[0]!r} and {names[1]!r}): {remedy}"
+        name: asdict(
+            shortcuts.shortcut(
+                metadata if name == "metadata" else picture,
+                features[name],
+                labels_N,
+                groups_N,
             )
-
-    footage = [pair for pair in pairs if pair.same_footage]
-    scenes = [pair for pair in pairs if not pair.same_footage and not pair.grouped]
-    pairs_found(
-        "of the same footage are under both labels",
-        [pair for pair in footage if pair.both_labels],
-        "correct one label, or remove both",
-    )
-    pairs_found(
-        "of the same footage lie in two splits",
-        [pair for pair in footage if pair.across_splits],
-        "vd split --merge-duplicates keeps them together",
-    )
-    for row in values["groups_cut"]:
-        said.append(
-            f"the group {row['group']!r} is cut by the splits {row['clips']}: what is learnt "
-            "of a place is tested there"
         )
-    pairs_found(
-        "show the same scene in two splits",
-        [pair for pair in scenes if pair.across_splits],
-        "vd split --merge-duplicates keeps them together",
-    )
-    gap = values["ledger"]["loss_gap"]
-    if gap["gap"] > 0.05 and gap["p"] < 0.01:
-        said.append(
-            f"{100 * gap['lost_violent']:.0f} % of violent and "
-            f"{100 * gap['lost_nonviolent']:.0f} % of non-violent files are lost"
-        )
-    certain = [row for row in values["one_class_groups"] if row["p"] < 0.01]
-    for row in certain:
-        said.append(
-            f"all {row['clips']} clips of the group {row['group']!r} are {row['label']}: "
-            "its place tells the label"
-        )
-    said += [
-        sentence
-        for name, result in values["shortcuts"].items()
-        if (sentence := _shortcut_finding(name, result))
-    ]
-    run = values["run"]
-    if run:
-        rows = run["test"]
-        last = rows["without_shared_group"]
-        said.append(
-            f"the run's test accuracy is {_percent(rows['all'])}, and "
-            f"{_percent(last)} without {last['left_out']} leaked clips"
-        )
-    pairs_found(
-        "of the same footage are within one split or unsplit",
-        [p for p in footage if not p.both_labels and not p.across_splits],
-        "what is in both counts twice",
-    )
-    pairs_found(
-        "show the same scene and no group says so",
-        [p for p in scenes if not p.across_splits],
-        "vd split --merge-duplicates makes groups of them",
-    )
-    return said or ["nothing was found"]
-
-
-def _shortcut_finding(name: str, result: Mapping[str, Any] | None) -> str | None:
-    """A sentence when a classifier without sight of the action is better than chance."""
-    if result is None or result["p"] > _SIGNIFICANT or result["auc"] < _STRONG:
-        return None
-    what = {
-        "metadata": "size, rate, length, codec, bytes, brightness and bars alone tell the label",
-        "frame": "a single frame tells the label",
-        "borders": "the borders of a single frame tell the label",
-    }[name]
-    return (
-        f"{what} with AUC {result['auc']:.3f} (labels permuted: below "
-        f"{result['chance_95']:.3f}, p = {result['p']:.2f})"
-    )
-
-
-def _percent(row: Mapping[str, Any]) -> str:
-    accuracy = row["accuracy"]
-    clips = f"({row['clips']} clips)"
-    return (
-        f"undefined {clips}" if accuracy is None else f"{100 * accuracy:.1f} % {clips}"
-    )
+        for name in names
+    }

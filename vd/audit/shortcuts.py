@@ -8,7 +8,7 @@ laid out group by group in random order, so that a group's clips keep belonging 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -50,14 +50,12 @@ def shortcut(
     groups_N: Labels,
     permutations: int = 99,
     seed: int = 0,
-) -> Shortcut | None:
+) -> Shortcut:
     """Cross-validate `model` on the labels and on permutations of them.
 
-    None when a class lies in fewer than two groups: no fold could be held out then.
+    Both classes must lie in two groups at least (`is_testable`).
     """
-    folds = min(_FOLDS, *(len(set(groups_N[labels_N == label])) for label in (0, 1)))
-    if folds < 2:
-        return None
+    folds = min(_FOLDS, *_groups_of_classes(labels_N, groups_N))
     generator = np.random.Generator(np.random.Philox(seed))
     auc = _auc(model, features_NxD, labels_N, groups_N, folds)
     chance = []
@@ -73,6 +71,15 @@ def shortcut(
         reached / (permutations + 1),
         len(labels_N),
     )
+
+
+def is_testable(labels_N: Labels, groups_N: Labels) -> bool:
+    """Whether each class lies in two groups, so that a fold can be held out."""
+    return min(_groups_of_classes(labels_N, groups_N)) > 1
+
+
+def _groups_of_classes(labels_N: Labels, groups_N: Labels) -> list[int]:
+    return [len(set(groups_N[labels_N == label])) for label in (0, 1)]
 
 
 def permuted(
@@ -123,15 +130,17 @@ def picture_features(
     fingerprints: Sequence[Fingerprint],
     engine: Engine,
     size: int,
-    part: Literal["frame", "borders"],
+    borders: bool = False,
 ) -> Features:
     """Principal components of the backbone's features of each video's middle frame.
 
-    For "borders" all but a rim of 15 % of the side is grey.
+    With `borders` all but a rim of 15 % of the side is grey.
     """
     features = []
-    rim = round(_BORDER * size)
-    with track(f"pictures ({part})", len(fingerprints), "pictures") as ticker:
+    rim = max(1, round(_BORDER * size))
+    with track(
+        "borders" if borders else "middle frames", len(fingerprints), "pictures"
+    ) as ticker:
         for made in fingerprints:
             image = cv2.imdecode(
                 np.frombuffer(made.picture, np.uint8), cv2.IMREAD_COLOR
@@ -139,7 +148,7 @@ def picture_features(
             assert image is not None, "a fingerprint holds a JPEG"
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
             image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-            if part == "borders":
+            if borders:
                 image[rim:-rim, rim:-rim] = 127
             features.append(engine(image[None])[0])
             ticker.advance()
