@@ -9,18 +9,18 @@ Cost:     32,000 images for 240 clips of SCFD, 30,000 for 600 of hockey, then 25
 Measured: docs/results.md, "Geometry of a clip"
 """
 
-import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
 from jaxtyping import Float, Float16, Int
 
 from vd.atomic import writing
+from vd.cli import run_command
 from vd.config import BackboneConfig, DataConfig, usable_cores
 from vd.errors import VdError
-from vd.progress import say, track
+from vd.progress import track
 from vd.videos.decode import FrameSettings
 from vd.videos.manifest import identify, read_manifest
 from vd.videos.splits import folds
@@ -111,10 +111,14 @@ def half_width(gain_N: Float[np.ndarray, " N"], groups: list[str]) -> float:
     return float(1.96 * np.sqrt(np.sum(residual_G**2)) / len(gain_N))
 
 
-def main(dataset_path: Path, cache_dir: Path, seeds: int = 5, views: int = 2) -> None:
+def main(
+    dataset_path: Path, cache_dir: Path, seeds: int = 5, views: Literal[1, 2] = 2
+) -> int:
     """Extract what is missing, then print a row a geometry; `seeds` draw the folds."""
     from sklearn.metrics import roc_auc_score
 
+    if seeds < 1:
+        raise VdError(f"--seeds is {seeds}; give a value of 1 or more.")
     manifest = read_manifest(DataConfig(dataset_path))
     videos = identify(manifest.videos, cache_dir / "hashes.csv")
     files = {v.path: cache_dir / f"geometry/{v.id}-{views}.npz" for v in videos}
@@ -139,11 +143,8 @@ def main(dataset_path: Path, cache_dir: Path, seeds: int = 5, views: int = 2) ->
         images = np.mean(kept) * len(STREAMS[row.streams])
         numbers = [images, *scores_2xS.mean(axis=1), *scores_2xS.std(axis=1), *gain]
         print(*row, *np.round(numbers, 1), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except VdError as error:
-        say(f"vd: {error}")
-        sys.exit(error.exit_code)
+    run_command(lambda: tyro.cli(main, description=__doc__))

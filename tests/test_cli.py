@@ -1,5 +1,6 @@
 """The command line: wrong values, pipes and signals are one sentence and an exit code."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -94,6 +95,24 @@ def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
     assert "interrupted" in rest
     assert "Traceback" not in rest
     assert "going on after epoch" in vd(*command[3:]).stderr
+
+
+def test_an_interrupted_extraction_keeps_what_it_has(clips, tmp_path):
+    cache = str(tmp_path / "cache")  # the real backbone takes some 10 s
+    command = [*VD, "extract", "--dataset-path", str(clips), "--cache-dir", cache]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if re.match(r"extracting: [1-9]", line):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    rows = [
+        row
+        for index in tmp_path.rglob("index-*.csv")
+        for row in index.read_text().splitlines()[1:]
+    ]
+    assert 0 < len(rows) < 32
 
 
 def test_an_unknown_flag_is_named():

@@ -148,7 +148,9 @@ def test_a_folder_of_empty_files_is_scanned(tmp_path):
     for name in ("fight/a.mp4", "normal/b.mp4"):
         (tmp_path / "set" / name).parent.mkdir(parents=True)
         (tmp_path / "set" / name).touch()
-    done = vd("scan", "--dataset-path", tmp_path / "set", cwd=tmp_path)
+    done = vd("scan", "--dataset-path", tmp_path / "set", cwd=tmp_path, code=2)
+    assert "none of the 2 files is usable" in done.stderr
+    assert (tmp_path / "scan" / "scan.json").exists()
     assert "quarantined 1 (1 empty)" in done.stderr
 
 

@@ -23,7 +23,7 @@ TIMING = {"seconds", "videos_per_second", "input_wait_fraction"}
 EPOCHS = 8
 
 
-def run(folder, epochs=EPOCHS, **settings):
+def run(folder, epochs=EPOCHS, signal=1.0, **settings):
     """Train on made-up features in `folder`/run, or go on with it."""
     training = TrainingConfig(
         **{
@@ -37,8 +37,8 @@ def run(folder, epochs=EPOCHS, **settings):
     )
     model = ModelConfig(8, 16, 8, 0.3, mixed_precision=False)
     config = Config(data=DataConfig(folder), model=model, training=training)
-    train_set = make_set(folder / "cache", make_videos(16))
-    val_set = make_set(folder / "cache", make_videos(9, "val"))
+    train_set = make_set(folder / "cache", make_videos(16), signal=signal)
+    val_set = make_set(folder / "cache", make_videos(9, "val"), signal=signal)
     run_dir = folder / "run"
     run_dir.mkdir(exist_ok=True)
     return train(config, train_set, val_set, run_dir, jax.local_devices()[:2], 4)
@@ -136,6 +136,7 @@ def test_a_flipped_byte_in_the_newest_checkpoint_is_found_and_said(
     _flip(largest)
     resumed = run(tmp_path / "copy")
     assert "damaged" in capsys.readouterr().err
+    assert (newest.parent / f"damaged-{EPOCHS}").is_dir()  # set aside, not deleted
     assert lines(tmp_path / "copy") == lines(folder)
     assert same(resumed.params, trained.params)
 
@@ -183,3 +184,8 @@ def test_a_checkpoint_without_room_is_one_sentence_and_the_one_before_stays(
         sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
     )
     assert run(tmp_path, epochs=3).last_epoch == 3
+
+
+def test_collapse_is_said_after_a_warmup_that_was_cut(tmp_path, capsys):
+    run(tmp_path, epochs=4, signal=0.0, warmup_epochs=5, focal_alpha=0.0)
+    assert capsys.readouterr().err.count("CLASS COLLAPSE") >= 2

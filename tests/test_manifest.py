@@ -112,6 +112,7 @@ def test_group_from_path(tmp_path):
     [
         (["fight/a.mp4", "weird/b.mp4"], {}, ["weird", "--positive-class"]),
         (["fight/a.mp4"], {}, ["nonviolent", "class folders"]),
+        (["a/a.mp4", "b/b.mp4"], {"positive_class": "c"}, ["--positive-class c"]),
         (["fight/a.mp4", "normal/b.txt"], {}, ["nonviolent"]),
         (["train/fight/a.mp4", "extra/b.mp4"], {}, ["extra", "split folders"]),
         (["fight/a.mp4", "normal/b.mp4"], {"group_from": "("}, ["--group-from"]),
@@ -130,7 +131,9 @@ def test_folder_faults(tmp_path, names, settings, words):
     ("text", "words"),
     [
         ("", ["path", "row"]),
-        ("file,label\na,fight\n", ["'path'"]),
+        ("file,label\na,fight\n", ["'path'", "file,label"]),
+        ("path;label\na;fight\n", ["path;label", "commas"]),
+        ("path,label\nx/a.mp4,fight\nb.mp4,normal\n", ["none of the 2", "x/a.mp4"]),
         ("path,label\na.mp4,fight\na.mp4,normal\n", ["a.mp4", "2 times"]),
         ("path,label,split\na.mp4,fight,train\nb.mp4,normal,\n", ["b.mp4", "no split"]),
         ("path,label,split\na.mp4,fight,dev\nb.mp4,normal,dev\n", ["line 2", "dev"]),

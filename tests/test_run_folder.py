@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tests.command_line import digests, train, vd
+from tests.fabricated import write_tiny_backbone
 
 
 def test_another_setting_in_the_same_folder_is_named(trained, clips, backbone):
@@ -71,6 +72,53 @@ def test_evaluate_names_a_damaged_file_and_overwrites_nothing(
     done = vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
     assert str(path) in done.stderr
     assert digests(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("name", ["temperature", "threshold"])
+def test_an_edited_calibration_is_not_used(trained, clips, tmp_path, name):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    path = tmp_path / "run" / "calibration.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 0.625}))
+    video = next(clips.rglob("*.mp4"))
+    for command in (["evaluate"], ["predict", video]):
+        done = vd(*command, "--checkpoint-dir", tmp_path / "run", code=2)
+        assert f"has another {name} than evaluation_val.json" in done.stderr
+
+
+def test_a_run_with_another_backbone_predicts_nothing(trained, clips, tmp_path):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    write_tiny_backbone(tmp_path / "run" / "backbone.onnx", metadata={"vd.std": "2"})
+    video = next(clips.rglob("*.mp4"))
+    for command in (["evaluate"], ["predict", video]):
+        done = vd(*command, "--checkpoint-dir", tmp_path / "run", code=2)
+        assert "trained on other features" in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["checkpoints", "splits.csv"])
+def test_what_a_finished_run_lost_is_made_again_by_its_command(
+    trained, clips, backbone, tmp_path, lost
+):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    before = digests(tmp_path / "run")
+    path = tmp_path / "run" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(clips, backbone, tmp_path)
+    after = digests(tmp_path / "run")
+    kept = "predictions_", "evaluation_", "splits", "calibration"
+    for name in before:
+        if name.startswith(kept):
+            assert after[name] == before[name], name
+
+
+def test_shapes_that_config_does_not_name_are_one_sentence(trained, tmp_path):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    for part in (values["settings"]["model"], values["identity"]["model"]):
+        part["hidden_size"] = 4
+    path.write_text(json.dumps(values))
+    done = vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
+    assert "its shapes are not those of config.json" in done.stderr
 
 
 def test_a_lost_calibration_is_fitted_again_to_the_same_bytes(

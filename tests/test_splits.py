@@ -179,6 +179,28 @@ def test_an_unknown_split_in_the_splits_file_is_named(tmp_path, row, said):
         with_splits(videos, config(tmp_path, splits_file=path))
 
 
+@pytest.mark.parametrize("resplit", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    ["some notes\n", "id,split\n", "path,label,split,id,comment\na,b,train,c,d\n"],
+)
+def test_a_file_that_holds_no_splits_is_never_overwritten(tmp_path, text, resplit):
+    path = tmp_path / "s.csv"
+    path.write_text(text)
+    with pytest.raises(VdError, match="is no splits file"):
+        with_splits(
+            [video(i, i % 2) for i in range(40)],
+            config(tmp_path, splits_file=path, resplit=resplit),
+        )
+    assert path.read_text() == text
+
+
+def test_missing_files_are_told_when_a_split_lacks_a_class(tmp_path):
+    videos = [replace(video(i, i % 2), id=f"id{i}" * (i % 2)) for i in range(40)]
+    with pytest.raises(VdError, match=r"20 files are missing, .* '0.mp4' for one"):
+        with_splits(videos, config(tmp_path))
+
+
 SCFD = Path(__file__).parents[2] / "shared" / "data" / "scfd" / "manifest.csv"
 
 

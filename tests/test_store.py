@@ -177,3 +177,26 @@ def test_a_second_writer_is_told_who_holds_the_store(tmp_path):
         pass
     with lock(path, "vd extract"):
         assert Path(path).exists()
+
+
+@pytest.mark.parametrize("damage", ["swap", "drop", "junk", "outcome"])
+def test_an_edited_index_never_gives_another_videos_features(tmp_path, damage):
+    videos = make_videos(4)
+    store = open_store(tmp_path)
+    store.add(chunk(videos), "test")
+    (path,) = store.directory.glob("index-*.csv")
+    head, *rows = path.read_text().splitlines()
+    if damage == "swap":
+        rows[0], rows[1] = (
+            rows[0].replace("v0,", "v1,"),
+            rows[1].replace("v1,", "v0,"),
+        )
+    elif damage == "drop":
+        rows = [row.replace("v1,2,", "v1,0,") for row in rows]
+    elif damage == "junk":
+        rows.append("junk")
+    else:
+        rows[0] = rows[0].replace("used", "usedd")
+    path.write_text("\n".join([head, *rows]) + "\n")
+    with pytest.raises(VdError, match="is damaged"):
+        open_store(tmp_path).read("v1", 0)

@@ -122,8 +122,10 @@ def lock(path: Path, doing: str) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"{doing}, process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield
-        handle.truncate(0)
+        try:
+            yield
+        finally:
+            handle.truncate(0)
 
 
 def sha256_file(path: Path) -> str:

@@ -56,7 +56,7 @@ class Scan:
         ledger = scan.scan(videos, self.data, self.decode)
         write_csv(self.report_dir / "scan.csv", ledger.rows())
         write_json(self.report_dir / "scan.json", ledger.summary(manifest.ignored))
-        scan.report(ledger, manifest.ignored)
+        scan.report(ledger, manifest.ignored, self.report_dir / "scan.csv")
         say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
         scan.check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
@@ -151,7 +151,7 @@ class Extract:
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
         store, ledger = extract(videos, config)
-        scan.report(ledger, manifest.ignored)
+        scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"
         )
@@ -258,7 +258,7 @@ def main() -> None:
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, prog="vd", description="Violence detection in video.", config=_FLAT
     )
-    _exit(chosen)
+    run_command(chosen)
 
 
 def experiment(
@@ -268,10 +268,12 @@ def experiment(
     if command is Train:
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
     default = command(**defaults)
-    _exit(tyro.cli(command, default=default, description=description, config=_FLAT))
+    run_command(
+        tyro.cli(command, default=default, description=description, config=_FLAT)
+    )
 
 
-def _exit(command: Callable[[], int]) -> None:
+def run_command(command: Callable[[], int]) -> None:
     """Call a command; our own errors become one sentence, signals keep finished work."""
     signal.signal(signal.SIGTERM, _terminate)
     try:

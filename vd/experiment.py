@@ -57,7 +57,7 @@ def run(config: Config) -> dict[str, Any]:
     from vd.videos.scan import check_loss_gap, report
 
     store, ledger = extract(videos, config)
-    report(ledger, manifest.ignored)
+    report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
     parts = {
         split: [v for v in ledger.usable() if v.split == split] for split in SPLITS
@@ -79,7 +79,7 @@ def run(config: Config) -> dict[str, Any]:
             run_folder.clear(run_dir)
         if videos != given:
             keep_splits(videos, config)
-        _write_inputs(config, parts, store, ledger, identity, devices)
+        _write_inputs(config, parts, store, ledger, identity, devices, batch_size)
         return _train_and_evaluate(config, parts, store, batch_size, devices)
 
 
@@ -163,6 +163,7 @@ def _write_inputs(
     ledger: "Ledger",
     identity: dict[str, Any],
     devices: Sequence["jax.Device"],
+    batch_size: int,
 ) -> None:
     """config.json, splits.csv, ledger.csv and a user's own backbone."""
     from vd.features.engines import find_backbone
@@ -180,6 +181,7 @@ def _write_inputs(
             "backbone": backbone.description,
             "dim": store.streams * store.dim,
         },
+        "batch_size": batch_size,
         "devices": {"count": len(devices), "kind": devices[0].device_kind},
         "ledger": {
             "per_split_and_class": ledger.counts(),
@@ -257,5 +259,5 @@ def _check_parts(parts: Mapping[str, Sequence[Video]]) -> None:
         if len({video.label for video in videos}) < 2:
             raise VdError(
                 f"the {split} split has usable clips of {len({v.label for v in videos})} "
-                "class only; mend the quarantined files that the ledger above names."
+                "class only; mend the quarantined files that the ledger above names, or add clips."
             )

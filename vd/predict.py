@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from vd import plots
 from vd.config import DecodeConfig, EngineName
 from vd.errors import VdError
-from vd.evaluation.evaluate import moved, restore
+from vd.evaluation.evaluate import check_features, moved, restore
 from vd.features.engines import find_backbone, make_engine
 from vd.features.extract import VideoFeatures, video_features
 from vd.scoring import score, score_windows
@@ -55,6 +55,7 @@ class Predictor:
         config = moved(self._restored.config, run_dir, None, None)
         self._decode = decode or config.decode
         self._backbone = find_backbone(config.backbone)
+        check_features(self._backbone, run_dir)
         before = read_config(run_dir)["engine"]
         self._engine = make_engine(self._backbone, engine, before)
 

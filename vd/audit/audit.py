@@ -23,6 +23,7 @@ from vd.audit.page import audit_page
 from vd.config import Config
 from vd.features.engines import find_backbone, make_engine
 from vd.progress import say
+from vd.tables import write_csv
 from vd.training.run_folder import videos_of
 from vd.videos.duplicates import Pair, find_pairs
 from vd.videos.fingerprints import Fingerprint, fingerprint_videos
@@ -50,8 +51,7 @@ def audit(
     Splits are the data set's own, else those kept in the splits file, else those of
     `run_dir`, whose test predictions are then counted again without leaked clips.
     """
-    audited = _audit(config, run_dir)
-    report_dir.mkdir(parents=True, exist_ok=True)
+    audited = _audit(config, report_dir, run_dir)
     write_json(report_dir / "audit.json", audited.values)
     page = audit_page(audited.values, audited.pairs, audited.fingerprints)
     write_text(report_dir / "audit.html", page)
@@ -61,12 +61,13 @@ def audit(
     return audited.values
 
 
-def _audit(config: Config, run_dir: Path | None) -> Audited:
+def _audit(config: Config, report_dir: Path, run_dir: Path | None) -> Audited:
     manifest = read_manifest(config.data)
     videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
     videos = _with_known_splits(videos, config, run_dir)
     ledger, fingerprints = fingerprint_videos(videos, config.data, config.decode)
-    report(ledger, manifest.ignored)
+    write_csv(report_dir / "ledger.csv", ledger.rows())
+    report(ledger, manifest.ignored, report_dir / "ledger.csv")
     usable = ledger.usable()
     found = find_pairs({key: made.small_Fx16x16 for key, made in fingerprints.items()})
     pairs = video_pairs(usable, found)

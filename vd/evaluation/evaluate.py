@@ -11,9 +11,9 @@ from vd import calibration, plots
 from vd.atomic import read_json, write_json
 from vd.config import Config
 from vd.errors import VdError
-from vd.features.engines import find_backbone
-from vd.features.extract import STREAMS, extract, open_store
-from vd.features.store import FeatureStore
+from vd.features.engines import Backbone, find_backbone
+from vd.features.extract import STREAMS, extract, features_description, open_store
+from vd.features.store import FeatureStore, fingerprint
 from vd.metrics import evaluation_metrics
 from vd.model import Params, init_params
 from vd.scoring import score
@@ -62,6 +62,14 @@ def restore(run_dir: Path) -> Restored:
         fitted = calibration.Calibration(**values)
     except (TypeError, ValueError) as error:
         raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+    written = run_dir / "evaluation_val.json"
+    if written.exists():
+        told = read_json(written, "delete it, and the training command writes it again")
+        for name in ("temperature", "threshold"):
+            if told.get(name) != values[name]:
+                raise VdError(
+                    f"{path} has another {name} than {written.name}; {remedy}."
+                )
     return Restored(config, params, fitted, dim)
 
 
@@ -110,17 +118,24 @@ def moved(
     return replace(config, data=data, backbone=backbone)
 
 
+def check_features(backbone: Backbone, run_dir: Path) -> None:
+    """Raise `VdError` when `backbone` does not make the features that a run was trained on."""
+    made = fingerprint(features_description(backbone))
+    if made != read_config(run_dir)["identity"]["features"]:
+        raise VdError(
+            f"{run_dir} was trained on other features than {backbone.name} gives now; put "
+            "back its backbone.onnx and config.json, or use the version of vd that "
+            "trained it."
+        )
+
+
 def _features(
     videos: Sequence[Video], restored: Restored, config: Config, run_dir: Path
 ) -> FeatureStore:
     """The store that holds the features of `videos`; what it lacks is extracted again."""
     backbone = find_backbone(config.backbone)
+    check_features(backbone, run_dir)
     store = open_store(config.data.cache_dir, backbone, restored.dim // len(STREAMS))
-    if store.fingerprint != read_config(run_dir)["identity"]["features"]:
-        raise VdError(
-            f"{run_dir} was trained on other features than this version of vd makes; use "
-            "the version of vd and of the backbone that trained it."
-        )
     if all(video.id in store.rows for video in videos):
         return store
     now = identify(videos, config.data.cache_dir / "hashes.csv")

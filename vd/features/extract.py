@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, UInt8
@@ -17,6 +18,7 @@ from vd.features.engines import Backbone, Engine, find_backbone, make_engine
 from vd.features.sampling import VIEWS
 from vd.features.store import Extracted, FeatureStore
 from vd.progress import Ticker, say, track
+from vd.tables import write_csv
 from vd.videos.decode import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
@@ -42,10 +44,10 @@ def frame_settings(backbone: Backbone) -> FrameSettings:
     return FrameSettings(height=backbone.size, width=backbone.size)
 
 
-def open_store(cache_dir: Path, backbone: Backbone, dim: int) -> FeatureStore:
-    """The store of this backbone and this geometry of a clip."""
+def features_description(backbone: Backbone) -> dict[str, Any]:
+    """All that the features of a backbone depend on, in JSON values."""
     frames = frame_settings(backbone)
-    description = {
+    return {
         "format": _FORMAT,
         "frames_per_second": frames.frames_per_second,
         "motion_gap_seconds": frames.motion_gap_seconds,
@@ -53,6 +55,11 @@ def open_store(cache_dir: Path, backbone: Backbone, dim: int) -> FeatureStore:
         "views": list(VIEWS),
         "backbone": backbone.description,
     }
+
+
+def open_store(cache_dir: Path, backbone: Backbone, dim: int) -> FeatureStore:
+    """The store of this backbone and this geometry of a clip."""
+    description = features_description(backbone)
     return FeatureStore(cache_dir, description, streams=len(STREAMS), dim=dim)
 
 
@@ -113,7 +120,9 @@ def extract(videos: Sequence[Video], config: Config) -> tuple[FeatureStore, Ledg
             store.recover()  # another writer may have been quicker
             if todo := lacking():
                 unreadable = _extract(todo, store, backbone, engine, config)
-    return store, ledger_of(videos, stored(), unreadable)
+    ledger = ledger_of(videos, stored(), unreadable)
+    write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
+    return store, ledger
 
 
 def _extract(
@@ -128,19 +137,23 @@ def _extract(
     unreadable: dict[Path, Outcome] = {}
     chunk: list[Extracted] = []
     lost = [0, 0]
-    with track("extracting", len(videos), "videos") as ticker:
-        paths = [video.path for video in videos]
-        for made in video_features(paths, backbone, engine, config.decode):
-            video = videos[made.index]
-            lost[video.label] += made.outcome.outcome == "quarantined"
-            if not video.id:
-                unreadable[video.path] = made.outcome
-            else:
-                chunk.append(Extracted(video.id, made.outcome, made.features_VxFxSxD))
-            if len(chunk) == _CHUNK:
-                store.add(chunk, engine.name)
-                chunk = []
-            _advance(ticker, lost)
+    paths = [video.path for video in videos]
+    made_features = video_features(paths, backbone, engine, config.decode)
+    try:
+        with track("extracting", len(videos), "videos") as ticker:
+            for made in made_features:
+                video = videos[made.index]
+                lost[video.label] += made.outcome.outcome == "quarantined"
+                if not video.id:
+                    unreadable[video.path] = made.outcome
+                else:
+                    features = made.features_VxFxSxD
+                    chunk.append(Extracted(video.id, made.outcome, features))
+                if len(chunk) == _CHUNK:
+                    done, chunk = chunk, []
+                    store.add(done, engine.name)
+                _advance(ticker, lost)
+    finally:  # after Ctrl-C too
         if chunk:
             store.add(chunk, engine.name)
     store.write_metadata()

@@ -64,8 +64,7 @@ class FeatureStore:
     def __init__(
         self, cache_dir: Path, description: Mapping[str, Any], streams: int, dim: int
     ) -> None:
-        text = json.dumps(description, sort_keys=True)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(description)
         self.directory = cache_dir / "features" / self.fingerprint / "1.0.0"
         self.description = dict(description)
         self.streams, self.dim = streams, dim
@@ -120,6 +119,11 @@ class FeatureStore:
                 f"{self.directory} is damaged ({str(error).splitlines()[0]}); delete this "
                 "folder, and its features are extracted again."
             ) from error
+        if (record["id"].decode(), record["view"]) != (video_id, view):
+            raise VdError(
+                f"{self.directory} is damaged (its index names another record); delete "
+                "this folder, and its features are extracted again."
+            )
         features_FxSxD = record["features"]
         flat: np.ndarray = features_FxSxD.reshape(len(features_FxSxD), -1)
         return flat
@@ -231,12 +235,18 @@ class FeatureStore:
                 stored = _stored_video(row, before)
                 self.rows[stored.id] = stored
                 length += stored.views
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError) as error:
             raise VdError(
                 f"{path} is damaged ({error}); delete the folder {self.directory} and "
                 "extract again."
             ) from error
         self._shard_lengths.append(length)
+
+
+def fingerprint(description: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that change with anything the features depend on."""
+    text = json.dumps(description, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _schema(streams: int, dim: int) -> Any:

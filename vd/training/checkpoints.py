@@ -109,13 +109,21 @@ class Checkpoints:
                 params, stopping = self.restore(epoch, like.params)
                 rest = self._item(epoch, "rest", rest_like)
             except VdError as error:
-                say(f"warning: {error}; the one before it is used")
-                self._manager.delete(epoch)
+                say(f"warning: {error}; it is set aside, the one before it is used")
+                self._set_aside(epoch)
                 continue
             return Checkpoint(
                 TrainState(rest["step"], params, rest["opt_state"]), stopping
             )
         return None
+
+    def _set_aside(self, epoch: int) -> None:
+        """Give a damaged checkpoint a name under which neither it nor a new one is lost."""
+        folder = Path(self._manager.directory)
+        aside = folder / f"damaged-{epoch}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (folder / str(epoch)).rename(aside)
+        self._manager.reload()
 
     def restore(self, epoch: int, params_like: Params) -> tuple[Params, EarlyStopping]:
         """The parameters after `epoch`; a damaged checkpoint is a `VdError`."""
@@ -146,6 +154,8 @@ class Checkpoints:
         like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
         restored = self._read(epoch, args)[name]
+        if jax.tree.map(np.shape, restored) != jax.tree.map(np.shape, like):
+            raise self._damaged(epoch, "its shapes are not those of config.json")
         if _sha256(restored) != self._info(epoch)[f"sha256_{name}"]:
             raise self._damaged(epoch, "its checksum differs")
         return restored

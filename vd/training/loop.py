@@ -30,7 +30,7 @@ from vd.training.checkpoints import Checkpoints
 from vd.training.early_stopping import EarlyStopping
 from vd.training.log import MetricsLog
 from vd.training.loss import focal_loss
-from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.optimizer import learning_rate, make_optimizer, warmup_steps
 from vd.training.step import StepMetrics, TrainState, make_train_step
 
 
@@ -94,7 +94,8 @@ def train(
             stopping = stopping.update(epoch, row[settings.early_stopping_metric])
             log.write(row)
             checkpoints.save(state, stopping)
-            _report(row, stopping, settings.epochs, settings.warmup_epochs)
+            warm = row["step"] > warmup_steps(settings, steps_per_epoch)
+            _report(row, stopping, settings.epochs, warm)
         last_epoch = stopping.epoch
         checkpoints.wait()
         params, best_epoch = checkpoints.restore_best(state.params)
@@ -187,7 +188,7 @@ def _initial_state(config: Config, optimizer: Any, dim: int) -> TrainState:
 
 
 def _report(
-    row: dict[str, Any], stopping: EarlyStopping, epochs: int, warmup_epochs: int
+    row: dict[str, Any], stopping: EarlyStopping, epochs: int, warm: bool
 ) -> None:
     """The epoch's line on the screen, and the collapse warning after warmup."""
 
@@ -204,7 +205,7 @@ def _report(
         f"{left:.1f} min left at most"
         + ("  best" if stopping.best_epoch == row["epoch"] else "")
     )
-    if row["val_collapsed"] and row["epoch"] > warmup_epochs:
+    if row["val_collapsed"] and warm:
         say(
             "WARNING: CLASS COLLAPSE at threshold 0.5: nearly all predictions are one class "
             "or a recall is under 20 %; accuracy alone would hide it"

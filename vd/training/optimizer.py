@@ -9,16 +9,23 @@ from vd.config import TrainingConfig
 from vd.progress import say
 
 
+def warmup_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
+    """Steps of linear warmup; one that is not shorter than the run is cut to a fifth of it."""
+    steps = config.epochs * steps_per_epoch
+    warmup = config.warmup_epochs * steps_per_epoch
+    if warmup < steps:
+        return warmup
+    return max(steps // 5, 1) if steps > 1 else 0
+
+
 def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
     """Linear warmup to the peak, then a cosine to 0 at the last step.
 
-    Loshchilov and Hutter, "SGDR" (2017). A warmup that is not shorter than the run is cut
-    to a fifth of its steps, said aloud.
+    Loshchilov and Hutter, "SGDR" (2017). A warmup that had to be cut is said aloud.
     """
     steps = config.epochs * steps_per_epoch
-    warmup = config.warmup_epochs * steps_per_epoch
-    if warmup >= steps:
-        warmup = max(steps // 5, 1) if steps > 1 else 0
+    warmup = warmup_steps(config, steps_per_epoch)
+    if warmup < config.warmup_epochs * steps_per_epoch:
         say(
             f"warning: --warmup-epochs {config.warmup_epochs} is not shorter than the run; "
             f"warming up for {warmup} of its {steps} steps"

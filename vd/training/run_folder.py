@@ -84,9 +84,12 @@ def check_identity(
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether training, calibration and both evaluations are done; test comes last."""
-    names = "calibration.json", "evaluation_val.json", "evaluation_test.json"
-    return all((run_dir / name).exists() for name in names)
+    """Whether all is there that training, calibration and both evaluations leave."""
+    names = (
+        "splits.csv", "calibration.json", "evaluation_val.json", "evaluation_test.json",
+    )  # fmt: skip
+    checkpoints = (run_dir / "checkpoints").glob("[0-9]*")
+    return any(checkpoints) and all((run_dir / name).exists() for name in names)
 
 
 def clear(run_dir: Path) -> None:

@@ -88,9 +88,11 @@ def read_manifest(config: DataConfig) -> Manifest:
         videos = tuple(_group_from_path(videos, config.group_from))
     for label, name in enumerate(CLASSES):
         if not any(video.label == label for video in videos):
+            told = f" with --positive-class {config.positive_class}"
             raise VdError(
-                f"--dataset-path {path} has no {name} clip; training needs clips of "
-                "both classes: add some, or check the names of the class folders."
+                f"--dataset-path {path} has no {name} clip{told * bool(config.positive_class)}; "
+                "training needs clips of both classes: add some, or check the names of the "
+                "class folders."
             )
     return dataclasses.replace(manifest, videos=videos)
 
@@ -211,11 +213,15 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
         (line, {name.strip(): value for name, value in row.items() if name})
         for line, row in numbered_rows(path)
     ]
-    missing = {"path", "label"} - set(rows[0][1] if rows else ())
+    names = list(rows[0][1]) if rows else []
+    missing = {"path", "label"} - set(names)
     if missing:
+        found = (
+            f"it names {','.join(map(str, names))!r:.80}" if rows else "it has no row"
+        )
         raise VdError(
-            f"{path} lacks the column {min(missing)!r} or has no row; its first "
-            "line must name path,label and may name split,group."
+            f"{path} lacks the column {min(missing)!r} ({found}); its first line must name "
+            "path,label and may name split,group, in UTF-8, with commas."
         )
     videos = []
     for line, row in rows:
@@ -241,6 +247,11 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
         raise VdError(
             f"{path}: {without[0]!r} has no split while other rows have one; fill the "
             "column, or leave it out to have splits assigned."
+        )
+    if not any(os.path.lexists(video.path) for video in videos):
+        raise VdError(
+            f"none of the {len(videos)} files that {path} names exists, "
+            f"{str(videos[0].path)!r} for one; its paths must be relative to its folder."
         )
     return Manifest(tuple(sorted(videos, key=lambda video: video.name)))
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import av
 
+Ending = Literal["used", "partial", "quarantined"]
 Reason = Literal[
     "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
     "too-short", "unreadable", "not-a-regular-file", "too-large", "missing",
@@ -30,7 +31,7 @@ _LEAST_SHARE = 0.5  # of the frames must come, else nothing of the video is used
 class Outcome:
     """What became of one file; `frames` counts its decodable frames."""
 
-    outcome: Literal["used", "partial", "quarantined"]
+    outcome: Ending
     reason: Reason = ""
     frames: int = 0
     width: int = 0

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vd.config import DataConfig, DecodeConfig, decode_workers
 from vd.errors import LOSS_GAP, VdError
@@ -14,7 +14,7 @@ from vd.progress import say, track
 from vd.tables import read_csv, write_csv
 from vd.videos.decode import FrameSettings
 from vd.videos.manifest import CLASSES, SPLITS, Video
-from vd.videos.outcome import Outcome
+from vd.videos.outcome import Ending, Outcome, Reason
 from vd.videos.workers import decode_videos
 
 _SIGNIFICANT = 0.01  # a gap below this p-value is no accident
@@ -114,8 +114,11 @@ class Ledger:
         }
 
 
-def report(ledger: Ledger, ignored: Sequence[str] = ()) -> None:
-    """Print the ledger's table, a line a split and class, then each file not wholly used."""
+def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
+    """Print the ledger's table, a line a split and class, then each file not wholly used.
+
+    `path` is where all rows are.
+    """
     counts = ledger.counts()
     unsplit = "none" if any(row["split"] for row in counts) else "all"
     for row in counts:
@@ -131,7 +134,7 @@ def report(ledger: Ledger, ignored: Sequence[str] = ()) -> None:
     for entry in faulty[:20]:
         say(f"  {entry.outcome.outcome}: {entry.video.name!r} {entry.outcome.reason}")
     if len(faulty) > 20:
-        say(f"  … and {len(faulty) - 20} more; all are in the ledger")
+        say(f"  … and {len(faulty) - 20} more; all are in {path}")
     if any(entry.outcome.reason == "timeout" for entry in faulty):
         say(
             "  what missed its deadline stays quarantined; try it again with "
@@ -142,7 +145,15 @@ def report(ledger: Ledger, ignored: Sequence[str] = ()) -> None:
 
 
 def check_loss_gap(ledger: Ledger, max_loss_gap: float) -> None:
-    """Raise `VdError` with exit code 3 when one class lost far more files than the other."""
+    """Raise `VdError` with exit code 3 when one class lost far more files than the other.
+
+    And with exit code 2 when nothing at all is usable.
+    """
+    if not ledger.usable():
+        raise VdError(
+            f"none of the {len(ledger.entries)} files is usable; the reasons are above: "
+            "mend the files, or name another --dataset-path."
+        )
     gap = ledger.loss_gap()
     if gap["gap"] > max_loss_gap and gap["p"] < _SIGNIFICANT:
         raise VdError(
@@ -190,9 +201,11 @@ class OutcomeLog:
 
 
 def outcome_from_row(row: Mapping[str, str]) -> Outcome:
-    """An outcome from its CSV form."""
+    """An outcome from its CSV form; raises `ValueError` or `KeyError` for anything else."""
+    if row["outcome"] not in get_args(Ending) or row["reason"] not in get_args(Reason):
+        raise ValueError(f"{row['outcome']!r}, {row['reason']!r} is no outcome")
     return Outcome(
-        outcome=row["outcome"],  # type: ignore[arg-type]  # written from an Outcome
+        outcome=row["outcome"],  # type: ignore[arg-type]  # checked above
         reason=row["reason"],  # type: ignore[arg-type]
         frames=int(row["frames"]),
         width=int(row["width"]),

@@ -16,6 +16,7 @@ from vd.progress import say
 from vd.tables import read_csv, write_csv
 from vd.videos.manifest import SPLITS, Video, split_rows
 
+_COLUMNS = {"path", "label", "split", "group", "id"}
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 
 
@@ -170,9 +171,13 @@ def _check_classes(videos: Sequence[Video], config: DataConfig) -> None:
     for split in SPLITS:
         labels = {video.label for video in videos if video.split == split}
         if len(labels) < 2:
+            lost = [video for video in videos if not video.id]
+            told = f" ({len(lost)} files are missing, empty or unreadable, " + (
+                f"{lost[0].name!r} for one)" if lost else ""
+            )
             raise VdError(
-                f"the {split} split of {config.dataset_path} lacks a class or is empty; "
-                "add clips, or use smaller groups."
+                f"the {split} split of {config.dataset_path} lacks a class or is empty"
+                f"{told if lost else ''}; add clips, or use smaller groups."
             )
 
 
@@ -205,7 +210,8 @@ def _assigned(
     videos: Sequence[Video], shares: Mapping[str, float], config: Config
 ) -> list[Video]:
     """Splits from the splits file, the others anew."""
-    rows = [] if config.splits.resplit else _kept_rows(config)
+    rows = _kept_rows(config)
+    rows = [] if config.splits.resplit else rows
     kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
     if kept:
         say(
@@ -222,12 +228,16 @@ def _kept_rows(config: Config) -> list[dict[str, str]]:
     """The rows of the splits file, checked; [] when there is none."""
     path = splits_file(config)
     rows = read_csv(path)
-    if rows and not {"id", "split"} <= set(rows[0]):
+    names = set(rows[0]) if rows else set()
+    ours = {"id", "split"} <= names <= _COLUMNS
+    if path.exists() and path.stat().st_size and not ours:
         raise VdError(
-            f"--splits-file {path} lacks the columns id,split; name another file."
+            f"--splits-file {path} is no splits file, or has no row: it must have the "
+            "columns id,split and no other than path,label,group; name another file, or "
+            "delete it."
         )
     for row in rows:
-        if row["split"] not in ("", *SPLITS):
+        if row["split"] not in ("", *SPLITS) and not config.splits.resplit:
             raise VdError(
                 f"--splits-file {path}: {row['split'] or 'nothing'!r} is no split "
                 f"({row.get('path')}); write train, val or test, or assign all anew with "
