@@ -41,6 +41,7 @@ class Quickstart(Train):
         """Render, train and evaluate, then draw violence over time in a longer video."""
         from vd.config import validate
         from vd.predict import draw_timeline
+        from vd.progress import say
         from vd.videos.synthetic import render_dataset, render_episode
 
         validate(self)
@@ -52,6 +53,7 @@ class Quickstart(Train):
                 video, calm_seconds=3.0, violent_seconds=3.0, seed=self.render_seed
             )
             draw_timeline(self.run.checkpoint_dir, video, picture, spans)
+            say(f"violence over time in {video}: {picture}")
         return code
 
 

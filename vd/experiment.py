@@ -153,6 +153,7 @@ def _train_and_evaluate(
     for split in ("val", "test"):
         result = evaluate_split(restored, sets[split], run_dir, split)
         say(summary(result))
+    say(f"metrics, predictions and pictures are in {run_dir}")
     return result
 
 
