@@ -100,7 +100,9 @@ def test_a_mirrored_image_has_the_mirrored_code():
 
 def test_the_shift_is_where_the_second_begins_in_the_first():
     video = moving(np.random.default_rng(1))
-    kind, similarity, shift = compare(video[:30], video[16:], {(20, 4), (3, 3)})
+    kind, similarity, shift = compare(
+        video[:30], video[16:], np.array([[20, 4], [3, 3]])
+    )
     assert (kind, shift) == ("duplicate", 2.0)
     assert similarity == pytest.approx(1)
     (pair,) = find_pairs({"a": video[:30], "b": video[16:]})

@@ -13,21 +13,21 @@ Thresholds were set on re-encoded, scaled, mirrored, trimmed and resampled copie
 clips: docs/results.md.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int, UInt8
 
 from vd.videos.fingerprints import SIDE
 
 FRAMES_PER_SECOND = 8
 _BITS = 128
 _LAG = 4  # frames: the change is over half a second
-_NEIGHBOURS = 32  # nearest hashes looked at: a camera's many clips are alike
+_NEIGHBOURS, _NEAREST = 32, 8  # hashes looked at, and taken of other videos
+_MOST = 32  # shifts in time, and pairs of frames, tried of two videos
 _FRAME_DISTANCE, _CHANGE_DISTANCE = 12, 24  # bits of 128
 _STILL = 1.0  # grey levels: a frame of less contrast, or change, is noise
 _LEAST_OVERLAP = 4  # changes, so one second of footage
@@ -63,27 +63,10 @@ def find_pairs(small: Mapping[str, Small]) -> list[Pair]:
     if len(small) < 2:
         return []
     names = list(small)
-    hits: dict[tuple[int, int, bool], set[tuple[int, int]]] = defaultdict(set)
-    for changes, distance in ((False, _FRAME_DISTANCE), (True, _CHANGE_DISTANCE)):
-        hashes = _hashes(small.values(), changes)
-        codes, count = hashes.codes_Nx16, len(hashes.codes_Nx16)
-        queries, places = neighbours(
-            codes, np.concatenate([codes, codes ^ _MIRROR]), distance
-        )
-        rows, flipped = queries % max(count, 1), queries >= count
-        columns = (
-            hashes.owner_N[rows], hashes.owner_N[places], flipped,
-            hashes.frame_N[rows], hashes.frame_N[places],
-        )  # fmt: skip
-        for a, b, mirror, i, j in zip(*(x.tolist() for x in columns), strict=True):
-            if a < b:
-                hits[a, b, mirror].add((i, j))
-            elif b < a:
-                hits[b, a, mirror].add((j, i))
     found: dict[tuple[int, int], Pair] = {}
-    for (a, b, mirrored), frames in hits.items():
+    for a, b, mirrored, frames_Hx2 in _hits(small.values()):
         second = small[names[b]][:, :, ::-1] if mirrored else small[names[b]]
-        match = compare(small[names[a]], second, frames)
+        match = compare(small[names[a]], second, frames_Hx2)
         if match is None:
             continue
         pair = Pair(names[a], names[b], *match[:2], mirrored, match[2])
@@ -93,35 +76,68 @@ def find_pairs(small: Mapping[str, Small]) -> list[Pair]:
 
 
 def compare(
-    first: Small, second: Small, hits: Iterable[tuple[int, int]]
+    first: Small, second: Small, frames_Hx2: Int[np.ndarray, "H 2"]
 ) -> tuple[Literal["duplicate", "same-scene"], float, float] | None:
     """Kind, similarity and shift in seconds of two videos; None when they are not alike.
 
-    `hits` are pairs of frames that look alike; only the shifts in time that they tell of
+    `frames_Hx2` (at least one) are frames of the first and of the second that look alike,
+    or after which both change alike; only the commonest shifts in time that they tell of
     are tried.
     """
-    shifts = {i - j for i, j in hits}
+    shifts, counts = np.unique(frames_Hx2[:, 0] - frames_Hx2[:, 1], return_counts=True)
     changes = changes_of(first), changes_of(second)
-    tried = [
+    best, shift = max(
         (_correlation(*changes, shift + nudge), shift)
-        for shift in shifts
+        for shift in shifts[np.argsort(-counts, kind="stable")[:_MOST]].tolist()
         for nudge in (
             0.0,
             -0.5,
             0.5,
         )  # the copy's frames may lie between the original's
-    ]
-    best, shift = max(tried)
+    )
     if best >= _SAME_FOOTAGE:
         return "duplicate", best, shift / FRAMES_PER_SECOND
-    frame, shift = max(
-        (_alike(first[i], second[j]), i - j)
-        for i, j in hits
-        if i < len(first) and j < len(second)
+    step = -(-len(frames_Hx2) // _MOST)
+    alike, shift = max(
+        (_alike(first[i], second[j]), i - j) for i, j in frames_Hx2[::step].tolist()
     )
-    if frame >= _SAME_SCENE:
-        return "same-scene", frame, shift / FRAMES_PER_SECOND
+    if alike >= _SAME_SCENE:
+        return "same-scene", alike, shift / FRAMES_PER_SECOND
     return None
+
+
+def _hits(
+    videos: Collection[Small],
+) -> Iterator[tuple[int, int, bool, Int[np.ndarray, "H 2"]]]:
+    """Each two videos with near hashes, whether mirrored, and the frames that are near.
+
+    Of each hash the nearest few of other videos count, so that one camera's many clips,
+    all alike, cost no more than their number.
+    """
+    tables = []
+    for changes, distance in ((False, _FRAME_DISTANCE), (True, _CHANGE_DISTANCE)):
+        hashes = _hashes(videos, changes)
+        codes, owner_N, frame_N = hashes.codes_Nx16, hashes.owner_N, hashes.frame_N
+        queries = np.concatenate([codes, codes ^ _MIRROR])
+        rows, places = neighbours(codes, queries, distance)
+        others = owner_N[rows % max(len(codes), 1)] != owner_N[places]
+        rows, places = rows[others], places[others]
+        starts = np.searchsorted(rows, rows)  # `rows` is sorted, the nearest come first
+        near = np.arange(len(rows)) - starts < _NEAREST
+        rows, places = rows[near], places[near]
+        mirrored, rows = rows >= len(codes), rows % max(len(codes), 1)
+        table = np.stack(
+            [owner_N[rows], owner_N[places], mirrored, frame_N[rows], frame_N[places]],
+            axis=1,
+        )
+        swapped = table[:, 0] > table[:, 1]
+        table[swapped] = table[swapped][:, [1, 0, 2, 4, 3]]
+        tables.append(table)
+    table = np.unique(np.concatenate(tables), axis=0)
+    ends = np.flatnonzero(np.any(np.diff(table[:, :3], axis=0), axis=1)) + 1
+    for part in np.split(table, ends) if len(table) else []:
+        a, b, mirror = part[0, :3].tolist()
+        yield a, b, bool(mirror), part[:, 3:]
 
 
 def neighbours(
