@@ -27,11 +27,11 @@ FRAMES_PER_SECOND = 8
 _BITS = 128
 _LAG = 4  # frames: the change is over half a second
 _NEIGHBOURS, _NEAREST = 32, 8  # hashes looked at, and taken of other videos
-_MOST = 32  # shifts in time, and pairs of frames, tried of two videos
+_MOST = 8  # shifts in time, and pairs of frames, tried of two videos
 _FRAME_DISTANCE, _CHANGE_DISTANCE = 12, 24  # bits of 128
 _STILL = 1.0  # grey levels: a frame of less contrast, or change, is noise
-_LEAST_OVERLAP = 4  # changes, so one second of footage
-_SAME_FOOTAGE = 0.7  # correlation of the changes
+_LEAST_OVERLAP, _LEAST_SHARE = 4, 0.5  # changes, so a second; of the shorter video
+_HOPEFUL, _SAME_FOOTAGE = 0.4, 0.7  # correlation of the changes
 _SAME_SCENE = 0.99  # correlation of two frames
 
 Small = UInt8[np.ndarray, "F 16 16"]
@@ -86,15 +86,13 @@ def compare(
     """
     shifts, counts = np.unique(frames_Hx2[:, 0] - frames_Hx2[:, 1], return_counts=True)
     changes = changes_of(first), changes_of(second)
-    best, shift = max(
-        (_correlation(*changes, shift + nudge), shift)
-        for shift in shifts[np.argsort(-counts, kind="stable")[:_MOST]].tolist()
-        for nudge in (
-            0.0,
-            -0.5,
-            0.5,
-        )  # the copy's frames may lie between the original's
-    )
+    commonest = shifts[np.argsort(-counts, kind="stable")[:_MOST]].tolist()
+    best, shift = max((_correlation(*changes, shift), shift) for shift in commonest)
+    if (
+        _HOPEFUL < best < _SAME_FOOTAGE
+    ):  # a copy's frames may lie between the original's
+        between = (_correlation(*changes, shift + half) for half in (-0.5, 0.5))
+        best = max(best, *between)
     if best >= _SAME_FOOTAGE:
         return "duplicate", best, shift / FRAMES_PER_SECOND
     step = -(-len(frames_Hx2) // _MOST)
@@ -202,7 +200,7 @@ def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
         second = (second[1:] + second[:-1]) / 2
         whole += 1
     begin, end = max(0, whole), min(len(first), len(second) + whole)
-    if end - begin < _LEAST_OVERLAP:
+    if end - begin < max(_LEAST_OVERLAP, _LEAST_SHARE * min(len(first), len(second))):
         return 0.0
     a, b = first[begin:end], second[begin - whole : end - whole]
     powers = np.mean(a**2), np.mean(b**2)
