@@ -96,6 +96,16 @@ def test_a_clean_set_has_no_pair_and_a_run_on_it_no_leak(
     assert "A run without leaked test clips" in page
 
 
+def test_a_run_on_other_clips_is_refused(trained, clips, backbone, tmp_path):
+    shutil.copytree(clips, tmp_path / "set")
+    next((tmp_path / "set" / "test" / "violent").glob("*.mp4")).unlink()
+    done = vd(
+        "audit", "--dataset-path", tmp_path / "set", "--cache-dir", tmp_path / "cache",
+        "--report-dir", tmp_path / "report", "--checkpoint-dir", trained[0] / "run", code=2,
+    )  # fmt: skip
+    assert "was trained on 1 files that" in done.stderr
+
+
 def test_leaked_clips_are_left_out_by_hand(tmp_path):
     names = ("a", "b", "c", "d")
     labels, splits = (1, 1, 0, 0), ("test", "test", "test", "train")

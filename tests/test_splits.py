@@ -195,6 +195,13 @@ def test_a_file_that_holds_no_splits_is_never_overwritten(tmp_path, text, respli
     assert path.read_text() == text
 
 
+def test_the_splits_of_a_run_are_not_written_to(tmp_path):
+    (tmp_path / "config.json").touch()
+    settings = config(tmp_path, splits_file=tmp_path / "splits.csv")
+    with pytest.raises(VdError, match="belongs to a run"):
+        with_splits([video(i, i % 2) for i in range(40)], settings)
+
+
 def test_missing_files_are_told_when_a_split_lacks_a_class(tmp_path):
     videos = [replace(video(i, i % 2), id=f"id{i}" * (i % 2)) for i in range(40)]
     with pytest.raises(VdError, match=r"20 files are missing, .* '0.mp4' for one"):

@@ -21,6 +21,7 @@ from vd.audit.findings import findings
 from vd.audit.leakage import VideoPair, groups_cut, video_pairs, without_leaks
 from vd.audit.page import audit_page
 from vd.config import Config
+from vd.errors import VdError
 from vd.features.engines import find_backbone, make_engine
 from vd.progress import say
 from vd.tables import write_csv
@@ -89,11 +90,20 @@ def _with_known_splits(
 ) -> list[Video]:
     """The run's splits, else the data set's own, else those kept; assigns none."""
     if run_dir is not None:
-        rows = {v.id: v for v in videos_of(run_dir, config.data.dataset_path)}
-        absent = Video(Path(), "", 0)
-        return [
-            dataclasses.replace(v, split=rows.get(v.id, absent).split) for v in videos
+        rows = videos_of(run_dir, config.data.dataset_path)
+        by_file = {(v.name, v.id): v.split for v in rows}  # copies may be in two splits
+        made = [
+            dataclasses.replace(v, split=by_file.pop((v.name, v.id), ""))
+            for v in videos
         ]
+        if by_file:
+            name = min(name for name, _ in by_file)
+            raise VdError(
+                f"--checkpoint-dir {run_dir} was trained on {len(by_file)} files that "
+                f"--dataset-path {config.data.dataset_path} lacks or has with other "
+                f"content, {name!r} for one; name the data set that it was trained on."
+            )
+        return made
     if any(video.split for video in videos):
         return list(videos)
     return kept_splits(videos, config)

@@ -227,6 +227,11 @@ def _assigned(
 def _kept_rows(config: Config) -> list[dict[str, str]]:
     """The rows of the splits file, checked; [] when there is none."""
     path = splits_file(config)
+    if (path.parent / "config.json").exists():
+        raise VdError(
+            f"--splits-file {path} belongs to a run and would be changed; copy it, and name "
+            "the copy."
+        )
     rows = read_csv(path)
     names = set(rows[0]) if rows else set()
     ours = {"id", "split"} <= names <= _COLUMNS
