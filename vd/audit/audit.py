@@ -49,8 +49,9 @@ def audit(
 ) -> dict[str, Any]:
     """Audit a data set, write audit.json and audit.html; returns the former's content.
 
-    Splits are the data set's own, else those kept in the splits file, else those of
-    `run_dir`, whose test predictions are then counted again without leaked clips.
+    Splits are those of `run_dir`, whose test predictions are then counted again without
+    leaked clips; without a run the data set's own, else those kept in the splits file.
+    Raises `VdError` when the run was trained on files that the data set lacks.
     """
     audited = _audit(config, report_dir, run_dir)
     write_json(report_dir / "audit.json", audited.values)
