@@ -21,7 +21,8 @@ from vd.config import DataConfig, DecodeConfig
 from vd.progress import track
 from vd.videos.duplicates import find_pairs
 from vd.videos.fingerprints import fingerprint_videos
-from vd.videos.manifest import Video, identify, read_manifest
+from vd.videos.hashes import identify
+from vd.videos.manifest import Video, read_manifest
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,25 @@ class Recall:
             )
             everything = [*videos, *identify(copies, hashes)]
             _, made = fingerprint_videos(everything, self.data, DecodeConfig())
-        pairs = find_pairs({key: value.small_Fx16x16 for key, value in made.items()})
+        pairs = find_pairs(made)
         source = {v.id: kinds.get(v.name, ("", v.name))[1] for v in everything}
         kind_of = {v.id: kinds.get(v.name, ("original", ""))[0] for v in everything}
-        found, scene, other = Counter(), Counter(), set()
+        found, scene, other, lowest = Counter(), Counter(), {}, {}
         for pair in pairs:
             same = source[pair.first] == source[pair.second]
             both = {kind_of[pair.first], kind_of[pair.second]}
             if same and "original" in both:
                 (kind,) = both - {"original"}
                 (found if pair.kind == "duplicate" else scene)[kind] += 1
+                if pair.kind == "duplicate":
+                    lowest[kind] = min(pair.similarity, lowest.get(kind, 1.0))
             elif not same and pair.kind == "duplicate":
-                other.add(tuple(sorted((source[pair.first], source[pair.second]))))
+                names = " ".join(sorted((source[pair.first], source[pair.second])))
+                other[names] = max(pair.similarity, other.get(names, 0.0))
         for kind in KINDS:
             total = sum(kind == made_kind for made_kind, _ in kinds.values())
-            print(json.dumps({"kind": kind, "copies": total, "found": found[kind], "as_same_scene": scene[kind]}))  # fmt: skip
-        print(json.dumps({"pairs_of_other_clips": sorted(other)}))
+            print(json.dumps({"kind": kind, "copies": total, "found": found[kind], "as_same_scene": scene[kind], "lowest_similarity": round(lowest.get(kind, 0.0), 3)}))  # fmt: skip
+        print(json.dumps({"pairs_of_other_clips": {name: round(other[name], 3) for name in sorted(other)}}))  # fmt: skip
 
     def _copies(
         self, chosen: list[Video], folder: Path

@@ -59,6 +59,37 @@ def render(
     return path
 
 
+def render_growing(path: Path, frames: int, height: int, width: int) -> Path:
+    """Motion JPEG whose header tells a small size, and whose last frame is large."""
+    grey = np.zeros((height, width, 3), np.uint8)
+    large = av.CodecContext.create("mjpeg", "w")
+    large.width, large.height, large.pix_fmt = width, height, "yuvj420p"
+    large.time_base = Fraction(1, 25)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", 25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        for image in noisy_frames(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        frame = av.VideoFrame.from_ndarray(grey, "rgb24").reformat(format="yuvj420p")
+        frame.pts = frames
+        for packet in large.encode(frame) + large.encode(None):
+            packet.stream, packet.pts, packet.dts = stream, frames, frames
+            packet.time_base = Fraction(1, 25)
+            container.mux(packet)
+    return path
+
+
+def with_cut_pictures(avi: bytes, every: int) -> bytes:
+    """A Motion JPEG AVI, the second half of every so many pictures zeroed."""
+    content, place = bytearray(avi), 0
+    for number in range(avi.count(b"00dc")):
+        place = avi.find(b"00dc", place) + 8
+        size = int.from_bytes(avi[place - 4 : place], "little")
+        if number % every == 0 and avi[place : place + 2] == b"\xff\xd8":
+            content[place + size // 2 : place + size] = bytes(size - size // 2)
+    return bytes(content)
+
+
 def render_lossless(path: Path, images: Iterable[np.ndarray], **options) -> Path:
     """Encode RGB images so that decoding gives every pixel back."""
     return render(path, images, codec="ffv1", pix_fmt="bgr0", **options)

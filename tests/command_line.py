@@ -25,7 +25,8 @@ def vd(*arguments, code=0, **settings):
 def train(clips, backbone, folder, *extra, code=0):
     return vd(
         "train", "--dataset-path", clips, "--cache-dir", folder / "cache", "--checkpoint-dir",
-        folder / "run", "--backbone", backbone, "--no-mixed-precision", *SMALL, *extra, code=code,
+        folder / "run", "--backbone", backbone, "--no-mixed-precision",
+        "--feature-preset", "best", *SMALL, *extra, code=code,
     )  # fmt: skip
 
 

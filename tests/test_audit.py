@@ -6,19 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
 from vd.audit.leakage import groups_cut, video_pairs, without_leaks
-from vd.audit.shortcuts import (
-    is_testable,
-    one_class_groups,
-    permuted,
-    picture_model,
-    shortcut,
-)
 from vd.errors import VdError
 from vd.tables import read_csv, write_csv
 from vd.videos.duplicates import Pair
@@ -106,6 +97,41 @@ def test_a_run_on_other_clips_is_refused(trained, clips, backbone, tmp_path):
     assert "was trained on 1 files that" in done.stderr
 
 
+def test_a_run_on_other_labels_is_told(trained, clips, backbone, tmp_path):
+    root = tmp_path / "set.csv"
+    rows = [
+        {
+            "path": str(path.relative_to(clips)),
+            "label": path.parent.name,
+            "split": path.parent.parent.name,
+        }
+        for path in sorted(clips.rglob("*.mp4"))
+    ]
+    rows[0]["label"] = "violent" if rows[0]["label"] == "nonviolent" else "nonviolent"
+    (tmp_path / rows[0]["split"]).symlink_to(clips / rows[0]["split"])
+    for split in ("train", "val", "test"):
+        if not (tmp_path / split).exists():
+            (tmp_path / split).symlink_to(clips / split)
+    write_csv(root, rows)
+    values, _ = audited(
+        tmp_path, root, backbone, "--checkpoint-dir", trained[0] / "run"
+    )
+    assert values["relabelled"] == [rows[0]["path"]]
+    told = f"1 clips had another label when the run was trained ({rows[0]['path']!r}"
+    assert any(f.startswith(told) for f in values["findings"])
+
+
+def test_faults_of_flags_are_said_before_the_work(clips, tmp_path):
+    (tmp_path / "file").touch()
+    for flag, value in (("--report-dir", "file"), ("--backbone", "no.onnx")):
+        done = vd(
+            "audit", "--dataset-path", clips, "--cache-dir", tmp_path / "cache",
+            "--report-dir", tmp_path / "report", flag, tmp_path / value, code=2,
+        )  # fmt: skip
+        assert f"{flag} {tmp_path / value}" in done.stderr
+        assert not (tmp_path / "cache").exists()
+
+
 def test_leaked_clips_are_left_out_by_hand(tmp_path):
     names = ("a", "b", "c", "d")
     labels, splits = (1, 1, 0, 0), ("test", "test", "test", "train")
@@ -156,76 +182,17 @@ def test_pairs_of_files_and_groups_cut_by_hand():
     assert groups_cut(videos) == [{"group": "g", "clips": {"train": 1, "test": 1}}]
 
 
-def test_groups_of_one_class_by_hand():
-    labels = {"a": [0] * 10, "b": [1, 1], "c": [0, 1], "d": [1]}
-    rows = one_class_groups(labels, share_violent=0.25)
-    assert [(row["group"], row["label"], row["clips"]) for row in rows] == [
-        ("a", 0, 10),
-        ("b", 1, 2),
-    ]
-    by_name = {row["group"]: row["p"] for row in rows}
-    assert by_name["a"] == pytest.approx(4 * 0.75**10)
-    assert by_name["b"] == pytest.approx(4 * 0.25**2)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=40)
-)
-def test_permuted_labels_are_the_same_labels_in_other_places(rows):
-    labels_N, groups_N = np.array(rows).T
-    made = permuted(labels_N, groups_N, np.random.default_rng(0))
-    assert sorted(made) == sorted(labels_N)
-
-
-def test_permuted_labels_of_equal_groups_stay_together():
-    labels_N = np.repeat([0, 0, 0, 1, 1], 4)
-    groups_N = np.repeat(np.arange(5), 4)
-    made = permuted(labels_N, groups_N, np.random.default_rng(1)).reshape(5, 4)
-    assert (made == made[:, :1]).all()
-
-
-def test_what_tells_the_label_is_found_and_noise_is_not():
-    draw = np.random.default_rng(0)
-    labels_N = np.arange(80) % 2
-    groups_N = np.arange(80)
-    noise_NxD = draw.normal(size=(80, 4))
-    told_NxD = noise_NxD + 2 * labels_N[:, None]
-    found = shortcut(picture_model(), told_NxD, labels_N, groups_N, permutations=19)
-    assert found.auc > 0.95
-    assert found.p == 0.05
-    assert found.chance_95 < 0.75
-    lost = shortcut(picture_model(), noise_NxD, labels_N, groups_N, permutations=19)
-    assert lost.p > 0.05
-    one_place = np.where(labels_N == 1, 0, groups_N)
-    assert is_testable(labels_N, groups_N)
-    assert not is_testable(labels_N, one_place)
-
-
-def test_a_place_that_tells_the_label_is_not_learnt_from_itself():
-    """Features that name the group and nothing else: p is uniform, one in ten below 0.1."""
-    groups_N = np.repeat(np.arange(20), 10)
-    labels_N = np.repeat(np.arange(20) % 2, 10)
-    low = 0
-    for seed in range(8):
-        draw = np.random.default_rng(seed)
-        features_NxD = draw.normal(size=(20, 3))[groups_N]
-        features_NxD += 0.01 * draw.normal(size=(200, 3))
-        found = shortcut(
-            picture_model(), features_NxD, labels_N, groups_N, permutations=9
-        )
-        low += found.p <= 0.1
-    assert low <= 3
-
-
 def test_a_set_without_a_usable_clip_is_audited_all_the_same(backbone, tmp_path):
     for name in ("fight/a.mp4", "normal/b.mp4"):
         (tmp_path / "set" / name).parent.mkdir(parents=True)
         (tmp_path / "set" / name).write_bytes(b"no video")
     values, page = audited(tmp_path, tmp_path / "set", backbone)
     assert values["ledger"]["usable"] == 0
-    assert values["findings"] == ["nothing was found"]
+    assert "2 of 2 files are not usable" in values["findings"][0]
+    untested = [f for f in values["findings"] if "was not tested" in f]
+    assert ["splits" in untested[0], "borders" in untested[1]] == [True, True]
     assert values["shortcuts"] == {"metadata": None, "frame": None, "borders": None}
-    assert page.count("not tested") == 3
+    assert page.count("two groups: not tested") == 3
 
 
 def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tmp_path):
@@ -248,5 +215,20 @@ def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tm
     before = file.read_bytes()
     vd("split", *arguments)  # kept, groups too
     assert file.read_bytes() == before
-    done = vd("split", "--dataset-path", faulty, "--cache-dir", cache, code=2)
+    done = vd(
+        "split", "--dataset-path", faulty, "--cache-dir", cache, "--merge-duplicates", code=2
+    )  # fmt: skip
     assert "has splits already" in done.stderr
+    assert "fingerprints" not in done.stderr  # said before any work
+    done = vd("split", *arguments, "--resplit", "--manifest", tmp_path / "m.csv")
+    assert "--resplit drops" in done.stderr
+    assert {row["split"] for row in read_csv(tmp_path / "m.csv")} == {
+        "train",
+        "val",
+        "test",
+    }
+    absent = tmp_path / "absent.csv"
+    done = vd(
+        "audit", *arguments, "--report-dir", tmp_path / "r", "--splits-file", absent, code=2
+    )  # fmt: skip
+    assert f"--splits-file {absent} does not exist" in done.stderr

@@ -3,17 +3,12 @@
 import os
 from itertools import cycle, islice
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.broken import (
     LEVEL,
-    cut,
-    flipped,
     grey_frames,
     make_broken,
     noisy_frames,
@@ -22,38 +17,17 @@ from tests.broken import (
     rotated,
     trim_without_encoding,
     with_frame_rate,
-    zeroed,
 )
-from vd.videos.decode import FrameSettings, Position, decode_stretch, probe_duration
-from vd.videos.outcome import Outcome, Reason, Tally, outcome_of
-
-SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
-
-
-def decode(path, seconds=60.0, settings=SMALL):
-    """All kept images of a file, and its outcome."""
-    images, tallies, position = [], [], Position()
-    while position is not None:
-        stretch = decode_stretch(path, settings, position, seconds)
-        images.append(stretch.images_Fx2xHxWx3)
-        tallies.append(stretch.tally)
-        position = stretch.next
-        assert len(tallies) < 100
-    images_Fx2xHxWx3 = np.concatenate(images)
-    assert images_Fx2xHxWx3.dtype == np.uint8
-    assert images_Fx2xHxWx3.shape[1:] == (2, settings.height, settings.width, 3)
-    assert len(images_Fx2xHxWx3) == sum(tally.kept for tally in tallies)
-    return images_Fx2xHxWx3, outcome_of(tallies)
+from tests.decoding import SMALL, decode, outcome
+from vd.videos.decode import decode_stretch, probe_duration
+from vd.videos.frames import FrameSettings
+from vd.videos.outcome import Outcome
 
 
-def outcome(path, **options):
-    return decode(path, **options)[1]
-
-
-def kept_and_later(images_Fx2xHxWx3):
+def kept_and_later(images_FxSxHxWx3):
     """Indices of the kept frames of grey frames, and of their later ones."""
-    assert np.ptp(images_Fx2xHxWx3, axis=(2, 3, 4)).max() == 0
-    rgb_F, motion_F = images_Fx2xHxWx3[:, :, 0, 0, 0].astype(int).T
+    assert np.ptp(images_FxSxHxWx3, axis=(2, 3, 4)).max() == 0
+    rgb_F, motion_F = images_FxSxHxWx3[:, :, 0, 0, 0].astype(int).T
     return [
         (a // LEVEL, (a + m - 127) // LEVEL)
         for a, m in zip(rgb_F, motion_F, strict=True)
@@ -261,77 +235,3 @@ def test_probes_the_duration(tmp_path):
     assert probe_duration(path) == 2.0
     for name in make_broken(tmp_path):
         assert 0 <= probe_duration(tmp_path / name) <= 2
-
-
-@pytest.mark.parametrize(
-    ("good", "faults", "expected"),
-    [
-        (100, 0, ("used", "")),
-        (95, 0, ("used", "")),  # a twentieth may lack
-        (94, 0, ("partial", "truncated")),
-        (99, 1, ("partial", "corrupt-frames")),
-        (50, 0, ("partial", "truncated")),  # half must come
-        (49, 0, ("quarantined", "truncated")),
-        (0, 100, ("quarantined", "truncated")),
-    ],
-)
-@pytest.mark.parametrize("frames", [100, 0])  # by the header; 0: by time alone
-def test_the_rule_of_outcomes(good, faults, expected, frames):
-    header = Outcome("quarantined", "", frames, fps=25.0, duration=4.0)
-    last = (good + faults - 1) / 25 if good else 0.0
-    result = outcome_of([Tally(header, good, faults, last, kept=good // 3)])
-    assert (result.outcome, result.reason, result.frames) == (*expected, good)
-
-
-def test_two_frames_may_lack_in_a_short_video_and_stretches_add_up():
-    header = Outcome("quarantined", "", 10, fps=5.0, duration=2.0)
-    parts = [Tally(header, 5, 0, 0.8, 4), Tally(header, 3, 0, 1.4, 3)]
-    assert outcome_of(parts).outcome == "used"
-    assert outcome_of(parts[:1]).outcome == "partial"
-    vanished = Tally(Outcome("quarantined", "missing"))
-    assert outcome_of([*parts, vanished]).reason == "missing"
-
-
-@pytest.fixture(scope="module")
-def good_files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("good")
-    names = ("a.mp4", "a.avi", "a.mkv", "a.ts")
-    return {n: render(folder / n, noisy_frames(50)).read_bytes() for n in names}
-
-
-shares = st.floats(0, 1)
-damages = st.one_of(
-    st.builds(lambda share: lambda c: cut(c, share), shares),
-    st.builds(lambda a, b: lambda c: zeroed(c, min(a, b), max(a, b)), shares, shares),
-    st.builds(
-        lambda seed, bits: lambda c: flipped(c, seed, bits) if c else c,
-        st.integers(0, 2**32),
-        st.sampled_from([1, 8, 64]),
-    ),
-    st.builds(
-        lambda share, junk: lambda c: cut(c, share) + junk + c[len(cut(c, share)) :],
-        shares,
-        st.binary(max_size=64),
-    ),
-)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    name=st.sampled_from(["a.mp4", "a.avi", "a.mkv", "a.ts"]),
-    damages=st.lists(damages, min_size=1, max_size=3),
-    seconds=st.sampled_from([0.5, 60.0]),
-)
-def test_whatever_the_damage_there_is_an_outcome(
-    good_files, tmp_path_factory, name, damages, seconds
-):
-    content = good_files[name]
-    for damage in damages:
-        content = damage(content)
-    path = tmp_path_factory.getbasetemp() / name
-    path.write_bytes(content)
-    images, result = decode(path, seconds)
-    assert result.outcome in ("used", "partial", "quarantined")
-    assert result.reason in get_args(Reason)
-    assert (result.outcome == "used") == (result.reason == "")
-    assert len(images) > 0 or result.outcome == "quarantined"

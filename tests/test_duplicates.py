@@ -1,5 +1,8 @@
 """Near duplicates: every kind of copy is found, nothing else; the search against all pairs."""
 
+import contextlib
+import sqlite3
+
 import numpy as np
 import pytest
 
@@ -14,8 +17,16 @@ from vd.videos.duplicates import (
     find_pairs,
     neighbours,
 )
-from vd.videos.fingerprints import fingerprint, fingerprint_videos
-from vd.videos.manifest import identify, read_manifest
+from vd.videos.fingerprints import (
+    Fingerprint,
+    fingerprint,
+    fingerprint_videos,
+    read_pictures,
+)
+from vd.videos.hashes import identify
+from vd.videos.manifest import read_manifest
+
+UNUSABLE = r"fingerprints.sqlite cannot be used .* delete it"
 
 
 def moving(rng, frames=40, side=16, objects=3):
@@ -28,6 +39,11 @@ def moving(rng, frames=40, side=16, objects=3):
         for t, (px, py) in enumerate(path % side):
             made[t] += 90 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / 5)
     return made.clip(0, 255).astype(np.uint8)
+
+
+def kept(small):
+    """Fingerprints of small frames by name."""
+    return {name: Fingerprint(frames, 100.0, 0.0) for name, frames in small.items()}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +71,7 @@ def fingerprints(root, cache):
 def test_every_kind_of_copy_is_found_and_nothing_else(copied, tmp_path):
     root, kinds = copied
     made = fingerprints(root, tmp_path)
-    pairs = find_pairs({name: value.small_Fx16x16 for name, value in made.items()})
+    pairs = find_pairs(made)
     source = {name: name for name in made} | {k: v[1] for k, v in kinds.items()}
     found = {frozenset(p[:2]): p for p in pairs if p.kind == "duplicate"}
     for copy, (kind, original) in kinds.items():
@@ -73,22 +89,35 @@ def test_finished_fingerprints_are_not_made_again(copied, tmp_path, monkeypatch)
     assert first.keys() == again.keys()
     for name, made in first.items():
         np.testing.assert_array_equal(made.small_Fx16x16, again[name].small_Fx16x16)
-        assert made.picture == again[name].picture
     (tmp_path / "fingerprints.sqlite").write_bytes(b"no database" * 1000)
-    with pytest.raises(
-        VdError, match=r"fingerprints.sqlite cannot be used .* delete it"
-    ):
+    with pytest.raises(VdError, match=UNUSABLE):
         fingerprints(root, tmp_path)
+
+
+@pytest.mark.parametrize("column", ["small", "picture"])
+def test_a_damaged_fingerprint_is_told(copied, tmp_path, column):
+    root, _ = copied
+    fingerprints(root, tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "fingerprints.sqlite")) as data:
+        table = data.execute("SELECT name FROM sqlite_master").fetchone()[0]
+        video_id, value = data.execute(f"SELECT id, {column} FROM {table}").fetchone()
+        damaged = bytes([value[0] ^ 1]) + value[1:]
+        with data:
+            data.execute(
+                f"UPDATE {table} SET {column} = ? WHERE id = ?", (damaged, video_id)
+            )
+    with pytest.raises(VdError, match=UNUSABLE):
+        fingerprints(root, tmp_path), read_pictures(tmp_path, [video_id])
 
 
 def test_brightness_and_bars_by_hand():
     images = np.full((3, 100, 200, 3), 200, np.uint8)
     images[:, :10], images[:, -15:], images[:, :, :40] = 0, 0, 0
-    made = fingerprint(images)
+    made, _ = fingerprint(images)
     assert made.letterbox == pytest.approx(1 - 75 * 160 / 20_000)
     assert made.brightness == pytest.approx(200 * 75 * 160 / 20_000)
     assert made.small_Fx16x16.shape == (3, 16, 16)
-    assert fingerprint(np.zeros((1, 8, 8, 3), np.uint8)).letterbox == 1
+    assert fingerprint(np.zeros((1, 8, 8, 3), np.uint8))[0].letterbox == 1
 
 
 def test_a_mirrored_image_has_the_mirrored_code():
@@ -105,7 +134,7 @@ def test_the_shift_is_where_the_second_begins_in_the_first():
     )
     assert (kind, shift) == ("duplicate", 2.0)
     assert similarity == pytest.approx(1)
-    (pair,) = find_pairs({"a": video[:30], "b": video[16:]})
+    (pair,) = find_pairs(kept({"a": video[:30], "b": video[16:]}))
     assert (pair.kind, pair.shift, pair.mirrored) == ("duplicate", 2.0, False)
 
 
@@ -114,7 +143,7 @@ def test_another_moment_of_a_place_is_the_same_scene():
     still = np.repeat(rng.integers(0, 255, (1, 16, 16)), 40, 0).astype(np.uint8)
     other = still.copy()
     other[20:] = moving(rng, frames=20)
-    (pair,) = find_pairs({"a": still, "b": other, "c": moving(rng)})
+    (pair,) = find_pairs(kept({"a": still, "b": other, "c": moving(rng)}))
     assert pair[:3] == ("a", "b", "same-scene")
 
 
@@ -122,9 +151,9 @@ def test_videos_too_short_to_change_and_single_colours_do_no_harm():
     rng = np.random.default_rng(3)
     flat = np.full((10, 16, 16), 7, np.uint8)
     small = {"flat": flat, "also": flat.copy(), "short": moving(rng, frames=2)}
-    assert find_pairs(small) == []
+    assert find_pairs(kept(small)) == []
     assert find_pairs({}) == []
-    assert find_pairs({"one": moving(rng)}) == []
+    assert find_pairs(kept({"one": moving(rng)})) == []
 
 
 def test_neighbours_are_those_of_a_plain_search():
@@ -147,3 +176,20 @@ def test_changes_are_over_half_a_second():
     video = moving(np.random.default_rng(5), frames=6)
     expected = video[4:].astype(float) - video[:2]
     np.testing.assert_array_equal(changes_of(video), expected)
+
+
+def test_one_moving_graphic_over_many_places_is_not_the_same_footage():
+    rng = np.random.default_rng(6)
+    ticker = moving(rng, frames=40)[:, 13:]
+    small = {f"{i}": moving(rng) for i in range(8)}
+    for frames in small.values():
+        frames[:] = frames[:, :, :] // 4 + rng.integers(0, 190, (1, 16, 16)) // 2
+        frames[:, 13:] = np.where(np.arange(40)[:, None, None] % 8 < 4, ticker, 255)
+    pairs = find_pairs(kept(small))
+    assert not [pair for pair in pairs if pair.kind == "duplicate"]
+
+
+def test_a_second_of_a_video_is_found_in_it():
+    video = moving(np.random.default_rng(7), frames=24)
+    (pair,) = find_pairs(kept({"whole": video, "cut": video[8:15]}))
+    assert (pair.kind, pair.shift) == ("duplicate", 1.0)

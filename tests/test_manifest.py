@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from vd.config import DataConfig
 from vd.errors import VdError
 from vd.tables import read_csv, write_csv
-from vd.videos.manifest import identify, read_manifest
+from vd.videos.hashes import identify
+from vd.videos.manifest import read_manifest, write_manifest
 
 
 def touch(root, *names):
@@ -198,3 +199,15 @@ def test_csv_round_trip(tmp_path_factory, rows):
 def _bytes_alike(name):
     """The name as its bytes decode: surrogates that form valid UTF-8 become it."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+
+
+def test_a_written_manifest_is_read_back(tmp_path):
+    touch(tmp_path, "set/train/fight/a\r.mp4", "set/test/normal/b.mp4")
+    manifest = read(tmp_path / "set", group_from="[ab]")
+    (tmp_path / "other").mkdir()
+    write_manifest(tmp_path / "other" / "m.csv", manifest.videos)
+    again = read(tmp_path / "other" / "m.csv", group_from=None)
+    assert [(v.label, v.split, v.group) for v in again.videos] == [
+        (v.label, v.split, v.group) for v in manifest.videos
+    ]
+    assert all(v.path.exists() for v in again.videos)

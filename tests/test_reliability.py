@@ -16,14 +16,16 @@ from tests.broken import (
     make_broken,
     noisy_frames,
     render,
+    render_growing,
     render_lossless,
     rotated,
+    with_cut_pictures,
     with_frame_rate,
     zeroed,
 )
 from tests.command_line import vd
 from vd.tables import read_csv
-from vd.videos.decode import FrameSettings
+from vd.videos.frames import FrameSettings
 from vd.videos.workers import decode_videos
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -47,9 +49,12 @@ written here, when a good clip is touched, or when a worker is left behind. This
 |---|---|---|---|
 """
 NAMES = (
-    "line\nbreak.mp4", "'quotes\".mp4", "comma,semicolon;.mp4", "emoji🥊.mp4", "12:30.mp4",
+    "line\nbreak.mp4", "carriage\rreturn.mp4", "'quotes\".mp4", "comma,semicolon;.mp4", "emoji🥊.mp4", "12:30.mp4",
     "-dash.mp4", "per%03dcent.mp4", "caf\udce9.mp4",
 )  # fmt: skip
+
+
+MXF_KEY = bytes.fromhex("060e2b34020501010d01020101020400")
 
 
 def make_all(folder: Path) -> None:
@@ -94,6 +99,16 @@ def make_all(folder: Path) -> None:
         render(folder / name, noisy_frames(50), **options)
     for name in NAMES:
         (folder / name).write_bytes(good)
+    pictures = (folder / "motion_jpeg.avi").read_bytes()
+    cut_pictures = with_cut_pictures(pictures, every=3)
+    (folder / "motion_jpeg_cut_pictures.avi").write_bytes(cut_pictures)
+    render_growing(folder / "large_frame_behind_small_header.avi", 20, 4096, 8192)
+    (folder / "start_of_a.mxf").write_bytes(MXF_KEY + bytes(180))
+    for name, options in {"a.mpg": {}, "a.m2v": {}}.items():
+        content = render(
+            folder / name, noisy_frames(50), codec="mpeg2video", **options
+        ).read_bytes()
+        (folder / f"start_of_{name}").write_bytes(content[:12])
     (folder / "device.mp4").symlink_to("/dev/zero")
 
 
@@ -206,8 +221,11 @@ def test_a_class_without_a_file_is_named(tmp_path):
     make_dataset(tmp_path)
     for path in (tmp_path / "normal").iterdir():
         path.unlink()
-    done = vd("scan", "--dataset-path", tmp_path, "--cache-dir", tmp_path / "c", code=2)
+    arguments = "--dataset-path", tmp_path, "--cache-dir", tmp_path / "c"
+    report = tmp_path / "report"
+    done = vd("scan", *arguments, "--report-dir", report, code=2)
     assert "has no nonviolent clip" in done.stderr
+    assert len(read_csv(report / "scan.csv")) > 40  # all the same
 
 
 if __name__ == "__main__":

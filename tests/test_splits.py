@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from vd.config import Config, DataConfig, SplitConfig
 from vd.errors import VdError
 from vd.tables import read_csv
-from vd.videos.manifest import Video, identify, read_manifest
+from vd.videos.groups import merge_groups
+from vd.videos.hashes import identify
+from vd.videos.manifest import Video, read_manifest
 from vd.videos.splits import (
     assign,
     folds,
     keep_splits,
     kept_splits,
-    merge_groups,
     splits_file,
     with_splits,
 )
@@ -152,7 +153,7 @@ def test_a_group_in_two_splits_is_an_error_and_doubled_content_a_warning(
 ):
     given = [video(i, i % 2, split=("train", "val", "test")[i % 3]) for i in range(12)]
     cut = [replace(v, group="g") if v.name in ("0.mp4", "1.mp4") else v for v in given]
-    with pytest.raises(VdError, match="'g' lies in the splits train and val"):
+    with pytest.raises(VdError, match=r"'0.mp4' in train, '1.mp4' in val"):
         with_splits(cut, config(tmp_path))
     twin = replace(given[0], name="twin.mp4", split="test")
     with_splits([*given, twin], config(tmp_path))
@@ -245,7 +246,19 @@ def test_merged_groups_by_hand():
         video(6, group="c"),
     ]
     merged = merge_groups(videos, [("id0", "id1"), ("id2", "id3"), ("id9", "id6")])
-    assert [v.group for v in merged] == ["a", "a", "2.mp4", "2.mp4", "", "", "c"]
+    like = "like 2.mp4"
+    assert [v.group for v in merged] == ["a", "a", like, like, "", "", "c"]
+
+
+def test_files_without_content_join_no_groups():
+    videos = [
+        replace(video(0, group="a"), id=""),
+        replace(video(1, group="b"), id=""),
+        video(2, group="a"),
+        video(3, group="b"),
+        replace(video(4), id=""),
+    ]
+    assert merge_groups(videos) == videos
 
 
 def test_merged_groups_are_kept_with_the_splits(tmp_path):
@@ -259,3 +272,11 @@ def test_merged_groups_are_kept_with_the_splits(tmp_path):
     for first, second in pairs:
         assert by_id[first].group == by_id[second].group != ""
         assert by_id[first].split == by_id[second].split
+
+
+def test_the_splits_file_goes_by_where_a_data_set_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("set", "other/../set", str(tmp_path / "set"))
+    assert (
+        len({splits_file(Config(DataConfig(Path(name)))).name for name in names}) == 1
+    )

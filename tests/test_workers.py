@@ -21,7 +21,8 @@ from tests.broken import (
     render_slow,
 )
 from vd.errors import VdError
-from vd.videos.decode import FrameSettings, decode_stretch
+from vd.videos.decode import decode_stretch
+from vd.videos.frames import FrameSettings
 from vd.videos.workers import decode_videos
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
@@ -30,7 +31,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /
 SCRIPT = """
 import sys
 from pathlib import Path
-from vd.videos.decode import FrameSettings
+from vd.videos.frames import FrameSettings
 from vd.videos.workers import decode_videos
 
 if __name__ == "__main__":
@@ -147,7 +148,7 @@ def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
     assert found == [("used", ""), *expected.values(), ("used", "")]
     kinds = [kind for kind, _ in found]
     assert sum(map(kinds.count, ("used", "partial", "quarantined"))) == len(paths)
-    alone = decode_stretch(clip, SMALL).images_Fx2xHxWx3
+    alone = decode_stretch(clip, SMALL).images_FxSxHxWx3
     for piece in (pieces[0], pieces[-1]):
         np.testing.assert_array_equal(piece.images, alone)
 
@@ -159,7 +160,7 @@ def test_a_long_video_comes_in_stretches(tmp_path, clip):
     assert [piece.outcome is not None for piece in pieces] == [
         *(False, True), *(False, False, False, False, True), *(False, True)
     ]  # fmt: skip
-    whole = decode_stretch(long, SMALL).images_Fx2xHxWx3
+    whole = decode_stretch(long, SMALL).images_FxSxHxWx3
     parts = np.concatenate([piece.images for piece in pieces if piece.index == 1])
     np.testing.assert_array_equal(parts, whole)
 

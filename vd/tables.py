@@ -39,7 +39,14 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows (at least one) as CSV, whole or not at all."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    # a carriage return in a name is quoted only if all is (Python's gh-83938)
+    returns = any("\r" in str(value) for row in rows for value in row.values())
+    writer = csv.DictWriter(
+        text,
+        fieldnames=list(rows[0]),
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
+    )
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

@@ -9,39 +9,33 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vd.atomic import write_json, write_text
+from vd.atomic import make_folder, write_json, write_text
 from vd.audit import shortcuts
 from vd.audit.findings import findings
-from vd.audit.leakage import VideoPair, groups_cut, video_pairs, without_leaks
-from vd.audit.page import audit_page
+from vd.audit.leakage import groups_cut, video_pairs, without_leaks
+from vd.audit.page import audit_page, shown_pairs
 from vd.config import Config
 from vd.errors import VdError
-from vd.features.engines import find_backbone, make_engine
+from vd.features.backbone import Backbone, find_backbone
+from vd.features.engines import make_engine
 from vd.progress import say
 from vd.tables import write_csv
 from vd.training.run_folder import videos_of
 from vd.videos.duplicates import Pair, find_pairs
-from vd.videos.fingerprints import Fingerprint, fingerprint_videos
-from vd.videos.manifest import CLASSES, Video, identify, read_manifest
+from vd.videos.fingerprints import Fingerprint, fingerprint_videos, read_pictures
+from vd.videos.groups import merge_groups
+from vd.videos.hashes import identify
+from vd.videos.manifest import CLASSES, Video, read_manifest
 from vd.videos.scan import Ledger, report
-from vd.videos.splits import kept_splits, merge_groups
+from vd.videos.splits import kept_splits
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
-
-
-@dataclass(frozen=True)
-class Audited:
-    """What was found: the content of audit.json, and what the page shows besides."""
-
-    values: dict[str, Any]
-    pairs: list[VideoPair]
-    fingerprints: dict[str, Fingerprint]
 
 
 def audit(
@@ -53,61 +47,65 @@ def audit(
     leaked clips; without a run the data set's own, else those kept in the splits file.
     Raises `VdError` when the run was trained on files that the data set lacks.
     """
-    audited = _audit(config, report_dir, run_dir)
-    write_json(report_dir / "audit.json", audited.values)
-    page = audit_page(audited.values, audited.pairs, audited.fingerprints)
-    write_text(report_dir / "audit.html", page)
-    for finding in audited.values["findings"]:
-        say(f"- {finding}")
-    say(f"written: {report_dir / 'audit.json'}, {report_dir / 'audit.html'}")
-    return audited.values
-
-
-def _audit(config: Config, report_dir: Path, run_dir: Path | None) -> Audited:
+    backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
-    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
-    videos = _with_known_splits(videos, config, run_dir)
+    make_folder(report_dir, "--report-dir")
+    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    own_splits = any(video.split for video in given)
+    relabelled: list[str] = []
+    if run_dir is not None:
+        videos, relabelled = _as_in_run(given, run_dir, config.data.dataset_path)
+    else:
+        videos = given if own_splits else kept_splits(given, config)
     ledger, fingerprints = fingerprint_videos(videos, config.data, config.decode)
     write_csv(report_dir / "ledger.csv", ledger.rows())
     report(ledger, manifest.ignored, report_dir / "ledger.csv")
     usable = ledger.usable()
-    found = find_pairs({key: made.small_Fx16x16 for key, made in fingerprints.items()})
+    found = find_pairs(fingerprints)
     pairs = video_pairs(usable, found)
     values: dict[str, Any] = {
         "dataset": str(config.data.dataset_path),
+        "own_splits": own_splits,
         "ledger": ledger.summary(manifest.ignored),
         "pairs": [pair.row() for pair in pairs],
+        "groups": len({v.group for v in usable if v.group}) or None,
         "groups_cut": groups_cut(usable),
+        "relabelled": relabelled,
         "run": without_leaks(run_dir, usable, pairs) if run_dir else None,
         "one_class_groups": _one_class_groups(usable),
-        "shortcuts": _shortcuts(ledger, fingerprints, found, config),
+        "shortcuts": _shortcuts(ledger, fingerprints, found, backbone, config),
     }
-    values = {"findings": findings(values, pairs), **values}
-    return Audited(values, pairs, fingerprints)
+    values = {"findings": findings(values, pairs, config.data.max_loss_gap), **values}
+    write_json(report_dir / "audit.json", values)
+    ids = {v.id for pair in shown_pairs(pairs) for v in (pair.first, pair.second)}
+    page = audit_page(values, pairs, read_pictures(config.data.cache_dir, ids))
+    write_text(report_dir / "audit.html", page)
+    for finding in values["findings"]:
+        say(f"- {finding}")
+    say(f"written: {report_dir / 'audit.json'}, {report_dir / 'audit.html'}")
+    return values
 
 
-def _with_known_splits(
-    videos: Sequence[Video], config: Config, run_dir: Path | None
-) -> list[Video]:
-    """The run's splits, else the data set's own, else those kept; assigns none."""
-    if run_dir is not None:
-        rows = videos_of(run_dir, config.data.dataset_path)
-        by_file = {(v.name, v.id): v.split for v in rows}  # copies may be in two splits
-        made = [
-            dataclasses.replace(v, split=by_file.pop((v.name, v.id), ""))
-            for v in videos
-        ]
-        if by_file:
-            name = min(name for name, _ in by_file)
-            raise VdError(
-                f"--checkpoint-dir {run_dir} was trained on {len(by_file)} files that "
-                f"--dataset-path {config.data.dataset_path} lacks or has with other "
-                f"content, {name!r} for one; name the data set that it was trained on."
-            )
-        return made
-    if any(video.split for video in videos):
-        return list(videos)
-    return kept_splits(videos, config)
+def _as_in_run(
+    videos: Sequence[Video], run_dir: Path, dataset_path: Path
+) -> tuple[list[Video], list[str]]:
+    """The videos with a run's splits, and the names whose label it had otherwise."""
+    # by file, for copies of one clip may be in two splits
+    by_file = {(v.name, v.id): v for v in videos_of(run_dir, dataset_path)}
+    made, relabelled = [], []
+    for video in videos:
+        before = by_file.pop((video.name, video.id), None)
+        if before is not None and before.label != video.label:
+            relabelled.append(video.name)
+        made.append(dataclasses.replace(video, split=before.split if before else ""))
+    if by_file:
+        name = min(name for name, _ in by_file)
+        raise VdError(
+            f"--checkpoint-dir {run_dir} was trained on {len(by_file)} files that "
+            f"--dataset-path {dataset_path} lacks or has with other content, {name!r} for "
+            "one; name the data set that it was trained on."
+        )
+    return made, relabelled
 
 
 def _one_class_groups(videos: Sequence[Video]) -> list[dict[str, Any]]:
@@ -125,6 +123,7 @@ def _shortcuts(
     ledger: Ledger,
     fingerprints: Mapping[str, Fingerprint],
     found: Sequence[Pair],
+    backbone: Backbone,
     config: Config,
 ) -> dict[str, dict[str, Any] | None]:
     """AUC from metadata, from a middle frame, and from its borders, over one copy of a clip."""
@@ -141,15 +140,18 @@ def _shortcuts(
     names = ("metadata", "frame", "borders")
     if not shortcuts.is_testable(labels_N, groups_N):
         return dict.fromkeys(names)
-    made = [fingerprints[video.id] for video in chosen]
-    outcomes = [entries[video.id].outcome for video in chosen]
-    backbone = find_backbone(config.backbone)
     engine = make_engine(backbone, config.backbone.engine)
+    kept = read_pictures(config.data.cache_dir, [video.id for video in chosen])
+    pictures = [kept[video.id] for video in chosen]
     features = {
-        "metadata": shortcuts.metadata([v.path for v in chosen], outcomes, made),
-        "frame": shortcuts.picture_features(made, engine, backbone.size),
+        "metadata": shortcuts.metadata(
+            [video.path for video in chosen],
+            [entries[video.id].outcome for video in chosen],
+            [fingerprints[video.id] for video in chosen],
+        ),
+        "frame": shortcuts.picture_features(pictures, engine, backbone.size),
         "borders": shortcuts.picture_features(
-            made, engine, backbone.size, borders=True
+            pictures, engine, backbone.size, borders=True
         ),
     }
     metadata, picture = shortcuts.metadata_model(), shortcuts.picture_model()

@@ -4,97 +4,177 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vd.audit.leakage import VideoPair
+from vd.videos.scan import is_excessive
 
 _SIGNIFICANT, _STRONG = 0.05, 0.6  # p, and AUC, from which a shortcut is a finding
+_CERTAIN = 0.01  # p from which a group of one class is a finding
+
+Values = Mapping[str, Any]
 
 
-def findings(values: Mapping[str, Any], pairs: Sequence[VideoPair]) -> list[str]:
-    """What a person should know, a sentence each, the worst first."""
-    said = []
+def findings(
+    values: Values, pairs: Sequence[VideoPair], max_loss_gap: float
+) -> list[str]:
+    """What a person should know, a sentence each, the worst first; last what was not tested.
 
-    def pairs_found(what: str, chosen: Sequence[VideoPair], remedy: str) -> None:
-        if chosen:
-            names = chosen[0].first.name, chosen[0].second.name
-            said.append(
-                f"{len(chosen)} pairs {what} ({names[0]!r} and {names[1]!r}): {remedy}"
-            )
+    `values` is the content of audit.json without these sentences.
+    """
+    found = [
+        *_between_parts(values, pairs),
+        *_lost(values, max_loss_gap),
+        *_labels_told(values),
+        *_run(values),
+        *_within_parts(values, pairs),
+    ]
+    usable = values["ledger"]["usable"]
+    return [
+        *(found or [f"nothing was found in {usable} usable clips"]),
+        *_not_tested(values),
+    ]
 
+
+def _between_parts(values: Values, pairs: Sequence[VideoPair]) -> list[str]:
+    """What stands under both labels, or on both sides of a split."""
     footage = [pair for pair in pairs if pair.same_footage]
     scenes = [pair for pair in pairs if not pair.same_footage and not pair.grouped]
-    pairs_found(
-        "of the same footage are under both labels",
-        [pair for pair in footage if pair.both_labels],
-        "correct one label, or remove both",
-    )
-    pairs_found(
-        "of the same footage lie in two splits",
-        [pair for pair in footage if pair.across_splits],
-        "vd split --merge-duplicates keeps them together",
-    )
-    for row in values["groups_cut"]:
-        said.append(
-            f"the group {row['group']!r} is cut by the splits {row['clips']}: what is learnt "
-            "of a place is tested there"
+    return [
+        *_pairs(
+            "of the same footage are under both labels",
+            [pair for pair in footage if pair.both_labels],
+            "correct one label, or remove both",
+        ),
+        *_pairs(
+            "of the same footage lie in two splits",
+            [pair for pair in footage if pair.across_splits],
+            _together(values, anew=True),
+        ),
+        *(
+            f"the group {row['group']!r} is cut by the splits {row['clips']}: what is "
+            "learnt of a place is tested there"
+            for row in values["groups_cut"]
+        ),
+        *_pairs(
+            "show the same scene in two splits",
+            [pair for pair in scenes if pair.across_splits],
+            _together(values, anew=True),
+        ),
+    ]
+
+
+def _within_parts(values: Values, pairs: Sequence[VideoPair]) -> list[str]:
+    """Pairs that no split divides."""
+    inside = [pair for pair in pairs if not pair.across_splits and not pair.both_labels]
+    return [
+        *_pairs(
+            "of the same footage are within one split or unsplit",
+            [pair for pair in inside if pair.same_footage],
+            "what is in both counts twice",
+        ),
+        *_pairs(
+            "show the same scene and no group says so",
+            [pair for pair in inside if not pair.same_footage and not pair.grouped],
+            _together(values),
+        ),
+    ]
+
+
+def _pairs(what: str, chosen: Sequence[VideoPair], remedy: str) -> list[str]:
+    """A sentence that counts the pairs, names the first and says what to do; or none."""
+    if not chosen:
+        return []
+    names = chosen[0].first.name, chosen[0].second.name
+    return [f"{len(chosen)} pairs {what} ({names[0]!r} and {names[1]!r}): {remedy}"]
+
+
+def _together(values: Values, anew: bool = False) -> str:
+    """How pairs are kept in one split; `anew`: when kept splits divide them."""
+    resplit = " --resplit" if anew and not values["own_splits"] else ""
+    merge = f"vd split --merge-duplicates{resplit} keeps them together"
+    if values["own_splits"]:
+        return (
+            "remove one of each, or drop the data set's own split folders or column, then "
+            + merge
         )
-    pairs_found(
-        "show the same scene in two splits",
-        [pair for pair in scenes if pair.across_splits],
-        "vd split --merge-duplicates keeps them together",
-    )
-    gap = values["ledger"]["loss_gap"]
-    if gap["gap"] > 0.05 and gap["p"] < 0.01:
+    return merge
+
+
+def _lost(values: Values, max_loss_gap: float) -> list[str]:
+    """A gap between the classes' losses, and files that are not used."""
+    ledger = values["ledger"]
+    gap, said = ledger["loss_gap"], []
+    if is_excessive(gap, max_loss_gap):
         said.append(
             f"{100 * gap['lost_violent']:.0f} % of violent and "
             f"{100 * gap['lost_nonviolent']:.0f} % of non-violent files are lost"
         )
-    certain = [row for row in values["one_class_groups"] if row["p"] < 0.01]
-    for row in certain:
+    lost = ledger["found"] - ledger["usable"]
+    if lost:
         said.append(
-            f"all {row['clips']} clips of the group {row['group']!r} are {row['label']}: "
-            "its place tells the label"
+            f"{lost} of {ledger['found']} files are not usable: ledger.csv has the reasons"
         )
-    said += [
-        sentence
-        for name, result in values["shortcuts"].items()
-        if (sentence := _shortcut_finding(name, result))
+    return said
+
+
+def _labels_told(values: Values) -> list[str]:
+    """Groups of one class, and classifiers without sight of the action."""
+    groups = [
+        f"all {row['clips']} clips of the group {row['group']!r} are {row['label']}: its "
+        "place tells the label"
+        for row in values["one_class_groups"]
+        if row["p"] < _CERTAIN
     ]
-    run = values["run"]
-    if run:
-        rows = run["test"]
-        last = rows["without_shared_group"]
+    words = {
+        "metadata": "size, rate, length, codec, bytes, brightness and bars alone tell",
+        "frame": "a single frame tells",
+        "borders": "the borders of a single frame tell",
+    }
+    tested = {name: row for name, row in values["shortcuts"].items() if row}
+    return groups + [
+        f"{words[name]} the label with AUC {row['auc']:.3f} (labels permuted: below "
+        f"{row['chance_95']:.3f}, p = {row['p']:.2f})"
+        for name, row in tested.items()
+        if row["p"] <= _SIGNIFICANT and row["auc"] >= _STRONG
+    ]
+
+
+def _run(values: Values) -> list[str]:
+    """What a run's accuracy is without leaked clips, and whether its labels still stand."""
+    if not values["run"]:
+        return []
+    rows, said = values["run"]["test"], []
+    last = rows["without_shared_group"]
+    said.append(
+        f"the run's test accuracy is {_percent(rows['all'])}, and {_percent(last)} without "
+        f"{last['left_out']} leaked clips"
+    )
+    changed = values["relabelled"]
+    if changed:
         said.append(
-            f"the run's test accuracy is {_percent(rows['all'])}, and "
-            f"{_percent(last)} without {last['left_out']} leaked clips"
+            f"{len(changed)} clips had another label when the run was trained "
+            f"({changed[0]!r} for one): its figures are of the former labels"
         )
-    pairs_found(
-        "of the same footage are within one split or unsplit",
-        [p for p in footage if not p.both_labels and not p.across_splits],
-        "what is in both counts twice",
-    )
-    pairs_found(
-        "show the same scene and no group says so",
-        [p for p in scenes if not p.across_splits],
-        "vd split --merge-duplicates makes groups of them",
-    )
-    return said or ["nothing was found"]
+    return said
 
 
-def _shortcut_finding(name: str, result: Mapping[str, Any] | None) -> str | None:
-    """A sentence when a classifier without sight of the action is better than chance."""
-    if result is None or result["p"] > _SIGNIFICANT or result["auc"] < _STRONG:
-        return None
-    what = {
-        "metadata": "size, rate, length, codec, bytes, brightness and bars alone tell the label",
-        "frame": "a single frame tells the label",
-        "borders": "the borders of a single frame tell the label",
-    }[name]
-    return (
-        f"{what} with AUC {result['auc']:.3f} (labels permuted: below "
-        f"{result['chance_95']:.3f}, p = {result['p']:.2f})"
-    )
+def _not_tested(values: Values) -> list[str]:
+    """What the audit could not look at: silence about it would pass for a clean bill."""
+    said = []
+    if not any(row["split"] for row in values["ledger"]["per_split_and_class"]):
+        said.append("no splits are known, so leakage between them was not tested")
+    if values["groups"] is None:
+        said.append(
+            "no source groups are known: clips of one recording may be in train and test; "
+            "a column `group` or --group-from names them"
+        )
+    if not all(values["shortcuts"].values()):
+        said.append(
+            "whether metadata, a frame or its borders tell the label was not tested: a "
+            "class has fewer than two clips or groups"
+        )
+    return said
 
 
-def _percent(row: Mapping[str, Any]) -> str:
+def _percent(row: Values) -> str:
     accuracy = row["accuracy"]
     clips = f"({row['clips']} clips)"
     return (

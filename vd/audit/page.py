@@ -7,19 +7,26 @@ from typing import Any
 import jinja2
 
 from vd.audit.leakage import VideoPair
-from vd.videos.fingerprints import Fingerprint
 
 _MOST_PAIRS = 60  # with pictures; audit.json has all
 
 _WORDS = {"copy": "same file", "duplicate": "same footage", "same-scene": "same scene"}
 
 
+def shown_pairs(pairs: Sequence[VideoPair]) -> list[VideoPair]:
+    """The pairs that the page shows, of those that are the worst first."""
+    return [p for p in pairs if not _as_expected(p)][:_MOST_PAIRS]
+
+
 def audit_page(
     values: Mapping[str, Any],
     pairs: Sequence[VideoPair],
-    fingerprints: Mapping[str, Fingerprint],
+    pictures: Mapping[str, bytes],
 ) -> str:
-    """The page; `values` is the content of audit.json, `pairs` the worst first."""
+    """The page; `values` is the content of audit.json, `pairs` the worst first.
+
+    `pictures` are JPEGs of the shown pairs' videos by content hash.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vd.audit"),
         autoescape=True,
@@ -27,18 +34,23 @@ def audit_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = [pair for pair in pairs if not (pair.kind == "same-scene" and pair.grouped)]
+    shown, grouped = shown_pairs(pairs), sum(map(_as_expected, pairs))
     page = environment.get_template("audit.html.j2").render(
         values=values,
-        pairs=[_shown(pair, fingerprints) for pair in shown[:_MOST_PAIRS]],
-        hidden=max(0, len(shown) - _MOST_PAIRS),
-        grouped=len(pairs) - len(shown),
+        pairs=[_shown(pair, pictures) for pair in shown],
+        hidden=len(pairs) - len(shown) - grouped,
+        grouped=grouped,
     )
     # names that are no UTF-8 stay readable
     return page.encode("utf-8", "backslashreplace").decode()
 
 
-def _shown(pair: VideoPair, fingerprints: Mapping[str, Fingerprint]) -> dict[str, Any]:
+def _as_expected(pair: VideoPair) -> bool:
+    """One scene within one group: the group says so already."""
+    return pair.kind == "same-scene" and pair.grouped
+
+
+def _shown(pair: VideoPair, pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """What the page says of a pair."""
     row = pair.row()
     return {
@@ -52,7 +64,7 @@ def _shown(pair: VideoPair, fingerprints: Mapping[str, Fingerprint]) -> dict[str
                 "label": row["labels"][i],
                 "split": video.split or "no split",
                 "group": video.group,
-                "picture": base64.b64encode(fingerprints[video.id].picture).decode(),
+                "picture": base64.b64encode(pictures[video.id]).decode(),
             }
             for i, video in enumerate((pair.first, pair.second))
         ],

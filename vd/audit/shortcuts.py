@@ -127,25 +127,23 @@ def metadata(
 
 
 def picture_features(
-    fingerprints: Sequence[Fingerprint],
+    pictures: Sequence[bytes],
     engine: Engine,
     size: int,
     borders: bool = False,
 ) -> Features:
-    """Principal components of the backbone's features of each video's middle frame.
+    """Principal components of the backbone's features of each video's picture, a JPEG.
 
     With `borders` all but a rim of 15 % of the side is grey.
     """
     features = []
     rim = max(1, round(_BORDER * size))
     with track(
-        "borders" if borders else "middle frames", len(fingerprints), "pictures"
+        "borders" if borders else "middle frames", len(pictures), "pictures"
     ) as ticker:
-        for made in fingerprints:
-            image = cv2.imdecode(
-                np.frombuffer(made.picture, np.uint8), cv2.IMREAD_COLOR
-            )
-            assert image is not None, "a fingerprint holds a JPEG"
+        for picture in pictures:
+            image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+            assert image is not None, "its checksum was right"
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
             image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
             if borders:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
+from vd.videos.frames import ROUNDING, FrameSettings, Keeper
 from vd.videos.outcome import (
     Outcome,
     Tally,
@@ -23,21 +23,9 @@ from vd.videos.outcome import (
     why_not_opened,
 )
 
-_ROUNDING = 1e-3  # seconds: some containers round time stamps to it
 _HOLE_STEPS, _HOLE_SECONDS = 10, 0.5  # a longer way to the next frame is a hole
 _STUMBLES = 50  # errors of reading in a row, then the rest of the file is given up
 _MARGINS = 2.0, 20.0, math.inf  # seconds to seek ahead of a stretch; the last: no seek
-
-
-@dataclass(frozen=True)
-class FrameSettings:
-    """Which frames of a video are kept, and in what form."""
-
-    height: int = 224
-    width: int = 224
-    frames_per_second: float = 8.0  # every frame of a slower video
-    motion_gap_seconds: float = 0.1
-    max_pixels: int = 7680 * 4320  # of a source frame; larger ones are refused
 
 
 class Position(NamedTuple):
@@ -49,9 +37,9 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Stretch:
-    """Kept frames of a stretch of a video: stream 0 RGB, stream 1 motion."""
+    """Kept frames of a stretch of a video, in each of the streams."""
 
-    images_Fx2xHxWx3: UInt8[np.ndarray, "F 2 H W 3"]
+    images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"]
     tally: Tally
     next: Position | None  # None: the video has ended
 
@@ -60,13 +48,13 @@ def decode_stretch(
     path: Path,
     settings: FrameSettings,
     position: Position = Position(),  # noqa: B008  # immutable
-    seconds: float = 60.0,
+    seconds: float = 30.0,
     keep_images: bool = True,
 ) -> Stretch:
     """Decode the frames of [position, position + seconds); `seconds` must be whole slots.
 
     A frame is kept when it is the first in its slot of 1 / frames_per_second. Its motion
-    image is clip(127 + later − earlier, 0, 255), where `later` is the first frame at least
+    is the difference to the later frame, which is the first frame at least
     `motion_gap_seconds` less half a usual step after it: the nearest, and the earlier of
     two, at a constant rate. A frame without a later one is not kept. Damaged frames are
     left out and counted. Without `keep_images` frames are only counted. Never raises for a bad file: `tally.header.reason` says why.
@@ -75,13 +63,16 @@ def decode_stretch(
     try:
         for margin in () if reason else _MARGINS:
             with _open(path) as container:
-                keeper = _Keeper(settings, keep_images)
+                if not len(container.streams):
+                    reason = why_not_opened(path)
+                    break
+                keeper = Keeper(settings, keep_images)
                 stretch = _decode(container, keeper, position, seconds, margin)
             if stretch is not None:
                 return stretch
     except av.error.FFmpegError as error:
         reason = why_not_opened(path, error)
-    return _refused(_Keeper(settings, False), Outcome("quarantined", reason))
+    return _refused(Keeper(settings, False), Outcome("quarantined", reason))
 
 
 def probe_duration(path: Path) -> float:
@@ -102,7 +93,7 @@ def _open(path: Path) -> Any:
 
 def _decode(
     container: Any,
-    keeper: "_Keeper",
+    keeper: Keeper,
     position: Position,
     seconds: float,
     margin: float,
@@ -115,6 +106,8 @@ def _decode(
     if header.reason:
         return _refused(keeper, header)
     stream.thread_type = "NONE"  # processes are the parallelism
+    if header.codec == "mjpeg":  # else it fills in what a cut picture lacks
+        stream.codec_context.options = {"err_detect": "explode"}
     landed = position.origin is None or position.seconds <= margin
     if not landed and not _seek(container, stream, position, margin):
         return None
@@ -129,11 +122,13 @@ def _decode(
         if frame is None:
             faults += slot >= first_slot and after is None
             continue
+        if frame.width * frame.height > settings.max_pixels:  # the header says less
+            return _refused(keeper, replace(header, reason="too-large"))
         time = clock(frame)
         landed = landed or time <= position.seconds - margin / 2
         if not landed:
             return None
-        slot = math.floor((time + _ROUNDING) * settings.frames_per_second)
+        slot = math.floor((time + ROUNDING) * settings.frames_per_second)
         if slot < first_slot:
             continue
         if slot >= first_slot + slots:
@@ -217,52 +212,6 @@ class _Clock:
         return int(np.sum((steps > least) & (begin <= ends) & (ends < end)))
 
 
-class _Keeper:
-    """Pairs each kept frame with its later one; converts only frames that are needed."""
-
-    def __init__(self, settings: FrameSettings, keep_images: bool) -> None:
-        self.settings = settings
-        self.usual_step = 0.0  # seconds from a frame to the next
-        self.images: list[UInt8[np.ndarray, "2 H W 3"]] = []
-        self.waiting: list[tuple[float, UInt8[np.ndarray, "H W 3"]]] = []
-        self._slot = -1
-        self._keep_images = keep_images
-        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
-
-    def see(self, frame: Any, time: float, slot: int = -1) -> None:
-        """Take a frame as the later one of those waiting; keep it if its slot is new."""
-        image = None
-        gap = self.settings.motion_gap_seconds - 0.5 * self.usual_step - _ROUNDING
-        while self.waiting and time >= self.waiting[0][0] + gap:
-            image = self._convert(frame) if image is None else image
-            earlier = self.waiting.pop(0)[1]
-            motion = np.clip(127 + image.astype(np.int16) - earlier, 0, 255)
-            self.images.append(np.stack([earlier, motion.astype(np.uint8)]))
-        if slot > self._slot:
-            self._slot = slot
-            image = self._convert(frame) if image is None else image
-            self.waiting.append((time, image))
-
-    def _convert(self, frame: Any) -> UInt8[np.ndarray, "H W 3"]:
-        """A frame resized by area, the aspect squashed, upright, as RGB."""
-        if not self._keep_images:
-            return np.empty((0, 0, 3), np.uint8)
-        quarter_turns = round(frame.rotation / 90) % 4
-        height, width = self.settings.height, self.settings.width
-        if quarter_turns % 2:
-            height, width = width, height
-        small = self._reformatter.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
-        )
-        upright: np.ndarray = np.rot90(small.to_ndarray(), quarter_turns)
-        return upright
-
-    def stack(self) -> UInt8[np.ndarray, "F 2 H W 3"]:
-        """All pairs so far."""
-        shape = -1, 2, self.settings.height, self.settings.width, 3
-        return np.array(self.images, np.uint8).reshape(shape)
-
-
-def _refused(keeper: _Keeper, header: Outcome) -> Stretch:
+def _refused(keeper: Keeper, header: Outcome) -> Stretch:
     """A stretch without a frame."""
     return Stretch(keeper.stack(), Tally(header), None)

@@ -7,7 +7,8 @@
 2. Search: the nearest hashes of other videos, plain and mirrored, by an inverted file over
    binary codes (faiss), so the cost grows far slower than the number of pairs.
 3. Verify: at the shifts in time that the hits tell of, the changes of both videos must
-   correlate; where nothing moves, or only single frames agree, it is the same scene.
+   correlate, and their frames too: one ticker runs over many places. Where nothing moves,
+   or only single frames agree, it is the same scene.
 
 Thresholds were set on re-encoded, scaled, mirrored, trimmed and resampled copies of real
 clips: docs/results.md.
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from vd.videos.fingerprints import SIDE
+from vd.videos.fingerprints import SIDE, Fingerprint
 
 FRAMES_PER_SECOND = 8
 _BITS = 128
@@ -30,8 +31,9 @@ _NEIGHBOURS, _NEAREST = 32, 8  # hashes looked at, and taken of other videos
 _MOST = 8  # shifts in time, and pairs of frames, tried of two videos
 _FRAME_DISTANCE, _CHANGE_DISTANCE = 12, 24  # bits of 128
 _STILL = 1.0  # grey levels: a frame of less contrast, or change, is noise
-_LEAST_OVERLAP, _LEAST_SHARE = 4, 0.5  # changes, so a second; of the shorter video
-_HOPEFUL, _SAME_FOOTAGE = 0.4, 0.7  # correlation of the changes
+_LEAST_OVERLAP, _LEAST_SHARE = 2, 0.5  # changes; of the shorter video
+_HOPEFUL, _SAME_FOOTAGE = 0.4, 0.75  # correlation of the changes
+_SAME_PLACE = 0.9  # mean correlation of the frames of the same footage
 _SAME_SCENE = 0.99  # correlation of two frames
 
 Small = UInt8[np.ndarray, "F 16 16"]
@@ -58,10 +60,11 @@ class _Hashes:
     frame_N: np.ndarray
 
 
-def find_pairs(small: Mapping[str, Small]) -> list[Pair]:
+def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
     """All pairs of the same footage or scene among videos, by name; the most alike first."""
-    if len(small) < 2:
+    if len(fingerprints) < 2:
         return []
+    small = {name: made.small_Fx16x16 for name, made in fingerprints.items()}
     names = list(small)
     found: dict[tuple[int, int], Pair] = {}
     for a, b, mirrored, frames_Hx2 in _hits(small.values()):
@@ -93,7 +96,7 @@ def compare(
     ):  # a copy's frames may lie between the original's
         between = (_correlation(*changes, shift + half) for half in (-0.5, 0.5))
         best = max(best, *between)
-    if best >= _SAME_FOOTAGE:
+    if best >= _SAME_FOOTAGE and _same_place(first, second, shift):
         return "duplicate", best, shift / FRAMES_PER_SECOND
     step = -(-len(frames_Hx2) // _MOST)
     alike, shift = max(
@@ -207,6 +210,13 @@ def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
     if min(powers) <= _STILL**2:
         return 0.0
     return float(np.mean(a * b) / np.sqrt(powers[0] * powers[1]))
+
+
+def _same_place(first: Small, second: Small, shift: int) -> bool:
+    """Whether two videos' frames look alike where they overlap."""
+    begin, end = max(0, shift), min(len(first), len(second) + shift)
+    alike = [_alike(first[i], second[i - shift]) for i in range(begin, end)]
+    return float(np.mean(alike)) >= _SAME_PLACE
 
 
 def _alike(first: np.ndarray, second: np.ndarray) -> float:

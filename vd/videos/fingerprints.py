@@ -1,8 +1,9 @@
 """Fingerprints of videos: small grey frames by which copies are found, and a picture."""
 
 import contextlib
+import hashlib
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,29 +14,31 @@ from jaxtyping import UInt8
 from vd.config import DataConfig, DecodeConfig, decode_workers
 from vd.errors import VdError
 from vd.progress import track
-from vd.videos.decode import FrameSettings
+from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
 from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
 from vd.videos.workers import decode_videos
 
 SIDE = 16  # of a small grey frame
-_TABLE = "fingerprints_1"  # another number is another form
+_TABLE = "fingerprints_2"  # another number is another form
 _COLUMNS = (
-    "id TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL, letterbox REAL"
+    "id TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL, letterbox REAL, "
+    "small_sha256 BLOB, picture_sha256 BLOB"
 )
-_CHUNK = 64  # videos a transaction: what a kill costs at most
 _BLACK = 16  # grey level of a bar, at most
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of one video, 2 kB a second."""
+    """What is kept of one video in memory, 2 kB a second."""
 
     small_Fx16x16: UInt8[np.ndarray, "F 16 16"]  # grey, 8 frames a second
-    picture: bytes  # JPEG of the middle frame, of the first minute if it is longer
     brightness: float  # mean grey level, 0 to 255
     letterbox: float  # share of the frame that black bars cover
+
+
+_Made = tuple[Fingerprint, bytes]  # with the picture
 
 
 def fingerprint_videos(
@@ -48,7 +51,7 @@ def fingerprint_videos(
     """
     log = OutcomeLog(data.cache_dir)
     unreadable: dict[Path, Outcome] = {}
-    with _database(data.cache_dir / "fingerprints.sqlite") as database:
+    with _database(data.cache_dir) as database:
         present = {row[0] for row in database.execute(f"SELECT id FROM {_TABLE}")}
         todo = {
             video.id or video.name: video
@@ -58,29 +61,34 @@ def fingerprint_videos(
                 log.known[video.id].outcome != "quarantined" and video.id not in present
             )
         }
-        chunk: dict[str, tuple[Outcome, Fingerprint | None]] = {}
         with track("fingerprints", len(todo), "videos") as ticker:
             for video, outcome, made in _decode(list(todo.values()), decode):
                 ticker.advance()
                 if not video.id:
                     unreadable[video.path] = outcome
                     continue
-                chunk[video.id] = outcome, made
-                if len(chunk) == _CHUNK:
-                    _add(database, log, chunk)
-                    chunk = {}
-        _add(database, log, chunk)
+                if made is not None:  # first, so that no outcome lacks its own
+                    _add(database, video.id, *made)
+                log.add({video.id: outcome})
         ledger = ledger_of(videos, log.known, unreadable)
         usable = {video.id for video in ledger.usable()}
         rows = database.execute(
-            f"SELECT id, small, picture, brightness, letterbox FROM {_TABLE}"
+            f"SELECT id, small, brightness, letterbox, small_sha256 FROM {_TABLE}"
         )
         found = {row[0]: _fingerprint(*row[1:]) for row in rows if row[0] in usable}
     return ledger, {video_id: found[video_id] for video_id in sorted(usable)}
 
 
-def fingerprint(images_FxHxWx3: UInt8[np.ndarray, "F H W 3"]) -> Fingerprint:
-    """The fingerprint of a video's RGB frames (at least one), 8 a second."""
+def read_pictures(cache_dir: Path, ids: Collection[str]) -> dict[str, bytes]:
+    """JPEG of the middle frame of fingerprinted videos (of the first 30 s, if longer)."""
+    with _database(cache_dir) as database:
+        return {video_id: _picture(database, video_id) for video_id in set(ids)}
+
+
+def fingerprint(
+    images_FxHxWx3: UInt8[np.ndarray, "F H W 3"],
+) -> tuple[Fingerprint, bytes]:
+    """Fingerprint and picture of a video's RGB frames (at least one), 8 a second."""
     middle = cv2.cvtColor(images_FxHxWx3[len(images_FxHxWx3) // 2], cv2.COLOR_RGB2BGR)
     picture = cv2.imencode(".jpg", middle, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
     grey_FxHxW = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images_FxHxWx3]
@@ -89,9 +97,10 @@ def fingerprint(images_FxHxWx3: UInt8[np.ndarray, "F H W 3"]) -> Fingerprint:
         for grey in grey_FxHxW
     ]
     mean_HxW = np.mean(grey_FxHxW, axis=0)
-    return Fingerprint(
-        np.array(small, np.uint8), picture, float(mean_HxW.mean()), _letterbox(mean_HxW)
+    made = Fingerprint(
+        np.array(small, np.uint8), float(mean_HxW.mean()), _letterbox(mean_HxW)
     )
+    return made, picture
 
 
 def _letterbox(mean_HxW: np.ndarray) -> float:
@@ -105,7 +114,7 @@ def _letterbox(mean_HxW: np.ndarray) -> float:
 
 def _decode(
     videos: Sequence[Video], decode: DecodeConfig
-) -> Iterator[tuple[Video, Outcome, Fingerprint | None]]:
+) -> Iterator[tuple[Video, Outcome, _Made | None]]:
     """Outcome and fingerprint of each video; only one stretch's frames are in memory."""
     pieces = decode_videos(
         [video.path for video in videos],
@@ -113,7 +122,7 @@ def _decode(
         workers=decode_workers(decode),
         deadline_seconds=decode.decode_timeout_seconds,
     )
-    parts: list[Fingerprint] = []
+    parts: list[_Made] = []
     for piece in pieces:
         if len(piece.images):
             parts.append(fingerprint(piece.images[:, 0]))
@@ -125,45 +134,61 @@ def _decode(
         yield videos[piece.index], piece.outcome, made
 
 
-def _joined(parts: Sequence[Fingerprint]) -> Fingerprint:
-    """One fingerprint from those of a video's stretches."""
+def _joined(stretches: Sequence[_Made]) -> _Made:
+    """One fingerprint from those of a video's stretches, and the first one's picture."""
+    parts = [part for part, _ in stretches]
     counts = [len(part.small_Fx16x16) for part in parts]
-    return Fingerprint(
+    made = Fingerprint(
         np.concatenate([part.small_Fx16x16 for part in parts]),
-        parts[0].picture,
         float(np.average([part.brightness for part in parts], weights=counts)),
         float(np.average([part.letterbox for part in parts], weights=counts)),
     )
+    return made, stretches[0][1]
 
 
 def _add(
-    database: sqlite3.Connection,
-    log: OutcomeLog,
-    chunk: Mapping[str, tuple[Outcome, Fingerprint | None]],
+    database: sqlite3.Connection, video_id: str, made: Fingerprint, picture: bytes
 ) -> None:
-    """Keep a chunk durably: fingerprints first, so that no outcome lacks its own."""
-    rows = [
-        (video_id, made.small_Fx16x16.tobytes(), made.picture, made.brightness, made.letterbox)
-        for video_id, (_, made) in chunk.items()
-        if made is not None
-    ]  # fmt: skip
+    """Keep a fingerprint durably."""
+    small = made.small_Fx16x16.tobytes()
+    row = (
+        video_id, small, picture, made.brightness, made.letterbox, _sha256(small),
+        _sha256(picture),
+    )  # fmt: skip
     with database:
-        database.executemany(
-            f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?)", rows
+        database.execute(
+            f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?, ?, ?)", row
         )
-    log.add({video_id: outcome for video_id, (outcome, _) in chunk.items()})
+
+
+def _sha256(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
 
 
 def _fingerprint(
-    small: bytes, picture: bytes, brightness: float, letterbox: float
+    small: bytes, brightness: float, letterbox: float, digest: bytes
 ) -> Fingerprint:
+    """The fingerprint in a row; raises `ValueError` when it is damaged."""
+    if _sha256(small) != digest:
+        raise ValueError("a fingerprint is damaged")
     frames = np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE)
-    return Fingerprint(frames, picture, brightness, letterbox)
+    return Fingerprint(frames, brightness, letterbox)
+
+
+def _picture(database: sqlite3.Connection, video_id: str) -> bytes:
+    """A video's picture; raises `ValueError` when it is damaged."""
+    picture, digest = database.execute(
+        f"SELECT picture, picture_sha256 FROM {_TABLE} WHERE id = ?", (video_id,)
+    ).fetchone()
+    if _sha256(picture) != digest:
+        raise ValueError("a picture is damaged")
+    return bytes(picture)
 
 
 @contextlib.contextmanager
-def _database(path: Path) -> Iterator[sqlite3.Connection]:
+def _database(cache_dir: Path) -> Iterator[sqlite3.Connection]:
     """The open database; a full disk and a damaged file are one sentence."""
+    path = cache_dir / "fingerprints.sqlite"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         database = sqlite3.connect(path, timeout=60)

@@ -3,17 +3,14 @@
 import dataclasses
 import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vd.atomic import sha256_file
 from vd.config import DataConfig
 from vd.errors import VdError
-from vd.tables import numbered_rows, read_csv, write_csv
+from vd.tables import numbered_rows, write_csv
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -39,9 +36,6 @@ _VIDEO_SUFFIXES = frozenset(
 )
 
 
-_HASH_COLUMNS = {"path", "size", "mtime", "sha256"}
-
-
 @dataclass(frozen=True)
 class Video:
     """One file of the data set; `id` is the SHA-256 of its content, "" if unreadable."""
@@ -62,11 +56,11 @@ class Manifest:
     ignored: tuple[str, ...] = ()
 
 
-def read_manifest(config: DataConfig) -> Manifest:
+def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
     """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
 
     Raises `VdError` for a wrong path, an unknown class or split name, a class without
-    a clip, a missing column, and a path that is listed twice.
+    a clip unless `both_classes` is off, a missing column, and a path that is listed twice.
     """
     path = config.dataset_path
     if path.is_dir():
@@ -86,55 +80,21 @@ def read_manifest(config: DataConfig) -> Manifest:
         )
     if config.group_from is not None:
         videos = tuple(_group_from_path(videos, config.group_from))
+    if both_classes:
+        check_classes(videos, config)
+    return dataclasses.replace(manifest, videos=videos)
+
+
+def check_classes(videos: Sequence[Video], config: DataConfig) -> None:
+    """Raise `VdError` when a class has no clip."""
     for label, name in enumerate(CLASSES):
         if not any(video.label == label for video in videos):
             told = f" with --positive-class {config.positive_class}"
             raise VdError(
-                f"--dataset-path {path} has no {name} clip{told * bool(config.positive_class)}; "
-                "training needs clips of both classes: add some, or check the names of the "
-                "class folders."
+                f"--dataset-path {config.dataset_path} has no {name} "
+                f"clip{told * bool(config.positive_class)}; training needs clips of both "
+                "classes: add some, or check the names of the class folders."
             )
-    return dataclasses.replace(manifest, videos=videos)
-
-
-def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
-    """Give every readable video its content hash; unchanged files are not read again.
-
-    A file is unchanged when its path, size and modification time are those in
-    `hashes_file`. Files that are missing, empty, unreadable or not regular keep "".
-    """
-    known = {
-        row["path"]: row for row in read_csv(hashes_file) if set(row) == _HASH_COLUMNS
-    }
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        rows = list(pool.map(lambda video: _hash(video.path, known), videos))
-    fresh = {row["path"]: row for row in rows if row is not None}
-    if any(known.get(path) != row for path, row in fresh.items()):
-        write_csv(hashes_file, list((known | fresh).values()))
-    return [
-        dataclasses.replace(video, id=row["sha256"] if row else "")
-        for video, row in zip(videos, rows, strict=True)
-    ]
-
-
-def _hash(path: Path, known: Mapping[str, dict[str, str]]) -> dict[str, str] | None:
-    """The row of one file in the hashes file, or None when it has no content."""
-    key = str(path.absolute())
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-            return None  # opening a named pipe would wait for ever
-        row = {
-            "path": key,
-            "size": str(status.st_size),
-            "mtime": str(status.st_mtime_ns),
-        }
-        old = known.get(key, {})
-        if all(old.get(field) == value for field, value in row.items()):
-            return old
-        return row | {"sha256": sha256_file(path)}
-    except (OSError, ValueError):  # ValueError: a NUL in its name
-        return None  # decoding says why
 
 
 def _normal(name: str) -> str:
@@ -287,3 +247,20 @@ def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:
         }
         for video in videos
     ]
+
+
+def write_manifest(path: Path, videos: Iterable[Video]) -> None:
+    """Write a CSV that `read_manifest` takes: path,label,split,group."""
+    root = os.path.abspath(path.parent)
+    write_csv(
+        path,
+        [
+            {
+                "path": os.path.relpath(os.path.abspath(video.path), root),
+                "label": CLASSES[video.label],
+                "split": video.split,
+                "group": video.group,
+            }
+            for video in videos
+        ],
+    )

@@ -17,8 +17,8 @@ Reason = Literal[
 ]  # fmt: skip
 
 _CONTAINERS = re.compile(  # how files begin that FFmpeg should open
-    rb".{4}(ftyp|moov|mdat|free|wide|skip)|RIFF|\x1aE\xdf\xa3|FLV|GIF8|OggS|\0\0\1\xba"
-    rb"|\x30\x26\xb2\x75|G.{187}G.{187}G",
+    rb".{4}(ftyp|moov|mdat|free|wide|skip)|RIFF|\x1aE\xdf\xa3|FLV|GIF8|OggS|\x00\x00\x01[\xba\xb3]"
+    rb"|\x30\x26\xb2\x75|\x06\x0e\x2b\x34|G.{187}G.{187}G",
     re.DOTALL,
 )
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # pictures, and texts that FFmpeg plays
@@ -65,8 +65,8 @@ def check_file(path: Path) -> Reason:
     return "" if status.st_size else "empty"
 
 
-def why_not_opened(path: Path, error: Exception) -> Reason:
-    """Why FFmpeg does not open a regular file."""
+def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
+    """Why FFmpeg does not open a regular file, or finds no stream in it."""
     if isinstance(error, PermissionError):
         return "unreadable"
     try:

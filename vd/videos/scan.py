@@ -12,7 +12,7 @@ from vd.config import DataConfig, DecodeConfig, decode_workers
 from vd.errors import LOSS_GAP, VdError
 from vd.progress import say, track
 from vd.tables import read_csv, write_csv
-from vd.videos.decode import FrameSettings
+from vd.videos.frames import FrameSettings
 from vd.videos.manifest import CLASSES, SPLITS, Video
 from vd.videos.outcome import Ending, Outcome, Reason
 from vd.videos.workers import decode_videos
@@ -155,7 +155,7 @@ def check_loss_gap(ledger: Ledger, max_loss_gap: float) -> None:
             "mend the files, or name another --dataset-path."
         )
     gap = ledger.loss_gap()
-    if gap["gap"] > max_loss_gap and gap["p"] < _SIGNIFICANT:
+    if is_excessive(gap, max_loss_gap):
         raise VdError(
             f"{100 * gap['lost_violent']:.0f} % of violent and "
             f"{100 * gap['lost_nonviolent']:.0f} % of non-violent files were lost "
@@ -165,14 +165,21 @@ def check_loss_gap(ledger: Ledger, max_loss_gap: float) -> None:
         )
 
 
+def is_excessive(gap: Mapping[str, float], max_loss_gap: float) -> bool:
+    """Whether a `Ledger.loss_gap` is above the bound, and no accident."""
+    return gap["gap"] > max_loss_gap and gap["p"] < _SIGNIFICANT
+
+
 class OutcomeLog:
     """Outcomes by content hash, appended as they come: a killed scan goes on from here."""
 
     def __init__(self, cache_dir: Path) -> None:
         self._path = cache_dir / "outcomes.csv"
         self.known: dict[str, Outcome] = {}
-        for row in read_csv(self._path):
-            # a kill may cut the last line: that file is decoded again
+        rows = read_csv(self._path)
+        if rows and not self._path.read_bytes().endswith(b"\n"):
+            rows.pop()  # a kill cut the last line: that file is decoded again
+        for row in rows:
             with contextlib.suppress(KeyError, ValueError, TypeError):
                 if None not in row.values():
                     self.known[row["id"]] = outcome_from_row(row)
@@ -222,7 +229,6 @@ def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Led
     settings = FrameSettings()
     todo = [video for video in videos if not is_known(video, log.known, decode)]
     unreadable: dict[Path, Outcome] = {}
-    fresh: dict[str, Outcome] = {}
     with track("scanning", len(todo), "videos") as ticker:
         pieces = decode_videos(
             [video.path for video in todo],
@@ -236,14 +242,10 @@ def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Led
                 continue
             video = todo[piece.index]
             if video.id:
-                fresh[video.id] = piece.outcome
+                log.add({video.id: piece.outcome})
             else:
                 unreadable[video.path] = piece.outcome
-            if len(fresh) >= 64:
-                log.add(fresh)
-                fresh = {}
             ticker.advance()
-    log.add(fresh)
     return ledger_of(videos, log.known, unreadable)
 
 

@@ -2,22 +2,24 @@
 
 import dataclasses
 import hashlib
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from vd.config import Config, DataConfig
 from vd.errors import VdError
 from vd.progress import say
 from vd.tables import read_csv, write_csv
-from vd.videos.manifest import SPLITS, Video, split_rows
+from vd.videos.groups import components, merge_groups
+from vd.videos.hashes import identify
+from vd.videos.manifest import SPLITS, Video, read_manifest, split_rows
 
 _COLUMNS = {"path", "label", "split", "group", "id"}
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
+_RWF_2000 = {"train", "val"}  # the parts that this data set has, and others like it
 
 
 def assign(
@@ -33,11 +35,9 @@ def assign(
     first, each where the squared shortfall falls most; ties are broken by `seed`.
     """
     kept = kept or {}
-    components = _components(videos)
+    bound = components(videos)
     generator = np.random.Generator(np.random.Philox(seed))
-    tie_break = dict(
-        zip(sorted(components), generator.permutation(len(components)), strict=True)
-    )
+    tie_break = dict(zip(sorted(bound), generator.permutation(len(bound)), strict=True))
     totals = np.bincount([video.label for video in videos], minlength=2)
     names = list(shares)
     target = np.outer([shares[name] for name in names], totals).astype(float)
@@ -50,7 +50,7 @@ def assign(
             parts[video.id] = names[part]
 
     waiting = []
-    for key, members in components.items():
+    for key, members in bound.items():
         former = [kept[video.id] for video in members if video.id in kept]
         if former:
             for video in members:
@@ -58,13 +58,13 @@ def assign(
                 place([video], names.index(part))
         else:
             waiting.append(key)
-    waiting.sort(key=lambda key: (-len(components[key]), tie_break[key]))
+    waiting.sort(key=lambda key: (-len(bound[key]), tie_break[key]))
     scale = np.maximum(target, 1e-9)
     for key in waiting:
-        counts = np.bincount([video.label for video in components[key]], minlength=2)
+        counts = np.bincount([video.label for video in bound[key]], minlength=2)
         # change of Σ (have − target)² / target when the group goes to a part
         cost = ((2 * (have - target) + counts) * counts / scale).sum(axis=1)
-        place(components[key], int(np.argmin(cost)))
+        place(bound[key], int(np.argmin(cost)))
     return parts
 
 
@@ -74,11 +74,39 @@ def folds(videos: Sequence[Video], count: int, seed: int) -> dict[str, int]:
     return {video_id: int(part) for video_id, part in parts.items()}
 
 
+def split(config: Config, merge_duplicates: bool = False) -> list[Video]:
+    """Assign splits and keep them in the splits file, which training then takes.
+
+    With `merge_duplicates` clips of the same footage or scene become one group first,
+    which decodes every file. Raises `VdError` when the data set has splits of its own.
+    """
+    manifest = read_manifest(config.data)
+    if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
+        raise VdError(
+            f"--dataset-path {config.data.dataset_path} has splits already; drop its "
+            "split folders or column to have splits assigned."
+        )
+    _kept_rows(config)  # a wrong --splits-file is said before anything is decoded
+    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    if merge_duplicates:
+        from vd.videos.duplicates import find_pairs
+        from vd.videos.fingerprints import fingerprint_videos
+
+        pairs = find_pairs(fingerprint_videos(videos, config.data, config.decode)[1])
+        say(f"{len(pairs)} pairs of different files show the same footage or scene")
+        videos = merge_groups(videos, [(p.first, p.second) for p in pairs])
+    videos = with_splits(videos, config)
+    for line in _count_splits(videos):
+        say(line)
+    keep_splits(videos, config)
+    return videos
+
+
 def splits_file(config: Config) -> Path:
     """Where the assigned splits of a data set are kept."""
     if config.splits.splits_file is not None:
         return config.splits.splits_file
-    path = config.data.dataset_path.absolute()
+    path = Path(os.path.abspath(config.data.dataset_path))  # without ..
     key = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return config.data.cache_dir / "splits" / f"{path.stem}-{key}.csv"
 
@@ -94,7 +122,7 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     present = {video.split for video in videos} - {""}
     if not present:
         videos = _assigned(videos, _SHARES, config)
-    elif present == {"train", "val"}:
+    elif present == _RWF_2000:
         say("no test split: val becomes test, and a grouped part of train becomes val")
         test = [
             dataclasses.replace(v, split="test") for v in videos if v.split == "val"
@@ -108,7 +136,8 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
             "drop the split folders or column to have splits assigned."
         )
     _check_classes(videos, config.data)
-    _check_leaks(videos)
+    given = "mend the given splits, or leave one of the two out"
+    _check_leaks(videos, given if present else "assign all anew with --resplit")
     return list(videos)
 
 
@@ -130,7 +159,7 @@ def keep_splits(videos: Sequence[Video], config: Config) -> None:
     say(f"splits kept in {path}")
 
 
-def count_splits(videos: Sequence[Video]) -> list[str]:
+def _count_splits(videos: Sequence[Video]) -> list[str]:
     """A line a split: clips of both classes, and groups."""
     lines = []
     for split in SPLITS:
@@ -144,19 +173,21 @@ def count_splits(videos: Sequence[Video]) -> list[str]:
     return lines
 
 
-def _check_leaks(videos: Sequence[Video]) -> None:
+def _check_leaks(videos: Sequence[Video], remedy: str) -> None:
     """A group must lie in one split; the same content in two places is warned of."""
-    splits_of, places_of = defaultdict(set), defaultdict(set)
+    first_of: dict[str, dict[str, str]] = defaultdict(dict)
+    places_of = defaultdict(set)
     for video in videos:
         if video.group and video.split:
-            splits_of[video.group].add(video.split)
+            first_of[video.group].setdefault(video.split, video.name)
         if video.id:
             places_of[video.id].add((video.split, video.label))
-    for group, splits in splits_of.items():
-        if len(splits) > 1:
+    for group, names in first_of.items():
+        if len(names) > 1:
+            (a, first), (b, second) = sorted(names.items())[:2]
             raise VdError(
-                f"the group {group!r} lies in the splits {' and '.join(sorted(splits))}; "
-                "mend the given splits, or assign kept ones anew with --resplit."
+                f"the group {group!r} lies in two splits ({first!r} in {a}, {second!r} in "
+                f"{b}); {remedy}."
             )
     doubled = [v.name for v in videos if v.id and len(places_of[v.id]) > 1]
     if doubled:
@@ -183,27 +214,13 @@ def _check_classes(videos: Sequence[Video], config: DataConfig) -> None:
 
 def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos with the splits and merged groups of the splits file; none is assigned."""
+    named = config.splits.splits_file
+    if named is not None and not named.exists():
+        raise VdError(f"--splits-file {named} does not exist; name one that vd wrote.")
     rows = _kept_rows(config)
     parts = {row["id"]: row["split"] for row in rows}
     grouped = merge_groups(videos, _kept_pairs(rows))
     return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in grouped]
-
-
-def merge_groups(
-    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
-) -> list[Video]:
-    """Give one group to all that belongs together: by group, by content, by pairs of ids.
-
-    It is called like the first of its groups, by name, else like the first of its clips.
-    """
-    merged = {}
-    for key, members in _components(videos, pairs).items():
-        name = min(video.name for video in members)
-        several = len({video.id for video in members}) > 1
-        group = key.removeprefix("group ") if key.startswith("group ") else name
-        for video in members:
-            merged[video.name] = group if several else video.group
-    return [dataclasses.replace(v, group=merged[v.name]) for v in videos]
 
 
 def _assigned(
@@ -211,7 +228,9 @@ def _assigned(
 ) -> list[Video]:
     """Splits from the splits file, the others anew."""
     rows = _kept_rows(config)
-    rows = [] if config.splits.resplit else rows
+    if config.splits.resplit:
+        _say_dropped(rows, videos, splits_file(config))
+        rows = []
     kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
     if kept:
         say(
@@ -245,7 +264,7 @@ def _kept_rows(config: Config) -> list[dict[str, str]]:
         if row["split"] not in ("", *SPLITS) and not config.splits.resplit:
             raise VdError(
                 f"--splits-file {path}: {row['split'] or 'nothing'!r} is no split "
-                f"({row.get('path')}); write train, val or test, or assign all anew with "
+                f"({row.get('path') or row['id']}); write train, val or test, or assign all anew with "
                 "--resplit."
             )
     return rows
@@ -253,30 +272,24 @@ def _kept_rows(config: Config) -> list[dict[str, str]]:
 
 def _kept_pairs(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     """Pairs of ids that hold the groups of the splits file together."""
-    first: dict[str, str] = {}
+    first: dict[str, str] = {}  # id by group
     named = [row for row in rows if row.get("group")]
     return [(first.setdefault(row["group"], row["id"]), row["id"]) for row in named]
 
 
-def _components(
-    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
-) -> dict[str, list[Video]]:
-    """Videos that must stay together, by the least of their groups' and contents' names."""
-    links = [
-        (f"id {v.id}", f"group {v.group}" if v.group else f"id {v.id}") for v in videos
-    ]
-    links += [(f"id {first}", f"id {second}") for first, second in pairs]
-    names = sorted({name for link in links for name in link})
-    number = {name: i for i, name in enumerate(names)}
-    rows, columns = (
-        np.array([[number[a], number[b]] for a, b in links]).reshape(-1, 2).T
-    )
-    graph = coo_array((np.ones(len(rows)), (rows, columns)), (len(names), len(names)))
-    component = connected_components(graph, directed=False)[1]
-    least: dict[int, str] = {}
-    for name, label in zip(names, component, strict=True):  # in order of name
-        least.setdefault(label, name)
-    components = defaultdict(list)
-    for video in videos:
-        components[least[component[number[f"id {video.id}"]]]].append(video)
-    return dict(components)
+def _say_dropped(
+    rows: Sequence[Mapping[str, str]], videos: Sequence[Video], path: Path
+) -> None:
+    """Say which groups --resplit forgets, that only the splits file knows."""
+    given = {video.id: video.group for video in videos}
+    dropped = {
+        row["group"]
+        for row in rows
+        if row.get("group") and given.get(row["id"], row["group"]) != row["group"]
+    }
+    if dropped:
+        say(
+            f"WARNING: --resplit drops {len(dropped)} groups that only {path} knew "
+            f"({min(dropped)!r} for one); vd split --resplit --merge-duplicates makes those "
+            "of duplicates again"
+        )

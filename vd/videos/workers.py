@@ -30,17 +30,13 @@ from pebble import ProcessExpired, ProcessPool
 
 from vd.atomic import owner_is_dead
 from vd.errors import VdError
-from vd.videos.decode import (
-    FrameSettings,
-    Position,
-    Stretch,
-    decode_stretch,
-    probe_duration,
-)
+from vd.videos.decode import Position, Stretch, decode_stretch, probe_duration
+from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome, Tally, outcome_of
 
 _TASKS_A_WORKER = 200  # decoders leak memory
 _AHEAD = 2  # videos decoded beyond those in the workers
+_AHEAD_WITHOUT_IMAGES = 32  # so that a slow one stops no other
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -49,7 +45,7 @@ class Decoded:
     """A piece of a video; `outcome` is set on the last."""
 
     index: int
-    images: UInt8[np.ndarray, "F 2 H W 3"]
+    images: UInt8[np.ndarray, "F S H W 3"]
     outcome: Outcome | None
 
 
@@ -73,7 +69,7 @@ def decode_videos(
     workers: int,
     deadline_seconds: float,
     keep_images: bool = True,
-    stretch_seconds: float = 60.0,
+    stretch_seconds: float = 30.0,
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
@@ -84,8 +80,10 @@ def decode_videos(
     Raises VdError when decoded frames find no room, or when the workers cannot start.
     """
     workers = max(1, min(workers, len(paths)))
+    ahead = _AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES
     stretch_frames = stretch_seconds * settings.frames_per_second
-    stretch_bytes = stretch_frames * 2 * settings.height * settings.width * 3
+    image_bytes = settings.height * settings.width * 3
+    stretch_bytes = stretch_frames * len(settings.streams) * image_bytes
     needed_bytes = (workers + _AHEAD) * stretch_bytes
     with _exchange_folder(needed_bytes) as folder, _pool(workers) as pool:
 
@@ -103,7 +101,7 @@ def decode_videos(
         waiting = map(_Video, range(len(paths)), paths, targets)
         under_way: deque[_Video] = deque()
         while True:
-            for video in islice(waiting, workers + _AHEAD - len(under_way)):
+            for video in islice(waiting, workers + ahead - len(under_way)):
                 submit(video)
                 under_way.append(video)
             if not under_way:
@@ -169,12 +167,12 @@ def _task(
     """In the worker: decode a stretch and leave its images in `target`."""
     keep = target is not None
     stretch = decode_stretch(path, settings, position, seconds, keep)
-    if target is not None and len(stretch.images_Fx2xHxWx3):
-        np.save(target, stretch.images_Fx2xHxWx3)
-    return replace(stretch, images_Fx2xHxWx3=_none(settings))
+    if target is not None and len(stretch.images_FxSxHxWx3):
+        np.save(target, stretch.images_FxSxHxWx3)
+    return replace(stretch, images_FxSxHxWx3=_none(settings))
 
 
-def _collect(target: Path, settings: FrameSettings) -> UInt8[np.ndarray, "F 2 H W 3"]:
+def _collect(target: Path, settings: FrameSettings) -> UInt8[np.ndarray, "F S H W 3"]:
     """Take over the images that a worker left, if any."""
     if not target.exists():
         return _none(settings)
@@ -183,8 +181,9 @@ def _collect(target: Path, settings: FrameSettings) -> UInt8[np.ndarray, "F 2 H 
     return images
 
 
-def _none(settings: FrameSettings) -> UInt8[np.ndarray, "0 2 H W 3"]:
-    return np.zeros((0, 2, settings.height, settings.width, 3), np.uint8)
+def _none(settings: FrameSettings) -> UInt8[np.ndarray, "0 S H W 3"]:
+    shape = 0, len(settings.streams), settings.height, settings.width, 3
+    return np.zeros(shape, np.uint8)
 
 
 def _lost(video: _Video, reason: Any) -> Outcome:

@@ -1,0 +1,30 @@
+"""All frames of one video at once, and its outcome, at the size of the rendered clips."""
+
+import numpy as np
+
+from vd.videos.decode import Position, decode_stretch
+from vd.videos.frames import FrameSettings
+from vd.videos.outcome import outcome_of
+
+SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
+
+
+def decode(path, seconds=60.0, settings=SMALL):
+    """All kept images of a file, and its outcome."""
+    images, tallies, position = [], [], Position()
+    while position is not None:
+        stretch = decode_stretch(path, settings, position, seconds)
+        images.append(stretch.images_FxSxHxWx3)
+        tallies.append(stretch.tally)
+        position = stretch.next
+        assert len(tallies) < 100
+    images_FxSxHxWx3 = np.concatenate(images)
+    assert images_FxSxHxWx3.dtype == np.uint8
+    streams = len(settings.streams)
+    assert images_FxSxHxWx3.shape[1:] == (streams, settings.height, settings.width, 3)
+    assert len(images_FxSxHxWx3) == sum(tally.kept for tally in tallies)
+    return images_FxSxHxWx3, outcome_of(tallies)
+
+
+def outcome(path, **options):
+    return decode(path, **options)[1]

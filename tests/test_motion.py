@@ -1,0 +1,80 @@
+"""Motion images and the square that holds most of the motion."""
+
+import numpy as np
+import pytest
+
+from tests.broken import render, render_lossless, rotated
+from tests.decoding import decode
+from vd.videos.frames import FrameSettings
+from vd.videos.motion import FINE, LEAST, difference, moving_square
+
+STREAMS = ("rgb", "motion", "square")
+
+
+def still():
+    return np.full((FINE, FINE, 3), 127, np.uint8)
+
+
+def light():
+    """A light that moves in one corner of a dark frame."""
+    images = [np.full((96, 128, 3), 40, np.uint8) for _ in range(50)]
+    for index, image in enumerate(images):
+        image[70:80, 90 + index % 8 : 100 + index % 8] = 250
+    return images
+
+
+def test_the_difference_is_signed_around_127_and_clipped():
+    earlier = np.array([[[0, 10, 255]]], np.uint8)
+    later = np.array([[[255, 9, 0]]], np.uint8)
+    np.testing.assert_array_equal(difference(earlier, later), [[[255, 126, 0]]])
+
+
+def test_the_square_lies_around_the_middle_of_the_motion():
+    motion = still()
+    motion[100:300, 50:250] = 200  # 15 to 85 % of it: 30 to 170 of 200 rows
+    rows, columns = moving_square(motion)
+    assert rows.stop - rows.start == columns.stop - columns.start
+    assert abs(rows.stop - rows.start - 140) <= 1
+    assert abs(rows.start - 130) <= 1
+    assert abs(columns.start - 80) <= 1
+
+
+@pytest.mark.parametrize("corner", [0, FINE - 4])
+def test_a_small_motion_has_the_least_square_within_the_frame(corner):
+    motion = still()
+    motion[corner : corner + 4, corner : corner + 4] = 0
+    rows, columns = moving_square(motion)
+    assert rows == columns
+    assert rows.stop - rows.start == LEAST
+    assert rows.start in (0, FINE - LEAST)
+
+
+def test_no_motion_gives_a_square_all_the_same():
+    rows, columns = moving_square(still())
+    side = rows.stop - rows.start
+    assert rows == columns
+    assert 0.6 * FINE < side < 0.8 * FINE  # motion evenly spread
+
+
+def test_the_square_is_a_stream_beside_the_others(tmp_path):
+    """A light that moves in one corner fills its square; other streams stay as they are."""
+    path = render_lossless(tmp_path / "a.mkv", light())
+    two = FrameSettings(height=64, width=64)
+    three = FrameSettings(height=64, width=64, streams=STREAMS)
+    plain, square = decode(path, settings=two)[0], decode(path, settings=three)[0]
+    np.testing.assert_array_equal(square[:, :2], plain)
+    moved = np.abs(square.astype(int) - 127).max((2, 3, 4))
+    assert (moved[:, 2] >= moved[:, 1]).all()
+    share = (np.abs(square.astype(int) - 127).max(4) > 20).mean((2, 3))
+    assert (share[:, 2] > 4 * share[:, 1]).all()
+
+
+def test_a_square_of_a_rotated_video_stands_upright(tmp_path):
+    path = render(tmp_path / "a.mp4", light())
+    turned = tmp_path / "b.mp4"
+    turned.write_bytes(rotated(path.read_bytes(), 2))
+    settings = FrameSettings(height=32, width=32, streams=STREAMS)
+    a, b = decode(path, settings=settings)[0], decode(turned, settings=settings)[0]
+    here, there = a[:, 2].astype(int), b[:, 2].astype(int)
+    turned_back = np.abs(here - there[:, ::-1, ::-1]).mean()
+    assert turned_back < 0.5 * np.abs(here - there).mean()
