@@ -9,27 +9,27 @@ Cost:     32,000 images for 240 clips of SCFD, 30,000 for 600 of hockey, then 25
 Measured: docs/results.md, "Geometry of a clip"
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Float, Float16
+from probe import Variant, mean_and_deviation, table
 
 from vd.atomic import writing
 from vd.cli import run_command
 from vd.config import BackboneConfig, DataConfig, usable_cores
 from vd.errors import VdError
 from vd.progress import track
-from vd.videos.decode import FrameSettings
-from vd.videos.manifest import identify, read_manifest
-from vd.videos.splits import folds
+from vd.videos.frames import FrameSettings
+from vd.videos.hashes import identify
+from vd.videos.manifest import read_manifest
 from vd.videos.workers import decode_videos
 
 RATE = 16  # stored frames a second
 STREAMS = {"both": [0, 1], "motion": [1], "RGB": [0]}
-FOLDS = 5
-C = 0.01  # inverse L2 penalty of the probe, chosen before the first run
 
 
 class Geometry(NamedTuple):
@@ -52,7 +52,8 @@ def geometries(views: int) -> list[Geometry]:
 
 def extract(todo: dict[Path, Path], views: int) -> None:
     """Write features (V × F × S × D) and frame rate of each short video to its file."""
-    from vd.features.engines import find_backbone, make_engine
+    from vd.features.backbone import find_backbone
+    from vd.features.engines import make_engine
 
     engine = make_engine(find_backbone(BackboneConfig()), "auto")
     paths, frames = list(todo), FrameSettings(frames_per_second=RATE)
@@ -78,45 +79,14 @@ def pooled(
     slot_F = np.arange(features_VxFxSxD.shape[1]) * row.rate / min(RATE, fps)
     kept = np.unique(np.floor(slot_F + 1e-3), return_index=True)[1]
     kept = kept[max(0, len(kept) - row.frames) // 2 :][: row.frames]
-    x = features_VxFxSxD[: row.train_views, kept].astype(np.float32)
-    x = x[:, :, STREAMS[row.streams]]
-    return np.concatenate([x.mean(1), x.std(1)], axis=1).reshape(len(x), -1), len(kept)
-
-
-def out_of_fold(
-    x_VxNxP: Float[np.ndarray, "V N P"],
-    labels_N: Int[np.ndarray, " N"],
-    fold_N: Int[np.ndarray, " N"],
-) -> Float[np.ndarray, "V N"]:
-    """Logits of every view of every clip, from the probe that has not seen its fold."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import PredefinedSplit, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    views = len(x_VxNxP)
-    # the loss is a sum over samples: a clip weighs the same in one view or two
-    regression = LogisticRegression(C=C / views, max_iter=1000)
-    probe = make_pipeline(StandardScaler(), regression)
-    x, y = np.concatenate(x_VxNxP), np.tile(labels_N, views)
-    cv = PredefinedSplit(np.tile(fold_N, views))
-    logits = cross_val_predict(probe, x, y, cv=cv, method="decision_function")
-    return logits.reshape(views, -1)
-
-
-def half_width(gain_N: Float[np.ndarray, " N"], groups: list[str]) -> float:
-    """Half of the 95 % interval of a mean, clustered by group (Liang and Zeger 1986)."""
-    member_N = np.unique(groups, return_inverse=True)[1]
-    residual_G = np.bincount(member_N, gain_N - gain_N.mean())
-    return float(1.96 * np.sqrt(np.sum(residual_G**2)) / len(gain_N))
+    x = features_VxFxSxD[: row.train_views, kept][:, :, STREAMS[row.streams]]
+    return mean_and_deviation(x.reshape(*x.shape[:2], -1)), len(kept)
 
 
 def main(
     dataset_path: Path, cache_dir: Path, seeds: int = 5, views: Literal[1, 2] = 2
 ) -> int:
     """Extract what is missing, then print a row a geometry; `seeds` draw the folds."""
-    from sklearn.metrics import roc_auc_score
-
     if seeds < 1:
         raise VdError(f"--seeds is {seeds}; give a value of 1 or more.")
     manifest = read_manifest(DataConfig(dataset_path))
@@ -124,25 +94,15 @@ def main(
     files = {v.path: cache_dir / f"geometry/{v.id}-{views}.npz" for v in videos}
     extract({path: f for path, f in files.items() if not f.exists()}, views)
     clips = [(a["features"], float(a["fps"])) for a in map(np.load, files.values())]
-    labels_N = np.array([v.label for v in videos])
-    groups = [v.group or v.id for v in videos]
-    parts = [folds(videos, FOLDS, seed) for seed in range(seeds)]
-    fold_SxN = np.array([[part[v.id] for v in videos] for part in parts])
-    right: list[np.ndarray] = []
-    print(*Geometry._fields, "images accuracy auc sd_accuracy sd_auc gain ci95")
-    for row in geometries(views):
-        x, kept = zip(*(pooled(*clip, row) for clip in clips), strict=True)
-        logits = [out_of_fold(np.stack(x, axis=1), labels_N, fold) for fold in fold_SxN]
-        logits_SxN = np.array(logits)[:, : row.test_views].mean(axis=1)
-        right_SxN = (logits_SxN > 0) == labels_N
-        auc_S = [roc_auc_score(labels_N, logits_N) for logits_N in logits_SxN]
-        scores_2xS = 100 * np.array([right_SxN.mean(axis=1), auc_S])
-        right.append(100 * right_SxN.mean(axis=0))
-        gain_N = right[-1] - right[0]
-        gain = gain_N.mean(), half_width(gain_N, groups)
-        images = np.mean(kept) * len(STREAMS[row.streams])
-        numbers = [images, *scores_2xS.mean(axis=1), *scores_2xS.std(axis=1), *gain]
-        print(*row, *np.round(numbers, 1), flush=True)
+
+    def variants() -> Iterator[Variant]:
+        for row in geometries(views):
+            x, kept = zip(*(pooled(*clip, row) for clip in clips), strict=True)
+            images = float(np.mean(kept)) * len(STREAMS[row.streams])
+            name = " ".join(map(str, row))
+            yield Variant(name, images, np.stack(x, axis=1), row.test_views)
+
+    table(videos, variants(), seeds)
     return 0
 
 

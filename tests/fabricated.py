@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vd.features.store import Extracted, FeatureStore
+from vd.features.shards import Extracted
+from vd.features.store import FeatureStore
 from vd.training.batches import FeatureSet
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome

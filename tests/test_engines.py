@@ -1,5 +1,6 @@
 """Engines: both forms of the backbone agree, whatever the batch."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -7,7 +8,10 @@ from tests.fabricated import write_tiny_backbone
 from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features import engines
-from vd.features.engines import find_backbone, make_engine
+from vd.features.backbone import PRESETS, find_backbone
+from vd.features.engines import make_engine
+from vd.features.extract import features_description
+from vd.features.store import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,28 @@ def test_threads_and_company_change_no_bit(backbone, images):
     for i in range(5):
         np.testing.assert_array_equal(one(images[i : i + 1])[0], together[i])
     assert two(images[:0]).shape == (0, 1280)
+
+
+def test_integers_follow_floats_and_change_no_bit_in_company(backbone, images):
+    quantized = find_backbone(BackboneConfig(feature_preset="fast"))
+    assert quantized.name == "efficientnet-lite0-int8"
+    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 9) for image in images])
+    smooth = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)
+    one, two = (engines.OnnxEngine(quantized, threads=n) for n in (1, 2))
+    together = two(smooth)
+    np.testing.assert_array_equal(one(smooth), together)
+    for i in range(5):
+        np.testing.assert_array_equal(one(smooth[i : i + 1])[0], together[i])
+    floats = engines.OnnxEngine(backbone)(smooth)
+    lengths = np.linalg.norm(floats, axis=1) * np.linalg.norm(together, axis=1)
+    assert ((floats * together).sum(1) / lengths > 0.9).all()
+    with pytest.raises(VdError, match="--engine jax runs"):
+        make_engine(quantized, "jax")
+
+
+def test_each_preset_has_a_store_of_its_own():
+    made = [find_backbone(BackboneConfig(feature_preset=preset)) for preset in PRESETS]
+    assert len({fingerprint(features_description(backbone)) for backbone in made}) == 3
 
 
 def test_a_run_by_another_engine_is_said(backbone, capsys):

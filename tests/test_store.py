@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tests.fabricated import features_of, make_videos, open_store
 from vd.atomic import lock
 from vd.errors import VdError
-from vd.features.store import Extracted
+from vd.features.shards import Extracted
 from vd.videos.outcome import Outcome
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")

@@ -45,19 +45,22 @@ class Scan:
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
-        from vd.atomic import write_json
+        from vd.atomic import make_folder, write_json
         from vd.tables import write_csv
         from vd.videos import scan
-        from vd.videos.manifest import identify, read_manifest
+        from vd.videos.hashes import identify
+        from vd.videos.manifest import check_classes, read_manifest
 
         validate(self)
-        manifest = read_manifest(self.data)
+        manifest = read_manifest(self.data, both_classes=False)
+        make_folder(self.report_dir, "--report-dir")
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
         ledger = scan.scan(videos, self.data, self.decode)
         write_csv(self.report_dir / "scan.csv", ledger.rows())
         write_json(self.report_dir / "scan.json", ledger.summary(manifest.ignored))
         scan.report(ledger, manifest.ignored, self.report_dir / "scan.csv")
         say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
+        check_classes(videos, self.data)
         scan.check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 
@@ -94,41 +97,20 @@ class Split:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     merge_duplicates: bool = False
     """Put clips of the same footage or scene into one group first (decodes every file)."""
+    manifest: Path | None = None
+    """Write a CSV as well, which --dataset-path takes: path,label,split,group."""
 
     def __call__(self) -> int:
-        """Write the manifest with `split`, which training then takes; print its counts."""
-        from vd.videos.duplicates import find_pairs
-        from vd.videos.fingerprints import fingerprint_videos
-        from vd.videos.manifest import identify, read_manifest
-        from vd.videos.splits import (
-            count_splits,
-            keep_splits,
-            merge_groups,
-            with_splits,
-        )
+        """Write the splits file, which training then takes; print its counts."""
+        from vd.videos.manifest import write_manifest
+        from vd.videos.splits import split
 
         validate(self)
         config = Config(self.data, self.splits, self.decode)
-        given = identify(
-            read_manifest(self.data).videos, self.data.cache_dir / "hashes.csv"
-        )
-        videos = given
-        if self.merge_duplicates:
-            made = fingerprint_videos(given, self.data, self.decode)[1]
-            pairs = find_pairs(
-                {key: value.small_Fx16x16 for key, value in made.items()}
-            )
-            say(f"{len(pairs)} pairs of the same footage or scene")
-            videos = merge_groups(given, [(p.first, p.second) for p in pairs])
-        videos = with_splits(videos, config)
-        if [v.split for v in videos] == [v.split for v in given]:
-            raise VdError(
-                f"--dataset-path {self.data.dataset_path} has splits already; drop its "
-                "split folders or column to have splits assigned."
-            )
-        for line in count_splits(videos):
-            say(line)
-        keep_splits(videos, config)
+        videos = split(config, self.merge_duplicates)
+        if self.manifest is not None:
+            write_manifest(self.manifest, videos)
+            say(f"written: {self.manifest}")
         return 0
 
 
@@ -139,18 +121,21 @@ class Extract:
     data: DataConfig
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    verify: bool = False
+    """Read every stored record against its checksum first; damaged ones are made again."""
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
         from vd.features.extract import extract
         from vd.videos import scan
-        from vd.videos.manifest import identify, read_manifest
+        from vd.videos.hashes import identify
+        from vd.videos.manifest import read_manifest
 
         validate(self)
         manifest = read_manifest(self.data)
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        store, ledger = extract(videos, config)
+        store, ledger = extract(videos, config, self.verify)
         scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from vd.errors import VdError
 
 EngineName = Literal["auto", "onnxruntime", "jax"]
+PresetName = Literal["fast", "default", "best"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class DecodeConfig:
     """How videos are decoded; touches no number of a video that decodes."""
 
     decode_timeout_seconds: float = 30.0
-    """Deadline of decoding up to 60 s of one video, in seconds."""
+    """Deadline of decoding up to 30 s of one video, in seconds."""
     decode_workers: int | None = None
     """Decoding processes (default: one a core)."""
     retry_quarantined: bool = False
@@ -60,8 +61,12 @@ class DecodeConfig:
 class BackboneConfig:
     """The pretrained network that turns frames into features."""
 
-    backbone: str = "efficientnet-lite0"
-    """efficientnet-lite0, -lite1, -lite2, or the path of an ONNX file: images to vectors."""
+    feature_preset: PresetName = "default"
+    """fast: 8-bit network, RGB and motion; default: and the square that moves most; best:
+    and each frame mirrored too, from which --spatial-augmentation draws."""
+    backbone: str | None = None
+    """efficientnet-lite0, -lite1, -lite2, -lite0-int8, or an ONNX file: images to vectors
+    (default: the preset's)."""
     backbone_size: int | None = None
     """Side of the ONNX file's input images in pixels (default: from the file)."""
     backbone_mean: float | None = None
@@ -115,7 +120,7 @@ class TrainingConfig:
     temporal_jitter: float = 0.1
     """Stretch and shift of a clip's time axis, as a share of its length."""
     spatial_augmentation: bool = True
-    """Draw one of the stored views (plain, mirrored) each time."""
+    """Draw one of the stored views each time; plain alone, or with preset best mirrored."""
     early_stopping_patience: int = 15
     """Epochs without a better value before training stops."""
     early_stopping_metric: Literal[

@@ -22,13 +22,8 @@ from vd.errors import VdError
 from vd.progress import say
 from vd.tables import write_csv
 from vd.training import run_folder
-from vd.videos.manifest import (
-    SPLITS,
-    Video,
-    identify,
-    read_manifest,
-    split_rows,
-)
+from vd.videos.hashes import identify
+from vd.videos.manifest import SPLITS, Video, read_manifest, split_rows
 from vd.videos.splits import keep_splits, with_splits
 
 if TYPE_CHECKING:
@@ -118,21 +113,10 @@ def _train_and_evaluate(
     from vd.training.batches import FeatureSet
     from vd.training.log import read_metrics
     from vd.training.loop import train
-    from vd.training.loss import imbalance_warning
 
-    run_dir, settings = config.run.checkpoint_dir, config.training
-    violent = sum(video.label for video in parts["train"])
-    warning = imbalance_warning(
-        violent, len(parts["train"]) - violent, settings.focal_alpha
-    )
-    if warning:
-        say(warning)
-    if config.model.mixed_precision and devices[0].platform == "cpu":
-        say("note: on most CPUs --no-mixed-precision is faster")
+    run_dir = config.run.checkpoint_dir
     sets = {split: FeatureSet(parts[split], store) for split in SPLITS}
-    say(
-        f"training on {len(parts['train'])} clips, {len(devices)} × {devices[0].device_kind}"
-    )
+    _say_before_training(config, parts["train"], sets["train"].views, devices)
     try:
         trained = train(
             config, sets["train"], sets["val"], run_dir, devices, batch_size
@@ -157,6 +141,27 @@ def _train_and_evaluate(
     return result
 
 
+def _say_before_training(
+    config: Config, clips: Sequence[Video], views: int, devices: Sequence["jax.Device"]
+) -> None:
+    """What is trained on, and what a person may want otherwise."""
+    from vd.training.loss import imbalance_warning
+
+    settings = config.training
+    violent = sum(video.label for video in clips)
+    warning = imbalance_warning(violent, len(clips) - violent, settings.focal_alpha)
+    if warning:
+        say(warning)
+    if config.model.mixed_precision and devices[0].platform == "cpu":
+        say("note: on most CPUs --no-mixed-precision is faster")
+    if settings.augmentation and settings.spatial_augmentation and views == 1:
+        say(
+            "note: spatial augmentation has one view to draw from; --feature-preset best "
+            "stores the mirrored one too"
+        )
+    say(f"training on {len(clips)} clips, {len(devices)} × {devices[0].device_kind}")
+
+
 def _write_inputs(
     config: Config,
     parts: dict[str, list[Video]],
@@ -167,9 +172,8 @@ def _write_inputs(
     batch_size: int,
 ) -> None:
     """config.json, splits.csv, ledger.csv and a user's own backbone."""
-    from vd.features.engines import find_backbone
-    from vd.features.extract import STREAMS, frame_settings
-    from vd.features.sampling import VIEWS
+    from vd.features.backbone import find_backbone
+    from vd.features.extract import frame_settings
 
     run_dir = config.run.checkpoint_dir
     backbone = find_backbone(config.backbone)
@@ -177,8 +181,7 @@ def _write_inputs(
         "engine": _engine_of(ledger.usable(), store),
         "preprocessing": {
             **asdict(frame_settings(backbone)),
-            "streams": list(STREAMS),
-            "views": list(VIEWS),
+            "views": list(backbone.views),
             "backbone": backbone.description,
             "dim": store.streams * store.dim,
         },

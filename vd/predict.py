@@ -11,11 +11,12 @@ from vd import plots
 from vd.config import DecodeConfig, EngineName
 from vd.errors import VdError
 from vd.evaluation.evaluate import check_features, moved, restore
-from vd.features.engines import find_backbone, make_engine
+from vd.features.backbone import find_backbone
+from vd.features.engines import make_engine
 from vd.features.extract import VideoFeatures, video_features
 from vd.scoring import score, score_windows
 from vd.training.run_folder import read_config
-from vd.videos.decode import FrameSettings
+from vd.videos.frames import FrameSettings
 from vd.videos.manifest import CLASSES
 from vd.videos.outcome import Outcome
 
@@ -99,7 +100,7 @@ class Predictor:
     def _features(self, paths: Sequence[Path]) -> Iterator[VideoFeatures]:
         """Features of the plain view, in the float16 that the store would hold."""
         return video_features(
-            paths, self._backbone, self._engine, self._decode, views=1
+            paths, self._backbone, self._engine, self._decode, self._backbone.views[:1]
         )
 
 

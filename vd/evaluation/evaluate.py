@@ -11,8 +11,8 @@ from vd import calibration, plots
 from vd.atomic import read_json, write_json
 from vd.config import Config
 from vd.errors import VdError
-from vd.features.engines import Backbone, find_backbone
-from vd.features.extract import STREAMS, extract, features_description, open_store
+from vd.features.backbone import Backbone, find_backbone
+from vd.features.extract import extract, features_description, open_store
 from vd.features.store import FeatureStore, fingerprint
 from vd.metrics import evaluation_metrics
 from vd.model import Params, init_params
@@ -21,7 +21,8 @@ from vd.tables import write_csv
 from vd.training.batches import FeatureSet
 from vd.training.checkpoints import Checkpoints
 from vd.training.run_folder import read_config, read_settings, videos_of
-from vd.videos.manifest import CLASSES, Video, identify
+from vd.videos.hashes import identify
+from vd.videos.manifest import CLASSES, Video
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _features(
     """The store that holds the features of `videos`; what it lacks is extracted again."""
     backbone = find_backbone(config.backbone)
     check_features(backbone, run_dir)
-    store = open_store(config.data.cache_dir, backbone, restored.dim // len(STREAMS))
+    dim = restored.dim // len(backbone.streams)
+    store = open_store(config.data.cache_dir, backbone, dim)
     if all(video.id in store.rows for video in videos):
         return store
     now = identify(videos, config.data.cache_dir / "hashes.csv")
@@ -152,6 +154,11 @@ def evaluate_split(
     restored: Restored, data: FeatureSet, run_dir: Path, split: str, tta: bool = False
 ) -> dict[str, Any]:
     """Score `data` and write predictions, pictures, and last evaluation_<split>.json."""
+    if tta and data.views == 1:
+        raise VdError(
+            f"--tta averages over views, and the features of {run_dir} have one only; leave "
+            "it out, or train with --feature-preset best."
+        )
     views = range(data.views if tta else 1)
     clips = ([data.read(i, view) for view in views] for i in range(len(data)))
     logit_N = score(restored.config.model, restored.params, clips)

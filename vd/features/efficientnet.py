@@ -7,6 +7,7 @@ table with the same parameters, so that this module stays free of jax.
 """
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -200,6 +201,18 @@ def onnx_model(variant: str) -> "onnx.ModelProto":
     x = add("GlobalAveragePool", x)
     nodes.append(helper.make_node("Flatten", [x], ["features"]))
 
+    initializers = [numpy_helper.from_array(v, k) for k, v in constants.items()]
+    return network_model(variant, nodes, initializers)
+
+
+def network_model(
+    variant: str,
+    nodes: Sequence["onnx.NodeProto"],
+    initializers: Sequence["onnx.TensorProto"],
+) -> "onnx.ModelProto":
+    """The graph of these nodes, from "images" to "features" as `onnx_model` says."""
+    from onnx import TensorProto, helper
+
     side = VARIANTS[variant].resolution
     images = helper.make_tensor_value_info(
         "images", TensorProto.UINT8, ["B", side, side, 3]
@@ -207,7 +220,6 @@ def onnx_model(variant: str) -> "onnx.ModelProto":
     features = helper.make_tensor_value_info(
         "features", TensorProto.FLOAT, ["B", FEATURES]
     )
-    initializers = [numpy_helper.from_array(v, k) for k, v in constants.items()]
     graph = helper.make_graph(nodes, variant, [images], [features], initializers)
     opset = helper.make_opsetid("", 13)
     return helper.make_model(graph, opset_imports=[opset], ir_version=8)

@@ -1,19 +1,16 @@
 """Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
 
-import hashlib
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from jaxtyping import Float32, UInt8
 
-from vd.config import BackboneConfig, EngineName, usable_cores, validate
+from vd.config import EngineName
 from vd.errors import VdError
+from vd.features.backbone import Backbone, onnx_session
 from vd.features.efficientnet import FEATURES, VARIANTS, folded_parameters, onnx_model
-from vd.features.weights import backbone_file
+from vd.features.quantized import QUANTIZED, known_ranges, quantized_model
 from vd.progress import say
 
 _CPU_BATCH = 4  # the fastest measured; a whole clip at once is slower
@@ -36,71 +33,15 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A pretrained network and its input: what feature fingerprints rest on."""
-
-    name: str
-    size: int  # side of its square input in pixels
-    file: Path  # weights, or the user's ONNX file
-    mean: float = 0.0
-    std: float = 1.0
-
-    @property
-    def built_in(self) -> bool:
-        """Whether it is one of the EfficientNet-Lites, which run on both engines."""
-        return self.name in VARIANTS
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """What its features depend on, in JSON values; the ONNX file's place is no part."""
-        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        named = {"name": self.name} if self.built_in else {}
-        return {
-            **named, "sha256": digest, "size": self.size, "mean": self.mean, "std": self.std,
-        }  # fmt: skip
-
-
-def find_backbone(config: BackboneConfig) -> Backbone:
-    """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
-
-    Metadata keys: `vd.size`, `vd.mean`, `vd.std`. Raises `VdError` for an unknown name,
-    and for a file that does not map images to one vector each.
-    """
-    if config.backbone in VARIANTS:
-        for flag in ("backbone_size", "backbone_mean", "backbone_std"):
-            if getattr(config, flag) is not None:
-                raise VdError(
-                    f"--{flag.replace('_', '-')} goes with an ONNX file; {config.backbone} "
-                    "has its own: leave the flag out."
-                )
-        size = VARIANTS[config.backbone].resolution
-        return Backbone(config.backbone, size, backbone_file(config.backbone))
-    file = Path(config.backbone)
-    if not file.is_file():
-        raise VdError(
-            f"--backbone {config.backbone} is neither a file nor one of "
-            f"{', '.join(VARIANTS)}; give one of these or the path of an ONNX file."
-        )
-    session = _session(file)
-    config = _with_metadata(config, session.get_modelmeta().custom_metadata_map)
-    return Backbone(
-        str(file),
-        config.backbone_size or _side(session, file),
-        file,
-        0.0 if config.backbone_mean is None else config.backbone_mean,
-        1.0 if config.backbone_std is None else config.backbone_std,
-    )
-
-
 def make_engine(backbone: Backbone, name: EngineName, before: str = "") -> Engine:
-    """The engine called `name`; auto is JAX where there is an accelerator.
+    """The engine called `name`; auto is JAX where there is an accelerator and a form for it.
 
     `before` is the engine that a run's features came from: auto takes it where it can,
     else says so.
     """
     if name == "auto":
-        name = "jax" if backbone.built_in and _has_accelerator() else "onnxruntime"
+        both = backbone.built_in and not backbone.quantized
+        name = "jax" if both and _has_accelerator() else "onnxruntime"
         if before == "onnxruntime":
             name = "onnxruntime"
         elif before and before != name:
@@ -109,10 +50,10 @@ def make_engine(backbone: Backbone, name: EngineName, before: str = "") -> Engin
             )
     if name == "onnxruntime":
         return OnnxEngine(backbone)
-    if not backbone.built_in:
+    if backbone.name not in VARIANTS:
         raise VdError(
-            f"--engine jax runs {', '.join(VARIANTS)} only; leave it out for the ONNX file "
-            f"{backbone.file}."
+            f"--engine jax runs {', '.join(VARIANTS)} only; leave it out for "
+            f"{backbone.name}."
         )
     return JaxEngine(backbone)
 
@@ -124,9 +65,12 @@ class OnnxEngine:
 
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
         model: Path | bytes = backbone.file
-        if backbone.built_in:
+        if backbone.quantized:
+            variant = QUANTIZED[backbone.name]
+            model = quantized_model(variant, known_ranges(variant)).SerializeToString()
+        elif backbone.built_in:
             model = onnx_model(backbone.name).SerializeToString()
-        self._session = _session(model, threads)
+        self._session = onnx_session(model, threads)
         self._backbone = backbone
         source = self._session.get_inputs()[0]
         self._input, self._raw = source.name, source.type == "tensor(uint8)"
@@ -213,53 +157,6 @@ class JaxEngine:
             result = np.asarray(self._apply(stacked)).reshape(batch, self.dim)
             features[start : start + len(part)] = result[: len(part)]
         return features
-
-
-def _session(model: Path | bytes, threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(
-            str(model) if isinstance(model, Path) else model,
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception as error:  # as above
-        raise VdError(
-            f"--backbone {model!s:.200} is no ONNX file that ONNX Runtime can run "
-            f"({str(error).splitlines()[0]}); export it again."
-        ) from error
-
-
-def _side(session: Any, file: Path) -> int:
-    """The side of a network's square input, from its shape."""
-    sides = [side for side in session.get_inputs()[0].shape[1:] if side != 3]
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise VdError(
-            f"--backbone {file} does not say the size of its images; give --backbone-size."
-        )
-    return int(sides[0])
-
-
-def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> BackboneConfig:
-    """The settings with those from the ONNX file's metadata that no flag gives."""
-    kinds = {"size": int, "mean": float, "std": float}
-    try:
-        given = {
-            f"backbone_{name}": kind(metadata[f"vd.{name}"])
-            for name, kind in kinds.items()
-            if getattr(config, f"backbone_{name}") is None and f"vd.{name}" in metadata
-        }
-        config = replace(config, **given)
-        validate(config)
-    except (ValueError, VdError) as error:
-        raise VdError(
-            f"--backbone {config.backbone} has wrong metadata, one of vd.size, vd.mean, "
-            f"vd.std ({error}); give --backbone-size, --backbone-mean, --backbone-std."
-        ) from error
-    return config
 
 
 def _has_accelerator() -> bool:

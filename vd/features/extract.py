@@ -14,18 +14,19 @@ from rich.filesize import decimal
 from vd.atomic import lock
 from vd.config import Config, DecodeConfig, decode_workers
 from vd.errors import VdError
-from vd.features.engines import Backbone, Engine, find_backbone, make_engine
-from vd.features.sampling import VIEWS
-from vd.features.store import Extracted, FeatureStore
+from vd.features.backbone import Backbone, find_backbone
+from vd.features.engines import Engine, make_engine
+from vd.features.shards import Extracted
+from vd.features.store import FeatureStore
 from vd.progress import Ticker, say, track
 from vd.tables import write_csv
-from vd.videos.decode import FrameSettings
+from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
+from vd.videos.motion import ENERGY, FINE, LEAST
 from vd.videos.outcome import Outcome
 from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
 from vd.videos.workers import decode_videos, probe_durations
 
-STREAMS = ("rgb", "motion")
 _FORMAT = 1  # of the records; another number is another fingerprint
 _CHUNK = 64  # videos a shard: what a kill costs at most
 
@@ -41,18 +42,20 @@ class VideoFeatures:
 
 def frame_settings(backbone: Backbone) -> FrameSettings:
     """The frames that a backbone wants."""
-    return FrameSettings(height=backbone.size, width=backbone.size)
+    return FrameSettings(backbone.size, backbone.size, streams=backbone.streams)
 
 
 def features_description(backbone: Backbone) -> dict[str, Any]:
     """All that the features of a backbone depend on, in JSON values."""
     frames = frame_settings(backbone)
+    square = {"fine": FINE, "energy": ENERGY, "least": LEAST}
     return {
         "format": _FORMAT,
         "frames_per_second": frames.frames_per_second,
         "motion_gap_seconds": frames.motion_gap_seconds,
-        "streams": list(STREAMS),
-        "views": list(VIEWS),
+        "streams": list(backbone.streams),
+        **({"square": square} if "square" in backbone.streams else {}),
+        "views": list(backbone.views),
         "backbone": backbone.description,
     }
 
@@ -60,7 +63,7 @@ def features_description(backbone: Backbone) -> dict[str, Any]:
 def open_store(cache_dir: Path, backbone: Backbone, dim: int) -> FeatureStore:
     """The store of this backbone and this geometry of a clip."""
     description = features_description(backbone)
-    return FeatureStore(cache_dir, description, streams=len(STREAMS), dim=dim)
+    return FeatureStore(cache_dir, description, streams=len(backbone.streams), dim=dim)
 
 
 def video_features(
@@ -68,9 +71,9 @@ def video_features(
     backbone: Backbone,
     engine: Engine,
     decode: DecodeConfig,
-    views: int = len(VIEWS),
+    views: Sequence[str] | None = None,
 ) -> Iterator[VideoFeatures]:
-    """Features of the first `views` views of each video, in order.
+    """Features of each video in the backbone's views, or in `views`, in order.
 
     Workers decode the next videos while the backbone runs on this one; a long video comes
     in stretches, so its frames are never in memory at once.
@@ -84,7 +87,7 @@ def video_features(
     parts: list[np.ndarray] = []
     for piece in pieces:
         if len(piece.images):
-            parts.append(_run_views(piece.images, engine, views))
+            parts.append(_run_views(piece.images, engine, views or backbone.views))
         if piece.outcome is None:
             continue
         features = None
@@ -94,11 +97,14 @@ def video_features(
         yield VideoFeatures(piece.index, piece.outcome, features)
 
 
-def extract(videos: Sequence[Video], config: Config) -> tuple[FeatureStore, Ledger]:
+def extract(
+    videos: Sequence[Video], config: Config, verify: bool = False
+) -> tuple[FeatureStore, Ledger]:
     """Bring the store up to date with `videos`; returns it and the ledger.
 
-    Finished videos are skipped by content hash. Files that `vd scan` quarantined are not
-    decoded again. Raises `VdError` when the disk is too small, or the store has a writer.
+    Finished videos are skipped by content hash; with `verify` after their records were
+    read against their checksums, and damaged ones are extracted again. Files that `vd
+    scan` quarantined are not decoded again. Raises `VdError` when the disk is too small, or the store has a writer.
     """
     backbone = find_backbone(config.backbone)
     engine = make_engine(backbone, config.backbone.engine)
@@ -115,6 +121,10 @@ def extract(videos: Sequence[Video], config: Config) -> tuple[FeatureStore, Ledg
         return list({video.id or video.name: video for video in todo}.values())
 
     unreadable: dict[Path, Outcome] = {}
+    if verify:
+        with lock(store.lock_file, "vd extract"):
+            store.recover()
+            _verify(store, videos)
     if lacking():
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have been quicker
@@ -136,7 +146,7 @@ def _extract(
     promise(videos, store, backbone, engine, config.decode)
     unreadable: dict[Path, Outcome] = {}
     chunk: list[Extracted] = []
-    lost = [0, 0]
+    lost, frames = [0, 0], 0
     paths = [video.path for video in videos]
     made_features = video_features(paths, backbone, engine, config.decode)
     try:
@@ -144,6 +154,7 @@ def _extract(
             for made in made_features:
                 video = videos[made.index]
                 lost[video.label] += made.outcome.outcome == "quarantined"
+                frames += made.outcome.frames
                 if not video.id:
                     unreadable[video.path] = made.outcome
                 else:
@@ -152,12 +163,28 @@ def _extract(
                 if len(chunk) == _CHUNK:
                     done, chunk = chunk, []
                     store.add(done, engine.name)
-                _advance(ticker, lost)
+                _advance(ticker, frames, lost)
     finally:  # after Ctrl-C too
         if chunk:
             store.add(chunk, engine.name)
     store.write_metadata()
     return unreadable
+
+
+def _verify(store: FeatureStore, videos: Sequence[Video]) -> None:
+    """Check the store, and say what was found and done."""
+    count = len(store.rows)
+    damaged = set(store.verify())
+    store.write_metadata()
+    if not damaged:
+        say(f"verified: the records of {count} videos are as they were written")
+        return
+    names = [video.name for video in videos if video.id in damaged]
+    told = f" ({names[0]!r} for one)" if names else ""
+    say(
+        f"verified: of {count} videos {len(damaged)} have damaged records{told}: they were "
+        "removed, and those of this data set are extracted again"
+    )
 
 
 def promise(
@@ -188,7 +215,7 @@ def promise(
     )
     total = sum(_size(v.path) for v in videos) / bytes_per_second
     frames = int(total * frame_settings(backbone).frames_per_second)
-    images = frames * len(STREAMS) * len(VIEWS)
+    images = frames * len(backbone.streams) * len(backbone.views)
     probe = np.zeros((16, backbone.size, backbone.size, 3), np.uint8)
     engine(probe)
     began = time.perf_counter()
@@ -214,13 +241,15 @@ def _size(path: Path) -> int:
 
 
 def _run_views(
-    images_Fx2xHxWx3: UInt8[np.ndarray, "F 2 H W 3"], engine: Engine, views: int
+    images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"],
+    engine: Engine,
+    views: Sequence[str],
 ) -> Float16[np.ndarray, "V F S D"]:
-    """Features of the plain images, then of the mirrored ones."""
-    frames, streams = images_Fx2xHxWx3.shape[:2]
-    flat = images_Fx2xHxWx3.reshape(frames * streams, *images_Fx2xHxWx3.shape[2:])
+    """Features of the images in each view: plain, mirrored."""
+    frames, streams = images_FxSxHxWx3.shape[:2]
+    flat = images_FxSxHxWx3.reshape(frames * streams, *images_FxSxHxWx3.shape[2:])
     made = []
-    for view in VIEWS[:views]:
+    for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
         features = engine(images).astype(np.float16)
         if not np.isfinite(features).all():
@@ -232,7 +261,10 @@ def _run_views(
     return np.stack(made)
 
 
-def _advance(ticker: Ticker, lost: Sequence[int]) -> None:
-    """Show progress with the files lost so far, per class."""
-    note = f", lost {lost[1]} violent and {lost[0]} non-violent" if any(lost) else ""
+def _advance(ticker: Ticker, frames: int, lost: Sequence[int]) -> None:
+    """Show progress with the rate of decoded frames and the files lost so far, per class."""
+    rate = frames * ticker.rate() / (ticker.done + 1)
+    note = f", {rate:.0f} frames/s"
+    if any(lost):
+        note += f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} non-violent)"
     ticker.advance(note=note)

@@ -11,47 +11,32 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float16
 
-from vd.atomic import remove_orphans, write_bytes, write_json, writing
+from vd.atomic import remove_orphans, write_bytes, write_json
 from vd.errors import VdError
-from vd.tables import read_csv, write_csv
-from vd.videos.outcome import Outcome
-from vd.videos.scan import outcome_from_row
+from vd.features.shards import (
+    Extracted,
+    RecordFormat,
+    Serialized,
+    StoredVideo,
+    checksum,
+    read_records,
+    stored_video,
+    write_shard,
+)
+from vd.progress import track
+from vd.tables import read_csv
 
 _SPLIT = "videos"  # TFDS reserves "all"
 _INFO = "dataset_info.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What extraction made of one video; `features_VxFxSxD` is None when quarantined."""
-
-    id: str
-    outcome: Outcome
-    features_VxFxSxD: Float16[np.ndarray, "V F S D"] | None
-
-
-@dataclass(frozen=True)
-class StoredVideo:
-    """A row of the store's index."""
-
-    id: str
-    first: int  # record of its first view, counted from the store's beginning
-    views: int
-    frames: int  # stored frames (F)
-    outcome: Outcome
-    engine: str
-    sha256: str  # of its serialised records, one after the other
 
 
 class FeatureStore:
@@ -70,10 +55,7 @@ class FeatureStore:
         self.streams, self.dim = streams, dim
         self.rows: dict[str, StoredVideo] = {}
         self._shard_lengths: list[int] = []
-        self._schema = _schema(streams, dim)
-        self._serializer = tfds.core.example_serializer.ExampleSerializer(
-            self._schema.get_serialized_info()
-        )
+        self._format = RecordFormat(streams, dim)
         self._read_new_indexes()
 
     @property
@@ -101,14 +83,37 @@ class FeatureStore:
 
         Raises `VdError` when the disk is full; what was added before stays.
         """
-        number = len(self._shard_lengths)
-        if number == 0:
-            write_json(self.directory.parent / "fingerprint.json", self.description)
-        with writing(self._shard(number)) as path:
-            rows = self._write_shard(path, chunk, engine)
-        write_csv(self._index(number), rows)
-        self._read_index(self._index(number))
-        self.__dict__.pop("_source", None)
+        self._append([self._format.serialize(item, engine) for item in chunk])
+
+    def verify(self) -> list[str]:
+        """Read every record against its checksum; returns ids of the damaged videos.
+
+        A damaged shard is emptied, after its good videos are written to a new one; the
+        damaged ones are lacking from then on. The caller holds the lock.
+        """
+        damaged: list[str] = []
+        with track("verifying", len(self.rows), "videos") as ticker:
+            for number in range(len(self._shard_lengths)):
+                before = sum(self._shard_lengths[:number])
+                good, bad = [], []
+                for row in read_csv(self._index(number)):
+                    stored = stored_video(row, before)
+                    if self.rows.get(stored.id) != stored:
+                        continue  # a later row has replaced it
+                    local = stored.first - before
+                    records = read_records(self._shard(number), local, stored.views)
+                    if records is None or checksum(records) != stored.sha256:
+                        bad.append(stored.id)
+                    else:
+                        good.append(Serialized(dict(row), records))
+                    ticker.advance()
+                if bad:
+                    self._append(good)
+                    write_shard(self._shard(number), self._index(number), [])
+                    damaged += bad
+        if damaged:
+            self._forget()
+        return damaged
 
     def read(self, video_id: str, view: int) -> Float16[np.ndarray, "F SD"]:
         """Features of one view of a stored video, streams side by side."""
@@ -116,13 +121,13 @@ class FeatureStore:
             record = self._source[self.rows[video_id].first + view]
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise VdError(
-                f"{self.directory} is damaged ({str(error).splitlines()[0]}); delete this "
-                "folder, and its features are extracted again."
+                f"{self.directory} is damaged ({str(error).splitlines()[0]}); vd extract "
+                "--verify finds the damaged videos and extracts them again."
             ) from error
         if (record["id"].decode(), record["view"]) != (video_id, view):
             raise VdError(
-                f"{self.directory} is damaged (its index names another record); delete "
-                "this folder, and its features are extracted again."
+                f"{self.directory} is damaged (its index names another record); vd "
+                "extract --verify finds the damaged videos and extracts them again."
             )
         features_FxSxD = record["features"]
         flat: np.ndarray = features_FxSxD.reshape(len(features_FxSxD), -1)
@@ -151,7 +156,7 @@ class FeatureStore:
                 (Path(folder) / self._shard(number).name).touch()
             tfds.folder_dataset.write_metadata(
                 data_dir=folder,
-                features=self._schema,
+                features=self._format.features,
                 split_infos=[split],
                 filename_template=_TEMPLATE,
                 check_data=False,
@@ -179,47 +184,20 @@ class FeatureStore:
     def _index(self, number: int) -> Path:
         return self.directory / f"index-{number:05d}.csv"
 
-    def _write_shard(
-        self, path: Path, chunk: Sequence[Extracted], engine: str
-    ) -> list[dict[str, Any]]:
-        """Write the records of a chunk; returns the rows of its index."""
-        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-        rows: list[dict[str, Any]] = []
-        first = 0
-        try:
-            for item in chunk:
-                records = self._serialize(item)
-                for record in records:
-                    writer.write(record)
-                features = item.features_VxFxSxD
-                rows.append(
-                    {
-                        "id": item.id,
-                        "first": first,
-                        "views": len(records),
-                        "stored_frames": 0 if features is None else features.shape[1],
-                        **asdict(item.outcome),
-                        "engine": engine,
-                        "sha256": hashlib.sha256(b"".join(records)).hexdigest(),
-                    }
-                )
-                first += len(records)
-            writer.close()
-        except RuntimeError as error:  # so ArrayRecord says that the disk is full
-            raise OSError(str(error)) from error
-        return rows
+    def _append(self, items: Sequence[Serialized]) -> None:
+        """Write a new shard, and take it in."""
+        if not items:
+            return
+        number = len(self._shard_lengths)
+        if number == 0:
+            write_json(self.directory.parent / "fingerprint.json", self.description)
+        write_shard(self._shard(number), self._index(number), items)
+        self._read_new_indexes()
 
-    def _serialize(self, item: Extracted) -> list[bytes]:
-        """The records of one video, a view each; none when it is quarantined."""
-        views = () if item.features_VxFxSxD is None else item.features_VxFxSxD
-        return [
-            self._serializer.serialize_example(
-                self._schema.encode_example(
-                    {"id": item.id, "view": view, "features": features_FxSxD}
-                )
-            )
-            for view, features_FxSxD in enumerate(views)
-        ]
+    def _forget(self) -> None:
+        """Read all indexes anew."""
+        self.rows, self._shard_lengths = {}, []
+        self._read_new_indexes()
 
     def _read_new_indexes(self) -> None:
         """Take in the shards beyond those known."""
@@ -232,13 +210,13 @@ class FeatureStore:
         before, length = sum(self._shard_lengths), 0
         try:
             for row in read_csv(path):
-                stored = _stored_video(row, before)
+                stored = stored_video(row, before)
                 self.rows[stored.id] = stored
                 length += stored.views
         except (KeyError, ValueError, TypeError) as error:
             raise VdError(
-                f"{path} is damaged ({error}); delete the folder {self.directory} and "
-                "extract again."
+                f"{path} is damaged ({error}); write nothing but the word id into it, and "
+                "the same command extracts its videos again."
             ) from error
         self._shard_lengths.append(length)
 
@@ -247,31 +225,3 @@ def fingerprint(description: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that change with anything the features depend on."""
     text = json.dumps(description, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _schema(streams: int, dim: int) -> Any:
-    """The TFDS features of a record."""
-    return tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "view": tfds.features.Scalar(np.int32),
-            "features": tfds.features.Tensor(
-                shape=(None, streams, dim),
-                dtype=np.float16,
-                encoding=tfds.features.Encoding.BYTES,
-            ),
-        }
-    )
-
-
-def _stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
-    """An index row from its CSV form; `before` records stand in earlier shards."""
-    return StoredVideo(
-        id=row["id"],
-        first=before + int(row["first"]),
-        views=int(row["views"]),
-        frames=int(row["stored_frames"]),
-        outcome=outcome_from_row(row),
-        engine=row["engine"],
-        sha256=row["sha256"],
-    )

@@ -1,0 +1,174 @@
+"""Videos a second from files to features: vd's pipeline, its two halves, and a DataLoader.
+
+    pip install '.[bench]' && python -m benchmarks.extraction --dataset-path DATA
+
+`ours` is `vd extract` into an empty cache, without the imports: RGB and motion in the plain
+view, through the float32 network. The peers:
+
+- backbone_only: the engine on the same images, decoded beforehand
+- decode_only: the decoding workers alone, images handed over and thrown away
+- both_bound: what two stages on the same cores can reach at most, 1 / (1 / b + 1 / d)
+- torch_dataloader: what one would write instead: a DataLoader of as many workers as
+  cores, OpenCV, the same frames and views, the same network in torch channels-last
+- float32: here `ours` is the 8-bit network (`--feature-preset fast`), theirs the float one
+
+Each line has `idle`, the share of the cores' time in which ours computed nothing.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+import tyro
+
+from benchmarks.backbone import batched, torch_peer
+from vd.config import BackboneConfig, Config, DataConfig, usable_cores
+from vd.features.backbone import find_backbone
+from vd.features.engines import make_engine
+from vd.features.extract import extract, frame_settings
+from vd.videos.frames import FrameSettings
+from vd.videos.hashes import identify
+from vd.videos.manifest import Video, read_manifest
+from vd.videos.workers import decode_videos
+
+FLOATS = BackboneConfig("fast", "efficientnet-lite0")
+BATCH = 8  # of the torch network: its best (benchmarks/backbone.py)
+
+
+class Clips:
+    """A torch data set of one clip's RGB and motion images, by OpenCV."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Images, N × 224 × 224 × 3: the first frame of each eighth and its motion."""
+        settings = FrameSettings()
+        size = settings.width, settings.height
+        reader = cv2.VideoCapture(str(self.paths[index]))
+        rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
+        gap = max(1, round(settings.motion_gap_seconds * rate))
+        frames = []
+        while (read := reader.read())[0]:
+            small = cv2.resize(read[1], size, interpolation=cv2.INTER_AREA)
+            frames.append(cv2.cvtColor(small, cv2.COLOR_BGR2RGB))
+        slots = np.floor(np.arange(len(frames)) / rate * settings.frames_per_second)
+        images = []
+        for first in np.unique(slots, return_index=True)[1]:
+            if first + gap < len(frames):
+                earlier, later = frames[first], frames[first + gap].astype(np.int16)
+                images.append(earlier)
+                images.append(np.clip(127 + later - earlier, 0, 255).astype(np.uint8))
+        return np.stack(images)
+
+
+def torch_dataloader(paths: Sequence[Path]) -> Callable[[], None]:
+    """The peer; its network is made once, its workers each time, as ours are."""
+    from torch.utils.data import DataLoader
+
+    network = batched(torch_peer(channels_last=True), BATCH)
+
+    def run() -> None:
+        loader = DataLoader(
+            Clips(paths), batch_size=None, num_workers=usable_cores(),
+            multiprocessing_context="fork",
+        )  # fmt: skip
+        for images in loader:
+            network(np.asarray(images))
+
+    return run
+
+
+def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -> None:
+    """A JSON line a peer; medians of interleaved repeats over the same drawn clips."""
+    every = read_manifest(DataConfig(dataset_path)).videos
+    draw = np.random.default_rng(seed).permutation(len(every))[:clips]
+    backbone = find_backbone(FLOATS)
+    engine = make_engine(backbone, "auto")
+    with tempfile.TemporaryDirectory() as scratch:
+        videos = identify([every[i] for i in draw], Path(scratch) / "hashes.csv")
+        paths = [video.path for video in videos]
+        runs = {
+            "ours": lambda: run_ours(videos, dataset_path, FLOATS),
+            "fast": lambda: run_ours(videos, dataset_path, BackboneConfig("fast")),
+            "backbone_only": backbone_only(paths, backbone, engine),
+            "decode_only": lambda: decode_only(paths, backbone),
+            "torch_dataloader": torch_dataloader(paths),
+        }
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        idle = []
+        for _ in range(repeats):
+            for name, run in runs.items():
+                before, began = used_seconds(), time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - began)
+                if name == "ours":
+                    used = used_seconds() - before
+                    idle.append(1 - used / (times[name][-1] * usable_cores()))
+    rates = {name: len(videos) / median(taken) for name, taken in times.items()}
+    rates["both_bound"] = 1 / (1 / rates["backbone_only"] + 1 / rates["decode_only"])
+    fast, ours = rates.pop("fast"), rates.pop("ours")
+    pairs = [(name, ours, rate) for name, rate in rates.items()]
+    for name, mine, theirs in [*pairs, ("float32", fast, ours)]:
+        line = {
+            "benchmark": "extraction",
+            "peer": name,
+            "unit": "videos/s",
+            "ours": round(mine, 3),
+            "theirs": round(theirs, 3),
+            "ratio": round(mine / theirs, 3),
+            "idle": round(median(idle), 3),
+        }
+        print(json.dumps(line), flush=True)
+
+
+def run_ours(
+    videos: Sequence[Video], dataset_path: Path, backbone: BackboneConfig
+) -> None:
+    """Extraction into an empty cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        config = Config(DataConfig(dataset_path, Path(cache)), backbone=backbone)
+        extract(videos, config)
+
+
+def backbone_only(
+    paths: Sequence[Path], backbone: object, engine: object
+) -> Callable[[], None]:
+    """The engine on images that were decoded beforehand."""
+    pieces = decode_videos(
+        paths, frame_settings(backbone), workers=usable_cores(), deadline_seconds=30
+    )
+    images = [p.images.reshape(-1, *p.images.shape[2:]) for p in pieces]
+
+    def run() -> None:
+        for plain in images:
+            engine(plain)
+
+    return run
+
+
+def decode_only(paths: Sequence[Path], backbone: object) -> None:
+    """The workers alone."""
+    for _ in decode_videos(
+        paths, frame_settings(backbone), workers=usable_cores(), deadline_seconds=30
+    ):
+        pass
+
+
+def used_seconds() -> float:
+    """Processor time of this process and its finished children."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,85 @@
+"""A linear probe of features, shared by the studies: how much accuracy a variant gains.
+
+Logistic regression on mean and deviation of the features over a clip's frames, out of
+stratified, grouped folds that several seeds draw.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vd.videos.manifest import Video
+from vd.videos.splits import folds
+
+FOLDS = 5
+C = 0.01  # inverse L2 penalty of the probe, chosen before the first run
+
+
+class Variant(NamedTuple):
+    """A row of the table: features of every clip, and what they cost."""
+
+    name: str
+    images: float  # through the backbone, a clip
+    x_VxNxP: Float[np.ndarray, "V N P"]  # the views that are trained on
+    test_views: int = 1  # averaged at test
+
+
+def mean_and_deviation(x_VxFxD: Float[np.ndarray, "V F D"]) -> Float[np.ndarray, "V P"]:
+    """A clip's features over its frames, P = 2 D."""
+    x = x_VxFxD.astype(np.float32)
+    return np.concatenate([x.mean(1), x.std(1)], axis=1)
+
+
+def table(videos: Sequence[Video], variants: Iterable[Variant], seeds: int) -> None:
+    """Print a row a variant; gains are points of accuracy over the first one."""
+    from sklearn.metrics import roc_auc_score  # decoding workers import this file too
+
+    labels_N = np.array([v.label for v in videos])
+    groups = [v.group or v.id for v in videos]
+    parts = [folds(videos, FOLDS, seed) for seed in range(seeds)]
+    fold_SxN = np.array([[part[v.id] for v in videos] for part in parts])
+    first_N = None
+    print("variant, images, accuracy, auc, sd_accuracy, sd_auc, gain, ci95")
+    for row in variants:
+        made = [out_of_fold(row.x_VxNxP, labels_N, fold_N) for fold_N in fold_SxN]
+        logits_SxN = np.array(made)[:, : row.test_views].mean(axis=1)
+        right_SxN = 100.0 * ((logits_SxN > 0) == labels_N)
+        auc_S = [100 * roc_auc_score(labels_N, logits_N) for logits_N in logits_SxN]
+        first_N = right_SxN.mean(0) if first_N is None else first_N
+        gain_N = right_SxN.mean(0) - first_N
+        scores = right_SxN.mean(1), np.array(auc_S)
+        numbers = [
+            row.images, *(s.mean() for s in scores), *(s.std() for s in scores),
+            gain_N.mean(), half_width(gain_N, groups),
+        ]  # fmt: skip
+        print(row.name, *np.round(numbers, 1), sep=", ", flush=True)
+
+
+def out_of_fold(
+    x_VxNxP: Float[np.ndarray, "V N P"],
+    labels_N: Int[np.ndarray, " N"],
+    fold_N: Int[np.ndarray, " N"],
+) -> Float[np.ndarray, "V N"]:
+    """Logits of every view of every clip, from the probe that has not seen its fold."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import PredefinedSplit, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    views = len(x_VxNxP)
+    # the loss is a sum over samples: a clip weighs the same in one view or two
+    regression = LogisticRegression(C=C / views, max_iter=1000)
+    probe = make_pipeline(StandardScaler(), regression)
+    x, y = np.concatenate(x_VxNxP), np.tile(labels_N, views)
+    cv = PredefinedSplit(np.tile(fold_N, views))
+    logits = cross_val_predict(probe, x, y, cv=cv, method="decision_function")
+    return logits.reshape(views, -1)
+
+
+def half_width(gain_N: Float[np.ndarray, " N"], groups: list[str]) -> float:
+    """Half of the 95 % interval of a mean, clustered by group (Liang and Zeger 1986)."""
+    member_N = np.unique(groups, return_inverse=True)[1]
+    residual_G = np.bincount(member_N, gain_N - gain_N.mean())
+    return float(1.96 * np.sqrt(np.sum(residual_G**2)) / len(gain_N))

@@ -1,0 +1,157 @@
+"""Backbones: the pretrained network, built in or a user's ONNX file, and its input."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnxruntime
+
+from vd.config import BackboneConfig, PresetName, usable_cores, validate
+from vd.errors import VdError
+from vd.features.efficientnet import VARIANTS
+from vd.features.quantized import QUANTIZED, known_ranges
+from vd.features.sampling import VIEWS
+from vd.features.weights import backbone_file
+
+
+class Preset(NamedTuple):
+    """What is computed of a video's frames."""
+
+    backbone: str  # unless --backbone names another
+    streams: tuple[str, ...]
+    views: tuple[str, ...]
+
+
+PRESETS: dict[PresetName, Preset] = {
+    "fast": Preset("efficientnet-lite0-int8", ("rgb", "motion"), VIEWS[:1]),
+    "default": Preset("efficientnet-lite0", ("rgb", "motion", "square"), VIEWS[:1]),
+    "best": Preset("efficientnet-lite0", ("rgb", "motion", "square"), VIEWS),
+}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network, its input, and what it sees of a frame."""
+
+    name: str
+    size: int  # side of its square input in pixels
+    file: Path  # weights, or the user's ONNX file
+    mean: float = 0.0
+    std: float = 1.0
+    streams: tuple[str, ...] = ("rgb", "motion")
+    views: tuple[str, ...] = VIEWS
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of the EfficientNet-Lites, in floats or integers."""
+        return self.name in VARIANTS or self.quantized
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it computes in 8-bit integers; it then has no form for JAX."""
+        return self.name in QUANTIZED
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What its features depend on, in JSON values; the ONNX file's place is no part."""
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        named: dict[str, Any] = {"name": self.name} if self.built_in else {}
+        if self.quantized:
+            named["ranges"] = known_ranges(QUANTIZED[self.name])
+        return {
+            **named, "sha256": digest, "size": self.size, "mean": self.mean, "std": self.std,
+        }  # fmt: skip
+
+
+def find_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
+
+    Metadata keys: `vd.size`, `vd.mean`, `vd.std`. Raises `VdError` for an unknown name,
+    and for a file that does not map images to one vector each.
+    """
+    preset = PRESETS[config.feature_preset]
+    name = config.backbone or preset.backbone
+    if (variant := QUANTIZED.get(name, name)) in VARIANTS:
+        for flag in ("backbone_size", "backbone_mean", "backbone_std"):
+            if getattr(config, flag) is not None:
+                raise VdError(
+                    f"--{flag.replace('_', '-')} goes with an ONNX file; {name} has its "
+                    "own: leave the flag out."
+                )
+        size = VARIANTS[variant].resolution
+        return Backbone(
+            name,
+            size,
+            backbone_file(variant),
+            streams=preset.streams,
+            views=preset.views,
+        )
+    file = Path(name)
+    if not file.is_file():
+        raise VdError(
+            f"--backbone {name} is neither a file nor one of "
+            f"{', '.join((*VARIANTS, *QUANTIZED))}; give one of these or the path of an "
+            "ONNX file."
+        )
+    session = onnx_session(file)
+    config = _with_metadata(config, session.get_modelmeta().custom_metadata_map)
+    return Backbone(
+        str(file),
+        config.backbone_size or _side(session, file),
+        file,
+        0.0 if config.backbone_mean is None else config.backbone_mean,
+        1.0 if config.backbone_std is None else config.backbone_std,
+        preset.streams,
+        preset.views,
+    )
+
+
+def onnx_session(model: Path | bytes, threads: int | None = None) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.log_severity_level = 3
+    # threads that wait actively would take the cores from the decoding workers
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+    except Exception as error:  # ONNX Runtime's own exceptions have no common base
+        raise VdError(
+            f"--backbone {model!s:.200} is no ONNX file that ONNX Runtime can run "
+            f"({str(error).splitlines()[0]}); export it again."
+        ) from error
+
+
+def _side(session: Any, file: Path) -> int:
+    """The side of a network's square input, from its shape."""
+    sides = [side for side in session.get_inputs()[0].shape[1:] if side != 3]
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise VdError(
+            f"--backbone {file} does not say the size of its images; give --backbone-size."
+        )
+    return int(sides[0])
+
+
+def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> BackboneConfig:
+    """The settings with those from the ONNX file's metadata that no flag gives."""
+    kinds = {"size": int, "mean": float, "std": float}
+    try:
+        given = {
+            f"backbone_{name}": kind(metadata[f"vd.{name}"])
+            for name, kind in kinds.items()
+            if getattr(config, f"backbone_{name}") is None and f"vd.{name}" in metadata
+        }
+        config = replace(config, **given)
+        validate(config)
+    except (ValueError, VdError) as error:
+        raise VdError(
+            f"--backbone {config.backbone} has wrong metadata, one of vd.size, vd.mean, "
+            f"vd.std ({error}); give --backbone-size, --backbone-mean, --backbone-std."
+        ) from error
+    return config
