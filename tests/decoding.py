@@ -13,15 +13,13 @@ def decode(path, seconds=60.0, settings=SMALL):
     """All kept images of a file, and its outcome."""
     images, tallies, position = [], [], Position()
     while position is not None:
-        stretch = decode_stretch(path, settings, position, seconds)
-        images.append(stretch.images_FxSxHxWx3)
+        stretch = decode_stretch(path, settings, position, seconds, images.append)
         tallies.append(stretch.tally)
         position = stretch.next
         assert len(tallies) < 100
-    images_FxSxHxWx3 = np.concatenate(images)
-    assert images_FxSxHxWx3.dtype == np.uint8
-    streams = len(settings.streams)
-    assert images_FxSxHxWx3.shape[1:] == (streams, settings.height, settings.width, 3)
+    shape = len(settings.streams), settings.height, settings.width, 3
+    images_FxSxHxWx3 = np.array(images, np.uint8).reshape(-1, *shape)
+    assert all(image.dtype == np.uint8 and image.shape == shape for image in images)
     assert len(images_FxSxHxWx3) == sum(tally.kept for tally in tallies)
     return images_FxSxHxWx3, outcome_of(tallies)
 

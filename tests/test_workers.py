@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import decoding
 from tests.broken import (
     grey_frames,
     make_broken,
@@ -21,7 +22,6 @@ from tests.broken import (
     render_slow,
 )
 from vd.errors import VdError
-from vd.videos.decode import decode_stretch
 from vd.videos.frames import FrameSettings
 from vd.videos.workers import decode_videos
 
@@ -148,7 +148,7 @@ def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
     assert found == [("used", ""), *expected.values(), ("used", "")]
     kinds = [kind for kind, _ in found]
     assert sum(map(kinds.count, ("used", "partial", "quarantined"))) == len(paths)
-    alone = decode_stretch(clip, SMALL).images_FxSxHxWx3
+    alone, _ = decoding.decode(clip)
     for piece in (pieces[0], pieces[-1]):
         np.testing.assert_array_equal(piece.images, alone)
 
@@ -160,7 +160,7 @@ def test_a_long_video_comes_in_stretches(tmp_path, clip):
     assert [piece.outcome is not None for piece in pieces] == [
         *(False, True), *(False, False, False, False, True), *(False, True)
     ]  # fmt: skip
-    whole = decode_stretch(long, SMALL).images_FxSxHxWx3
+    whole, _ = decoding.decode(long)
     parts = np.concatenate([piece.images for piece in pieces if piece.index == 1])
     np.testing.assert_array_equal(parts, whole)
 

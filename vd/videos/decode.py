@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from jaxtyping import UInt8
 
-from vd.videos.frames import ROUNDING, FrameSettings, Keeper
+from vd.videos.frames import ROUNDING, FrameSettings, Keep, Keeper
 from vd.videos.outcome import (
     Outcome,
     Tally,
@@ -37,9 +36,8 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Stretch:
-    """Kept frames of a stretch of a video, in each of the streams."""
+    """What one stretch of a video says of it, and where the next begins."""
 
-    images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"]
     tally: Tally
     next: Position | None  # None: the video has ended
 
@@ -49,7 +47,7 @@ def decode_stretch(
     settings: FrameSettings,
     position: Position = Position(),  # noqa: B008  # immutable
     seconds: float = 30.0,
-    keep_images: bool = True,
+    keep: Keep | None = None,
 ) -> Stretch:
     """Decode the frames of [position, position + seconds); `seconds` must be whole slots.
 
@@ -57,7 +55,9 @@ def decode_stretch(
     is the difference to the later frame, which is the first frame at least
     `motion_gap_seconds` less half a usual step after it: the nearest, and the earlier of
     two, at a constant rate. A frame without a later one is not kept. Damaged frames are
-    left out and counted. Without `keep_images` frames are only counted. Never raises for a bad file: `tally.header.reason` says why.
+    left out and counted. What the streams show of each kept frame is handed to `keep` as it
+    is made; without it frames are only counted. Never raises for a bad file:
+    `tally.header.reason` says why.
     """
     reason = check_file(path)
     try:
@@ -66,13 +66,13 @@ def decode_stretch(
                 if not len(container.streams):
                     reason = why_not_opened(path)
                     break
-                keeper = Keeper(settings, keep_images)
+                keeper = Keeper(settings, keep)
                 stretch = _decode(container, keeper, position, seconds, margin)
             if stretch is not None:
                 return stretch
     except av.error.FFmpegError as error:
         reason = why_not_opened(path, error)
-    return _refused(Keeper(settings, False), Outcome("quarantined", reason))
+    return _refused(Outcome("quarantined", reason))
 
 
 def probe_duration(path: Path) -> float:
@@ -104,7 +104,7 @@ def _decode(
     if header.width * header.height > settings.max_pixels:
         header = replace(header, reason="too-large")
     if header.reason:
-        return _refused(keeper, header)
+        return _refused(header)
     stream.thread_type = "NONE"  # processes are the parallelism
     if header.codec == "mjpeg":  # else it fills in what a cut picture lacks
         stream.codec_context.options = {"err_detect": "explode"}
@@ -123,7 +123,7 @@ def _decode(
             faults += slot >= first_slot and after is None
             continue
         if frame.width * frame.height > settings.max_pixels:  # the header says less
-            return _refused(keeper, replace(header, reason="too-large"))
+            return _refused(replace(header, reason="too-large"))
         time = clock(frame)
         landed = landed or time <= position.seconds - margin / 2
         if not landed:
@@ -146,8 +146,7 @@ def _decode(
         return None
     if not header.frames:  # else the count tells
         faults += clock.holes(position.seconds, position.seconds + seconds)
-    tally = Tally(header, good, faults, last, len(keeper.images))
-    return Stretch(keeper.stack(), tally, after)
+    return Stretch(Tally(header, good, faults, last, keeper.kept), after)
 
 
 def _seek(container: Any, stream: Any, position: Position, margin: float) -> bool:
@@ -212,6 +211,6 @@ class _Clock:
         return int(np.sum((steps > least) & (begin <= ends) & (ends < end)))
 
 
-def _refused(keeper: Keeper, header: Outcome) -> Stretch:
-    """A stretch without a frame."""
-    return Stretch(keeper.stack(), Tally(header), None)
+def _refused(header: Outcome) -> Stretch:
+    """The end of a video that is not decoded."""
+    return Stretch(Tally(header), None)

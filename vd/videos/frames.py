@@ -1,5 +1,6 @@
 """Which frames of a video are kept, and in what form: streams of resized images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from jaxtyping import UInt8
 from vd.videos.motion import FINE, difference, square_difference
 
 ROUNDING = 1e-3  # seconds: some containers round time stamps to it
+
+Keep = Callable[[UInt8[np.ndarray, "S H W 3"]], object]
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,19 @@ class FrameSettings:
 
 
 class Keeper:
-    """Pairs each kept frame with its later one; converts only frames that are needed."""
+    """Pairs each kept frame with its later one; converts only frames that are needed.
 
-    def __init__(self, settings: FrameSettings, keep_images: bool) -> None:
+    What the streams show of a pair, (S, H, W, 3), goes to `keep`; without it frames are
+    counted, and none is converted.
+    """
+
+    def __init__(self, settings: FrameSettings, keep: Keep | None) -> None:
         self.settings = settings
         self.usual_step = 0.0  # seconds from a frame to the next
-        self.images: list[UInt8[np.ndarray, "S H W 3"]] = []
+        self.kept = 0
         self.waiting: list[tuple[float, _Sizes]] = []
         self._slot = -1
-        self._keep_images = keep_images
+        self._keep = keep
         self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
         self._fine_reformatter = VideoReformatter()
 
@@ -43,16 +50,19 @@ class Keeper:
         gap = self.settings.motion_gap_seconds - 0.5 * self.usual_step - ROUNDING
         while self.waiting and time >= self.waiting[0][0] + gap:
             image = self._convert(frame) if image is None else image
-            self.images.append(self._streams(self.waiting.pop(0)[1], image))
+            earlier = self.waiting.pop(0)[1]
+            self.kept += 1
+            if self._keep is not None:
+                self._keep(self._streams(earlier, image))
         if slot > self._slot:
             self._slot = slot
             image = self._convert(frame) if image is None else image
             self.waiting.append((time, image))
 
-    def _streams(self, earlier: "_Sizes", later: "_Sizes") -> np.ndarray:
+    def _streams(
+        self, earlier: "_Sizes", later: "_Sizes"
+    ) -> UInt8[np.ndarray, "S H W 3"]:
         """What each stream shows of a frame and its later one."""
-        if not self._keep_images:
-            return earlier.image
         made = {"rgb": earlier.image, "motion": difference(earlier.image, later.image)}
         if "square" in self.settings.streams:
             made["square"] = square_difference(
@@ -63,19 +73,13 @@ class Keeper:
     def _convert(self, frame: Any) -> "_Sizes":
         """A frame in the size of the images, and finer where squares are cut from it."""
         none = np.empty((0, 0, 3), np.uint8)
-        if not self._keep_images:
+        if self._keep is None:
             return _Sizes(none, none)
         height, width = self.settings.height, self.settings.width
         image = _upright(frame, height, width, self._reformatter)
         if "square" not in self.settings.streams:
             return _Sizes(image, none)
         return _Sizes(image, _upright(frame, FINE, FINE, self._fine_reformatter))
-
-    def stack(self) -> UInt8[np.ndarray, "F S H W 3"]:
-        """All kept frames so far."""
-        settings = self.settings
-        shape = -1, len(settings.streams), settings.height, settings.width, 3
-        return np.array(self.images, np.uint8).reshape(shape)
 
 
 class _Sizes(NamedTuple):

@@ -4,6 +4,7 @@ Workers are Pebble's, spawned (JAX runs threads, so a fork could hang). Frames c
 as files in shared memory, not through the pipe. No worker outlives its parent.
 """
 
+import math
 import multiprocessing
 import os
 import re
@@ -97,7 +98,7 @@ def decode_videos(
             except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
                 raise BrokenProcessPool(str(error)) from error
 
-        targets = (folder / f"{index}.npy" for index in range(len(paths)))
+        targets = (folder / f"{index}.rgb" for index in range(len(paths)))
         waiting = map(_Video, range(len(paths)), paths, targets)
         under_way: deque[_Video] = deque()
         while True:
@@ -164,26 +165,25 @@ def _task(
     seconds: float,
     target: Path | None,
 ) -> Stretch:
-    """In the worker: decode a stretch and leave its images in `target`."""
-    keep = target is not None
-    stretch = decode_stretch(path, settings, position, seconds, keep)
-    if target is not None and len(stretch.images_FxSxHxWx3):
-        np.save(target, stretch.images_FxSxHxWx3)
-    return replace(stretch, images_FxSxHxWx3=_none(settings))
+    """In the worker: decode a stretch, its images one after the other into `target`."""
+    if target is None:
+        return decode_stretch(path, settings, position, seconds)
+    with open(target, "wb") as handle:
+        return decode_stretch(
+            path, settings, position, seconds, lambda image: handle.write(image.data)
+        )
 
 
 def _collect(target: Path, settings: FrameSettings) -> UInt8[np.ndarray, "F S H W 3"]:
-    """Take over the images that a worker left, if any."""
-    if not target.exists():
-        return _none(settings)
-    images: np.ndarray = np.load(target)
+    """The images that a worker left, read-only, without a copy; the file loses its name."""
+    shape = len(settings.streams), settings.height, settings.width, 3
+    count = target.stat().st_size // math.prod(shape) if target.exists() else 0
+    if count == 0:  # which cannot be mapped
+        target.unlink(missing_ok=True)
+        return np.zeros((0, *shape), np.uint8)
+    images = np.memmap(target, np.uint8, "r", shape=(count, *shape))
     target.unlink()
-    return images
-
-
-def _none(settings: FrameSettings) -> UInt8[np.ndarray, "0 S H W 3"]:
-    shape = 0, len(settings.streams), settings.height, settings.width, 3
-    return np.zeros(shape, np.uint8)
+    return np.asarray(images)
 
 
 def _lost(video: _Video, reason: Any) -> Outcome:
