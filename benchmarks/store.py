@@ -27,7 +27,7 @@ import numpy as np
 import tyro
 
 from vd.config import TrainingConfig
-from vd.features.shards import Extracted
+from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training import batches
 from vd.training.batches import FeatureSet, training_batches
@@ -72,7 +72,9 @@ def fill(store: FeatureStore, names: list[str]) -> None:
     made = [numbers(seed) for seed in range(CHUNK)]
     for start in range(0, len(names), CHUNK):
         rows = zip(names[start : start + CHUNK], made, strict=False)
-        store.add([Extracted(name, USED, value) for name, value in rows], "none")
+        store.add(
+            [Extracted(name, USED, in_parts(value)) for name, value in rows], "none"
+        )
     store.write_metadata()
 
 
@@ -129,7 +131,7 @@ def measure_growth(folder: Path) -> None:
     """Adding ten videos to the full store and to an empty one, in seconds."""
     taken = []
     for place in (folder, folder / "empty"):
-        chunk = [Extracted(f"new{i}", USED, numbers(i)) for i in range(10)]
+        chunk = [Extracted(f"new{i}", USED, in_parts(numbers(i))) for i in range(10)]
 
         def add(place: Path = place, chunk: list[Extracted] = chunk) -> None:
             store = open_store(place)

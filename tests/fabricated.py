@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vd.features.shards import Extracted
+from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training.batches import FeatureSet
 from vd.videos.manifest import Video
@@ -45,7 +45,9 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0):
     store = open_store(cache_dir)
     chunk = [
         Extracted(
-            video.id, Outcome("used"), features_of(video, frames(i), signal=signal)
+            video.id,
+            Outcome("used"),
+            in_parts(features_of(video, frames(i), signal=signal)),
         )
         for i, video in enumerate(videos)
         if video.id not in store.rows

@@ -22,8 +22,8 @@ from vd.videos.manifest import read_manifest
 CHUNK = 4  # videos a shard, so that 32 clips are several
 SCRIPT = f"""
 import sys
-import vd.cli, vd.features.extract
-vd.features.extract._CHUNK = {CHUNK}
+import vd.cli, vd.features.shards
+vd.features.shards._MOST_VIDEOS = {CHUNK}
 if __name__ == "__main__":
     vd.cli.main()
 """
@@ -95,7 +95,7 @@ def test_20_kills_at_random_moments_change_no_byte(
 def test_verify_finds_what_is_damaged_and_makes_it_again(
     clips, backbone, tmp_path, undisturbed, monkeypatch, capsys, damage
 ):
-    monkeypatch.setattr("vd.features.extract._CHUNK", CHUNK)
+    monkeypatch.setattr("vd.features.shards._MOST_VIDEOS", CHUNK)
     store, _ = extraction(clips, backbone, tmp_path)
     shard = sorted(store.directory.glob("features-videos.array_record-*"))[2]
     content = shard.read_bytes()

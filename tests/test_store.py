@@ -15,14 +15,14 @@ import tensorflow_datasets as tfds
 from tests.fabricated import features_of, make_videos, open_store
 from vd.atomic import lock
 from vd.errors import VdError
-from vd.features.shards import Extracted
+from vd.features.shards import PART_FRAMES, Extracted, Spool, in_parts
 from vd.videos.outcome import Outcome
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
 
 
 def chunk(videos, frames=5):
-    return [Extracted(v.id, USED, features_of(v, frames)) for v in videos]
+    return [Extracted(v.id, USED, in_parts(features_of(v, frames))) for v in videos]
 
 
 def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
@@ -35,6 +35,41 @@ def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
                 store.read(video.id, view), expected.reshape(5, -1)
             )
     assert store.rows["v0"].outcome == USED
+
+
+def test_a_long_video_is_several_records_read_only_where_asked(tmp_path):
+    frames = 2 * PART_FRAMES + 7
+    before, long, after = make_videos(3)
+    store = open_store(tmp_path)
+    store.add([*chunk([before]), *chunk([long], frames), *chunk([after])], "test")
+    store = open_store(tmp_path)
+    for view, expected in enumerate(features_of(long, frames)):
+        whole = store.read(long.id, view)
+        np.testing.assert_array_equal(whole, expected.reshape(frames, -1))
+        for start in (0, PART_FRAMES - 16, 2 * PART_FRAMES - 1, frames - 32):
+            window = np.arange(start, start + 32).clip(max=frames - 1)
+            np.testing.assert_array_equal(
+                store.read(long.id, view, window), whole[window]
+            )
+    assert store.rows[long.id].records == 3 * 2
+    np.testing.assert_array_equal(
+        store.read(after.id, 1), features_of(after, 5)[1].reshape(5, -1)
+    )
+    assert store.verify() == []
+
+
+def test_a_spool_gives_back_what_came_in_pieces_from_the_disk_too(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("vd.features.shards._SPOOL_BYTES", 1000)
+    features = features_of(make_videos(1)[0], PART_FRAMES + 88)
+    spool = Spool(tmp_path)
+    for start in range(0, features.shape[1], 240):
+        spool.append(features[:, start : start + 240])
+    parts = list(spool.parts())
+    spool.close()
+    assert [part.shape[1] for part in parts] == [PART_FRAMES, 88]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), features)
 
 
 def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
@@ -55,7 +90,7 @@ def test_grows_by_shards_and_keeps_quarantined_outcomes(tmp_path):
     store = open_store(tmp_path)
     store.add(chunk(make_videos(2)), "test")
     assert len(store.read("v0", 0)) == 5
-    store.add([Extracted("bad", Outcome("quarantined", "truncated"), None)], "test")
+    store.add([Extracted("bad", Outcome("quarantined", "truncated"))], "test")
     store.add(chunk(make_videos(2, "w"), frames=7), "test")
     assert len(store.read("w1", 1)) == 7
     again = open_store(tmp_path)
@@ -66,7 +101,7 @@ def test_grows_by_shards_and_keeps_quarantined_outcomes(tmp_path):
 
 def test_a_retried_video_replaces_its_row(tmp_path):
     store = open_store(tmp_path)
-    store.add([Extracted("v0", Outcome("quarantined", "timeout"), None)], "test")
+    store.add([Extracted("v0", Outcome("quarantined", "timeout"))], "test")
     store.add(chunk(make_videos(1)), "test")
     assert open_store(tmp_path).rows["v0"].outcome == USED
     assert len(open_store(tmp_path).read("v0", 0)) == 5

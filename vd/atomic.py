@@ -75,13 +75,10 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path` when the block ends without an error."""
-    temporary_path = temporary(path)
+def explaining(path: Path) -> Iterator[None]:
+    """Turn the operating system's error while `path` is written into one sentence."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary_path
-        publish(temporary_path, path)
+        yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise VdError(
@@ -89,6 +86,17 @@ def writing(path: Path) -> Iterator[Path]:
             f"{'free some space or ' * full}name another folder, then run the same command "
             "again."
         ) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends without an error."""
+    temporary_path = temporary(path)
+    try:
+        with explaining(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary_path
+            publish(temporary_path, path)
     finally:
         with contextlib.suppress(OSError):
             temporary_path.unlink()

@@ -2,13 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import UInt8
 from rich.filesize import decimal
 
 from vd.atomic import lock
@@ -16,7 +16,7 @@ from vd.config import Config, DecodeConfig, decode_workers
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import Engine, make_engine
-from vd.features.shards import Extracted
+from vd.features.shards import PART_FRAMES, Extracted, Part, Spool
 from vd.features.store import FeatureStore
 from vd.progress import Ticker, say, track
 from vd.tables import write_csv
@@ -28,7 +28,15 @@ from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
 from vd.videos.workers import decode_videos, probe_durations
 
 _FORMAT = 1  # of the records; another number is another fingerprint
-_CHUNK = 64  # videos a shard: what a kill costs at most
+
+
+@dataclass(frozen=True)
+class VideoPiece:
+    """Features of a stretch of one video; `outcome` is set on the last."""
+
+    index: int
+    features_VxFxSxD: Part
+    outcome: Outcome | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class VideoFeatures:
 
     index: int
     outcome: Outcome
-    features_VxFxSxD: Float16[np.ndarray, "V F S D"] | None
+    features_VxFxSxD: Part | None
 
 
 def frame_settings(backbone: Backbone) -> FrameSettings:
@@ -53,6 +61,7 @@ def features_description(backbone: Backbone) -> dict[str, Any]:
         "format": _FORMAT,
         "frames_per_second": frames.frames_per_second,
         "motion_gap_seconds": frames.motion_gap_seconds,
+        "part_frames": PART_FRAMES,
         "streams": list(backbone.streams),
         **({"square": square} if "square" in backbone.streams else {}),
         "views": list(backbone.views),
@@ -66,17 +75,17 @@ def open_store(cache_dir: Path, backbone: Backbone, dim: int) -> FeatureStore:
     return FeatureStore(cache_dir, description, streams=len(backbone.streams), dim=dim)
 
 
-def video_features(
+def video_pieces(
     paths: Sequence[Path],
     backbone: Backbone,
     engine: Engine,
     decode: DecodeConfig,
     views: Sequence[str] | None = None,
-) -> Iterator[VideoFeatures]:
+) -> Iterator[VideoPiece]:
     """Features of each video in the backbone's views, or in `views`, in order.
 
-    Workers decode the next videos while the backbone runs on this one; a long video comes
-    in stretches, so its frames are never in memory at once.
+    Workers decode the next stretches while the backbone runs on this one, so neither the
+    frames nor the features of a long video are in memory at once.
     """
     pieces = decode_videos(
         paths,
@@ -84,15 +93,26 @@ def video_features(
         workers=decode_workers(decode),
         deadline_seconds=decode.decode_timeout_seconds,
     )
-    parts: list[np.ndarray] = []
     for piece in pieces:
-        if len(piece.images):
-            parts.append(_run_views(piece.images, engine, views or backbone.views))
+        features = _run_views(piece.images, engine, views or backbone.views)
+        yield VideoPiece(piece.index, features, piece.outcome)
+
+
+def video_features(
+    paths: Sequence[Path],
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    views: Sequence[str] | None = None,
+) -> Iterator[VideoFeatures]:
+    """The same, a whole video at a time."""
+    parts: list[Part] = []
+    for piece in video_pieces(paths, backbone, engine, decode, views):
+        parts.append(piece.features_VxFxSxD)
         if piece.outcome is None:
             continue
-        features = None
-        if piece.outcome.outcome != "quarantined":
-            features = np.concatenate(parts, axis=1)
+        used = piece.outcome.outcome != "quarantined"
+        features = np.concatenate(parts, axis=1) if used else None
         parts = []
         yield VideoFeatures(piece.index, piece.outcome, features)
 
@@ -145,30 +165,50 @@ def _extract(
     """Write the videos' features; returns the outcomes of files without content."""
     promise(videos, store, backbone, engine, config.decode)
     unreadable: dict[Path, Outcome] = {}
-    chunk: list[Extracted] = []
     lost, frames = [0, 0], 0
-    paths = [video.path for video in videos]
-    made_features = video_features(paths, backbone, engine, config.decode)
-    try:
-        with track("extracting", len(videos), "videos") as ticker:
-            for made in made_features:
-                video = videos[made.index]
-                lost[video.label] += made.outcome.outcome == "quarantined"
-                frames += made.outcome.frames
-                if not video.id:
-                    unreadable[video.path] = made.outcome
-                else:
-                    features = made.features_VxFxSxD
-                    chunk.append(Extracted(video.id, made.outcome, features))
-                if len(chunk) == _CHUNK:
-                    done, chunk = chunk, []
-                    store.add(done, engine.name)
-                _advance(ticker, frames, lost)
-    finally:  # after Ctrl-C too
-        if chunk:
-            store.add(chunk, engine.name)
+    with (
+        track("extracting", len(videos), "videos") as ticker,
+        store.appending(engine.name) as append,
+    ):
+        for index, outcome in write_features(
+            videos, store.directory, backbone, engine, config.decode, append
+        ):
+            video = videos[index]
+            lost[video.label] += outcome.outcome == "quarantined"
+            frames += outcome.frames
+            if not video.id:
+                unreadable[video.path] = outcome
+            _advance(ticker, frames, lost)
     store.write_metadata()
     return unreadable
+
+
+def write_features(
+    videos: Sequence[Video],
+    spool_folder: Path,
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    append: Callable[[Extracted], None],
+) -> Iterator[tuple[int, Outcome]]:
+    """Hand each video's features to `append`; yields its index and outcome after that.
+
+    Files without content, which have no id, are not appended.
+    """
+    paths = [video.path for video in videos]
+    spool = None
+    for piece in video_pieces(paths, backbone, engine, decode):
+        spool = spool or Spool(spool_folder)
+        spool.append(piece.features_VxFxSxD)
+        if piece.outcome is None:
+            continue
+        used = piece.outcome.outcome != "quarantined"
+        if video_id := videos[piece.index].id:
+            parts = spool.parts() if used else ()
+            append(Extracted(video_id, piece.outcome, parts))
+        spool.close()
+        spool = None
+        yield piece.index, piece.outcome
 
 
 def _verify(store: FeatureStore, videos: Sequence[Video]) -> None:
@@ -244,7 +284,7 @@ def _run_views(
     images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"],
     engine: Engine,
     views: Sequence[str],
-) -> Float16[np.ndarray, "V F S D"]:
+) -> Part:
     """Features of the images in each view: plain, mirrored."""
     frames, streams = images_FxSxHxWx3.shape[:2]
     flat = images_FxSxHxWx3.reshape(frames * streams, *images_FxSxHxWx3.shape[2:])
@@ -257,7 +297,7 @@ def _run_views(
                 "the backbone gives values that float16 cannot hold; scale its output, or "
                 "check --backbone-mean and --backbone-std."
             )
-        made.append(features.reshape(frames, streams, -1))
+        made.append(features.reshape(frames, streams, engine.dim))
     return np.stack(made)
 
 

@@ -1,15 +1,19 @@
 """One shard of the feature store: an ArrayRecord file of records, and its index as CSV.
 
-A record is one view of one video: content hash, view, features. It holds no path, label,
-split or group.
+A record is up to `PART_FRAMES` frames of one view of one video: content hash, view, part,
+features. A video's records stand together, its first part in all views, then its second; a
+clip has one part. A record holds no path, label, split or group.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,19 +23,25 @@ from array_record.python.array_record_module import (
 )
 from jaxtyping import Float16
 
-from vd.atomic import write_text, writing
+from vd.atomic import explaining, write_text
 from vd.tables import write_csv
 from vd.videos.outcome import Outcome
 from vd.videos.scan import outcome_from_row
 
+PART_FRAMES = 512  # of a record at most, so that a window of a long video is read alone
+_MOST_VIDEOS, _MOST_BYTES = 64, 2**28  # a shard: what a kill costs at most
+_SPOOL_BYTES = 2**25  # of one video in memory
+
+Part = Float16[np.ndarray, "V F S D"]
+
 
 @dataclass(frozen=True)
 class Extracted:
-    """What extraction made of one video; `features_VxFxSxD` is None when quarantined."""
+    """What extraction made of one video; it has no part when it is quarantined."""
 
     id: str
     outcome: Outcome
-    features_VxFxSxD: Float16[np.ndarray, "V F S D"] | None
+    parts: Iterable[Part] = ()  # of PART_FRAMES frames each, but for the last
 
 
 @dataclass(frozen=True)
@@ -39,19 +49,54 @@ class StoredVideo:
     """A row of the store's index."""
 
     id: str
-    first: int  # record of its first view, counted from the store's beginning
+    first: int  # its first record, counted from the store's beginning
     views: int
     frames: int  # stored frames (F)
     outcome: Outcome
     engine: str
     sha256: str  # of its serialised records, one after the other
 
+    @property
+    def records(self) -> int:
+        """Number of its records."""
+        return self.views * -(-self.frames // PART_FRAMES)
 
-class Serialized(NamedTuple):
-    """A video as it is written: the row of its index without `first`, and its records."""
 
-    row: dict[str, Any]
-    records: list[bytes]
+def in_parts(features_VxFxSxD: Part) -> Iterator[Part]:
+    """The parts of a video's features."""
+    for start in range(0, features_VxFxSxD.shape[1], PART_FRAMES):
+        yield features_VxFxSxD[:, start : start + PART_FRAMES]
+
+
+class Spool:
+    """A video's features until its outcome is known; on the disk when they are many."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  # `close`
+            _SPOOL_BYTES, "w+b", dir=str(folder)
+        )
+        self._frame_shape: tuple[int, ...] = ()
+
+    def append(self, features_VxFxSxD: Part) -> None:
+        """Take in further frames. Raises `VdError` when the disk is full."""
+        features_FxVxSxD = np.ascontiguousarray(features_VxFxSxD.swapaxes(0, 1))
+        self._frame_shape = features_FxVxSxD.shape[1:]
+        with explaining(self._folder):
+            self._file.write(features_FxVxSxD.data)
+
+    def parts(self) -> Iterator[Part]:
+        """The parts of all frames so far."""
+        self._file.seek(0)
+        size = PART_FRAMES * math.prod(self._frame_shape) * np.float16().itemsize
+        while content := self._file.read(size):
+            features = np.frombuffer(content, np.float16)
+            yield features.reshape(-1, *self._frame_shape).swapaxes(0, 1)
+
+    def close(self) -> None:
+        """Give the memory or the disk back."""
+        self._file.close()
 
 
 class RecordFormat:
@@ -62,6 +107,7 @@ class RecordFormat:
             {
                 "id": tfds.features.Text(),
                 "view": tfds.features.Scalar(np.int32),
+                "part": tfds.features.Scalar(np.int32),
                 "features": tfds.features.Tensor(
                     shape=(None, streams, dim),
                     dtype=np.float16,
@@ -76,55 +122,91 @@ class RecordFormat:
             self.features.get_serialized_info()
         )
 
-    def serialize(self, item: Extracted, engine: str) -> Serialized:
-        """A video's row and records, a view each; none when it is quarantined."""
-        features = item.features_VxFxSxD
-        views: list[np.ndarray] = [] if features is None else list(features)
-        records = [
-            self._serializer.serialize_example(
-                self.features.encode_example(
-                    {"id": item.id, "view": view, "features": features_FxSxD}
-                )
-            )
-            for view, features_FxSxD in enumerate(views)
-        ]
-        row = {
-            "id": item.id,
-            "views": len(records),
-            "stored_frames": len(views[0]) if views else 0,
-            **asdict(item.outcome),
-            "engine": engine,
-            "sha256": checksum(records),
-        }
-        return Serialized(row, records)
+    def serialize(self, video_id: str, number: int, part: Part) -> Iterator[bytes]:
+        """The records of one part of a video, a view each."""
+        for view, features_FxSxD in enumerate(part):
+            example = {
+                "id": video_id, "view": view, "part": number, "features": features_FxSxD,
+            }  # fmt: skip
+            encoded = self.features.encode_example(example)
+            yield self._serializer.serialize_example(encoded)
+
+
+class ShardWriter:
+    """A shard in the making: records go to the disk as they come, into `path`.
+
+    Raises `VdError` when the disk is full.
+    """
+
+    def __init__(self, path: Path, form: RecordFormat) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.rows: list[dict[str, Any]] = []  # of its index
+        self.whole = True  # not while a video is being written
+        self._form, self._records, self._bytes = form, 0, 0
+        with self._explaining():
+            self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+    @property
+    def full(self) -> bool:
+        """Whether the next video should go into another shard."""
+        return len(self.rows) >= _MOST_VIDEOS or self._bytes >= _MOST_BYTES
+
+    def add(self, item: Extracted, engine: str) -> None:
+        """Append a video's records, and its row, which may have none."""
+        self.whole, first, views, frames = False, self._records, 0, 0
+        digest = hashlib.sha256()
+        for number, part in enumerate(item.parts):
+            views, frames = len(part), frames + part.shape[1]
+            for record in self._form.serialize(item.id, number, part):
+                digest.update(record)
+                self._write(record)
+        self.rows.append(
+            {
+                "id": item.id, "first": first, "views": views, "stored_frames": frames,
+                **asdict(item.outcome), "engine": engine,
+                "sha256": digest.hexdigest(),
+            }
+        )  # fmt: skip
+        self.whole = True
+
+    def copy(self, row: Mapping[str, Any], records: Iterable[bytes]) -> None:
+        """Append a video as another shard has it."""
+        self.rows.append({**row, "first": self._records})
+        for record in records:
+            self._write(record)
+
+    def close(self) -> None:
+        """End the file."""
+        with self._explaining():
+            self._writer.close()
+
+    def _write(self, record: bytes) -> None:
+        with self._explaining():
+            self._writer.write(record)
+        self._records += 1
+        self._bytes += len(record)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        with explaining(self.path):
+            try:
+                yield
+            except RuntimeError as error:  # so ArrayRecord says that the disk is full
+                raise OSError(str(error)) from error
+
+
+def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a shard's index, after the shard: without it the shard does not count."""
+    if rows:
+        write_csv(path, rows)
+    else:
+        write_text(path, "id\n")
 
 
 def checksum(records: Sequence[bytes]) -> str:
     """SHA-256 of a video's records."""
     return hashlib.sha256(b"".join(records)).hexdigest()
-
-
-def write_shard(shard: Path, index: Path, items: Sequence[Serialized]) -> None:
-    """Write a shard, then its index: whole on the disk, or not there at all.
-
-    Raises `VdError` when the disk is full.
-    """
-    rows, first = [], 0
-    with writing(shard) as path:
-        try:
-            writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-            for row, records in items:
-                for record in records:
-                    writer.write(record)
-                rows.append({"id": row["id"], "first": first} | row)
-                first += len(records)
-            writer.close()
-        except RuntimeError as error:  # so ArrayRecord says that the disk is full
-            raise OSError(str(error)) from error
-    if rows:
-        write_csv(index, rows)
-    else:
-        write_text(index, "id\n")
 
 
 def read_records(shard: Path, first: int, count: int) -> list[bytes] | None:

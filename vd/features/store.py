@@ -2,34 +2,45 @@
 
 CACHE/features/<fingerprint>/1.0.0/ holds `features-videos.array_record-00017`, a shard of
 up to 64 videos, and `index-00017.csv`, which is written after it: a shard without its index
-was cut short and is deleted. A record is one view of one video; path, label, split and
-group are never stored but joined by content hash, so new labels rewrite nothing. Any TFDS
+was cut short and is deleted. A record is up to 512 frames of one view of one video; path,
+label, split and group are never stored but joined by content hash, so new labels rewrite
+nothing. Any TFDS
 reader opens it: `tfds.builder_from_directory(dir).as_data_source("videos")`.
 """
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Float16
+from jaxtyping import Float16, Int
 
-from vd.atomic import remove_orphans, write_bytes, write_json
+from vd.atomic import (
+    explaining,
+    publish,
+    remove_orphans,
+    temporary,
+    write_bytes,
+    write_json,
+    writing,
+)
 from vd.errors import VdError
 from vd.features.shards import (
+    PART_FRAMES,
     Extracted,
     RecordFormat,
-    Serialized,
+    ShardWriter,
     StoredVideo,
     checksum,
     read_records,
     stored_video,
-    write_shard,
+    write_index,
 )
 from vd.progress import track
 from vd.tables import read_csv
@@ -54,7 +65,7 @@ class FeatureStore:
         self.description = dict(description)
         self.streams, self.dim = streams, dim
         self.rows: dict[str, StoredVideo] = {}
-        self._shard_lengths: list[int] = []
+        self._lengths: list[int] = []
         self._format = RecordFormat(streams, dim)
         self._read_new_indexes()
 
@@ -70,7 +81,7 @@ class FeatureStore:
         """
         self._read_new_indexes()
         remove_orphans(self.directory)
-        count = len(self._shard_lengths)
+        count = len(self._lengths)
         for shard in self.directory.glob(f"features-{_SPLIT}.array_record-?????"):
             if int(shard.name[-5:]) >= count:
                 shard.unlink()
@@ -78,12 +89,49 @@ class FeatureStore:
             if int(index.stem[-5:]) >= count:
                 index.unlink()
 
-    def add(self, chunk: Sequence[Extracted], engine: str) -> None:
-        """Append one shard: whole on the disk, its index after it, or not there at all.
+    def add(self, videos: Iterable[Extracted], engine: str) -> None:
+        """Append videos. The caller holds the lock."""
+        with self.appending(engine) as append:
+            for item in videos:
+                append(item)
 
-        Raises `VdError` when the disk is full; what was added before stays.
+    @contextmanager
+    def appending(self, engine: str) -> Iterator[Callable[[Extracted], None]]:
+        """Yield a function that appends a video; the caller holds the lock.
+
+        A shard is whole on the disk, its index after it, or not there at all. When the
+        block ends, by an interrupt too, the last one is closed with what it has. Raises
+        `VdError` when the disk is full; the shards before stay.
         """
-        self._append([self._format.serialize(item, engine) for item in chunk])
+        shard: ShardWriter | None = None
+
+        def append(item: Extracted) -> None:
+            nonlocal shard
+            shard = shard or self.new_shard(temporary(self._shard(len(self._lengths))))
+            shard.add(item, engine)
+            if shard.full:
+                done, shard = shard, None
+                self._finish(done)
+
+        try:
+            yield append
+        finally:
+            if shard is not None:
+                self._finish(shard)
+
+    def new_shard(self, path: Path) -> ShardWriter:
+        """A shard to be written into `path`, anywhere, and then given to `adopt`."""
+        return ShardWriter(path, self._format)
+
+    def adopt(self, shard: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in a finished shard of the same file system. The caller holds the lock."""
+        number = len(self._lengths)
+        if number == 0:
+            write_json(self.directory.parent / "fingerprint.json", self.description)
+        with explaining(self._shard(number)):
+            publish(shard, self._shard(number))
+        write_index(self._index(number), rows)
+        self._read_new_indexes()
 
     def verify(self) -> list[str]:
         """Read every record against its checksum; returns ids of the damaged videos.
@@ -93,38 +141,62 @@ class FeatureStore:
         """
         damaged: list[str] = []
         with track("verifying", len(self.rows), "videos") as ticker:
-            for number in range(len(self._shard_lengths)):
-                before = sum(self._shard_lengths[:number])
-                good, bad = [], []
+            for number in range(len(self._lengths)):
+                before = sum(self._lengths[:number])
+                good: list[tuple[dict[str, str], list[bytes]]] = []
+                bad = []
                 for row in read_csv(self._index(number)):
                     stored = stored_video(row, before)
                     if self.rows.get(stored.id) != stored:
                         continue  # a later row has replaced it
                     local = stored.first - before
-                    records = read_records(self._shard(number), local, stored.views)
+                    records = read_records(self._shard(number), local, stored.records)
                     if records is None or checksum(records) != stored.sha256:
                         bad.append(stored.id)
                     else:
-                        good.append(Serialized(dict(row), records))
+                        good.append((row, records))
                     ticker.advance()
                 if bad:
-                    self._append(good)
-                    write_shard(self._shard(number), self._index(number), [])
+                    self._replace(number, good)
                     damaged += bad
         if damaged:
             self._forget()
         return damaged
 
-    def read(self, video_id: str, view: int) -> Float16[np.ndarray, "F SD"]:
-        """Features of one view of a stored video, streams side by side."""
+    def read(
+        self,
+        video_id: str,
+        view: int,
+        frames_L: Int[np.ndarray, " L"] | None = None,
+    ) -> Float16[np.ndarray, "F SD"]:
+        """Features of one view of a stored video, streams side by side.
+
+        All its frames, or those of `frames_L`; only the parts between them are read.
+        """
+        stored = self.rows[video_id]
+        first, last = 0, stored.frames - 1
+        if frames_L is not None:
+            first, last = int(frames_L.min()), int(frames_L.max())
+        numbers = range(first // PART_FRAMES, last // PART_FRAMES + 1)
+        parts = [self._read_part(stored, view, number) for number in numbers]
+        features_FxSD = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if frames_L is None:
+            return features_FxSD
+        return features_FxSD[frames_L - numbers[0] * PART_FRAMES]
+
+    def _read_part(
+        self, stored: StoredVideo, view: int, part: int
+    ) -> Float16[np.ndarray, "F SD"]:
+        """One record, checked to be the one that the index means."""
         try:
-            record = self._source[self.rows[video_id].first + view]
+            record = self._source[stored.first + part * stored.views + view]
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise VdError(
                 f"{self.directory} is damaged ({str(error).splitlines()[0]}); vd extract "
                 "--verify finds the damaged videos and extracts them again."
             ) from error
-        if (record["id"].decode(), record["view"]) != (video_id, view):
+        found = record["id"].decode(), record["view"], record["part"]
+        if found != (stored.id, view, part):
             raise VdError(
                 f"{self.directory} is damaged (its index names another record); vd "
                 "extract --verify finds the damaged videos and extracts them again."
@@ -135,11 +207,11 @@ class FeatureStore:
 
     def write_metadata(self) -> None:
         """Write the two JSON files by which TFDS opens the directory, if they are stale."""
-        if self._described_lengths() == self._shard_lengths:
+        if self._described_lengths() == self._lengths:
             return
         split = tfds.core.SplitInfo(
             name=_SPLIT,
-            shard_lengths=self._shard_lengths,
+            shard_lengths=self._lengths,
             num_bytes=0,
             filename_template=tfds.core.ShardedFileTemplate(
                 data_dir=self.directory,
@@ -150,9 +222,7 @@ class FeatureStore:
             ),
         )
         with tempfile.TemporaryDirectory() as folder:
-            for number in range(
-                len(self._shard_lengths)
-            ):  # TFDS looks for the names alone
+            for number in range(len(self._lengths)):  # TFDS looks for the names alone
                 (Path(folder) / self._shard(number).name).touch()
             tfds.folder_dataset.write_metadata(
                 data_dir=folder,
@@ -184,41 +254,52 @@ class FeatureStore:
     def _index(self, number: int) -> Path:
         return self.directory / f"index-{number:05d}.csv"
 
-    def _append(self, items: Sequence[Serialized]) -> None:
-        """Write a new shard, and take it in."""
-        if not items:
-            return
-        number = len(self._shard_lengths)
-        if number == 0:
-            write_json(self.directory.parent / "fingerprint.json", self.description)
-        write_shard(self._shard(number), self._index(number), items)
-        self._read_new_indexes()
+    def _finish(self, shard: ShardWriter) -> None:
+        """Take in a shard, unless an error came in the midst of a video."""
+        try:
+            shard.close()
+            if shard.whole and shard.rows:
+                self.adopt(shard.path, shard.rows)
+        finally:
+            shard.path.unlink(missing_ok=True)
+
+    def _replace(
+        self, number: int, good: Sequence[tuple[Mapping[str, str], list[bytes]]]
+    ) -> None:
+        """Empty a damaged shard, after its good videos are in a new one."""
+        moved = self.new_shard(temporary(self._shard(len(self._lengths))))
+        for row, records in good:
+            moved.copy(row, records)
+        self._finish(moved)
+        with writing(self._shard(number)) as path:
+            self.new_shard(path).close()
+        write_index(self._index(number), [])
 
     def _forget(self) -> None:
         """Read all indexes anew."""
-        self.rows, self._shard_lengths = {}, []
+        self.rows, self._lengths = {}, []
         self._read_new_indexes()
 
     def _read_new_indexes(self) -> None:
         """Take in the shards beyond those known."""
-        while (path := self._index(len(self._shard_lengths))).exists():
+        while (path := self._index(len(self._lengths))).exists():
             self._read_index(path)
             self.__dict__.pop("_source", None)
 
     def _read_index(self, path: Path) -> None:
         """Take in the rows of one shard; a later row of a video replaces the former."""
-        before, length = sum(self._shard_lengths), 0
+        before, length = sum(self._lengths), 0
         try:
             for row in read_csv(path):
                 stored = stored_video(row, before)
                 self.rows[stored.id] = stored
-                length += stored.views
+                length += stored.records
         except (KeyError, ValueError, TypeError) as error:
             raise VdError(
                 f"{path} is damaged ({error}); write nothing but the word id into it, and "
                 "the same command extracts its videos again."
             ) from error
-        self._shard_lengths.append(length)
+        self._lengths.append(length)
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:

@@ -62,7 +62,12 @@ class FeatureSet:
         """The named frames of the named views."""
         if self._memory is None:
             pairs = zip(index_B, view_B, frames_BxT, strict=True)
-            return np.stack([self.read(i, view)[frames] for i, view, frames in pairs])
+            return np.stack(
+                [
+                    self.store.read(self.videos[i].id, v, frames)
+                    for i, v, frames in pairs
+                ]
+            )
         start_B = [
             self._start(i, view) for i, view in zip(index_B, view_B, strict=True)
         ]
