@@ -30,8 +30,9 @@ import tyro
 from benchmarks.backbone import batched, torch_peer
 from vd.config import BackboneConfig, Config, DataConfig, usable_cores
 from vd.features.backbone import find_backbone
+from vd.features.compute import frame_settings
 from vd.features.engines import make_engine
-from vd.features.extract import extract, frame_settings
+from vd.features.extract import extract
 from vd.videos.frames import FrameSettings
 from vd.videos.hashes import identify
 from vd.videos.manifest import Video, read_manifest

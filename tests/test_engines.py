@@ -9,8 +9,8 @@ from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features import engines
 from vd.features.backbone import PRESETS, find_backbone
+from vd.features.compute import features_description
 from vd.features.engines import make_engine
-from vd.features.extract import features_description
 from vd.features.store import fingerprint
 
 

@@ -16,6 +16,7 @@ from tests.fabricated import features_of, make_videos, open_store
 from vd.atomic import lock
 from vd.errors import VdError
 from vd.features.shards import PART_FRAMES, Extracted, Spool, in_parts
+from vd.features.verify import verify_store
 from vd.videos.outcome import Outcome
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
@@ -55,7 +56,7 @@ def test_a_long_video_is_several_records_read_only_where_asked(tmp_path):
     np.testing.assert_array_equal(
         store.read(after.id, 1), features_of(after, 5)[1].reshape(5, -1)
     )
-    assert store.verify() == []
+    assert verify_store(store, []) == []
 
 
 def test_a_spool_gives_back_what_came_in_pieces_from_the_disk_too(
@@ -84,6 +85,15 @@ def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
         source[3]["features"], features_of(make_videos(2)[1], 5)[1]
     )
     assert "tensorflow" not in sys.modules
+
+
+def test_the_bytes_of_a_record_are_the_same_in_every_process(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(1)), "test")
+    (stored,) = store.rows.values()
+    for record in store.read_records(0, stored):
+        places = [record.rindex(key) for key in (b"features", b"id", b"part", b"view")]
+        assert places == sorted(places)
 
 
 def test_grows_by_shards_and_keeps_quarantined_outcomes(tmp_path):

@@ -22,6 +22,7 @@ from vd.config import (
     DataConfig,
     DecodeConfig,
     EngineName,
+    ExecutorConfig,
     SplitConfig,
     validate,
 )
@@ -123,6 +124,7 @@ class Extract:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     verify: bool = False
     """Read every stored record against its checksum first; damaged ones are made again."""
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
@@ -135,7 +137,7 @@ class Extract:
         manifest = read_manifest(self.data)
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        store, ledger = extract(videos, config, self.verify)
+        store, ledger = extract(videos, config, self.verify, self.executor)
         scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"

@@ -78,6 +78,16 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
+class ExecutorConfig:
+    """Where features are computed; touches no number."""
+
+    executor: Literal["local", "ray"] = "local"
+    """This machine, or a Ray cluster that shares its files (needs the extra `ray`)."""
+    ray_address: str = "127.0.0.1:6379"
+    """HOST:PORT of the cluster's head node; the default is what `ray start --head` opens."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Projection, bidirectional LSTM, attention pooling, one logit."""
 

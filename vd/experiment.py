@@ -173,7 +173,7 @@ def _write_inputs(
 ) -> None:
     """config.json, splits.csv, ledger.csv and a user's own backbone."""
     from vd.features.backbone import find_backbone
-    from vd.features.extract import frame_settings
+    from vd.features.compute import frame_settings
 
     run_dir = config.run.checkpoint_dir
     backbone = find_backbone(config.backbone)

@@ -12,7 +12,8 @@ from vd.atomic import read_json, write_json
 from vd.config import Config
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
-from vd.features.extract import extract, features_description, open_store
+from vd.features.compute import features_description, open_store
+from vd.features.extract import extract
 from vd.features.store import FeatureStore, fingerprint
 from vd.metrics import evaluation_metrics
 from vd.model import Params, init_params

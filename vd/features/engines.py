@@ -33,11 +33,13 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(backbone: Backbone, name: EngineName, before: str = "") -> Engine:
+def make_engine(
+    backbone: Backbone, name: EngineName, before: str = "", threads: int | None = None
+) -> Engine:
     """The engine called `name`; auto is JAX where there is an accelerator and a form for it.
 
     `before` is the engine that a run's features came from: auto takes it where it can,
-    else says so.
+    else says so. `threads` are those of ONNX Runtime, else one a core.
     """
     if name == "auto":
         both = backbone.built_in and not backbone.quantized
@@ -49,7 +51,7 @@ def make_engine(backbone: Backbone, name: EngineName, before: str = "") -> Engin
                 f"note: features by {name}; those of the run are by {before}, to 1e-4 alike"
             )
     if name == "onnxruntime":
-        return OnnxEngine(backbone)
+        return OnnxEngine(backbone, threads)
     if backbone.name not in VARIANTS:
         raise VdError(
             f"--engine jax runs {', '.join(VARIANTS)} only; leave it out for "

@@ -128,8 +128,11 @@ class RecordFormat:
             example = {
                 "id": video_id, "view": view, "part": number, "features": features_FxSxD,
             }  # fmt: skip
-            encoded = self.features.encode_example(example)
-            yield self._serializer.serialize_example(encoded)
+            made = self._serializer.get_tf_example(
+                self.features.encode_example(example)
+            )
+            # else the order of the four differs from process to process
+            yield made.SerializeToString(deterministic=True)
 
 
 class ShardWriter:

@@ -42,7 +42,6 @@ from vd.features.shards import (
     stored_video,
     write_index,
 )
-from vd.progress import track
 from vd.tables import read_csv
 
 _SPLIT = "videos"  # TFDS reserves "all"
@@ -65,7 +64,7 @@ class FeatureStore:
         self.description = dict(description)
         self.streams, self.dim = streams, dim
         self.rows: dict[str, StoredVideo] = {}
-        self._lengths: list[int] = []
+        self.lengths: list[int] = []
         self._format = RecordFormat(streams, dim)
         self._read_new_indexes()
 
@@ -81,7 +80,7 @@ class FeatureStore:
         """
         self._read_new_indexes()
         remove_orphans(self.directory)
-        count = len(self._lengths)
+        count = len(self.lengths)
         for shard in self.directory.glob(f"features-{_SPLIT}.array_record-?????"):
             if int(shard.name[-5:]) >= count:
                 shard.unlink()
@@ -107,7 +106,7 @@ class FeatureStore:
 
         def append(item: Extracted) -> None:
             nonlocal shard
-            shard = shard or self.new_shard(temporary(self._shard(len(self._lengths))))
+            shard = shard or self.new_shard(temporary(self._shard(len(self.lengths))))
             shard.add(item, engine)
             if shard.full:
                 done, shard = shard, None
@@ -125,7 +124,7 @@ class FeatureStore:
 
     def adopt(self, shard: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take in a finished shard of the same file system. The caller holds the lock."""
-        number = len(self._lengths)
+        number = len(self.lengths)
         if number == 0:
             write_json(self.directory.parent / "fingerprint.json", self.description)
         with explaining(self._shard(number)):
@@ -133,35 +132,33 @@ class FeatureStore:
         write_index(self._index(number), rows)
         self._read_new_indexes()
 
-    def verify(self) -> list[str]:
-        """Read every record against its checksum; returns ids of the damaged videos.
+    def shard_rows(self, number: int) -> list[tuple[StoredVideo, dict[str, str]]]:
+        """The videos of a shard that no later row replaces, and their rows as written."""
+        before = sum(self.lengths[:number])
+        rows = [(stored_video(r, before), r) for r in read_csv(self._index(number))]
+        return [(made, r) for made, r in rows if self.rows.get(made.id) == made]
 
-        A damaged shard is emptied, after its good videos are written to a new one; the
-        damaged ones are lacking from then on. The caller holds the lock.
-        """
-        damaged: list[str] = []
-        with track("verifying", len(self.rows), "videos") as ticker:
-            for number in range(len(self._lengths)):
-                before = sum(self._lengths[:number])
-                good: list[tuple[dict[str, str], list[bytes]]] = []
-                bad = []
-                for row in read_csv(self._index(number)):
-                    stored = stored_video(row, before)
-                    if self.rows.get(stored.id) != stored:
-                        continue  # a later row has replaced it
-                    local = stored.first - before
-                    records = read_records(self._shard(number), local, stored.records)
-                    if records is None or checksum(records) != stored.sha256:
-                        bad.append(stored.id)
-                    else:
-                        good.append((row, records))
-                    ticker.advance()
-                if bad:
-                    self._replace(number, good)
-                    damaged += bad
-        if damaged:
-            self._forget()
-        return damaged
+    def read_records(self, number: int, stored: StoredVideo) -> list[bytes] | None:
+        """A video's records as they were written; None when they are damaged."""
+        first = stored.first - sum(self.lengths[:number])
+        records = read_records(self._shard(number), first, stored.records)
+        if records is None or checksum(records) != stored.sha256:
+            return None
+        return records
+
+    def replace(
+        self, number: int, good: Sequence[tuple[StoredVideo, dict[str, str]]]
+    ) -> None:
+        """Empty a damaged shard, after its good videos are in a new one; lock held."""
+        moved = self.new_shard(temporary(self._shard(len(self.lengths))))
+        for stored, row in good:
+            moved.copy(row, self.read_records(number, stored) or [])
+        self._finish(moved)
+        with writing(self._shard(number)) as path:
+            self.new_shard(path).close()
+        write_index(self._index(number), [])
+        self.rows, self.lengths = {}, []
+        self._read_new_indexes()
 
     def read(
         self,
@@ -207,11 +204,11 @@ class FeatureStore:
 
     def write_metadata(self) -> None:
         """Write the two JSON files by which TFDS opens the directory, if they are stale."""
-        if self._described_lengths() == self._lengths:
+        if self._described_lengths() == self.lengths:
             return
         split = tfds.core.SplitInfo(
             name=_SPLIT,
-            shard_lengths=self._lengths,
+            shard_lengths=self.lengths,
             num_bytes=0,
             filename_template=tfds.core.ShardedFileTemplate(
                 data_dir=self.directory,
@@ -222,7 +219,7 @@ class FeatureStore:
             ),
         )
         with tempfile.TemporaryDirectory() as folder:
-            for number in range(len(self._lengths)):  # TFDS looks for the names alone
+            for number in range(len(self.lengths)):  # TFDS looks for the names alone
                 (Path(folder) / self._shard(number).name).touch()
             tfds.folder_dataset.write_metadata(
                 data_dir=folder,
@@ -263,32 +260,15 @@ class FeatureStore:
         finally:
             shard.path.unlink(missing_ok=True)
 
-    def _replace(
-        self, number: int, good: Sequence[tuple[Mapping[str, str], list[bytes]]]
-    ) -> None:
-        """Empty a damaged shard, after its good videos are in a new one."""
-        moved = self.new_shard(temporary(self._shard(len(self._lengths))))
-        for row, records in good:
-            moved.copy(row, records)
-        self._finish(moved)
-        with writing(self._shard(number)) as path:
-            self.new_shard(path).close()
-        write_index(self._index(number), [])
-
-    def _forget(self) -> None:
-        """Read all indexes anew."""
-        self.rows, self._lengths = {}, []
-        self._read_new_indexes()
-
     def _read_new_indexes(self) -> None:
         """Take in the shards beyond those known."""
-        while (path := self._index(len(self._lengths))).exists():
+        while (path := self._index(len(self.lengths))).exists():
             self._read_index(path)
             self.__dict__.pop("_source", None)
 
     def _read_index(self, path: Path) -> None:
         """Take in the rows of one shard; a later row of a video replaces the former."""
-        before, length = sum(self._lengths), 0
+        before, length = sum(self.lengths), 0
         try:
             for row in read_csv(path):
                 stored = stored_video(row, before)
@@ -299,7 +279,7 @@ class FeatureStore:
                 f"{path} is damaged ({error}); write nothing but the word id into it, and "
                 "the same command extracts its videos again."
             ) from error
-        self._lengths.append(length)
+        self.lengths.append(length)
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:

@@ -1,0 +1,93 @@
+"""Extraction on a Ray cluster: the same records and the same ledger as on one machine."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import VD, vd
+from vd.config import BackboneConfig
+from vd.features.backbone import find_backbone
+from vd.features.compute import open_store
+from vd.features.verify import verify_store
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two nodes, of a core each."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.ray_cluster"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        process.address = process.stdout.readline().strip()
+        assert process.address
+        yield process
+
+
+def arguments(clips, backbone, cache):
+    return [
+        "extract", "--dataset-path", clips, "--backbone", backbone, "--cache-dir", cache,
+        "--max-loss-gap", "1",
+    ]  # fmt: skip
+
+
+def store_in(cache, backbone):
+    config = BackboneConfig(backbone=str(backbone))
+    return open_store(cache, find_backbone(config), 8)
+
+
+def test_a_node_killed_midway_changes_no_record_and_no_line_of_the_ledger(
+    cluster, clips, backbone, tmp_path
+):
+    root = tmp_path / "set"
+    shutil.copytree(clips, root)
+    (root / "train" / "violent" / "text.mp4").write_text("no video " * 100)
+    (root / "train" / "violent" / "empty.mp4").touch()
+    here, there = tmp_path / "here", tmp_path / "there"
+    vd(*arguments(root, backbone, here))
+    ray = ["--executor", "ray", "--ray-address", cluster.address]
+    command = [*map(str, [*VD, *arguments(root, backbone, there), *ray])]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(there.rglob("index-00001.csv")):
+            time.sleep(0.01)
+        done = len(list(there.rglob("index-*.csv")))
+        cluster.stdin.write("kill\n")
+        cluster.stdin.flush()
+        assert cluster.stdout.readline() == "killed\n"
+        said = process.communicate()[1]
+    assert process.returncode == 0, said
+    assert "2 replicas of the backbone, 4 videos at a time" in said
+    local, remote = store_in(here, backbone), store_in(there, backbone)
+    assert 2 <= done < len(remote.lengths) == 9  # it fell midway
+    sums = [{r.id: r.sha256 for r in s.rows.values()} for s in (local, remote)]
+    assert len(sums[0]) == 33  # the empty file has no content to go by
+    assert sums[0] == sums[1]
+    assert verify_store(remote, []) == []
+    assert (here / "ledger.csv").read_bytes() == (there / "ledger.csv").read_bytes()
+    assert not list(remote.directory.glob("*.tmp-*"))
+
+
+def test_without_a_cluster_one_sentence_says_how_to_start_one(
+    clips, backbone, tmp_path
+):
+    asked = arguments(clips, backbone, tmp_path / "cache")
+    done = vd(
+        *asked,
+        "--executor",
+        "ray",
+        "--ray-address",
+        "127.0.0.1:9",
+        code=2,
+        cwd=tmp_path,
+    )
+    assert "no Ray cluster answers at --ray-address" in done.stderr.splitlines()[-1]
+    assert "ray start --head" in done.stderr.splitlines()[-1]

@@ -1,0 +1,155 @@
+"""Extraction on a Ray cluster whose nodes share their files: the same records, sooner.
+
+A replica of the backbone, an actor, takes a chunk of videos at a time and leaves its shard
+in the store's folder; this process alone gives shards their numbers. Ray starts a dead
+replica again on another node and gives it its chunk once more: a shard that nobody told of
+is deleted at the end. Nothing but names and outcomes travels over the network.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vd.atomic import explaining, temporary
+from vd.config import Config
+from vd.errors import VdError
+from vd.features.backbone import find_backbone
+from vd.features.compute import open_store, write_features
+from vd.features.engines import make_engine
+from vd.features.store import FeatureStore
+from vd.progress import say
+from vd.videos.manifest import Video
+from vd.videos.outcome import Outcome
+
+_CHUNK = 64  # videos a task at most
+_ROUNDS = 4  # tasks a replica at least, so that all end at about the same time
+_RESTARTS = 8  # of one replica, as nodes die
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A finished chunk: its shard, the rows of its index, outcome by video."""
+
+    shard: Path
+    rows: list[dict[str, Any]]
+    outcomes: list[tuple[int, Outcome]]
+
+
+class _Replica:
+    """On a node: the backbone on one core, beside a decoding process of its own."""
+
+    def __init__(self, config: Config, fingerprint: str) -> None:
+        self._decode = replace(
+            config.decode, decode_workers=config.decode.decode_workers or 1
+        )
+        self._backbone = find_backbone(config.backbone)
+        self._engine = make_engine(self._backbone, config.backbone.engine, threads=1)
+        self._store = open_store(
+            config.data.cache_dir, self._backbone, self._engine.dim
+        )
+        self._same = self._store.fingerprint == fingerprint
+
+    def extract(self, first: int, videos: Sequence[Video], folder: Path) -> _Chunk:
+        """Write a shard of the videos, of which the first has the index `first`."""
+        if not self._same or not folder.is_dir():
+            raise VdError(
+                f"the Ray node {os.uname().nodename} has another version of vd, or does not "
+                f"see {folder.parent}; install the same packages and mount the same folders "
+                "on all nodes."
+            )
+        shard = self._store.new_shard(folder / uuid.uuid4().hex)
+        outcomes = list(
+            write_features(
+                videos, folder, self._backbone, self._engine, self._decode,
+                lambda item: shard.add(item, self._engine.name),
+            )
+        )  # fmt: skip
+        shard.close()
+        return _Chunk(
+            shard.path, shard.rows, [(first + index, made) for index, made in outcomes]
+        )
+
+
+def extract_on_ray(
+    videos: Sequence[Video], store: FeatureStore, config: Config, address: str
+) -> Iterator[tuple[int, Outcome]]:
+    """Write the videos' features into the store; yields each index and outcome.
+
+    The caller holds the store's lock. Raises `VdError` when there is no such cluster, when
+    a node cannot do its part, or the disk is full; what was finished before is kept.
+    """
+    ray = _connect(address)
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.util import ActorPool
+
+    folder = temporary(store.directory.absolute() / "chunks")
+    resource = "GPU" if config.backbone.engine == "jax" else "CPU"
+    slots = int(ray.cluster_resources().get(resource, 0))
+    if slots == 0:
+        raise VdError(f"the Ray cluster has no {resource} to lend; add a node to it.")
+    count = min(slots, len(videos))
+    size = max(1, min(_CHUNK, len(videos) // (count * _ROUNDS)))
+    say(f"on a Ray cluster: {count} replicas of the backbone, {size} videos at a time")
+    # a slot each, so that a replica fits wherever another one was
+    actor = ray.remote(_Replica).options(
+        num_cpus=1, num_gpus=int(resource == "GPU"), max_restarts=_RESTARTS, max_task_retries=-1
+    )  # fmt: skip
+    data = replace(config.data, cache_dir=config.data.cache_dir.absolute())
+    everywhere = replace(config, data=data)
+    files = [replace(video, path=video.path.absolute()) for video in videos]
+    try:
+        with explaining(folder):
+            folder.mkdir(parents=True)
+        pool = ActorPool(
+            [actor.remote(everywhere, store.fingerprint) for _ in range(count)]
+        )
+        for first in range(0, len(files), size):
+            task = first, files[first : first + size], folder
+            pool.submit(lambda replica, task: replica.extract.remote(*task), task)
+        while pool.has_next():
+            chunk = pool.get_next_unordered()
+            if chunk.rows:
+                store.adopt(chunk.shard, chunk.rows)
+            yield from chunk.outcomes
+            if (
+                pool.has_free()
+            ):  # nothing waits: leave the slot to one that starts again
+                pool.pop_idle()
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, VdError) else error from None
+    except RayActorError as error:
+        raise VdError(
+            f"a replica on the Ray cluster died more than {_RESTARTS} times, or "
+            f"could not start ({str(error).splitlines()[-1]}); the same command goes on from "
+            "what is finished."
+        ) from error
+    finally:
+        ray.shutdown()  # the replicas end with their owner
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(address: str) -> Any:
+    """Ray, connected to a cluster that is there already."""
+    try:
+        import ray
+    except ImportError as error:
+        raise VdError(
+            "--executor ray needs the package ray; install vd with the extra `ray`."
+        ) from error
+    try:
+        host, _, port = address.rpartition(":")  # Ray itself would try for many minutes
+        socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise VdError(
+            f"no Ray cluster answers at --ray-address {address} "
+            f"({str(error).splitlines()[0]}); start one with `ray start --head`, or give "
+            "HOST:PORT of its head node."
+        ) from error
+    return ray

@@ -1,0 +1,159 @@
+"""Videos to features: decoding in other processes, overlapped with the backbone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vd.config import DecodeConfig, decode_workers
+from vd.errors import VdError
+from vd.features.backbone import Backbone
+from vd.features.engines import Engine
+from vd.features.shards import PART_FRAMES, Extracted, Part, Spool
+from vd.features.store import FeatureStore
+from vd.videos.frames import FrameSettings
+from vd.videos.manifest import Video
+from vd.videos.motion import ENERGY, FINE, LEAST
+from vd.videos.outcome import Outcome
+from vd.videos.workers import decode_videos
+
+_FORMAT = 1  # of the records; another number is another fingerprint
+
+
+def frame_settings(backbone: Backbone) -> FrameSettings:
+    """The frames that a backbone wants."""
+    return FrameSettings(backbone.size, backbone.size, streams=backbone.streams)
+
+
+def features_description(backbone: Backbone) -> dict[str, Any]:
+    """All that the features of a backbone depend on, in JSON values."""
+    frames = frame_settings(backbone)
+    square = {"fine": FINE, "energy": ENERGY, "least": LEAST}
+    return {
+        "format": _FORMAT,
+        "frames_per_second": frames.frames_per_second,
+        "motion_gap_seconds": frames.motion_gap_seconds,
+        "part_frames": PART_FRAMES,
+        "streams": list(backbone.streams),
+        **({"square": square} if "square" in backbone.streams else {}),
+        "views": list(backbone.views),
+        "backbone": backbone.description,
+    }
+
+
+def open_store(cache_dir: Path, backbone: Backbone, dim: int) -> FeatureStore:
+    """The store of this backbone and this geometry of a clip."""
+    description = features_description(backbone)
+    return FeatureStore(cache_dir, description, streams=len(backbone.streams), dim=dim)
+
+
+@dataclass(frozen=True)
+class VideoPiece:
+    """Features of a stretch of one video; `outcome` is set on the last."""
+
+    index: int
+    features_VxFxSxD: Part
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """One video's features, or why there are none."""
+
+    index: int
+    outcome: Outcome
+    features_VxFxSxD: Part | None
+
+
+def video_pieces(
+    paths: Sequence[Path],
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    views: Sequence[str] | None = None,
+) -> Iterator[VideoPiece]:
+    """Features of each video in the backbone's views, or in `views`, in order.
+
+    Workers decode the next stretches while the backbone runs on this one, so neither the
+    frames nor the features of a long video are in memory at once.
+    """
+    pieces = decode_videos(
+        paths,
+        frame_settings(backbone),
+        workers=decode_workers(decode),
+        deadline_seconds=decode.decode_timeout_seconds,
+    )
+    for piece in pieces:
+        features = _run_views(piece.images, engine, views or backbone.views)
+        yield VideoPiece(piece.index, features, piece.outcome)
+
+
+def video_features(
+    paths: Sequence[Path],
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    views: Sequence[str] | None = None,
+) -> Iterator[VideoFeatures]:
+    """The same, a whole video at a time."""
+    parts: list[Part] = []
+    for piece in video_pieces(paths, backbone, engine, decode, views):
+        parts.append(piece.features_VxFxSxD)
+        if piece.outcome is None:
+            continue
+        used = piece.outcome.outcome != "quarantined"
+        features = np.concatenate(parts, axis=1) if used else None
+        parts = []
+        yield VideoFeatures(piece.index, piece.outcome, features)
+
+
+def write_features(
+    videos: Sequence[Video],
+    spool_folder: Path,
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    append: Callable[[Extracted], None],
+) -> Iterator[tuple[int, Outcome]]:
+    """Hand each video's features to `append`; yields its index and outcome after that.
+
+    Files without content, which have no id, are not appended.
+    """
+    paths = [video.path for video in videos]
+    spool = None
+    for piece in video_pieces(paths, backbone, engine, decode):
+        spool = spool or Spool(spool_folder)
+        spool.append(piece.features_VxFxSxD)
+        if piece.outcome is None:
+            continue
+        used = piece.outcome.outcome != "quarantined"
+        if video_id := videos[piece.index].id:
+            parts = spool.parts() if used else ()
+            append(Extracted(video_id, piece.outcome, parts))
+        spool.close()
+        spool = None
+        yield piece.index, piece.outcome
+
+
+def _run_views(
+    images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"],
+    engine: Engine,
+    views: Sequence[str],
+) -> Part:
+    """Features of the images in each view: plain, mirrored."""
+    frames, streams = images_FxSxHxWx3.shape[:2]
+    flat = images_FxSxHxWx3.reshape(frames * streams, *images_FxSxHxWx3.shape[2:])
+    made = []
+    for view in views:
+        images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
+        features = engine(images).astype(np.float16)
+        if not np.isfinite(features).all():
+            raise VdError(
+                "the backbone gives values that float16 cannot hold; scale its output, or "
+                "check --backbone-mean and --backbone-std."
+            )
+        made.append(features.reshape(frames, streams, engine.dim))
+    return np.stack(made)
