@@ -37,7 +37,7 @@ class Quickstart(Train):
     render_seed: int = 0
     """Seed of the rendered clips."""
 
-    def __call__(self) -> int:
+    def __call__(self, head=None, loss=None) -> int:
         """Render, train and evaluate, then draw violence over time in a longer video."""
         from vd.config import validate
         from vd.predict import draw_timeline
@@ -46,7 +46,7 @@ class Quickstart(Train):
 
         validate(self)
         render_dataset(self.data.dataset_path, clips=CLIPS, seed=self.render_seed)
-        code = super().__call__()
+        code = super().__call__(head, loss)
         video, picture = ROOT / "episode.mp4", self.run.checkpoint_dir / "timeline.png"
         if not picture.exists():
             spans = render_episode(

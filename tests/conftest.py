@@ -9,9 +9,10 @@ from tests.command_line import train
 from tests.fabricated import write_tiny_backbone
 from vd import experiment
 from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from vd.devices import prepare_jax
 from vd.videos.synthetic import render_dataset
 
-jax.config.update("jax_num_cpu_devices", 2)
+prepare_jax(cpu_devices=2)  # compiled programs are kept, as in every run
 jax.config.update("jax_numpy_rank_promotion", "raise")
 assert jax.local_device_count() == 2  # fixed from here on, whichever test comes first
 

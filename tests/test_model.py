@@ -6,7 +6,7 @@ import pytest
 
 from tests.fabricated import make_set, make_videos
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
-from vd.model import apply, draw_dropout, init_params
+from vd.model import Detector, apply, draw_dropout, init_params
 from vd.scoring import SCORING_BATCH, score
 from vd.training.batches import Batch, training_batches
 from vd.training.optimizer import learning_rate, make_optimizer
@@ -15,12 +15,13 @@ from vd.training.step import TrainState, make_train_step
 SMALL = ModelConfig(
     clip_frames=8, projection_size=16, hidden_size=8, mixed_precision=False
 )
+HEAD = Detector(SMALL)
 D = 12
 
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(SMALL, D, jax.random.key(0))
+    return init_params(HEAD, D, jax.random.key(0))
 
 
 def clips(count, seed=0, frames=None):
@@ -31,13 +32,13 @@ def clips(count, seed=0, frames=None):
 
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_padding_changes_nothing(params, mixed_precision):
-    config = ModelConfig(8, 16, 8, 0.3, mixed_precision)
+    head = Detector(ModelConfig(8, 16, 8, 0.3, mixed_precision))
     clip = clips(1, frames=[5])[0]
     padded = np.concatenate([clip, np.full((3, D), 7, np.float16)])
-    alone = apply(config, params, clip[None], np.ones((1, 5), np.float32))
+    alone = apply(head, params, clip[None], np.ones((1, 5), np.float32))
     mask = np.array([[1, 1, 1, 1, 1, 0, 0, 0]], np.float32)
     np.testing.assert_allclose(
-        apply(config, params, padded[None], mask), alone, rtol=1e-5
+        apply(head, params, padded[None], mask), alone, rtol=1e-5
     )
 
 
@@ -52,38 +53,39 @@ def test_parameter_count(params):
 
 def test_score_is_the_same_bits_in_any_company(params):
     videos = clips(SCORING_BATCH * 2 + 5)
-    together = score(SMALL, params, [[clip] for clip in videos])
-    alone = [score(SMALL, params, [[clip]])[0] for clip in videos]
+    together = score(HEAD, params, [[clip] for clip in videos])
+    alone = [score(HEAD, params, [[clip]])[0] for clip in videos]
     assert together.tolist() == alone
-    shuffled = score(SMALL, params, [[clip] for clip in videos[::-1]])
+    shuffled = score(HEAD, params, [[clip] for clip in videos[::-1]])
     assert shuffled.tolist() == alone[::-1]
 
 
 def test_a_long_video_is_the_mean_of_its_windows(params):
     video = clips(1, frames=[20])[0]
     windows = [video[start : start + 8] for start in (0, 6, 12)]
-    by_hand = np.mean(score(SMALL, params, [[window] for window in windows]))
-    assert score(SMALL, params, [[video]])[0] == pytest.approx(by_hand, abs=1e-7)
+    by_hand = np.mean(score(HEAD, params, [[window] for window in windows]))
+    assert score(HEAD, params, [[video]])[0] == pytest.approx(by_hand, abs=1e-7)
 
 
 def test_views_are_averaged(params):
     first, second = clips(2, frames=[6, 6])
-    both = score(SMALL, params, [[first, second]])[0]
-    each = score(SMALL, params, [[first], [second]])
+    both = score(HEAD, params, [[first, second]])[0]
+    each = score(HEAD, params, [[first], [second]])
     assert both == pytest.approx(each.mean(), abs=1e-7)
 
 
 def test_no_video_has_no_score(params):
-    assert score(SMALL, params, []).shape == (0,)
+    assert score(HEAD, params, []).shape == (0,)
 
 
 def test_dropout_keeps_the_mean_and_its_own_share():
     keys = jax.random.split(jax.random.key(1), 400)
-    masks = draw_dropout(ModelConfig(dropout_rate=0.3), keys)
+    head = Detector(ModelConfig(dropout_rate=0.3))
+    masks = draw_dropout(head, keys)
     kept = np.asarray(masks.projected_BxP) > 0
     assert kept.mean() == pytest.approx(0.7, abs=0.01)
     assert np.asarray(masks.pooled_Bx2H).mean() == pytest.approx(1.0, abs=0.02)
-    one = draw_dropout(ModelConfig(dropout_rate=0.3), keys[5:6])
+    one = draw_dropout(head, keys[5:6])
     np.testing.assert_array_equal(one.projected_BxP[0], masks.projected_BxP[5])
 
 
@@ -102,7 +104,7 @@ def make_training(tmp_path, devices, **settings):
     schedule = learning_rate(training, 3)
     optimizer = make_optimizer(training, schedule)
     step = make_train_step(config, optimizer, jax.local_devices()[:devices])
-    params = init_params(SMALL, data.dim, jax.random.key(0))
+    params = init_params(HEAD, data.dim, jax.random.key(0))
     state = TrainState(np.zeros((), np.int32), params, optimizer.init(params))
     return step, state, training_batches(data, training, SMALL.clip_frames, 8, 0)
 

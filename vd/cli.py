@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -28,6 +28,10 @@ from vd.config import (
 )
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.progress import say
+
+if TYPE_CHECKING:
+    from vd.model import Head
+    from vd.training.parts import Loss
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
@@ -150,11 +154,13 @@ class Extract:
 class Train(Config):
     """Extract, train, calibrate, evaluate the restored best checkpoint, draw pictures."""
 
-    def __call__(self) -> int:
-        """Run the experiment that the flags describe."""
+    def __call__(
+        self, head: "type[Head] | None" = None, loss: "Loss | None" = None
+    ) -> int:
+        """Run the experiment that the flags describe, with a script's own head and loss."""
         from vd.experiment import run
 
-        run(self)
+        run(self, head, loss)
         return 0
 
 
@@ -249,15 +255,18 @@ def main() -> None:
 
 
 def experiment(
-    description: str | None, command: type[Train] = Train, **defaults: Any
+    description: str | None,
+    command: type[Train] = Train,
+    head: "type[Head] | None" = None,
+    loss: "Loss | None" = None,
+    **defaults: Any,
 ) -> None:
     """Run an experiment script: its settings are defaults, every one of them a flag."""
     if command is Train:
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
     default = command(**defaults)
-    run_command(
-        tyro.cli(command, default=default, description=description, config=_FLAT)
-    )
+    chosen = tyro.cli(command, default=default, description=description, config=_FLAT)
+    run_command(lambda: chosen(head, loss))
 
 
 def run_command(command: Callable[[], int]) -> None:

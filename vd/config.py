@@ -151,6 +151,8 @@ class RunConfig:
     """The run folder."""
     devices: int | None = None
     """Devices to train on (default: all accelerators, or one CPU device a core)."""
+    profile: bool = False
+    """Trace the third to the twelfth step with JAX's profiler, into the run's profile/."""
     fresh: bool = False
     """Delete an earlier run in the folder and start over."""
 

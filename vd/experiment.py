@@ -22,6 +22,7 @@ from vd.errors import VdError
 from vd.progress import say
 from vd.tables import write_csv
 from vd.training import run_folder
+from vd.training.parts import Parts
 from vd.videos.hashes import identify
 from vd.videos.manifest import SPLITS, Video, read_manifest, split_rows
 from vd.videos.splits import keep_splits, with_splits
@@ -30,20 +31,28 @@ if TYPE_CHECKING:
     import jax
 
     from vd.features.store import FeatureStore
+    from vd.model import Head
+    from vd.training.parts import Loss
     from vd.videos.scan import Ledger
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(
+    config: Config, head: "type[Head] | None" = None, loss: "Loss | None" = None
+) -> dict[str, Any]:
     """Run, or go on with, one experiment; returns the content of evaluation_test.json.
 
+    `head`, a subclass of `vd.model.Head`, and `loss`, (logits_B, targets_B) → losses_B, are
+    a user's own (docs/extending.md); their source is part of the run's identity.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
     validate(config)
+    parts = Parts(head, loss)
+    begun = run_folder.settings_identity(config) | parts.identity()
     _check_devices(config)
     run_dir = config.run.checkpoint_dir
     run_folder.check_folder(run_dir)
     if not config.run.fresh:
-        run_folder.check_identity(run_dir, run_folder.settings_identity(config))
+        run_folder.check_identity(run_dir, begun)
     manifest = read_manifest(config.data)
     given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
     videos = with_splits(given, config)
@@ -54,12 +63,12 @@ def run(config: Config) -> dict[str, Any]:
     store, ledger = extract(videos, config)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    parts = {
+    clips = {
         split: [v for v in ledger.usable() if v.split == split] for split in SPLITS
     }
-    _check_parts(parts)
+    _check_classes(clips)
     identity = {
-        **run_folder.settings_identity(config),
+        **begun,
         "features": store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(ledger.usable()),
     }
@@ -69,13 +78,15 @@ def run(config: Config) -> dict[str, Any]:
             if run_folder.is_finished(run_dir):
                 say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
                 return _finished(run_dir)
-        batch_size, devices = _batch_and_devices(config, len(parts["train"]))
+        batch_size, devices = _batch_and_devices(config, len(clips["train"]))
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
         if videos != given:
             keep_splits(videos, config)
-        _write_inputs(config, parts, store, ledger, identity, devices, batch_size)
-        return _train_and_evaluate(config, parts, store, batch_size, devices)
+        _write_inputs(
+            config, parts, clips, store, ledger, identity, devices, batch_size
+        )
+        return _train_and_evaluate(config, parts, clips, store, batch_size, devices)
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
@@ -94,7 +105,8 @@ def _finished(run_dir: Path) -> dict[str, Any]:
 
 def _train_and_evaluate(
     config: Config,
-    parts: dict[str, list[Video]],
+    parts: Parts,
+    clips: dict[str, list[Video]],
     store: "FeatureStore",
     batch_size: int,
     devices: Sequence["jax.Device"],
@@ -115,11 +127,11 @@ def _train_and_evaluate(
     from vd.training.loop import train
 
     run_dir = config.run.checkpoint_dir
-    sets = {split: FeatureSet(parts[split], store) for split in SPLITS}
-    _say_before_training(config, parts["train"], sets["train"].views, devices)
+    sets = {split: FeatureSet(clips[split], store) for split in SPLITS}
+    _say_before_training(config, parts, clips["train"], sets["train"].views, devices)
     try:
         trained = train(
-            config, sets["train"], sets["val"], run_dir, devices, batch_size
+            config, sets["train"], sets["val"], run_dir, devices, batch_size, parts
         )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -129,7 +141,8 @@ def _train_and_evaluate(
             "--batch-size, --hidden-size or --projection-size."
         ) from error
     unfitted = Calibration(1.0, 0.5, "none")
-    restored = Restored(config, trained.params, unfitted, sets["train"].dim)
+    head = parts.make_head(config.model)
+    restored = Restored(config, head, trained.params, unfitted, sets["train"].dim)
     restored = fit_calibration(restored, sets["val"], run_dir)
     plots.save(
         plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
@@ -142,7 +155,11 @@ def _train_and_evaluate(
 
 
 def _say_before_training(
-    config: Config, clips: Sequence[Video], views: int, devices: Sequence["jax.Device"]
+    config: Config,
+    parts: Parts,
+    clips: Sequence[Video],
+    views: int,
+    devices: Sequence["jax.Device"],
 ) -> None:
     """What is trained on, and what a person may want otherwise."""
     from vd.training.loss import imbalance_warning
@@ -150,7 +167,7 @@ def _say_before_training(
     settings = config.training
     violent = sum(video.label for video in clips)
     warning = imbalance_warning(violent, len(clips) - violent, settings.focal_alpha)
-    if warning:
+    if warning and parts.loss is None:
         say(warning)
     if config.model.mixed_precision and devices[0].platform == "cpu":
         say("note: on most CPUs --no-mixed-precision is faster")
@@ -164,7 +181,8 @@ def _say_before_training(
 
 def _write_inputs(
     config: Config,
-    parts: dict[str, list[Video]],
+    parts: Parts,
+    clips: dict[str, list[Video]],
     store: "FeatureStore",
     ledger: "Ledger",
     identity: dict[str, Any],
@@ -185,6 +203,7 @@ def _write_inputs(
             "backbone": backbone.description,
             "dim": store.streams * store.dim,
         },
+        "part_files": parts.files(),
         "batch_size": batch_size,
         "devices": {"count": len(devices), "kind": devices[0].device_kind},
         "ledger": {
@@ -193,7 +212,7 @@ def _write_inputs(
         },
     }
     run_folder.write_config(config, identity, facts)  # first: it makes a run folder
-    rows = split_rows(video for split in SPLITS for video in parts[split])
+    rows = split_rows(video for split in SPLITS for video in clips[split])
     write_csv(run_dir / "splits.csv", rows)
     write_csv(run_dir / "ledger.csv", ledger.rows())
     if not backbone.built_in:
@@ -257,9 +276,9 @@ def _devices_before(config: Config) -> int | None:
     return before
 
 
-def _check_parts(parts: Mapping[str, Sequence[Video]]) -> None:
+def _check_classes(clips: Mapping[str, Sequence[Video]]) -> None:
     """Quarantine may have emptied a class."""
-    for split, videos in parts.items():
+    for split, videos in clips.items():
         if len({video.label for video in videos}) < 2:
             raise VdError(
                 f"the {split} split has usable clips of {len({v.label for v in videos})} "

@@ -1,6 +1,6 @@
 """The detector: projection, bidirectional LSTM, attention pooling, one logit a clip.
 
-The module draws no random number: dropout masks come in as arguments, so that a training
+A user's own head stands in its place (docs/extending.md). A head draws no random number: dropout masks come in as arguments, so that a training
 step depends on (seed, step, index in the batch) alone and on no number of devices.
 """
 
@@ -18,16 +18,40 @@ Params = Any  # Flax's nested dictionary of float32 arrays
 
 
 class DropoutMasks(NamedTuple):
-    """Factors 0 or 1/(1 − rate): one a unit and clip, the same at every frame."""
+    """Factors 0 or 1/(1 − rate): one a unit and clip, the same at every frame.
+
+    The detector is called with those of a batch, and draws those of one clip, without B.
+    """
 
     projected_BxP: Float[Array, "B P"]
     pooled_Bx2H: Float[Array, "B 2H"]
 
 
-class Detector(nn.Module):
-    """Features of a clip's frames to the logit of violence."""
+class Head(nn.Module):
+    """What a run trains: features of clips' frames to logits of violence.
+
+    A subclass defines `__call__`, and `draw_dropout` if it drops anything. It may use the
+    settings in `config` or none of them.
+    """
 
     config: ModelConfig
+
+    def __call__(
+        self, features_BxTxD: Any, mask_BxT: Any, dropout: Any = None
+    ) -> Float[Array, " B"]:
+        """Returns float32 logits; frames whose mask is 0 must change nothing.
+
+        `dropout` holds what `draw_dropout` drew for each clip, or is None when scoring.
+        """
+        raise NotImplementedError
+
+    def draw_dropout(self, key: PRNGKeyArray) -> Any:
+        """Dropout masks of one clip, any tree of arrays, from the key of this step's clip."""
+        return None
+
+
+class Detector(Head):
+    """The head of `vd`: projection, bidirectional LSTM, attention pooling."""
 
     @nn.compact
     def __call__(
@@ -65,38 +89,35 @@ class Detector(nn.Module):
             pooled_Bx2H = pooled_Bx2H * dropout.pooled_Bx2H
         return nn.Dense(1, name="logit")(pooled_Bx2H)[:, 0]
 
-
-def init_params(config: ModelConfig, dim: int, key: PRNGKeyArray) -> Params:
-    """Initial float32 parameters for features of `dim` values a frame."""
-    features_1xTxD = jnp.zeros((1, config.clip_frames, dim), jnp.float32)
-    mask_1xT = jnp.ones((1, config.clip_frames), jnp.float32)
-    return Detector(config).init(key, features_1xTxD, mask_1xT)["params"]
-
-
-def apply(
-    config: ModelConfig,
-    params: Params,
-    features_BxTxD: Any,
-    mask_BxT: Any,
-    dropout: DropoutMasks | None = None,
-) -> Float[Array, " B"]:
-    """The detector's float32 logits under `params`; arrays as `Detector.__call__` has them."""
-    logits_B: Array = Detector(config).apply(
-        {"params": params}, features_BxTxD, mask_BxT, dropout
-    )  # type: ignore[assignment]  # Linen's apply may also return mutated variables
-    return logits_B
-
-
-def draw_dropout(
-    config: ModelConfig, keys_B: Shaped[PRNGKeyArray, " B"]
-) -> DropoutMasks:
-    """Dropout masks of a batch from one key a clip (Srivastava et al. 2014)."""
-    keep = 1.0 - config.dropout_rate
-
-    def one(key: PRNGKeyArray) -> tuple[Array, Array]:
+    def draw_dropout(self, key: PRNGKeyArray) -> DropoutMasks:
+        """Masks of one clip (Srivastava et al. 2014)."""
+        config, keep = self.config, 1.0 - self.config.dropout_rate
         first, second = jax.random.split(key)
         projected_P = jax.random.bernoulli(first, keep, (config.projection_size,))
         pooled_2H = jax.random.bernoulli(second, keep, (2 * config.hidden_size,))
-        return projected_P / keep, pooled_2H / keep
+        return DropoutMasks(projected_P / keep, pooled_2H / keep)
 
-    return DropoutMasks(*jax.vmap(one)(keys_B))
+
+def init_params(head: Head, dim: int, key: PRNGKeyArray) -> Params:
+    """Initial float32 parameters for features of `dim` values a frame."""
+    frames = head.config.clip_frames
+    features_1xTxD = jnp.zeros((1, frames, dim), jnp.float32)
+    mask_1xT = jnp.ones((1, frames), jnp.float32)
+    return head.init(key, features_1xTxD, mask_1xT)["params"]
+
+
+def apply(
+    head: Head,
+    params: Params,
+    features_BxTxD: Any,
+    mask_BxT: Any,
+    dropout: Any = None,
+) -> Float[Array, " B"]:
+    """The head's float32 logits under `params`; arrays as `Head.__call__` has them."""
+    logits_B: Array = head.apply({"params": params}, features_BxTxD, mask_BxT, dropout)  # type: ignore[assignment]  # Linen's apply may also return mutated variables
+    return logits_B
+
+
+def draw_dropout(head: Head, keys_B: Shaped[PRNGKeyArray, " B"]) -> Any:
+    """Dropout masks of a batch from one key a clip."""
+    return jax.vmap(head.draw_dropout)(keys_B)

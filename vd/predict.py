@@ -66,7 +66,7 @@ class Predictor:
             probability = label = None
             if made.features_VxFxSxD is not None:
                 logit = score(
-                    self._restored.config.model, self._restored.params, [[_flat(made)]]
+                    self._restored.head, self._restored.params, [[_flat(made)]]
                 )[0]
                 fitted = self._restored.calibration
                 probability = float(fitted.probability(logit))
@@ -89,7 +89,7 @@ class Predictor:
         stride = max(1, round(stride_seconds * rate))
         starts = np.arange(0, len(features_FxD) - length + 1, stride)
         logit_W = score_windows(
-            self._restored.config.model,
+            self._restored.head,
             self._restored.params,
             [features_FxD[start : start + length] for start in starts],
         )

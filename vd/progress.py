@@ -2,10 +2,11 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,8 +14,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 _PLAIN_EVERY_SECONDS = 10.0
+_LIVE_EVERY_SECONDS = 0.25
 
 
 def say(message: str) -> None:
@@ -45,7 +48,7 @@ class Ticker:
         left = (self.total - self.done) / max(self.rate(), 1e-9)
         return (
             f"{self.title}: {self.done}/{self.total} {self.unit}, "
-            f"{self.rate():.1f} {self.unit}/s, {_duration(left)} left{self.note}"
+            f"{self.rate():.1f} {self.unit}/s, {duration(left)} left{self.note}"
         )
 
     def _show(self) -> None:
@@ -84,7 +87,39 @@ def track(title: str, total: int, unit: str) -> Iterator[Ticker]:
         yield _BarTicker(title, total, unit, bar)
 
 
-def _duration(seconds: float) -> str:
+@contextmanager
+def live() -> Iterator[Callable[[Callable[[], str]], None]]:
+    """Yield a function that shows what another one says, now and then.
+
+    In place, four times a second, on a terminal; as a plain line every ten seconds
+    elsewhere. Lines of `say` go above it.
+    """
+    shown = time.monotonic()
+
+    def now_and_then(
+        put: Callable[[str], None], every_seconds: float
+    ) -> Callable[[Callable[[], str]], None]:
+        def show(words: Callable[[], str]) -> None:
+            nonlocal shown
+            if time.monotonic() - shown >= every_seconds:
+                shown = time.monotonic()
+                put(words())
+
+        return show
+
+    if not sys.stderr.isatty():
+        yield now_and_then(say, _PLAIN_EVERY_SECONDS)
+        return
+    console = Console(stderr=True)
+    with Live(
+        console=console, transient=True, auto_refresh=False, redirect_stdout=False
+    ) as line:
+        yield now_and_then(
+            lambda words: line.update(Text(words), refresh=True), _LIVE_EVERY_SECONDS
+        )
+
+
+def duration(seconds: float) -> str:
     """Seconds as 1 h 02 min, 3 min 04 s or 5 s."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:

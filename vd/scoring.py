@@ -13,9 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float16, Float64
 
-from vd.config import ModelConfig
 from vd.features.sampling import scoring_windows
-from vd.model import Params, apply
+from vd.model import Head, Params, apply
 
 SCORING_BATCH = 32  # part of a run's format: another number changes the last bits
 
@@ -29,16 +28,16 @@ class Windows(NamedTuple):
 
 
 def score(
-    config: ModelConfig,
+    head: Head,
     params: Params,
     views: Iterable[Sequence[Float16[np.ndarray, "F D"]]],
 ) -> Float64[np.ndarray, " N"]:
     """Logit of each video: the mean over its views (usually one) and their windows."""
-    function, device = _compiled(config), jax.local_devices()[0]
+    function, device = _compiled(head), jax.local_devices()[0]
     params = jax.device_put(params, device)
     sums: list[float] = []
     counts: list[int] = []
-    for batch in _batches(views, config.clip_frames):
+    for batch in _batches(views, head.config.clip_frames):
         logits_B = np.asarray(function(params, batch.features_BxTxD, batch.mask_BxT))
         for owner, logit in zip(batch.owner_B, logits_B, strict=True):
             if owner < 0:
@@ -52,17 +51,17 @@ def score(
 
 
 def score_windows(
-    config: ModelConfig, params: Params, windows: Sequence[Float16[np.ndarray, "L D"]]
+    head: Head, params: Params, windows: Sequence[Float16[np.ndarray, "L D"]]
 ) -> Float64[np.ndarray, " N"]:
     """Logit of each window of at most `clip_frames` frames, one by one."""
-    return score(config, params, ([window] for window in windows))
+    return score(head, params, ([window] for window in windows))
 
 
 @cache
-def _compiled(config: ModelConfig) -> Callable[[Params, Any, Any], Array]:
-    """The scoring program of a model; it runs where its parameters are."""
+def _compiled(head: Head) -> Callable[[Params, Any, Any], Array]:
+    """The scoring program of a head; it runs where its parameters are."""
 
-    return jax.jit(partial(apply, config))
+    return jax.jit(partial(apply, head))
 
 
 def _batches(

@@ -16,11 +16,12 @@ from vd.features.compute import features_description, open_store
 from vd.features.extract import extract
 from vd.features.store import FeatureStore, fingerprint
 from vd.metrics import evaluation_metrics
-from vd.model import Params, init_params
+from vd.model import Head, Params, init_params
 from vd.scoring import score
 from vd.tables import write_csv
 from vd.training.batches import FeatureSet
 from vd.training.checkpoints import Checkpoints
+from vd.training.parts import import_parts
 from vd.training.run_folder import read_config, read_settings, videos_of
 from vd.videos.hashes import identify
 from vd.videos.manifest import CLASSES, Video
@@ -31,6 +32,7 @@ class Restored:
     """A finished run, ready to score."""
 
     config: Config
+    head: Head
     params: Params
     calibration: calibration.Calibration
     dim: int
@@ -39,7 +41,8 @@ class Restored:
 def restore(run_dir: Path) -> Restored:
     """The best checkpoint of a run and its calibration.
 
-    Raises `VdError` when training has not ended, or the checkpoint is damaged.
+    Raises `VdError` when training has not ended, the checkpoint is damaged, or a user's
+    own head or loss is missing.
     """
     import jax
 
@@ -52,12 +55,10 @@ def restore(run_dir: Path) -> Restored:
             "command again to go on, then evaluate."
         )
     dim = described["preprocessing"]["dim"]
-    like = jax.eval_shape(lambda: init_params(config.model, dim, jax.random.key(0)))
-    checkpoints = Checkpoints(run_dir, read_only=True)
-    try:
+    head = import_parts(described).make_head(config.model)
+    like = jax.eval_shape(lambda: init_params(head, dim, jax.random.key(0)))
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
         params, _ = checkpoints.restore_best(like)
-    finally:
-        checkpoints.close()
     remedy = "delete it, and the training command fits it again"
     values = read_json(path, remedy)
     try:
@@ -72,7 +73,7 @@ def restore(run_dir: Path) -> Restored:
                 raise VdError(
                     f"{path} has another {name} than {written.name}; {remedy}."
                 )
-    return Restored(config, params, fitted, dim)
+    return Restored(config, head, params, fitted, dim)
 
 
 def evaluate(
@@ -162,7 +163,7 @@ def evaluate_split(
         )
     views = range(data.views if tta else 1)
     clips = ([data.read(i, view) for view in views] for i in range(len(data)))
-    logit_N = score(restored.config.model, restored.params, clips)
+    logit_N = score(restored.head, restored.params, clips)
     fitted = restored.calibration
     probability_N = fitted.probability(logit_N)
     labels_N = data.labels_N.astype(int)
@@ -199,7 +200,7 @@ def evaluate_split(
 def fit_calibration(restored: Restored, val_set: FeatureSet, run_dir: Path) -> Restored:
     """Fit temperature and threshold on validation and write calibration.json."""
     clips = ([val_set.read(i, 0)] for i in range(len(val_set)))
-    logit_N = score(restored.config.model, restored.params, clips)
+    logit_N = score(restored.head, restored.params, clips)
     fitted = calibration.fit(logit_N, val_set.labels_N.astype(int))
     write_json(run_dir / "calibration.json", asdict(fitted))
     return replace(restored, calibration=fitted)

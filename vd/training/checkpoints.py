@@ -1,12 +1,13 @@
 """Checkpoints by orbax: the best and the last two, each with a sha256 of its leaves."""
 
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from vd.model import Params
 from vd.progress import say
 from vd.training.early_stopping import EarlyStopping
 from vd.training.step import TrainState
+from vd.training.sums import EpochSums
 
 # orbax tells of every save and option; its errors reach us as exceptions
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -27,10 +29,16 @@ _FULL = "free some space, then run the same command again: it goes on from the c
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A restored state, on the host, and the early-stopping state after its epoch."""
+    """Where a run stands: all that it needs to go on as if it had never stopped."""
 
     state: TrainState
-    stopping: EarlyStopping
+    stopping: EarlyStopping  # after the last epoch that was finished
+    sums: EpochSums = field(default_factory=EpochSums)  # of the epoch under way
+
+    @property
+    def epoch(self) -> int:
+        """The epoch it belongs to: the one under way, else the last."""
+        return self.stopping.epoch + (self.sums.steps > 0)
 
 
 class Checkpoints:
@@ -46,29 +54,34 @@ class Checkpoints:
             ),
         )
 
-    def save(self, state: TrainState, stopping: EarlyStopping) -> None:
-        """Start writing the state after `stopping.epoch`; drop checkpoints not kept.
+    def save(self, at: Checkpoint) -> None:
+        """Start writing a checkpoint, which is named by its epoch; drop those not kept.
 
         The write before is waited for, so there is always a whole checkpoint on the disk.
+        One within an epoch makes way for that of the whole epoch.
         """
-        state = jax.device_get(state)
+        state = jax.device_get(at.state)
         rest = {"step": state.step, "opt_state": state.opt_state}
-        info = asdict(stopping) | {
-            "sha256_params": _sha256(state.params),
-            "sha256_rest": _sha256(rest),
+        info = {"stopping": asdict(at.stopping), "sums": asdict(at.sums)}
+        info["sha256"] = {
+            "params": _sha256(state.params),
+            "rest": _sha256(rest),
+            "info": _sha256_json(info),
         }
         self.wait()
         self._prune()
         self._check_space(state)
+        if at.epoch in self._manager.all_steps():
+            self._manager.delete(at.epoch)
         self._manager.save(
-            stopping.epoch,
+            at.epoch,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 rest=ocp.args.StandardSave(rest),
                 info=ocp.args.JsonSave(info),
             ),
         )
-        self._best = stopping.best_epoch
+        self._best = at.stopping.best_epoch
 
     def _check_space(self, state: TrainState) -> None:
         """Raise `VdError` before a write that cannot end: orbax fails in many threads."""
@@ -95,6 +108,12 @@ class Checkpoints:
                 f"{self._manager.directory} cannot be written ({error!s:.300}); {_FULL}"
             ) from error
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Wait for the write in the background and free orbax's threads."""
         self.wait()
@@ -106,16 +125,25 @@ class Checkpoints:
         rest_like = {"step": like.step, "opt_state": like.opt_state}
         for epoch in sorted(self._manager.all_steps(), reverse=True):
             try:
-                params, stopping = self.restore(epoch, like.params)
+                info = self._info(epoch)
+                params = self._item(epoch, "params", like.params)
                 rest = self._item(epoch, "rest", rest_like)
             except VdError as error:
                 say(f"warning: {error}; it is set aside, the one before it is used")
                 self._set_aside(epoch)
                 continue
             return Checkpoint(
-                TrainState(rest["step"], params, rest["opt_state"]), stopping
+                TrainState(rest["step"], params, rest["opt_state"]),
+                EarlyStopping(**info["stopping"]),
+                EpochSums(**info["sums"]),
             )
         return None
+
+    def newest(self) -> Path | None:
+        """The folder of the newest checkpoint that is whole, once the write ends."""
+        self.wait()
+        epoch = self._manager.latest_step()
+        return None if epoch is None else Path(self._manager.directory) / str(epoch)
 
     def _set_aside(self, epoch: int) -> None:
         """Give a damaged checkpoint a name under which neither it nor a new one is lost."""
@@ -125,20 +153,15 @@ class Checkpoints:
         (folder / str(epoch)).rename(aside)
         self._manager.reload()
 
-    def restore(self, epoch: int, params_like: Params) -> tuple[Params, EarlyStopping]:
-        """The parameters after `epoch`; a damaged checkpoint is a `VdError`."""
-        params = self._item(epoch, "params", params_like)
-        info = self._info(epoch)
-        return params, EarlyStopping(
-            **{k: v for k, v in info.items() if "sha" not in k}
-        )
-
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
-        """The best parameters and their epoch, as the newest checkpoint's state names it."""
+        """The best parameters and their epoch, as the newest checkpoint's state names it.
+
+        Raises `VdError` when one of the two is damaged.
+        """
         last = self._manager.latest_step()
         if last is not None:
-            best = self._info(last)["best_epoch"]
-            return self.restore(best, params_like)[0], best
+            best = self._info(last)["stopping"]["best_epoch"]
+            return self._item(best, "params", params_like), best
         raise VdError(
             f"{self._manager.directory} holds no checkpoint; train first, or name another "
             "--checkpoint-dir."
@@ -147,6 +170,12 @@ class Checkpoints:
     def _info(self, epoch: int) -> dict[str, Any]:
         args = ocp.args.Composite(info=ocp.args.JsonRestore())
         info: dict[str, Any] = self._read(epoch, args)["info"]
+        told = {name: value for name, value in info.items() if name != "sha256"}
+        try:
+            if _sha256_json(told) != info["sha256"]["info"]:
+                raise self._damaged(epoch, "the checksum of its info differs")
+        except (KeyError, TypeError) as error:
+            raise self._damaged(epoch, "its info is not whole") from error
         return info
 
     def _item(self, epoch: int, name: str, like: Any) -> Any:
@@ -156,7 +185,7 @@ class Checkpoints:
         restored = self._read(epoch, args)[name]
         if jax.tree.map(np.shape, restored) != jax.tree.map(np.shape, like):
             raise self._damaged(epoch, "its shapes are not those of config.json")
-        if _sha256(restored) != self._info(epoch)[f"sha256_{name}"]:
+        if _sha256(restored) != self._info(epoch)["sha256"][name]:
             raise self._damaged(epoch, "its checksum differs")
         return restored
 
@@ -181,6 +210,11 @@ def _sha256(tree: Any) -> str:
     for part in _leaf_bytes(tree):
         digest.update(part)
     return digest.hexdigest()
+
+
+def _sha256_json(values: Any) -> str:
+    """SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _leaf_bytes(tree: Any) -> Iterator[bytes]:

@@ -3,9 +3,10 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vd.atomic import write_text
+from vd.errors import VdError
 from vd.progress import say
 
 
@@ -24,16 +25,29 @@ class MetricsLog:
         for old in run_dir.glob("events.out.tfevents.*"):
             old.unlink()
         self._board = SummaryWriter(str(run_dir))
+        self.rows = rows
         for row in rows:
             self._show(row)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._board.close()
+
     def write(self, row: dict[str, Any]) -> None:
         """Append one epoch's line, durably."""
-        with open(self._path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row, allow_nan=False) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        self._show(row)
+        try:
+            with open(self._path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row, allow_nan=False) + "\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+            self._show(row)
+        except OSError as error:
+            raise VdError(
+                f"{self._path} cannot be written ({error.strerror}); free some space, then "
+                "run the same command again: it goes on from the last checkpoint."
+            ) from error
 
     def _show(self, row: dict[str, Any]) -> None:
         for name, value in row.items():

@@ -15,9 +15,10 @@ from vd.atomic import read_json, remove_orphans, write_json
 from vd.config import Config, from_json, to_json, validate
 from vd.errors import VdError
 from vd.tables import read_csv
+from vd.training.parts import Parts
 from vd.videos.manifest import CLASSES, Video, split_rows
 
-FORMAT = 1  # of a run; raised whenever the same settings would give other numbers
+FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -32,7 +33,7 @@ _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
     "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
-    "config.json",
+    "profile", "config.json",
 )  # fmt: skip
 
 
@@ -138,7 +139,8 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         written = values["format"]
         if written == FORMAT:
             identity = settings_identity(_settings(values))
-            lacking = {"engine", "preprocessing", "devices"} - set(values)
+            lacking = {"engine", "preprocessing", "devices", "part_files"} - set(values)
+            lacking |= set(Parts._fields) - set(values["identity"])
             if lacking or values["identity"] != values["identity"] | identity:
                 raise ValueError("not what training wrote")
     except (KeyError, TypeError, ValueError, VdError) as error:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from vd.config import Config
 from vd.model import Params, apply, draw_dropout
 from vd.training.batches import Batch
-from vd.training.loss import focal_loss
+from vd.training.parts import BUILT_IN, Parts
 
 _AXIS = "devices"
 
@@ -35,33 +35,45 @@ class StepMetrics(NamedTuple):
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 
-def make_train_step(
+def make_step(
     config: Config,
     optimizer: optax.GradientTransformation,
-    devices: Sequence[jax.Device],
+    parts: Parts = BUILT_IN,
+    axis: str | None = None,
 ) -> TrainStep:
-    """The step over `devices`: takes and returns the state un-stacked, a batch on the host."""
+    """The step, a pure function; its means are also over the mapped `axis`, if any."""
+    head = parts.make_head(config.model)
 
     def loss_fn(params: Params, batch: Batch, step: Array) -> tuple[Array, Array]:
         keys_B = _example_keys(config.training.seed, step, batch.index_B)
-        dropout = draw_dropout(config.model, keys_B)
-        logits_B = apply(
-            config.model, params, batch.features_BxTxD, batch.mask_BxT, dropout
-        )
-        return focal_loss(logits_B, batch.labels_B, config.training).mean(), logits_B
+        dropout = draw_dropout(head, keys_B)
+        logits_B = apply(head, params, batch.features_BxTxD, batch.mask_BxT, dropout)
+        losses_B = parts.losses(logits_B, batch.labels_B, config.training)
+        return losses_B.mean(), logits_B
 
     def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, logits_B), grads = grad_fn(state.params, batch, state.step)
         accuracy = jnp.mean((logits_B > 0) == (batch.labels_B > 0.5))
-        grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), _AXIS)
+        means = grads, loss, accuracy
+        grads, loss, accuracy = jax.lax.pmean(means, axis) if axis else means
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, accuracy, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state), metrics
 
+    return step_fn
+
+
+def make_train_step(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    devices: Sequence[jax.Device],
+    parts: Parts = BUILT_IN,
+) -> TrainStep:
+    """The step over `devices`: takes and returns the state un-stacked, a batch on the host."""
     parallel = jax.pmap(
-        step_fn,
+        make_step(config, optimizer, parts, _AXIS),
         axis_name=_AXIS,
         in_axes=(None, 0),
         out_axes=(None, None),

@@ -1,0 +1,171 @@
+"""A user's own head and loss: what a run keeps of them, and how they come back.
+
+A head is a subclass of `vd.model.Head`; a loss maps (logits_B, targets_B) to losses_B,
+targets being smoothed. A run names each by its import path and the SHA-256 of the file
+that defines it; what that file imports is the user's to keep.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vd.atomic import sha256_file
+from vd.config import ModelConfig, TrainingConfig
+from vd.errors import VdError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Array
+
+    from vd.model import Head
+
+Loss = Callable[["Array", "Array"], "Array"]
+
+_BUILT_IN = {"head": "vd.model:Detector", "loss": "vd.training.loss:focal_loss"}
+
+
+class Parts(NamedTuple):
+    """What a run is made of beside its settings; None is the part that vd has."""
+
+    head: "type[Head] | None" = None
+    loss: Loss | None = None
+
+    def make_head(self, config: ModelConfig) -> "Head":
+        """The head of these settings."""
+        from vd.model import Detector
+
+        return (self.head or Detector)(config)
+
+    def losses(
+        self,
+        logits_B: "Array | np.ndarray",
+        labels_B: "Array | np.ndarray",
+        config: TrainingConfig,
+    ) -> "Array":
+        """Loss of each clip against its smoothed target."""
+        import jax.numpy as jnp
+
+        from vd.training.loss import focal_loss, smoothed_targets
+
+        if self.loss is None:
+            return focal_loss(logits_B, labels_B, config)
+        return self.loss(
+            jnp.asarray(logits_B), smoothed_targets(labels_B, config.label_smoothing)
+        )
+
+    def identity(self) -> dict[str, dict[str, str | None]]:
+        """Import path and source hash of each part, for a run's identity.
+
+        Raises `VdError` for a part that could not be imported again.
+        """
+        return {
+            name: {"import": _BUILT_IN[name], "sha256": None}
+            if part is None
+            else {
+                "import": f"{_import_name(part)}:{part.__qualname__}",
+                "sha256": sha256_file(_source(name, part)),
+            }
+            for name, part in self._asdict().items()
+        }
+
+    def files(self) -> dict[str, str | None]:
+        """The file that defines each part, to find it where its import path fails."""
+        return {
+            name: None if part is None else str(_source(name, part))
+            for name, part in self._asdict().items()
+        }
+
+
+BUILT_IN = Parts()
+
+
+def import_parts(config: Mapping[str, Any]) -> Parts:
+    """The parts of the run whose config.json is given.
+
+    Raises `VdError` when a part's file is missing, has changed or cannot be imported.
+    """
+    made = {}
+    for name in Parts._fields:
+        kept = config["identity"][name]
+        if kept["sha256"] is not None:
+            made[name] = _import(name, kept, Path(config["part_files"][name]))
+    return Parts(**made)
+
+
+def _import(name: str, kept: Mapping[str, str], file: Path) -> Any:
+    """One part, from its module where that is the same source, else from its file."""
+    module_name, _, path = kept["import"].partition(":")
+    candidates = [place for place in (_place(module_name), file) if place is not None]
+    present = [place for place in candidates if place.is_file()]
+    same = [place for place in present if sha256_file(place) == kept["sha256"]]
+    if not same:
+        raise VdError(
+            f"{file}, which defines the {name} {kept['import']} of this run, "
+            + ("has changed since" if present else "is missing")
+            + "; put back the file that the run was trained with."
+        )
+    try:
+        return attrgetter(path)(_module(same[0], module_name, kept["sha256"]))
+    except Exception as error:  # whatever a user's file raises
+        raise VdError(
+            f"{same[0]}, which defines the {name} {kept['import']} of this run, cannot be "
+            f"imported ({type(error).__name__}: {error}); put what it needs on PYTHONPATH."
+        ) from error
+
+
+def _module(file: Path, name: str, sha256: str) -> ModuleType:
+    """The module of `file`: one that is loaded, else by name, else from the file itself."""
+    for loaded in list(sys.modules.values()):
+        if getattr(loaded, "__file__", None) == str(file):
+            return loaded
+    if _place(name) == file:
+        return importlib.import_module(name)
+    alias = f"vd_part_{sha256[:16]}"  # hides no module that has the same name
+    spec = importlib.util.spec_from_file_location(alias, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[alias] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[alias]
+        raise
+    return module
+
+
+def _place(module_name: str) -> Path | None:
+    """The file that importing `module_name` would take, if any."""
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):  # a parent lacks, or a module without a spec
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def _import_name(part: Any) -> str:
+    """The name of a part's module; a script that was started is called by its file."""
+    module = sys.modules[part.__module__]
+    if part.__module__ != "__main__":
+        return str(part.__module__)
+    spec = module.__spec__  # of python -m
+    return spec.name if spec is not None else Path(str(module.__file__)).stem
+
+
+def _source(name: str, part: Any) -> Path:
+    """The file that defines a part; raises `VdError` when it could not be imported again."""
+    try:
+        module = sys.modules[part.__module__]
+        found = attrgetter(part.__qualname__)(module)
+        file = Path(str(module.__file__)).absolute()
+    except (AttributeError, KeyError):
+        found, file = None, Path()
+    if found is not part or not file.is_file():
+        raise VdError(
+            f"the {name} {part!r} is not a class or function at the top of a .py file, so it "
+            "could not be restored; move it into one and import it from there."
+        )
+    return file

@@ -1,0 +1,51 @@
+"""`--profile`: a JAX trace of some training steps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+
+from vd.progress import say
+from vd.training.batches import Batch
+from vd.training.step import StepMetrics, TrainState, TrainStep
+
+_SKIPPED = 2  # of a process: the first compiles
+_TRACED = 10
+
+
+@contextmanager
+def profiling(step: TrainStep, folder: Path | None) -> Iterator[TrainStep]:
+    """Yield `step`; with a folder, calls 3 to 12 of it, and what is between, are traced."""
+    if folder is None:
+        yield step
+        return
+    calls, tracing = 0, False
+    metrics: StepMetrics | None = None
+
+    def stop() -> None:
+        nonlocal tracing
+        jax.block_until_ready(metrics)
+        jax.profiler.stop_trace()
+        tracing = False
+        say(f"{calls - _SKIPPED} steps are traced in {folder}; xprof shows them")
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        nonlocal calls, tracing, metrics
+        calls += 1
+        if calls == _SKIPPED + 1:
+            jax.profiler.start_trace(folder)
+            tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=calls):
+            state, metrics = step(state, batch)
+        if calls == _SKIPPED + _TRACED:
+            stop()
+        return state, metrics
+
+    try:
+        yield run
+    finally:
+        if tracing:
+            stop()
+        elif calls <= _SKIPPED:
+            say(f"warning: --profile traces nothing in {calls} steps; train longer")
