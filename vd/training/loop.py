@@ -195,6 +195,7 @@ def _begin(
     config: Config, optimizer: optax.GradientTransformation, dim: int, parts: Parts
 ) -> Checkpoint:
     """Step 0, from the seed."""
+    parts.check(config, dim)
     settings, head = config.training, parts.make_head(config.model)
     key = jax.random.key(settings.seed, impl="threefry2x32")
     params = init_params(head, dim, key)

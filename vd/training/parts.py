@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.atomic import sha256_file
-from vd.config import ModelConfig, TrainingConfig
+from vd.config import Config, ModelConfig, TrainingConfig
 from vd.errors import VdError
 
 if TYPE_CHECKING:
@@ -57,19 +57,49 @@ class Parts(NamedTuple):
             jnp.asarray(logits_B), smoothed_targets(labels_B, config.label_smoothing)
         )
 
+    def check(self, config: Config, dim: int) -> None:
+        """Raise `VdError` unless head and loss give a float32 a clip; nothing is computed."""
+        import jax
+        import jax.numpy as jnp
+
+        head, frames = self.make_head(config.model), config.model.clip_frames
+        two_BxTxD = jax.ShapeDtypeStruct((2, frames, dim), jnp.float16)
+        mask_BxT = jax.ShapeDtypeStruct((2, frames), jnp.float32)
+        labels_B = jax.ShapeDtypeStruct((2,), jnp.float32)
+        logits_B, variables = jax.eval_shape(
+            head.init_with_output, jax.random.key(0), two_BxTxD, mask_BxT
+        )
+        more = sorted(set(variables) - {"params"})
+        if more:
+            raise VdError(
+                f"the head {type(head).__name__} has {more[0]} beside params; training "
+                "changes parameters only, so leave them out."
+            )
+        losses_B = jax.eval_shape(
+            lambda x_B, y_B: self.losses(x_B, y_B, config.training), labels_B, labels_B
+        )
+        for what, made in ((type(head), logits_B), (self.loss, losses_B)):
+            if made.shape != (2,) or made.dtype != jnp.float32:
+                kind = "head" if isinstance(what, type) else "loss"
+                raise VdError(
+                    f"the {kind} {getattr(what, '__name__', what)} gives "
+                    f"{made.dtype}{list(made.shape)} for 2 clips; it must give float32[2]."
+                )
+
     def identity(self) -> dict[str, dict[str, str | None]]:
         """Import path and source hash of each part, for a run's identity.
 
         Raises `VdError` for a part that could not be imported again.
         """
+        files = self.files()
         return {
             name: {"import": _BUILT_IN[name], "sha256": None}
-            if part is None
+            if file is None
             else {
-                "import": f"{_import_name(part)}:{part.__qualname__}",
-                "sha256": sha256_file(_source(name, part)),
+                "import": _import_path(getattr(self, name)),
+                "sha256": sha256_file(Path(file)),
             }
-            for name, part in self._asdict().items()
+            for name, file in files.items()
         }
 
     def files(self) -> dict[str, str | None]:
@@ -146,13 +176,14 @@ def _place(module_name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin else None
 
 
-def _import_name(part: Any) -> str:
-    """The name of a part's module; a script that was started is called by its file."""
-    module = sys.modules[part.__module__]
-    if part.__module__ != "__main__":
-        return str(part.__module__)
-    spec = module.__spec__  # of python -m
-    return spec.name if spec is not None else Path(str(module.__file__)).stem
+def _import_path(part: Any) -> str:
+    """module:name of a part; the module of a script that was started is called by its file."""
+    module = part.__module__
+    if module == "__main__":
+        main = sys.modules[module]
+        spec = main.__spec__  # of python -m
+        module = spec.name if spec is not None else Path(str(main.__file__)).stem
+    return f"{module}:{part.__qualname__}"
 
 
 def _source(name: str, part: Any) -> Path:
