@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training.batches import FeatureSet
+from vd.training.log import read_metrics
+from vd.training.loop import train
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
 
@@ -55,6 +59,44 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0):
     if chunk:
         store.add(chunk, "test")
     return FeatureSet(videos, store)
+
+
+def train_on_numbers(folder, epochs, devices=2, val=9, signal=1.0, **settings):
+    """Train on made-up features in `folder`/run, four steps an epoch, or go on with it."""
+    training = TrainingConfig(
+        **{
+            "epochs": epochs,
+            "batch_size": 4,
+            "warmup_epochs": 1,
+            "learning_rate": 0.01,
+            "early_stopping_patience": 50,
+            **settings,
+        }
+    )
+    model = ModelConfig(8, 16, 8, 0.3, mixed_precision=False)
+    config = Config(data=DataConfig(folder), model=model, training=training)
+    train_set = make_set(folder / "cache", make_videos(16), signal=signal)
+    val_set = make_set(folder / "cache", make_videos(val, "val"), signal=signal)
+    run_dir = folder / "run"
+    run_dir.mkdir(exist_ok=True)
+    return train(config, train_set, val_set, run_dir, jax.local_devices()[:devices], 4)
+
+
+def same_leaves(a, b):
+    """Whether two trees of arrays are equal to the bit."""
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def metrics_without_timing(folder):
+    """The lines of the run in `folder`, without what a clock gave."""
+    timing = {"seconds", "videos_per_second", "input_wait_fraction"}
+    return [
+        {key: value for key, value in row.items() if key not in timing}
+        for row in read_metrics(folder / "run")
+    ]
 
 
 def write_tiny_backbone(

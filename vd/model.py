@@ -103,7 +103,8 @@ def init_params(head: Head, dim: int, key: PRNGKeyArray) -> Params:
     frames = head.config.clip_frames
     features_1xTxD = jnp.zeros((1, frames, dim), jnp.float32)
     mask_1xT = jnp.ones((1, frames), jnp.float32)
-    return head.init(key, features_1xTxD, mask_1xT)["params"]
+    # compiled: op by op it takes seconds
+    return jax.jit(head.init)(key, features_1xTxD, mask_1xT)["params"]
 
 
 def apply(

@@ -1,10 +1,13 @@
 """The validation part of an epoch's line."""
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
+import jax
 import numpy as np
 
-from vd.config import Config
+from vd.config import Config, TrainingConfig
 from vd.metrics import collapsed, recall, roc_auc
 from vd.model import Params
 from vd.scoring import score
@@ -21,8 +24,8 @@ def validate(
     """
     views = ([val_set.read(i, 0)] for i in range(len(val_set)))
     logits_N = score(parts.make_head(config.model), params, views)
-    losses_N = parts.losses(
-        logits_N.astype(np.float32), val_set.labels_N, config.training
+    losses_N = _losses(parts, config.training)(
+        logits_N.astype(np.float32), val_set.labels_N
     )
     loss = float(np.mean(np.asarray(losses_N, np.float64)))
     if not np.isfinite(loss):
@@ -40,3 +43,9 @@ def validate(
         "val_roc_auc": roc_auc(labels_N, logits_N),
         "val_collapsed": collapsed(labels_N, predicted_N),
     }
+
+
+@cache
+def _losses(parts: Parts, config: TrainingConfig) -> Callable[..., jax.Array]:
+    """The loss as one compiled program."""
+    return jax.jit(partial(parts.losses, config=config))

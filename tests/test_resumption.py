@@ -1,0 +1,222 @@
+"""A run that is killed or stopped anywhere, and goes on, equals an unbroken one to the bit.
+
+The runs are processes of their own. In them a thread ends the process at a random time
+after a step, an evaluation or the write of a checkpoint has begun; where that fell is read
+afterwards from counters in a mapped file, and from what is left of the write.
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from multiprocessing import get_context
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from tests.fabricated import metrics_without_timing, same_leaves, train_on_numbers
+from vd.cli import run_command
+from vd.devices import prepare_jax
+from vd.training import loop
+from vd.training.checkpoints import Checkpoints
+
+EPOCHS, STEPS, VAL = 20, 4, 150
+PLACES = "step", "evaluation", "write"
+KILLS = 10  # on each number of devices
+
+
+class Ending(NamedTuple):
+    """A signal to the process, some seconds after the so-many-th begin of a place."""
+
+    number: int
+    place: str
+    ordinal: int
+    share: float  # of the seconds that the place takes
+
+
+class Places:
+    """How often each place was begun and ended, and its seconds, in a mapped file."""
+
+    def __init__(self, folder, mode="r+"):
+        file = folder / "places"
+        self.counts = np.memmap(file, np.float64, mode, shape=(3, len(PLACES)))
+        self.began = {}
+
+    def begin(self, place):
+        self.counts[0, PLACES.index(place)] += 1
+        self.began[place] = time.monotonic()
+
+    def end(self, place):
+        self.counts[1, PLACES.index(place)] += 1
+        self.counts[2, PLACES.index(place)] = time.monotonic() - self.began[place]
+
+    def begun(self, place):
+        return int(self.counts[0, PLACES.index(place)])
+
+    def inside(self):
+        """The places begun and not ended."""
+        return {p for p, (a, b, _) in zip(PLACES, self.counts.T, strict=True) if a > b}
+
+
+def _watch_places(places, on_begin):
+    """Wrap what the loop calls; nothing of it changes."""
+
+    def begin(place):
+        places.begin(place)
+        on_begin(place)
+
+    def wrap(owner, name, place):
+        plain = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            begin(place)
+            result = plain(*args, **kwargs)
+            places.end(place)
+            return result
+
+        setattr(owner, name, wrapped)
+
+    def make(*args, plain=loop.make_train_step, **kwargs):
+        step = plain(*args, **kwargs)
+
+        def begun(state, batch):
+            begin("step")
+            return step(state, batch)
+
+        return begun
+
+    def add(*args, plain=loop._Run._add):
+        plain(*args)
+        places.end("step")  # its metrics have come from the device
+
+    def finish_write(*args, plain=Checkpoints.wait):
+        plain(*args)
+        if places.begun("write") > places.counts[1, PLACES.index("write")]:
+            places.end("write")
+
+    loop.make_train_step, loop._Run._add = make, add
+    wrap(loop, "validate", "evaluation")
+    Checkpoints.wait = finish_write
+    save = Checkpoints.save
+
+    def begin_write(*args):
+        save(*args)
+        begin("write")
+
+    Checkpoints.save = begin_write
+
+
+def _child(folder, devices, ending, seconds):
+    """Train in `folder`, write the result; or end as `ending` says."""
+    prepare_jax(devices)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    sys.setswitchinterval(1e-4)
+    places = Places(folder, "w+")
+
+    def on_begin(place):
+        if ending and place == ending.place and places.begun(place) == ending.ordinal:
+            threading.Thread(target=strike, daemon=True).start()
+
+    def strike():
+        time.sleep(ending.share * seconds[ending.place])
+        os.kill(os.getpid(), ending.number)
+
+    _watch_places(places, on_begin)
+
+    def command():
+        trained = train_on_numbers(folder, EPOCHS, devices, VAL)
+        arrays = {
+            jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)
+        }
+        np.savez(folder / "result.npz", best=trained.best_epoch, **arrays)
+        return 0
+
+    run_command(command)
+
+
+def call(folder, devices, ending=None, seconds=None):
+    """One process; returns its exit code."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["vd.training.loop", "vd.features.store", "vd.cli"])
+    process = context.Process(target=_child, args=(folder, devices, ending, seconds))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def result(folder):
+    with np.load(folder / "result.npz") as arrays:
+        return metrics_without_timing(folder), dict(arrays)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one device", "two devices"])
+def unbroken(request, tmp_path_factory):
+    """Number of devices, what an unbroken run gives, and the seconds of its places."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert call(folder, request.param) == 0
+    places = Places(folder)
+    assert places.inside() == set()
+    return (
+        request.param,
+        result(folder),
+        dict(zip(PLACES, places.counts[2], strict=True)),
+    )
+
+
+def where(folder):
+    """Where the process in `folder` ended."""
+    inside = Places(folder).inside() - {"write"}
+    if list((folder / "run" / "checkpoints").glob("*tmp*")):
+        inside.add("write")  # what orbax renames when it is whole
+    return inside
+
+
+def test_kills_anywhere_change_nothing(tmp_path, unbroken):
+    devices, expected, seconds = unbroken
+    draw = random.Random(devices)
+    endings = [
+        Ending(
+            signal.SIGKILL,
+            PLACES[i % 3],
+            draw.randint(1, STEPS + 2 if PLACES[i % 3] == "step" else 2),
+            draw.uniform(0, 0.9),
+        )
+        for i in range(KILLS)
+    ]
+    fell = []
+    for ending in endings:
+        assert call(tmp_path, devices, ending, seconds) == -signal.SIGKILL
+        fell.append(where(tmp_path))
+        assert len(metrics_without_timing(tmp_path)) < EPOCHS
+    assert set().union(*fell) == set(PLACES), fell
+    assert call(tmp_path, devices) == 0
+    lines, arrays = result(tmp_path)
+    assert lines == expected[0]
+    assert same_leaves(arrays, expected[1])
+
+
+def test_a_stopped_run_loses_no_step_and_changes_nothing(tmp_path, unbroken):
+    devices, expected, seconds = unbroken
+    before = 0
+    for ending in (
+        Ending(signal.SIGTERM, "step", 2, 0.5),
+        Ending(signal.SIGINT, "evaluation", 1, 0.5),
+        Ending(signal.SIGTERM, "write", 2, 0.5),
+        Ending(signal.SIGINT, "step", 1, 0.5),
+    ):
+        assert call(tmp_path, devices, ending, seconds) == 128 + ending.number
+        with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+            info = checkpoints._info(int(checkpoints.newest().name))
+        done = STEPS * info["stopping"]["epoch"] + info["sums"]["steps"]
+        before += Places(tmp_path).begun("step")
+        assert done == before  # every step that was begun is in the checkpoint
+        assert where(tmp_path) == set()
+    assert call(tmp_path, devices) == 0
+    lines, arrays = result(tmp_path)
+    assert lines == expected[0]
+    assert same_leaves(arrays, expected[1])
