@@ -23,7 +23,7 @@ def test_run_folder_is_complete(trained):
     assert {p.name for p in run.iterdir()} >= RUN_FILES
     assert list(run.glob("events.out.tfevents.*"))
     config = json.loads((run / "config.json").read_text())
-    assert config["format"] == 1
+    assert config["format"] == 2
     assert config["label_map"] == {"nonviolent": 0, "violent": 1}
     assert config["settings"]["training"]["epochs"] == 3
     rows = [

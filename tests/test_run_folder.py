@@ -50,7 +50,7 @@ def _drop_last_line(content):
     [
         ("config.json", lambda content: content[:100]),
         ("config.json", lambda _: b"\xff\xfe"),
-        ("config.json", lambda _: b'{"format": 1}'),
+        ("config.json", lambda _: b'{"format": 2}'),
         ("config.json", lambda content: content.replace(b'"clip_frames": 32', b'"clip_frames": 8', 1)),
         ("calibration.json", lambda _: b"\xff"),
         ("calibration.json", lambda _: b'{"temperature": 0, "threshold": 0.5, "threshold_source": "x"}'),

@@ -94,7 +94,7 @@ class ModelConfig:
     clip_frames: int = 32
     """Frames of a clip (T) at 8 a second; longer videos are cut into windows."""
     projection_size: int = 256
-    """Features of a frame after the linear projection (P)."""
+    """Features of a frame after the linear projection (P); 0: straight into the LSTM."""
     hidden_size: int = 128
     """Hidden units of each LSTM direction (H)."""
     dropout_rate: float = 0.3
@@ -237,7 +237,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "backbone_mean": (-1_000_000, 1_000_000),
     "decode_workers": (1, 4096),
     "clip_frames": (1, 100_000),
-    "projection_size": (1, 8192),
+    "projection_size": (0, 8192),
     "hidden_size": (1, 4096),
     "dropout_rate": (0, 0.99),
     "epochs": (1, 1_000_000),

@@ -1,125 +1,177 @@
 """Bidirectional LSTM: one input product for both directions, a hand-derived gradient.
 
 Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of Gers,
-Schmidhuber and Cummins (2000). Gates lie in the order input, forget, cell, output.
+Schmidhuber and Cummins (2000). Gates lie in the order input, forget, cell, output, those
+of the forward direction before those of the backward one.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn import sigmoid
 from jaxtyping import Array, Float
+
+from vd.dense import dense
 
 Residuals = tuple[Array, ...]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def lstm(
-    inputs_TxBx4H: Float[Array, "T B 4H"],
-    mask_TxBx1: Float[Array, "T B 1"],
-    recurrent_Hx4H: Float[Array, "H 4H"],
+    inputs_BxTx8H: Float[Array, "B T 8H"],
+    mask_BxT: Float[Array, "B T"],
+    recurrent_2xHx4H: Float[Array, "2 H 4H"],
     dtype: Any = jnp.float32,
-) -> Float[Array, "T B H"]:
-    """Run an LSTM over gate inputs that already hold W·x + b; returns the outputs h.
+) -> Float[Array, "B T 2H"]:
+    """Run an LSTM in both directions over gate inputs that already hold W·x + b.
 
-    The state is held at 0 wherever the mask is 0, so padding before or after a clip
-    changes nothing. `dtype` is that of the recurrent product; gates are float32.
+    Returns the outputs h, side by side. The state is held at 0 wherever the mask is 0, so
+    padding before or after a clip changes nothing. `dtype` is that of the recurrent
+    product; gates are float32.
     """
-    return _forward(inputs_TxBx4H, mask_TxBx1, recurrent_Hx4H, dtype)[0]
+    return _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype)[0]
 
 
 def _forward(
-    inputs_TxBx4H: Array, mask_TxBx1: Array, recurrent_Hx4H: Array, dtype: Any
+    inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
 ) -> tuple[Array, Residuals]:
-    """Outputs, and what the gradient needs: the activated gates and both states."""
-    weights = recurrent_Hx4H.astype(dtype)
-    batch, hidden = inputs_TxBx4H.shape[1], recurrent_Hx4H.shape[0]
+    """Outputs, and what the gradient needs: activated gates and the cells before each step.
 
-    def step(state: tuple[Array, Array], x: tuple[Array, Array]) -> Any:
-        h, c = state
-        gates, mask = x
-        gates = gates + _product(h.astype(dtype), weights)
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        i, f, g, o = (
-            jax.nn.sigmoid(i),
-            jax.nn.sigmoid(f),
-            jnp.tanh(g),
-            jax.nn.sigmoid(o),
-        )
-        c = mask * (f * c + i * g)
-        h = mask * o * jnp.tanh(c)
-        return (h, c), (h, c, jnp.concatenate([i, f, g, o], axis=-1))
+    Each step reads and writes its frames where they lie: a scan would reverse, split and
+    transpose whole arrays. The activated gates take the place of their inputs.
+    """
+    batch, frames = mask_BxT.shape
+    hidden = recurrent_2xHx4H.shape[1]
+    weights = _apart(*recurrent_2xHx4H.astype(dtype))
 
-    zeros = jnp.zeros((batch, hidden), jnp.float32)
-    inputs = inputs_TxBx4H.astype(jnp.float32)
-    _, (h_TxBxH, c_TxBxH, gates_TxBx4H) = jax.lax.scan(
-        step, (zeros, zeros), (inputs, mask_TxBx1)
-    )
-    return h_TxBxH, (h_TxBxH, c_TxBxH, gates_TxBx4H, mask_TxBx1, recurrent_Hx4H)
+    def step(number: Array, carry: Any) -> Any:
+        states, (h_BxTx2H, cell_BxTx2H, gates_BxTx8H) = carry
+        after = []
+        for d, time in enumerate((number, frames - 1 - number)):
+            h, c = states[d]
+            gates = _read(gates_BxTx8H, time, d, 4 * hidden)
+            i, f, g, o = jnp.split(
+                gates + _product(h.astype(dtype), weights[d]), 4, axis=-1
+            )
+            i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
+            cell_BxTx2H = _write(cell_BxTx2H, c, time, d)
+            mask = _read(mask_BxT[..., None], time, 0, 1)
+            c = mask * (f * c + i * g)
+            h = mask * o * jnp.tanh(c)
+            h_BxTx2H = _write(h_BxTx2H, h, time, d)
+            gates = jnp.concatenate([i, f, g, o], axis=-1)
+            gates_BxTx8H = _write(gates_BxTx8H, gates, time, d)
+            after.append((h, c))
+        return tuple(after), (h_BxTx2H, cell_BxTx2H, gates_BxTx8H)
+
+    empty_BxTx2H = jnp.zeros((batch, frames, 2 * hidden), jnp.float32)
+    kept = empty_BxTx2H, empty_BxTx2H, inputs_BxTx8H.astype(jnp.float32)
+    _, kept = jax.lax.fori_loop(0, frames, step, (_zero_states(batch, hidden), kept))
+    return kept[0], (*kept, mask_BxT, recurrent_2xHx4H)
 
 
 def _fwd(
-    inputs_TxBx4H: Array, mask_TxBx1: Array, recurrent_Hx4H: Array, dtype: Any
+    inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
 ) -> tuple[Array, tuple[Residuals, Array]]:
-    output, residuals = _forward(inputs_TxBx4H, mask_TxBx1, recurrent_Hx4H, dtype)
-    return output, (residuals, jnp.zeros((), inputs_TxBx4H.dtype))
+    output, residuals = _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype)
+    return output, (residuals, jnp.zeros((), inputs_BxTx8H.dtype))
 
 
 def _bwd(
-    dtype: Any, saved: tuple[Residuals, Array], dh_TxBxH: Array
+    dtype: Any, saved: tuple[Residuals, Array], dh_BxTx2H: Array
 ) -> tuple[Array, Array, Array]:
-    """Backpropagation through time; the weight gradient is one product after the scan."""
-    (h_TxBxH, c_TxBxH, gates_TxBx4H, mask_TxBx1, recurrent_Hx4H), input_like = saved
-    transposed = recurrent_Hx4H.T.astype(dtype)
-    before = jnp.zeros_like(h_TxBxH[:1])
-    c_before_TxBxH = jnp.concatenate([before, c_TxBxH[:-1]])
+    """Backpropagation through time; weight gradients are one product each after it."""
+    (h_BxTx2H, cell_BxTx2H, gates_BxTx8H, mask_BxT, recurrent_2xHx4H), like = saved
+    batch, frames = mask_BxT.shape
+    hidden = recurrent_2xHx4H.shape[1]
+    transposed = _apart(*(w_Hx4H.T.astype(dtype) for w_Hx4H in recurrent_2xHx4H))
 
-    def step(state: tuple[Array, Array], x: tuple[Array, ...]) -> Any:
-        dh_next, dc_next = state
-        dh, gates, c, c_before, mask = x
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        tanh_c = jnp.tanh(c)
-        dh = mask * (dh + dh_next)
-        dc = mask * dc_next + dh * o * (1 - tanh_c**2)
-        dgates = jnp.concatenate(
-            [
-                dc * g * i * (1 - i),
-                dc * c_before * f * (1 - f),
-                dc * i * (1 - g**2),
-                dh * tanh_c * o * (1 - o),
-            ],
-            axis=-1,
-        )
-        return (_product(dgates.astype(dtype), transposed), dc * f), dgates
+    def step(number: Array, carry: Any) -> Any:
+        states, dgates_BxTx8H = carry
+        after = []
+        for d, time in enumerate((frames - 1 - number, number)):
+            dh_next, dc_next = states[d]
+            gates = _read(gates_BxTx8H, time, d, 4 * hidden)
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            c = _read(cell_BxTx2H, time, d, hidden)  # before the step
+            mask = _read(mask_BxT[..., None], time, 0, 1)
+            tanh_c = jnp.tanh(mask * (f * c + i * g))
+            dh = mask * (_read(dh_BxTx2H, time, d, hidden) + dh_next)
+            dc = mask * dc_next + dh * o * (1 - tanh_c**2)
+            dgates = jnp.concatenate(
+                [
+                    dc * g * i * (1 - i),
+                    dc * c * f * (1 - f),
+                    dc * i * (1 - g**2),
+                    dh * tanh_c * o * (1 - o),
+                ],
+                axis=-1,
+            )
+            dgates_BxTx8H = _write(dgates_BxTx8H, dgates, time, d)
+            after.append((_product(dgates.astype(dtype), transposed[d]), dc * f))
+        return tuple(after), dgates_BxTx8H
 
-    zeros = jnp.zeros(h_TxBxH.shape[1:], jnp.float32)
-    _, dgates_TxBx4H = jax.lax.scan(
-        step,
-        (zeros, zeros),
-        (dh_TxBxH, gates_TxBx4H, c_TxBxH, c_before_TxBxH, mask_TxBx1),
-        reverse=True,
+    carry = _zero_states(batch, hidden), jnp.zeros_like(gates_BxTx8H)
+    _, dgates_BxTx8H = jax.lax.fori_loop(0, frames, step, carry)
+    before = (
+        jnp.pad(h_BxTx2H[:, :-1, :hidden], ((0, 0), (1, 0), (0, 0))),
+        jnp.pad(h_BxTx2H[:, 1:, hidden:], ((0, 0), (0, 1), (0, 0))),
     )
-    h_before_TxBxH = jnp.concatenate([before, h_TxBxH[:-1]])
-    hidden = h_TxBxH.shape[-1]
-    drecurrent_Hx4H = _product(
-        h_before_TxBxH.reshape(-1, hidden).T.astype(dtype),
-        dgates_TxBx4H.reshape(-1, 4 * hidden).astype(dtype),
-    )
+    drecurrent = [
+        _weight_gradient(h.astype(dtype), dgates.astype(dtype))
+        for h, dgates in zip(before, jnp.split(dgates_BxTx8H, 2, axis=-1), strict=True)
+    ]
     return (
-        dgates_TxBx4H.astype(input_like.dtype),
-        jnp.zeros_like(mask_TxBx1),
-        drecurrent_Hx4H,
+        dgates_BxTx8H.astype(like.dtype),
+        jnp.zeros_like(mask_BxT),
+        jnp.stack(drecurrent),
     )
 
 
 lstm.defvjp(_fwd, _bwd)
 
 
+def _apart(forward: Array, backward: Array) -> tuple[Array, Array]:
+    """Both directions' weights cut out of their array once, not again at every step."""
+    first, second = jax.lax.optimization_barrier((forward, backward))
+    return first, second
+
+
+def _zero_states(batch: int, hidden: int) -> Any:
+    """(h, c) of either direction, or their gradients."""
+    zeros = jnp.zeros((batch, hidden), jnp.float32)
+    return (zeros, zeros), (zeros, zeros)
+
+
+def _read(array_BxTxN: Array, time: Any, direction: int, size: int) -> Array:
+    """(B, size): one direction's part of one frame."""
+    begin = (0, time, direction * size)
+    return jax.lax.dynamic_slice(array_BxTxN, begin, (array_BxTxN.shape[0], 1, size))[
+        :, 0
+    ]
+
+
+def _write(array_BxTxN: Array, part: Array, time: Any, direction: int) -> Array:
+    """The array with one direction's part of one frame put in place."""
+    begin = (0, time, direction * part.shape[-1])
+    return jax.lax.dynamic_update_slice(array_BxTxN, part[:, None], begin)
+
+
 def _product(a: Array, b: Array) -> Array:
     """Matrix product in the operands' dtype, summed in float32."""
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _weight_gradient(inputs_BxTxM: Array, doutputs_BxTxN: Array) -> Array:
+    """(M, N): products over all frames, summed in float32."""
+    return _product(
+        inputs_BxTxM.reshape(-1, inputs_BxTxM.shape[-1]).T,
+        doutputs_BxTxN.reshape(-1, doutputs_BxTxN.shape[-1]),
+    )
 
 
 class BidirectionalLSTM(nn.Module):
@@ -130,37 +182,31 @@ class BidirectionalLSTM(nn.Module):
 
     @nn.compact
     def __call__(
-        self, inputs_TxBxP: Float[Array, "T B P"], mask_TxB: Float[Array, "T B"]
-    ) -> Float[Array, "T B 2H"]:
+        self, inputs_BxTxP: Float[Array, "B T P"], mask_BxT: Float[Array, "B T"]
+    ) -> Float[Array, "B T 2H"]:
         """Returns h of both directions; 0 where the mask is 0."""
         hidden = self.hidden_size
-        # one product for both directions' inputs, outside the scan
-        gates_TxBx8H = nn.Dense(
-            8 * hidden, dtype=self.dtype, bias_init=_forget_bias(hidden), name="input"
-        )(inputs_TxBxP)
-        orthogonal = nn.initializers.orthogonal()
-        recurrent_2xHx4H = self.param(
-            "recurrent",
-            lambda key: jnp.stack(
-                [
-                    jnp.concatenate(
-                        [
-                            orthogonal(k, (hidden, hidden))
-                            for k in jax.random.split(d, 4)
-                        ],
-                        axis=-1,
-                    )
-                    for d in jax.random.split(key)
-                ]
-            ),
-        )
-        mask_TxBx1 = mask_TxB[..., None].astype(jnp.float32)
-        forward_TxBx4H, backward_TxBx4H = jnp.split(gates_TxBx8H, 2, axis=-1)
-        forward = lstm(forward_TxBx4H, mask_TxBx1, recurrent_2xHx4H[0], self.dtype)
-        backward = lstm(
-            backward_TxBx4H[::-1], mask_TxBx1[::-1], recurrent_2xHx4H[1], self.dtype
-        )
-        return jnp.concatenate([forward, backward[::-1]], axis=-1)
+        # one product for both directions' inputs, outside the loop
+        inputs_BxTx8H = dense(
+            8 * hidden, "input", self.dtype, bias_init=_forget_bias(hidden)
+        )(inputs_BxTxP)
+        recurrent_2xHx4H = self.param("recurrent", _orthogonal(hidden))
+        mask_BxT = mask_BxT.astype(jnp.float32)
+        return lstm(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, self.dtype)
+
+
+def _orthogonal(hidden: int) -> Callable[[Array], Array]:
+    """An orthogonal matrix a gate and direction (Saxe et al. 2014)."""
+    one = nn.initializers.orthogonal()
+
+    def draw(key: Array) -> Array:
+        matrices = [
+            [one(k, (hidden, hidden)) for k in jax.random.split(d, 4)]
+            for d in jax.random.split(key)
+        ]
+        return jnp.stack([jnp.concatenate(row, axis=-1) for row in matrices])
+
+    return draw
 
 
 def _forget_bias(hidden: int) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from vd.config import ModelConfig
+from vd.dense import dense
 from vd.lstm import BidirectionalLSTM
 
 Params = Any  # Flax's nested dictionary of float32 arrays
@@ -66,28 +67,24 @@ class Detector(Head):
         """
         config = self.config
         dtype = jnp.bfloat16 if config.mixed_precision else jnp.float32
-        x_BxTxP = nn.Dense(config.projection_size, dtype=dtype, name="projection")(
-            features_BxTxD.astype(dtype)
+        x_BxTxP = features_BxTxD.astype(dtype)
+        if config.projection_size:
+            x_BxTxP = dense(config.projection_size, "projection", dtype)(x_BxTxP)
+            if dropout is not None:
+                x_BxTxP = x_BxTxP * dropout.projected_BxP[:, None].astype(dtype)
+        h_BxTx2H = BidirectionalLSTM(config.hidden_size, dtype, name="lstm")(
+            x_BxTxP, mask_BxT
         )
-        if dropout is not None:
-            x_BxTxP = x_BxTxP * dropout.projected_BxP[:, None].astype(dtype)
-        # time first for the scan; after the projection, where the array is small
-        h_TxBx2H = BidirectionalLSTM(config.hidden_size, dtype, name="lstm")(
-            jnp.swapaxes(x_BxTxP, 0, 1), mask_BxT.T
+        hidden_BxTxH = dense(config.hidden_size, "attention_hidden", dtype)(
+            h_BxTx2H.astype(dtype)
         )
-        score_TxBx1 = nn.Dense(1, name="attention")(
-            jnp.tanh(
-                nn.Dense(config.hidden_size, dtype=dtype, name="attention_hidden")(
-                    h_TxBx2H.astype(dtype)
-                ).astype(jnp.float32)
-            )
-        )
-        present_TxBx1 = mask_BxT.T[..., None] > 0
-        weight_TxBx1 = jax.nn.softmax(score_TxBx1, axis=0, where=present_TxBx1)
-        pooled_Bx2H = jnp.sum(weight_TxBx1 * h_TxBx2H, axis=0)
+        score_BxTx1 = dense(1, "attention")(jnp.tanh(hidden_BxTxH.astype(jnp.float32)))
+        present_BxTx1 = mask_BxT[..., None] > 0
+        weight_BxTx1 = jax.nn.softmax(score_BxTx1, axis=1, where=present_BxTx1)
+        pooled_Bx2H = jnp.sum(weight_BxTx1 * h_BxTx2H, axis=1)
         if dropout is not None:
             pooled_Bx2H = pooled_Bx2H * dropout.pooled_Bx2H
-        return nn.Dense(1, name="logit")(pooled_Bx2H)[:, 0]
+        return dense(1, "logit")(pooled_Bx2H)[:, 0]
 
     def draw_dropout(self, key: PRNGKeyArray) -> DropoutMasks:
         """Masks of one clip (Srivastava et al. 2014)."""
