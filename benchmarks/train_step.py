@@ -1,0 +1,155 @@
+"""Milliseconds a training step on a CPU: vd's against torch, Flax's LSTM and the floor.
+
+    pip install '.[bench]' && python -m benchmarks.train_step
+
+Batches of 64 clips × 32 frames × 2560 values, float16 on the host as they are stored;
+hidden size 128, float32. A step is all of it: conversion, dropout, focal loss, gradient,
+clipping, AdamW. Two shapes: `default` projects the features to 256 first, `direct` does
+not. Every peer has all cores, gives the same logits for the same parameters (checked) and
+trains on the same batch:
+
+- torch: nn.LSTM, fused AdamW
+- flax: nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell)) under jit
+- floor: the step's matrix products alone, at the rate of the faster of torch's and XLA's
+  products of 2048 × 2560 × 1024 in the same rounds
+
+Medians over rounds in which all take turns; `ours_best` and `theirs_best` are the fastest
+rounds, which other work on the machine disturbs least.
+"""
+
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.train_step_peers import (
+    STEPS_PER_EPOCH,
+    Step,
+    check,
+    flax_step,
+    torch_step,
+)
+from vd.config import Config, DataConfig, ModelConfig
+from vd.devices import training_devices
+from vd.model import init_params
+from vd.training.batches import Batch
+from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.step import TrainState, make_train_step
+
+BATCH, FRAMES, DIM = 64, 32, 2560
+ROWS = BATCH * FRAMES
+SHAPES = {"default": 256, "direct": 0}
+PRODUCT = (ROWS, DIM, 1024)
+
+
+def main(rounds: int = 15, steps: int = 4, devices: int | None = None) -> None:
+    """A JSON line a shape and peer; each round takes `steps` steps of each."""
+    ours = training_devices(devices, BATCH)
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
+    labels = (np.arange(BATCH) % 2).astype(np.float32)
+    for shape, projection in SHAPES.items():
+        model = ModelConfig(projection_size=projection, mixed_precision=False)
+        config = Config(DataConfig(Path()), model=model)
+        params = jax.device_get(init_params(model, DIM, jax.random.key(0)))
+        check(config, params, features[:8])
+        runs = {
+            "ours": our_step(config, params, features, labels, ours),
+            "torch": torch_step(config, params, features, labels),
+            "flax": flax_step(config, params, features, labels),
+            **products(),
+        }
+        times = interleaved(runs, rounds, steps)
+        fastest = min(products(), key=lambda name: median(times[name]))
+        share = flops(config) / (2 * np.prod(PRODUCT))
+        times["floor"] = [share * taken for taken in times[fastest]]
+        for peer in ("torch", "flax", "floor"):
+            line(shape, peer, times["ours"], times[peer])
+
+
+def our_step(
+    config: Config, params: Any, features: np.ndarray, labels: np.ndarray, devices: Any
+) -> Step:
+    """The step as the training loop calls it, with a batch on the host."""
+    schedule = learning_rate(config.training, STEPS_PER_EPOCH)
+    optimizer = make_optimizer(config.training, schedule)
+    step = make_train_step(config, optimizer, devices)
+    state = TrainState(np.zeros((), np.int32), params, optimizer.init(params))
+    mask = np.ones((BATCH, FRAMES), np.float32)
+    batch = Batch(features, mask, labels, np.arange(BATCH))
+
+    def run() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return state, metrics
+
+    return run
+
+
+def products() -> dict[str, Step]:
+    """One large matrix product on all cores, in torch and in XLA."""
+    rows, inner, columns = PRODUCT
+    draw = np.random.default_rng(1)
+    a = draw.normal(size=(rows, inner)).astype(np.float32)
+    b = draw.normal(size=(inner, columns)).astype(np.float32)
+    torch_a, torch_b = torch.from_numpy(a), torch.from_numpy(b)
+    jax_a, jax_b = jnp.asarray(a), jnp.asarray(b)
+    product = jax.jit(jnp.matmul)
+    return {
+        "torch_product": lambda: torch_a @ torch_b,
+        "xla_product": lambda: product(jax_a, jax_b),
+    }
+
+
+def flops(config: Config) -> int:
+    """Of the step's matrix products, forward and backward; the features need no gradient."""
+    size, hidden = config.model.projection_size, config.model.hidden_size
+    attention = 3 * 2 * hidden * hidden
+    recurrent = 3 * 2 * hidden * 4 * hidden
+    direct = 2 * DIM * 8 * hidden
+    inputs = 2 * DIM * size + 3 * size * 8 * hidden if size else direct
+    return 2 * ROWS * (inputs + recurrent + attention)
+
+
+def interleaved(
+    runs: dict[str, Step], rounds: int, steps: int
+) -> dict[str, list[float]]:
+    """Milliseconds a step in each round; a first round, which compiles, is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            for _ in range(steps):
+                done = run()
+            jax.block_until_ready(done)
+            if number:
+                times[name].append(1000 * (time.perf_counter() - began) / steps)
+    return times
+
+
+def line(shape: str, peer: str, ours: list[float], theirs: list[float]) -> None:
+    """Print a line; less is better, so the ratio is theirs to ours."""
+    values = {
+        "benchmark": "train_step",
+        "shape": shape,
+        "peer": peer,
+        "unit": "ms/step",
+        "ours": round(median(ours), 1),
+        "theirs": round(median(theirs), 1),
+        "ratio": round(median(theirs) / median(ours), 3),
+        "ours_best": round(min(ours), 1),
+        "theirs_best": round(min(theirs), 1),
+        "ratio_best": round(min(theirs) / min(ours), 3),
+    }
+    print(json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,201 @@
+"""The detector and its training step as one would write them with torch, and with Flax's LSTM.
+
+Both take vd's parameters, so that all peers of `benchmarks.train_step` are one model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from torch.nn import functional
+
+from vd.config import Config, ModelConfig, usable_cores
+from vd.model import DropoutMasks, apply, draw_dropout
+from vd.training.loss import focal_loss
+from vd.training.optimizer import learning_rate, make_optimizer
+
+Step = Callable[[], Any]  # one step; returns what shows that it is done
+STEPS_PER_EPOCH = 341
+DIRECTIONS = "forward", "backward"
+
+
+def flax_step(
+    config: Config, params: Any, features: np.ndarray, labels: np.ndarray
+) -> Step:
+    """A jitted step of the Flax model."""
+    model = FlaxDetector(config.model)
+    params = flax_params(params, config.model.hidden_size)
+    optimizer = make_optimizer(
+        config.training, learning_rate(config.training, STEPS_PER_EPOCH)
+    )
+
+    def step(state: Any, features: Any, labels: Any) -> Any:
+        number, params, moments = state
+        key = jax.random.fold_in(jax.random.key(0), number)
+        dropout = draw_dropout(config.model, jax.random.split(key, len(labels)))
+
+        def loss(params: Any) -> Any:
+            logits = model.apply({"params": params}, features, dropout)
+            return focal_loss(logits, labels, config.training).mean()
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, moments = optimizer.update(grads, moments, params)
+        return (number + 1, optax.apply_updates(params, updates), moments), value
+
+    compiled = jax.jit(step, donate_argnums=0)
+    state = (np.int32(0), params, optimizer.init(params))
+
+    def run() -> Any:
+        nonlocal state
+        state, value = compiled(state, features, labels)
+        return state, value
+
+    return run
+
+
+class FlaxDetector(nn.Module):
+    """vd's detector around `nn.Bidirectional`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, features: Any, dropout: DropoutMasks | None = None) -> Any:
+        """Float16 features to logits."""
+        x, hidden = features.astype(jnp.float32), self.config.hidden_size
+        if self.config.projection_size:
+            x = nn.Dense(self.config.projection_size, name="projection")(x)
+            x = x if dropout is None else x * dropout.projected_BxP[:, None]
+        cells = (nn.OptimizedLSTMCell(hidden, name=name) for name in DIRECTIONS)
+        x = nn.Bidirectional(*(nn.RNN(cell) for cell in cells))(x)
+        score = nn.Dense(hidden, name="attention_hidden")(x)
+        score = nn.Dense(1, name="attention")(jnp.tanh(score))
+        pooled = jnp.sum(jax.nn.softmax(score, axis=1) * x, axis=1)
+        pooled = pooled if dropout is None else pooled * dropout.pooled_Bx2H
+        return nn.Dense(1, name="logit")(pooled)[:, 0]
+
+
+def torch_step(
+    config: Config, params: Any, features: np.ndarray, labels: np.ndarray
+) -> Step:
+    """A step of the torch model on all cores."""
+    torch.set_num_threads(usable_cores())
+    model = TorchDetector(config.model, params, features.shape[-1])
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    settings = config.training
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+        fused=True,
+    )
+    x, y = torch.from_numpy(features), torch.from_numpy(labels)
+    targets = y * (1 - settings.label_smoothing) + settings.label_smoothing / 2
+
+    def run() -> Any:
+        optimizer.zero_grad()
+        logits = model(x)
+        cross = functional.binary_cross_entropy_with_logits(
+            logits, targets, reduction="none"
+        )
+        p = torch.sigmoid(logits)
+        hit = p * targets + (1 - p) * (1 - targets)
+        weight = settings.focal_alpha * targets
+        weight = weight + (1 - settings.focal_alpha) * (1 - targets)
+        loss = (weight * (1 - hit) ** settings.focal_gamma * cross).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip_norm)
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+class TorchDetector(torch.nn.Module):
+    """vd's detector around `torch.nn.LSTM`."""
+
+    def __init__(self, config: ModelConfig, params: Any, dim: int) -> None:
+        super().__init__()
+        size, hidden = config.projection_size, config.hidden_size
+        self.rate = config.dropout_rate
+        self.projection = linear(params["projection"]) if size else None
+        self.lstm = torch.nn.LSTM(
+            size or dim, hidden, batch_first=True, bidirectional=True
+        )
+        inputs = params["lstm"]["input"]
+        kernel, bias = inputs["kernel"], inputs["bias"]
+        for d, suffix in enumerate(("l0", "l0_reverse")):
+            part = slice(4 * hidden * d, 4 * hidden * (d + 1))
+            fill(self.lstm, f"weight_ih_{suffix}", kernel[:, part].T)
+            fill(self.lstm, f"weight_hh_{suffix}", params["lstm"]["recurrent"][d].T)
+            fill(self.lstm, f"bias_ih_{suffix}", bias[part])
+            fill(self.lstm, f"bias_hh_{suffix}", 0 * bias[part])
+        self.attention_hidden = linear(params["attention_hidden"])
+        self.attention = linear(params["attention"])
+        self.logit = linear(params["logit"])
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Float16 features to logits; dropout in training mode."""
+        x = features.float()
+        if self.projection is not None:
+            x = self.projection(x)
+            ones = torch.ones(len(x), 1, x.shape[-1])
+            x = x * functional.dropout(ones, self.rate, self.training)
+        x, _ = self.lstm(x)
+        score = self.attention(torch.tanh(self.attention_hidden(x)))
+        pooled = (torch.softmax(score, 1) * x).sum(1)
+        pooled = functional.dropout(pooled, self.rate, self.training)
+        return self.logit(pooled)[:, 0]
+
+
+def check(config: Config, params: Any, features: np.ndarray) -> None:
+    """Raise unless all peers give vd's logits."""
+    mask = np.ones(features.shape[:2], np.float32)
+    expected = np.asarray(apply(config.model, params, features, mask))
+    theirs = flax_params(params, config.model.hidden_size)
+    flax_logits = FlaxDetector(config.model).apply({"params": theirs}, features)
+    np.testing.assert_allclose(flax_logits, expected, atol=1e-4)
+    model = TorchDetector(config.model, params, features.shape[-1]).eval()
+    with torch.inference_mode():
+        torch_logits = model(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(torch_logits, expected, atol=1e-4)
+
+
+def flax_params(params: Any, hidden: int) -> Any:
+    """vd's parameters as `FlaxDetector` names them."""
+    lstm = params["lstm"]
+    kernel, bias = lstm["input"]["kernel"], lstm["input"]["bias"]
+    made = {name: value for name, value in params.items() if name != "lstm"}
+    for d, direction in enumerate(DIRECTIONS):
+        cell = {}
+        for number, gate in enumerate("ifgo"):
+            at = slice((4 * d + number) * hidden, (4 * d + number + 1) * hidden)
+            own = slice(number * hidden, (number + 1) * hidden)
+            cell[f"i{gate}"] = {"kernel": kernel[:, at]}
+            cell[f"h{gate}"] = {
+                "kernel": lstm["recurrent"][d][:, own],
+                "bias": bias[at],
+            }
+        made[direction] = cell
+    return made
+
+
+def linear(params: Any) -> torch.nn.Linear:
+    """A Flax layer's parameters as a torch layer."""
+    made = torch.nn.Linear(*params["kernel"].shape)
+    fill(made, "weight", params["kernel"].T)
+    fill(made, "bias", params["bias"])
+    return made
+
+
+def fill(module: torch.nn.Module, name: str, value: np.ndarray) -> None:
+    """Put numbers into a torch parameter."""
+    with torch.no_grad():
+        getattr(module, name).copy_(torch.from_numpy(np.array(value)))
