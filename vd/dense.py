@@ -1,7 +1,7 @@
 """Dense layers whose gradients are products that run fast on a CPU.
 
-JAX forms a weight gradient as the transpose of dyᵀ·x, which XLA's CPU compiler turns into
-another product of copied transposes: a third of a training step, with the LSTM's inputs.
+JAX forms a weight gradient as the transpose of dyᵀ·x, for which XLA's CPU compiler may copy
+the transpose of a whole array first.
 """
 
 from typing import Any

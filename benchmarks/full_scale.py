@@ -1,0 +1,229 @@
+"""Training at full scale on a CPU: an epoch of 341 steps with evaluation, and growth.
+
+    python -m benchmarks.full_scale --folder SCRATCH
+
+Synthetic records of real shape in the real store: 5 s at 8 frames a second, three streams,
+float16, 21,845 videos to train on and 4,679 to validate on, and four times as many for
+growth. Batch 64, float32, the settings of `optimized`.
+
+- epoch: seconds of an epoch by the training loop itself, evaluation included; the peer is
+  the recipe's nine minutes on two GPUs
+- input_wait, checkpoint: shares of the steps' time and of the epoch's; the peers are the
+  bars, 0.02 and 0.01
+- memory: GiB at the peak; no peer
+- growth: milliseconds a step on sets of these sizes, `--steps` of them in each of
+  `--rounds` rounds in which the sizes take turns, and the seconds of an epoch's steps that
+  follow from them; the peer is size 1. `read` says whether a set is held in memory or read at
+  random from files that were dropped from the page cache before
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.store import drop, fill, open_store, seconds, shards
+from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
+from vd.devices import training_devices
+from vd.features.store import FeatureStore
+from vd.model import init_params
+from vd.training import batches
+from vd.training.batches import FeatureSet, training_batches
+from vd.training.checkpoints import Checkpoints
+from vd.training.log import read_metrics
+from vd.training.loop import train
+from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.step import TrainState, TrainStep, make_train_step
+from vd.videos.manifest import Video
+
+BATCH = 64
+UNCOUNTED = 8  # steps of a round, for which batches were made ahead
+RECIPE_SECONDS = 540
+
+
+def main(
+    folder: Path,
+    videos: int = 21_845,
+    validation: int = 4_679,
+    sizes: tuple[float, ...] = (0.25, 0.5, 1, 2, 4),
+    steps: int = 40,
+    rounds: int = 3,
+    epochs: int = 1,
+    memory_share: float | None = None,
+) -> None:
+    """A JSON line a measure; what is written into `folder` is removed at the end.
+
+    `memory_share` of the machine's memory is what a set may take that is not read at
+    random; 0 reads all at random.
+    """
+    share = batches._MEMORY_SHARE if memory_share is None else memory_share
+    total = validation + int(max(sizes) * videos)
+    made = [
+        Video(Path(str(i)), str(i), i % 2, "train", "", f"{i:064x}")
+        for i in range(total)
+    ]
+    try:
+        with mock.patch.object(batches, "_MEMORY_SHARE", share):
+            store = open_store(folder)
+            fill(store, [video.id for video in made])
+            val, train_videos = made[:validation], made[validation:]
+            measure_epoch(folder, store, train_videos[:videos], val, epochs)
+            counts = {size: int(size * videos) for size in sizes}
+            measure_growth(folder, store, train_videos, counts, steps, rounds)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settings(folder: Path, epochs: int) -> Config:
+    """Those of `optimized`, without mixed precision."""
+    return Config(
+        DataConfig(folder),
+        model=ModelConfig(mixed_precision=False),
+        training=TrainingConfig(epochs=epochs, warmup_epochs=0),
+    )
+
+
+def measure_epoch(
+    folder: Path,
+    store: FeatureStore,
+    videos: Sequence[Video],
+    validation: Sequence[Video],
+    epochs: int,
+) -> None:
+    """Whole epochs by the training loop, from files that the page cache has dropped."""
+    devices = training_devices(None, BATCH)
+    saved: list[float] = []
+    save = Checkpoints.save
+
+    def timed(*arguments: Any) -> None:
+        saved.append(seconds(lambda: save(*arguments)))
+
+    drop(shards(folder))
+    reset_peak()
+    sets = FeatureSet(videos, store), FeatureSet(validation, store)
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    with mock.patch.object(Checkpoints, "save", timed):
+        train(settings(folder, epochs), *sets, run_dir, devices, BATCH)
+    rows = read_metrics(run_dir)
+    taken = median(row["seconds"] for row in rows)
+    wait = median(row["input_wait_fraction"] for row in rows)
+    facts = {"steps": len(videos) // BATCH, "read": how_read(sets[0])}
+    line("epoch", "recipe", "s", taken, RECIPE_SECONDS, **facts)
+    line("input_wait", "bar", "share", wait, 0.02)
+    line("checkpoint", "bar", "share", median(saved) / taken, 0.01)
+    line("memory", None, "GiB", peak_bytes() / 2**30, None)
+
+
+def measure_growth(
+    folder: Path,
+    store: FeatureStore,
+    videos: Sequence[Video],
+    counts: dict[float, int],
+    steps: int,
+    rounds: int,
+) -> None:
+    """Steps on sets of several sizes, which take turns."""
+    sets = {size: FeatureSet(videos[:count], store) for size, count in counts.items()}
+    drop(shards(folder))
+    config, dim = settings(folder, epochs=100), sets[1].dim
+    optimizer = make_optimizer(config.training, learning_rate(config.training, 341))
+    train_step = make_train_step(config, optimizer, training_devices(None, BATCH))
+
+    def first_state() -> TrainState:
+        params = init_params(config.model, dim, jax.random.key(0))
+        return TrainState(np.zeros((), np.int32), params, optimizer.init(params))
+
+    runs = {
+        size: timed_rounds(config, train_step, first_state(), data, steps)
+        for size, data in sets.items()
+    }
+    taken: dict[float, list[tuple[float, float]]] = {size: [] for size in sets}
+    for _ in range(rounds):
+        for size, run in runs.items():
+            taken[size].append(next(run))
+    alone = median(second for second, _ in taken[1])
+    for size, results in taken.items():
+        second, wait = (median(values) for values in zip(*results, strict=True))
+        facts = {
+            "size": size,
+            "epoch_seconds": round(second * (counts[size] // BATCH), 1),
+            "input_wait": round(wait, 4),
+            "read": how_read(sets[size]),
+        }
+        line("growth", "size 1", "ms/step", 1000 * second, 1000 * alone, **facts)
+
+
+def timed_rounds(
+    config: Config,
+    train_step: TrainStep,
+    state: TrainState,
+    data: FeatureSet,
+    steps: int,
+) -> Iterator[tuple[float, float]]:
+    """Seconds a step, and the share of them waiting for input, a round at a time."""
+    made = training_batches(data, config.training, 32, BATCH, 0)
+    while True:
+        late = None
+        for number in range(UNCOUNTED + steps):
+            if number == UNCOUNTED:
+                jax.block_until_ready(state)
+                began, waited = time.perf_counter(), 0.0
+            asked = time.perf_counter()
+            batch = next(made)
+            waited += time.perf_counter() - asked
+            state, metrics = train_step(state, batch)
+            jax.block_until_ready(late)  # a step late, as the loop does
+            late = metrics
+        jax.block_until_ready(state)
+        taken = time.perf_counter() - began
+        yield taken / steps, waited / taken
+
+
+def how_read(data: FeatureSet) -> str:
+    """Where a set's features come from."""
+    return "at random" if data._memory is None else "in memory"
+
+
+def reset_peak() -> None:
+    """Forget the peak of this process's memory so far."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most memory that was resident since."""
+    status = Path("/proc/self/status").read_text().split()
+    return 1024 * int(status[status.index("VmHWM:") + 1])
+
+
+def line(
+    measure: str,
+    peer: str | None,
+    unit: str,
+    ours: float,
+    theirs: float | None,
+    **more: object,
+) -> None:
+    """Print a line; less is better, so the ratio is theirs to ours."""
+    values = {
+        "benchmark": "full_scale",
+        "peer": peer,
+        "measure": measure,
+        "unit": unit,
+        "ours": round(ours, 4),
+        "theirs": theirs and round(theirs, 4),
+        "ratio": theirs and round(theirs / max(ours, 1e-9), 3),
+    }
+    print(json.dumps(values | more), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
