@@ -62,7 +62,7 @@ def main(
     """A JSON line a measure; what is written into `folder` is removed at the end.
 
     `memory_share` of the machine's memory is what a set may take that is not read at
-    random; 0 reads all at random.
+    random; 0 reads all at random. With 0 `epochs` growth alone is measured.
     """
     share = batches._MEMORY_SHARE if memory_share is None else memory_share
     total = validation + int(max(sizes) * videos)
@@ -75,7 +75,8 @@ def main(
             store = open_store(folder)
             fill(store, [video.id for video in made])
             val, train_videos = made[:validation], made[validation:]
-            measure_epoch(folder, store, train_videos[:videos], val, epochs)
+            if epochs:
+                measure_epoch(folder, store, train_videos[:videos], val, epochs)
             counts = {size: int(size * videos) for size in sizes}
             measure_growth(folder, store, train_videos, counts, steps, rounds)
     finally:
@@ -172,7 +173,7 @@ def timed_rounds(
     """Seconds a step, and the share of them waiting for input, a round at a time."""
     made = training_batches(data, config.training, 32, BATCH, 0)
     while True:
-        late = None
+        late, waited = None, 0.0
         for number in range(UNCOUNTED + steps):
             if number == UNCOUNTED:
                 jax.block_until_ready(state)
