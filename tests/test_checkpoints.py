@@ -1,17 +1,24 @@
 """Checkpoints that are torn, damaged or have no room."""
 
+import contextlib
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.fabricated import same_leaves
+from tests.fabricated import metrics_without_timing, same_leaves, train_on_numbers
+from vd.errors import VdError
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.early_stopping import EarlyStopping
 from vd.training.step import TrainState
 from vd.training.sums import EpochSums
 
+# tensorstore tells of a second array that fails after orbax has closed its event loop
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 EPOCHS = 3
 
 
@@ -85,3 +92,97 @@ def test_any_damaged_file_gives_the_same_state_or_the_one_before_and_says_so(
             checkpoints.save(checkpoint(3))
         assert same(restored(folder), checkpoint(3)), name
     assert fell_back >= 5
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, train_on_numbers(folder, EPOCHS)
+
+
+def test_a_flipped_byte_in_a_run_is_found_and_said_and_changes_nothing(
+    trained, tmp_path, capsys
+):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    newest = tmp_path / "copy" / "run" / "checkpoints" / str(EPOCHS)
+    flip(max(newest.glob("params/d/*"), key=lambda p: p.stat().st_size))
+    resumed = train_on_numbers(tmp_path / "copy", EPOCHS)
+    assert "damaged" in capsys.readouterr().err
+    assert (newest.parent / f"damaged-{EPOCHS}").is_dir()  # set aside, not deleted
+    expected = metrics_without_timing(trained[0])
+    assert metrics_without_timing(tmp_path / "copy") == expected
+    assert same_leaves(resumed.params, trained[1].params)
+
+
+def test_a_damaged_best_checkpoint_is_an_error_not_another_model(trained, tmp_path):
+    folder, made = trained
+    shutil.copytree(folder / "run" / "checkpoints", tmp_path / "checkpoints")
+    best = tmp_path / "checkpoints" / str(made.best_epoch) / "params"
+    for path in best.glob("d/*"):
+        flip(path)
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(VdError, match="damaged"),
+    ):
+        checkpoints.restore_best(made.params)
+
+
+def test_a_checkpoint_within_an_epoch_makes_way_for_that_of_the_whole(tmp_path):
+    half = checkpoint(2, sums=EpochSums(3, 0.25, 0.5, 0.75))
+    write(tmp_path, [1, 2])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(half)
+    assert half.epoch == 3
+    assert same(restored(tmp_path), half)
+    write(tmp_path, [3])
+    assert same(restored(tmp_path), checkpoint(3))
+
+
+def test_too_little_room_is_seen_before_the_write(tmp_path, monkeypatch):
+    write(tmp_path, [1])
+    usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 100)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(VdError, match=r"has 100 bytes free .* free some space"):
+            write(tmp_path, [2])
+    assert same(restored(tmp_path), checkpoint(1))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB and few files."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=2m,nr_inodes=80", "tmpfs", folder]
+    done = subprocess.run(["mount", *options], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("lacking", ["bytes", "files"])
+def test_a_disk_that_fills_up_during_a_write_keeps_the_checkpoint_before(
+    small_disk, lacking, capfd
+):
+    write(small_disk, [1])
+    ballast = small_disk / "ballast"
+    if lacking == "bytes":
+        free = shutil.disk_usage(small_disk).free
+        ballast.write_bytes(bytes(free - 28_000))  # the arrays fit, the rest does not
+    else:
+        ballast.mkdir()
+        with contextlib.suppress(OSError):
+            for number in range(80):
+                (ballast / str(number)).touch()
+        for path in list(ballast.iterdir())[:6]:
+            path.unlink()
+    with pytest.raises(
+        VdError, match=r"checkpoints cannot be written .* free some space"
+    ):
+        write(small_disk, [2])
+    assert "Traceback" not in capfd.readouterr().err
+    shutil.rmtree(ballast) if ballast.is_dir() else ballast.unlink()
+    assert same(restored(small_disk), checkpoint(1))
+    write(small_disk, [2])  # the same command again goes on
+    assert same(restored(small_disk), checkpoint(2))

@@ -21,8 +21,10 @@ from vd.training.early_stopping import EarlyStopping
 from vd.training.step import TrainState
 from vd.training.sums import EpochSums
 
-# orbax tells of every save and option; its errors reach us as exceptions
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# orbax tells of every save and option, asyncio of the second leaf that cannot be read;
+# the first error reaches us as an exception
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
 _FULL = "free some space, then run the same command again: it goes on from the checkpoint before."
 
