@@ -23,6 +23,7 @@ from vd.config import (
     DecodeConfig,
     EngineName,
     ExecutorConfig,
+    GridConfig,
     SplitConfig,
     validate,
 )
@@ -165,6 +166,20 @@ class Train(Config):
 
 
 @dataclass(frozen=True)
+class Sweep(Config):
+    """Train many runs of one shape as one program; each writes a run folder of its own."""
+
+    grid: GridConfig = field(default_factory=GridConfig)
+
+    def __call__(self) -> int:
+        """Train and evaluate every member; write sweep.csv."""
+        from vd.sweep import sweep
+
+        sweep(self, self.grid)
+        return 0
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Restore the best checkpoint of a run and evaluate one of its splits."""
 
@@ -245,6 +260,7 @@ def main() -> None:
         "split": Split,
         "extract": Extract,
         "train": Train,
+        "sweep": Sweep,
         "evaluate": Evaluate,
         "predict": Predict,
     }

@@ -118,7 +118,7 @@ class TrainingConfig:
     weight_decay: float = 0.0001
     """AdamW's decoupled decay, on matrices only."""
     grad_clip_norm: float = 1.0
-    """Global gradient norm above which gradients are scaled down."""
+    """Global gradient norm above which gradients are scaled down (0: never)."""
     focal_alpha: float = 0.25
     """Weight of the violent class in the focal loss; the other's is 1 − alpha."""
     focal_gamma: float = 2.0
@@ -141,6 +141,28 @@ class TrainingConfig:
     """Smallest change that counts as better."""
     seed: int = 0
     """Seed of initialisation, order, dropout and augmentation."""
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """The members of a sweep: every combination of these values (none: the run's own)."""
+
+    seeds: tuple[int, ...] = ()
+    """Values of --seed."""
+    folds: int = 0
+    """Grouped, stratified folds over all clips, each the test part once (0: the splits)."""
+    learning_rates: tuple[float, ...] = ()
+    """Values of --learning-rate."""
+    focal_alphas: tuple[float, ...] = ()
+    """Values of --focal-alpha."""
+    focal_gammas: tuple[float, ...] = ()
+    """Values of --focal-gamma."""
+    label_smoothings: tuple[float, ...] = ()
+    """Values of --label-smoothing."""
+    dropout_rates: tuple[float, ...] = ()
+    """Values of --dropout-rate."""
+    grad_clip_norms: tuple[float, ...] = ()
+    """Values of --grad-clip-norm (0: no clipping)."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +266,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "batch_size": (1, 1_000_000),
     "warmup_epochs": (0, 1_000_000),
     "weight_decay": (0, 10),
+    "grad_clip_norm": (0, 1_000_000_000),
     "focal_alpha": (0, 1),
     "focal_gamma": (0, 100),
     "label_smoothing": (0, 0.99),
@@ -257,7 +280,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 }
 _POSITIVE = (
     "learning_rate",
-    "grad_clip_norm",
     "decode_timeout_seconds",
     "backbone_std",
 )

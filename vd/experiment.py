@@ -12,9 +12,9 @@ Heavy modules are imported in the functions that need them, so that errors are q
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.atomic import lock, read_json
 from vd.config import Config, validate
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from vd.features.store import FeatureStore
     from vd.model import Head
+    from vd.training.batches import FeatureSet
+    from vd.training.loop import Member, Trained
     from vd.training.parts import Loss
     from vd.videos.scan import Ledger
 
@@ -48,45 +50,96 @@ def run(
     validate(config)
     parts = Parts(head, loss)
     begun = run_folder.settings_identity(config) | parts.identity()
-    _check_devices(config)
+    check_devices(config)
     run_dir = config.run.checkpoint_dir
     run_folder.check_folder(run_dir)
     if not config.run.fresh:
         run_folder.check_identity(run_dir, begun)
-    manifest = read_manifest(config.data)
-    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
-    videos = with_splits(given, config)
+    data = prepare(config)
+    with lock(run_dir / ".lock", "vd train"):
+        opened = open_run(config, parts, data)
+        if opened is None:
+            say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
+            return _finished(run_dir)
+        if data.videos != data.given:
+            keep_splits(data.videos, config)
+        from vd.training.batches import FeatureSet
 
+        sets = {
+            split: FeatureSet(clips, data.store)
+            for split, clips in data.parts().items()
+        }
+        _say_before_training(config, parts, sets["train"], opened.devices)
+        trained = train_run(config, parts, sets, opened)
+        return evaluate_run(config, parts, sets, trained)
+
+
+class Data(NamedTuple):
+    """A data set whose features are in the store."""
+
+    given: list[Video]  # as the data set has them
+    videos: list[Video]  # with splits
+    ledger: "Ledger"
+    store: "FeatureStore"
+
+    def parts(self) -> dict[str, list[Video]]:
+        """The usable clips of each split."""
+        usable = self.ledger.usable()
+        return {split: [v for v in usable if v.split == split] for split in SPLITS}
+
+    def with_splits(self, videos: Sequence[Video]) -> "Data":
+        """The same with the splits of these videos, which are the usable ones."""
+        splits = {video.id: video for video in videos}
+        entries = tuple(
+            replace(entry, video=splits.get(entry.video.id, entry.video))
+            for entry in self.ledger.entries
+        )
+        return self._replace(ledger=replace(self.ledger, entries=entries))
+
+
+class Opened(NamedTuple):
+    """A run folder that is ready for training."""
+
+    batch_size: int
+    devices: "Sequence[jax.Device]"
+
+
+def prepare(config: Config) -> Data:
+    """Read, split and extract a data set; print its ledger, refuse one with a loss gap."""
     from vd.features.extract import extract
     from vd.videos.scan import check_loss_gap, report
 
+    manifest = read_manifest(config.data)
+    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    videos = with_splits(given, config)
     store, ledger = extract(videos, config)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    clips = {
-        split: [v for v in ledger.usable() if v.split == split] for split in SPLITS
-    }
+    return Data(list(given), videos, ledger, store)
+
+
+def open_run(config: Config, parts: Parts, data: Data) -> Opened | None:
+    """Make a run folder ready, or take up the one there; None when it is finished.
+
+    The caller holds its lock. Raises `VdError` when the folder holds another run.
+    """
+    run_dir, clips = config.run.checkpoint_dir, data.parts()
     _check_classes(clips)
     identity = {
-        **begun,
-        "features": store.fingerprint,
-        "dataset": run_folder.dataset_fingerprint(ledger.usable()),
+        **run_folder.settings_identity(config),
+        **parts.identity(),
+        "features": data.store.fingerprint,
+        "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
-    with lock(run_dir / ".lock", "vd train"):
-        if not config.run.fresh:
-            run_folder.check_identity(run_dir, identity, ledger.usable())
-            if run_folder.is_finished(run_dir):
-                say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
-                return _finished(run_dir)
-        batch_size, devices = _batch_and_devices(config, len(clips["train"]))
-        if config.run.fresh:  # nothing is deleted before all checks are done
-            run_folder.clear(run_dir)
-        if videos != given:
-            keep_splits(videos, config)
-        _write_inputs(
-            config, parts, clips, store, ledger, identity, devices, batch_size
-        )
-        return _train_and_evaluate(config, parts, clips, store, batch_size, devices)
+    if not config.run.fresh:
+        run_folder.check_identity(run_dir, identity, data.ledger.usable())
+        if run_folder.is_finished(run_dir):
+            return None
+    opened = Opened(*_batch_and_devices(config, len(clips["train"])))
+    if config.run.fresh:  # nothing is deleted before all checks are done
+        run_folder.clear(run_dir)
+    _write_inputs(config, parts, data, identity, opened)
+    return opened
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
@@ -103,17 +156,37 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     return result
 
 
-def _train_and_evaluate(
+def train_run(
     config: Config,
     parts: Parts,
-    clips: dict[str, list[Video]],
-    store: "FeatureStore",
-    batch_size: int,
-    devices: Sequence["jax.Device"],
-) -> dict[str, Any]:
-    """Everything from the open run folder on."""
+    sets: Mapping[str, "FeatureSet"],
+    opened: Opened,
+    member: "Member | None" = None,
+) -> "Trained":
+    """Train the open run, or go on with it."""
     import jax
 
+    from vd.training.loop import train
+
+    batch_size, devices = opened
+    try:
+        return train(
+            config, sets["train"], sets["val"], config.run.checkpoint_dir, devices,
+            batch_size, parts, member,
+        )  # fmt: skip
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise VdError(
+            f"training needs more memory than {devices[0].device_kind} has; give a smaller "
+            "--batch-size, --hidden-size or --projection-size."
+        ) from error
+
+
+def evaluate_run(
+    config: Config, parts: Parts, sets: Mapping[str, "FeatureSet"], trained: "Trained"
+) -> dict[str, Any]:
+    """Calibrate and evaluate the restored best, draw pictures; the test part comes last."""
     from vd import plots
     from vd.calibration import Calibration
     from vd.evaluation.evaluate import (
@@ -122,24 +195,9 @@ def _train_and_evaluate(
         fit_calibration,
         summary,
     )
-    from vd.training.batches import FeatureSet
     from vd.training.log import read_metrics
-    from vd.training.loop import train
 
     run_dir = config.run.checkpoint_dir
-    sets = {split: FeatureSet(clips[split], store) for split in SPLITS}
-    _say_before_training(config, parts, clips["train"], sets["train"].views, devices)
-    try:
-        trained = train(
-            config, sets["train"], sets["val"], run_dir, devices, batch_size, parts
-        )
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise VdError(
-            f"training needs more memory than {devices[0].device_kind} has; give a smaller "
-            "--batch-size, --hidden-size or --projection-size."
-        ) from error
     unfitted = Calibration(1.0, 0.5, "none")
     head = parts.make_head(config.model)
     restored = Restored(config, head, trained.params, unfitted, sets["train"].dim)
@@ -157,16 +215,16 @@ def _train_and_evaluate(
 def _say_before_training(
     config: Config,
     parts: Parts,
-    clips: Sequence[Video],
-    views: int,
+    train_set: "FeatureSet",
     devices: Sequence["jax.Device"],
 ) -> None:
     """What is trained on, and what a person may want otherwise."""
     from vd.training.loss import imbalance_warning
 
     settings = config.training
-    violent = sum(video.label for video in clips)
-    warning = imbalance_warning(violent, len(clips) - violent, settings.focal_alpha)
+    clips, views = len(train_set), train_set.views
+    violent = sum(video.label for video in train_set.videos)
+    warning = imbalance_warning(violent, clips - violent, settings.focal_alpha)
     if warning and parts.loss is None:
         say(warning)
     if config.model.mixed_precision and devices[0].platform == "cpu":
@@ -176,24 +234,23 @@ def _say_before_training(
             "note: spatial augmentation has one view to draw from; --feature-preset best "
             "stores the mirrored one too"
         )
-    say(f"training on {len(clips)} clips, {len(devices)} × {devices[0].device_kind}")
+    say(f"training on {clips} clips, {len(devices)} × {devices[0].device_kind}")
 
 
 def _write_inputs(
     config: Config,
     parts: Parts,
-    clips: dict[str, list[Video]],
-    store: "FeatureStore",
-    ledger: "Ledger",
+    data: Data,
     identity: dict[str, Any],
-    devices: Sequence["jax.Device"],
-    batch_size: int,
+    opened: Opened,
 ) -> None:
     """config.json, splits.csv, ledger.csv and a user's own backbone."""
     from vd.features.backbone import find_backbone
     from vd.features.compute import frame_settings
 
-    run_dir = config.run.checkpoint_dir
+    run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
+    batch_size, devices = opened
+    clips = data.parts()
     backbone = find_backbone(config.backbone)
     facts = {
         "engine": _engine_of(ledger.usable(), store),
@@ -224,7 +281,7 @@ def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:
     return Counter(store.rows[video.id].engine for video in videos).most_common(1)[0][0]
 
 
-def _check_devices(config: Config) -> None:
+def check_devices(config: Config) -> None:
     """The batch must divide over the devices: said before hours of extraction."""
     batch_size, devices = config.training.batch_size, config.run.devices
     if devices is not None and batch_size % devices:

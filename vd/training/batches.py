@@ -1,5 +1,6 @@
 """Training batches: order, clips and draws as a function of (seed, step) alone."""
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -45,6 +46,16 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def part(self, videos: Sequence[Video]) -> "FeatureSet":
+        """Some of the videos, over the same memory."""
+        places = {video.id: index for index, video in enumerate(self.videos)}
+        chosen = [places[video.id] for video in videos]
+        made = copy.copy(self)
+        made.videos = list(videos)
+        made.labels_N = np.array([video.label for video in videos], np.float32)
+        made.frames_N, made._offset_N = self.frames_N[chosen], self._offset_N[chosen]
+        return made
 
     def read(self, index: int, view: int) -> Float16[np.ndarray, "F D"]:
         """Features of one view of one video."""

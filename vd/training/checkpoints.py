@@ -1,10 +1,12 @@
 """Checkpoints by orbax: the best and the last two, each with a sha256 of its leaves."""
 
+import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +28,7 @@ from vd.training.sums import EpochSums
 for _logger in ("absl", "asyncio"):
     logging.getLogger(_logger).setLevel(logging.CRITICAL)
 
+_TURN = threading.RLock()
 _FULL = "free some space, then run the same command again: it goes on from the checkpoint before."
 
 
@@ -43,10 +46,29 @@ class Checkpoint:
         return self.stopping.epoch + (self.sums.steps > 0)
 
 
-class Checkpoints:
-    """The checkpoints of a run folder, named by their epoch; written in the background."""
+def _in_turn(method: Callable[..., Any]) -> Any:
+    """The method, while no other thread is in one of these."""
 
-    def __init__(self, run_dir: Path, read_only: bool = False) -> None:
+    @functools.wraps(method)
+    def run(*arguments: Any, **named: Any) -> Any:
+        with _TURN:
+            return method(*arguments, **named)
+
+    return run
+
+
+class Checkpoints:
+    """The checkpoints of a run folder, named by their epoch; written in the background.
+
+    With `turns` several threads have checkpoints of their own: orbax then works for one at
+    a time, since its coroutines do not bear two, and each write is waited for.
+    """
+
+    @_in_turn
+    def __init__(
+        self, run_dir: Path, read_only: bool = False, turns: bool = False
+    ) -> None:
+        self._turns = turns
         self._best: int | None = None  # of the newest checkpoint, once one is known
         self._manager = ocp.CheckpointManager(
             run_dir.absolute() / "checkpoints",
@@ -56,6 +78,7 @@ class Checkpoints:
             ),
         )
 
+    @_in_turn
     def save(self, at: Checkpoint) -> None:
         """Start writing a checkpoint, which is named by its epoch; drop those not kept.
 
@@ -84,6 +107,8 @@ class Checkpoints:
             ),
         )
         self._best = at.stopping.best_epoch
+        if self._turns:
+            self.wait()
 
     def _check_space(self, state: TrainState) -> None:
         """Raise `VdError` before a write that cannot end: orbax fails in many threads."""
@@ -101,6 +126,7 @@ class Checkpoints:
             if self._best not in (None, epoch):
                 self._manager.delete(epoch)
 
+    @_in_turn
     def wait(self) -> None:
         """Wait for the write in the background; a full disk is one sentence."""
         try:
@@ -116,12 +142,14 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @_in_turn
     def close(self) -> None:
         """Wait for the write in the background and free orbax's threads."""
         self.wait()
         self._prune()
         self._manager.close()
 
+    @_in_turn
     def restore_last(self, like: TrainState) -> Checkpoint | None:
         """The newest whole checkpoint in the form of `like`, or None; damaged ones are said."""
         rest_like = {"step": like.step, "opt_state": like.opt_state}
@@ -141,6 +169,7 @@ class Checkpoints:
             )
         return None
 
+    @_in_turn
     def newest(self) -> Path | None:
         """The folder of the newest checkpoint that is whole, once the write ends."""
         self.wait()
@@ -155,6 +184,7 @@ class Checkpoints:
         (folder / str(epoch)).rename(aside)
         self._manager.reload()
 
+    @_in_turn
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
         """The best parameters and their epoch, as the newest checkpoint's state names it.
 

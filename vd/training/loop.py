@@ -15,6 +15,7 @@ epoch's sums so far; what follows is what would have followed.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,6 +50,15 @@ class Trained:
     last_epoch: int
 
 
+@dataclass(frozen=True)
+class Member:
+    """What a run of a sweep has in common with the others."""
+
+    name: str
+    step: TrainStep
+    interruption: Interruption
+
+
 def train(
     config: Config,
     train_set: FeatureSet,
@@ -57,25 +67,37 @@ def train(
     devices: Sequence[jax.Device],
     batch_size: int,
     parts: Parts = BUILT_IN,
+    member: Member | None = None,
 ) -> Trained:
     """Train, or go on with, the run in `run_dir`; returns the restored best.
 
-    Raises `VdError` when a loss is not finite, naming step, metric and last checkpoint.
+    As a member of a sweep it shares its step and what stops it. Raises `VdError` when a loss is not finite, naming step, metric and last checkpoint.
     """
     settings = config.training
     steps = len(train_set) // batch_size
     schedule = learning_rate(settings, steps)
     optimizer = make_optimizer(settings, schedule)
     begin = _begin(config, optimizer, train_set.dim, parts)
-    step = make_train_step(config, optimizer, devices, parts)
+    step = member.step if member else make_train_step(config, optimizer, devices, parts)
     profile = run_dir / "profile" if config.run.profile else None
-    with Interruption() as interruption, Checkpoints(run_dir) as checkpoints:
+    held = nullcontext(member.interruption) if member else Interruption()
+    with (
+        held as interruption,
+        Checkpoints(run_dir, turns=member is not None) as checkpoints,
+    ):
         at = checkpoints.restore_last(begin.state) or begin
         if at.epoch:
             say(f"going on from step {int(at.state.step)}, epoch {at.epoch}")
         with (
             MetricsLog(run_dir, at.stopping.epoch) as log,
-            watching(settings, schedule, steps, batch_size, log.rows) as watch,
+            watching(
+                settings,
+                schedule,
+                steps,
+                batch_size,
+                log.rows,
+                member.name if member else None,
+            ) as watch,
             profiling(step, profile) as step,
         ):
             batches = training_batches(
@@ -95,7 +117,7 @@ def train(
             say(f"best epoch {best} of {at.epoch} by {settings.early_stopping_metric}")
             return Trained(params, best, at.epoch)
         say(f"stopped after step {int(at.state.step)}; its checkpoint is being written")
-    raise AssertionError("a signal that was held back is raised")
+    raise KeyboardInterrupt  # where the signal was not this run's to raise
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vd.config import TrainingConfig
@@ -41,12 +42,13 @@ def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedul
 def make_optimizer(
     config: TrainingConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW with decay on matrices only (not on biases)."""
+    """Clip by global norm (0: not at all), then AdamW with decay on matrices alone."""
+    norm = jnp.asarray(config.grad_clip_norm)
 
     def is_matrix(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     return optax.chain(
-        optax.clip_by_global_norm(config.grad_clip_norm),
+        optax.clip_by_global_norm(jnp.where(norm > 0, norm, jnp.inf)),
         optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_matrix),
     )

@@ -82,14 +82,14 @@ def make_train_step(
     )
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        stacked = Batch(*(_over_devices(array, len(devices)) for array in batch))
+        stacked = Batch(*(over_devices(array, len(devices)) for array in batch))
         result: tuple[TrainState, StepMetrics] = parallel(state, stacked)
         return result
 
     return run
 
 
-def _over_devices(array: Any, devices: int) -> Any:
+def over_devices(array: Any, devices: int) -> Any:
     """(B, …) → (devices, B / devices, …)."""
     return array.reshape(devices, -1, *array.shape[1:])
 

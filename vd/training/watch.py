@@ -29,7 +29,9 @@ class Watch:
         batch_size: int,
         rows: Sequence[Row],
         show: Callable[[Callable[[], str]], None],
+        prefix: str = "",
     ) -> None:
+        self._prefix = prefix
         self._config, self._schedule = config, schedule
         self._steps, self._batch_size = steps_per_epoch, batch_size
         self._rows, self._show = list(rows), show
@@ -64,7 +66,7 @@ class Watch:
         self._rows.append(row)
         left = row["seconds"] * (self._config.epochs - row["epoch"])
         say(
-            f"epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
+            f"{self._prefix}epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
             f"loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
             f"accuracy {_percent(row['val_accuracy'])}  {_recalls(row)}  "
             f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s  "
@@ -74,12 +76,12 @@ class Watch:
         warm = row["step"] > warmup_steps(self._config, self._steps)
         if row["val_collapsed"] and warm:
             say(
-                "WARNING: CLASS COLLAPSE at threshold 0.5: nearly all predictions are one "
+                f"{self._prefix}WARNING: CLASS COLLAPSE at threshold 0.5: nearly all predictions are one "
                 "class or a recall is under 20 %; accuracy alone would hide it"
             )
         if overfits(self._rows) and not overfits(self._rows[:-1]):
             say(
-                f"WARNING: OVERFITTING: for {_OVERFIT_EPOCHS} epochs the training loss has "
+                f"{self._prefix}WARNING: OVERFITTING: for {_OVERFIT_EPOCHS} epochs the training loss has "
                 "been lower and the validation loss a tenth higher than at the best epoch; "
                 "more clips, --dropout-rate or --weight-decay may help"
             )
@@ -92,10 +94,18 @@ def watching(
     steps_per_epoch: int,
     batch_size: int,
     rows: Sequence[Row],
+    name: str | None = None,
 ) -> Iterator[Watch]:
-    """Yield the watch of a run whose epochs before are `rows`."""
+    """Yield the watch of a run whose epochs before are `rows`.
+
+    One of several runs has a name, and no live line.
+    """
+    arguments = config, schedule, steps_per_epoch, batch_size, rows
+    if name is not None:
+        yield Watch(*arguments, show=lambda _: None, prefix=f"{name}: ")
+        return
     with live() as show:
-        yield Watch(config, schedule, steps_per_epoch, batch_size, rows, show)
+        yield Watch(*arguments, show)
 
 
 def overfits(rows: Sequence[Row]) -> bool:

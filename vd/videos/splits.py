@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +72,23 @@ def folds(videos: Sequence[Video], count: int, seed: int) -> dict[str, int]:
     """Assign every video id to one of `count` grouped, stratified folds of equal share."""
     parts = assign(videos, {str(i): 1 / count for i in range(count)}, seed)
     return {video_id: int(part) for video_id, part in parts.items()}
+
+
+def fold_splits(
+    videos: Sequence[Video], count: int, seed: int
+) -> Iterator[list[Video]]:
+    """The videos with the splits of each fold, which is the test part.
+
+    Of the others 15 % validate: early stopping and threshold never see the test part.
+    """
+    fold_of = folds(videos, count, seed)
+    for fold in range(count):
+        others = [video for video in videos if fold_of[video.id] != fold]
+        inner = assign(others, {"train": 0.85, "val": 0.15}, seed)
+        yield [
+            dataclasses.replace(video, split=inner.get(video.id, "test"))
+            for video in videos
+        ]
 
 
 def split(config: Config, merge_duplicates: bool = False) -> list[Video]:

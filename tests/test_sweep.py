@@ -1,0 +1,135 @@
+"""`vd sweep`: members of one program are ordinary runs, equal to single ones."""
+
+import json
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.command_line import SMALL, VD, train, vd
+from vd.evaluation.evaluate import restore
+from vd.tables import read_csv
+from vd.training.log import read_metrics
+
+SETTINGS = ["--no-mixed-precision", "--feature-preset", "best", *SMALL]
+
+
+def arguments(clips, backbone, folder):
+    return [
+        "sweep", "--dataset-path", clips, "--cache-dir", folder / "cache",
+        "--checkpoint-dir", folder / "sweep", "--backbone", backbone, *SETTINGS,
+    ]  # fmt: skip
+
+
+def leaves(tree):
+    if isinstance(tree, dict):
+        return [leaf for key in sorted(tree) for leaf in leaves(tree[key])]
+    return [np.asarray(tree)]
+
+
+def same_run(one, other):
+    """Two runs whose numbers agree within rounding."""
+    for a, b in zip(read_metrics(one), read_metrics(other), strict=True):
+        for key in ("step", "learning_rate", "train_loss", "val_loss", "grad_norm"):
+            assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6), (key, a, b)
+    first, second = (leaves(restore(run).params) for run in (one, other))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, clips, backbone):
+    """Two seeds × two alphas."""
+    folder = tmp_path_factory.mktemp("swept")
+    asked = arguments(clips, backbone, folder)
+    vd(*asked, "--seeds", "0", "1", "--focal-alphas", "0.25", "0.5")
+    return folder
+
+
+def test_each_member_equals_its_single_run(swept, clips, backbone, tmp_path):
+    members = sorted(path.name for path in (swept / "sweep").iterdir() if path.is_dir())
+    assert members == [
+        f"seed-{seed}_focal-alpha-{alpha}" for seed in (0, 1) for alpha in (0.25, 0.5)
+    ]
+    train(clips, backbone, tmp_path, "--seed", "1", "--focal-alpha", "0.5")
+    same_run(swept / "sweep" / "seed-1_focal-alpha-0.5", tmp_path / "run")
+    with pytest.raises(AssertionError):
+        same_run(swept / "sweep" / "seed-0_focal-alpha-0.5", tmp_path / "run")
+
+
+def test_a_member_is_a_run_folder_that_evaluates_and_trains_no_more(
+    swept, clips, backbone
+):
+    run = swept / "sweep" / "seed-1_focal-alpha-0.25"
+    before = (run / "evaluation_test.json").read_bytes()
+    vd("evaluate", "--checkpoint-dir", run)
+    assert (run / "evaluation_test.json").read_bytes() == before
+    done = vd(
+        "train", "--dataset-path", clips, "--cache-dir", swept / "cache",
+        "--checkpoint-dir", run, "--backbone", backbone, "--seed", "1", *SETTINGS,
+    )  # fmt: skip
+    assert "is finished; nothing to do" in done.stderr
+
+
+def test_the_table_has_a_row_a_member_and_a_second_sweep_changes_nothing(
+    swept, clips, backbone
+):
+    table = swept / "sweep" / "sweep.csv"
+    before = table.read_bytes()
+    rows = read_csv(table)
+    assert [(row["seed"], row["focal_alpha"]) for row in rows] == [
+        ("0", "0.25"), ("0", "0.5"), ("1", "0.25"), ("1", "0.5"),
+    ]  # fmt: skip
+    for row in rows:
+        path = swept / "sweep" / row["member"] / "evaluation_test.json"
+        assert float(row["accuracy"]) == json.loads(path.read_text())["accuracy"]
+    asked = arguments(clips, backbone, swept)
+    done = vd(*asked, "--seeds", "0", "1", "--focal-alphas", "0.25", "0.5")
+    assert "4 members, 4 of them finished" in done.stderr
+    assert table.read_bytes() == before
+
+
+def test_folds_are_grouped_and_each_clip_is_tested_once(clips, backbone, tmp_path):
+    vd(*arguments(clips, backbone, tmp_path), "--folds", "3", "--epochs", "2")
+    parts = {"train": [], "val": [], "test": []}
+    for fold in range(3):
+        rows = read_csv(tmp_path / "sweep" / f"fold-{fold}" / "splits.csv")
+        assert len(rows) == 32
+        for name, ids in parts.items():
+            ids.append({row["id"] for row in rows if row["split"] == name})
+    assert not set.intersection(*parts["test"])
+    assert sum(map(len, parts["test"])) == len(set.union(*parts["test"])) == 32
+    assert all(parts["val"])
+
+
+def test_members_stop_early_each_by_itself(clips, backbone, tmp_path):
+    vd(
+        *arguments(clips, backbone, tmp_path), "--learning-rates", "1e-9", "0.02",
+        "--epochs", "6", "--early-stopping-patience", "2",
+        "--early-stopping-min-delta", "0.001", "--seeds", "0",
+    )  # fmt: skip
+    slow, fast = (
+        len(read_metrics(tmp_path / "sweep" / f"seed-0_learning-rate-{rate}"))
+        for rate in ("1e-09", "0.02")
+    )
+    assert slow == 3  # the first is the best of what hardly changes
+    assert fast > slow
+
+
+def test_ctrl_c_keeps_every_member_and_the_same_command_goes_on(
+    swept, clips, backbone, tmp_path
+):
+    asked = [*arguments(clips, backbone, tmp_path), "--seeds", "0", "1", "--focal-alphas",
+             "0.25", "0.5"]  # fmt: skip
+    with subprocess.Popen([*VD, *map(str, asked)], stderr=subprocess.PIPE) as process:
+        folder = tmp_path / "sweep" / "seed-0_focal-alpha-0.25"
+        while process.poll() is None and not read_metrics(folder):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    assert process.returncode in (130, 0)  # 0: all had ended
+    vd(*asked)
+    for row in read_csv(tmp_path / "sweep" / "sweep.csv"):
+        same_run(tmp_path / "sweep" / row["member"], swept / "sweep" / row["member"])

@@ -1,0 +1,194 @@
+"""Many runs of one shape as one program: `vd sweep`.
+
+Members differ in seed, fold, or numbers of the loss and the optimizer; every one ends as an
+ordinary run folder, equal to that of `vd train` within rounding. What is shared is start-up,
+features, compilation, and on an accelerator the products.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vd.atomic import lock, read_json
+from vd.config import Config, GridConfig, validate
+from vd.errors import VdError
+from vd.experiment import (
+    Data,
+    Opened,
+    check_devices,
+    evaluate_run,
+    open_run,
+    prepare,
+    train_run,
+)
+from vd.progress import say
+from vd.tables import write_csv
+from vd.training.parts import BUILT_IN, Parts
+from vd.training.run_folder import check_folder
+from vd.videos.splits import fold_splits, keep_splits
+
+if TYPE_CHECKING:
+    from vd.training.batches import FeatureSet
+    from vd.training.loop import Trained
+
+_AXES = {  # setting by the grid's list of its values
+    "seeds": "seed", "learning_rates": "learning_rate", "focal_alphas": "focal_alpha",
+    "focal_gammas": "focal_gamma", "label_smoothings": "label_smoothing",
+    "grad_clip_norms": "grad_clip_norm", "dropout_rates": "dropout_rate",
+}  # fmt: skip
+_SHOWN = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc"
+
+
+class Run(NamedTuple):
+    """One member that is to be trained."""
+
+    config: Config
+    sets: dict[str, "FeatureSet"]
+    opened: Opened
+
+
+def sweep(
+    config: Config, grid: GridConfig, parts: Parts = BUILT_IN
+) -> list[dict[str, Any]]:
+    """Train and evaluate all members of a grid; returns the rows of sweep.csv.
+
+    Finished members are left as they are, begun ones go on. Raises `VdError` as `run`
+    does, and after all others have ended for the first member that could not go on.
+    """
+    validate(config)
+    check_devices(config)
+    configs = dict(_members(config, grid))
+    for member in configs.values():
+        validate(member)
+        check_folder(member.run.checkpoint_dir)
+    data = prepare(config)
+    by_fold = [data]
+    if grid.folds:
+        usable = data.ledger.usable()
+        seed = config.splits.split_seed
+        by_fold = [data.with_splits(v) for v in fold_splits(usable, grid.folds, seed)]
+    elif data.videos != data.given:
+        keep_splits(data.videos, config)
+    rows = []
+    with ExitStack() as locks:
+        runs = {}
+        for name, member in configs.items():
+            locks.enter_context(lock(member.run.checkpoint_dir / ".lock", "vd sweep"))
+            of_fold = by_fold[_fold(name) if grid.folds else 0]
+            if (opened := open_run(member, parts, of_fold)) is not None:
+                runs[name] = member, of_fold, opened
+        say(f"{len(configs)} members, {len(configs) - len(runs)} of them finished")
+        if runs:
+            _train_and_evaluate(parts, data, runs)
+        for name, member in configs.items():
+            rows.append(_row(name, member))
+    write_csv(config.run.checkpoint_dir / "sweep.csv", rows)
+    return rows
+
+
+def _members(config: Config, grid: GridConfig) -> Iterator[tuple[str, Config]]:
+    """Name and settings of each member."""
+    axes = {
+        setting: values
+        for axis, setting in _AXES.items()
+        if (values := getattr(grid, axis))
+    }
+    folds: Sequence[int | None] = range(grid.folds) if grid.folds else [None]
+    for fold, *values in product(folds, *axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        words = [f"fold-{fold}"] if fold is not None else []
+        words += [f"{key.replace('_', '-')}-{value:g}" for key, value in chosen.items()]
+        name = "_".join(words) or "member"
+        model = config.model
+        if "dropout_rate" in chosen:
+            model = replace(model, dropout_rate=chosen.pop("dropout_rate"))
+        run = replace(config.run, checkpoint_dir=config.run.checkpoint_dir / name)
+        training = replace(config.training, **chosen)
+        yield name, replace(config, model=model, training=training, run=run)
+
+
+def _fold(name: str) -> int:
+    """The fold in a member's name."""
+    return int(name.removeprefix("fold-").partition("_")[0])
+
+
+def _train_and_evaluate(
+    parts: Parts, data: Data, runs: Mapping[str, tuple[Config, Data, Opened]]
+) -> None:
+    """Train the members together, then evaluate each."""
+    from vd.training.batches import FeatureSet
+
+    everything = FeatureSet(data.ledger.usable(), data.store)
+    batch_size = min(opened.batch_size for *_, opened in runs.values())
+    made = {
+        name: Run(
+            config,
+            {split: everything.part(clips) for split, clips in of.parts().items()},
+            opened._replace(batch_size=batch_size),
+        )
+        for name, (config, of, opened) in runs.items()
+    }
+    trained, errors = _train(parts, made)
+    for name, best in trained.items():
+        say(f"{name}:")
+        evaluate_run(made[name].config, parts, made[name].sets, best)
+    for name, error in errors.items():
+        say(f"{name} ended early: {error}")
+    if errors:
+        raise next(iter(errors.values()))
+
+
+def _train(
+    parts: Parts, runs: Mapping[str, Run]
+) -> tuple[dict[str, "Trained"], dict[str, BaseException]]:
+    """Train every member in a thread of its own; returns the trained, and what went wrong."""
+    from vd.training.interruption import Interruption
+    from vd.training.lockstep import Lockstep
+    from vd.training.loop import Member
+
+    first = next(iter(runs.values())).opened
+    steps = [len(run.sets["train"]) // first.batch_size for run in runs.values()]
+    configs = [run.config for run in runs.values()]
+    lockstep = Lockstep(configs, steps, parts, first.devices)
+    trained: dict[str, Trained] = {}
+    errors: dict[str, BaseException] = {}
+
+    def follow(number: int, name: str, run: Run) -> None:
+        member = Member(name, lockstep.step_of(number), interruption)
+        try:
+            trained[name] = train_run(run.config, parts, run.sets, run.opened, member)
+        except BaseException as error:  # noqa: BLE001  # raised when all have ended
+            errors[name] = error
+        finally:
+            lockstep.leave(number)
+
+    with Interruption() as interruption:
+        threads = [
+            threading.Thread(target=follow, args=(number, name, run), name=name)
+            for number, (name, run) in enumerate(runs.items())
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for error in errors.values():
+        if not isinstance(error, VdError):
+            raise error
+    return trained, errors
+
+
+def _row(name: str, config: Config) -> dict[str, Any]:
+    """A member's row of sweep.csv: its settings, and the test part's figures."""
+    path: Path = config.run.checkpoint_dir / "evaluation_test.json"
+    result = read_json(path, "delete it, and the same command evaluates again")
+    settings = {
+        setting: getattr(
+            config.model if setting == "dropout_rate" else config.training, setting
+        )
+        for setting in _AXES.values()
+    }
+    return {"member": name, **settings, **{key: result[key] for key in _SHOWN}}

@@ -1,0 +1,172 @@
+"""Many runs as one program: a compiled step of every member at once, by `jax.vmap`.
+
+Each member is an ordinary run, in a thread of its own: its batches, validation, early
+stopping and checkpoints are those of `vd.training.loop`. Where it asks for a step it waits
+until every member that still trains has asked for one. A member that has ended leaves its
+place empty, and the program shrinks by halves.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, UInt32
+
+from vd.config import Config
+from vd.training.batches import Batch
+from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.parts import Parts
+from vd.training.step import StepMetrics, TrainState, TrainStep, make_step, over_devices
+
+_AXIS = "devices"
+
+
+class Settings(NamedTuple):
+    """What members may differ in, as values of the program; the rest is compiled in."""
+
+    seed: UInt32[np.ndarray, " M"]
+    focal_alpha: Float32[np.ndarray, " M"]
+    focal_gamma: Float32[np.ndarray, " M"]
+    label_smoothing: Float32[np.ndarray, " M"]
+    grad_clip_norm: Float32[np.ndarray, " M"]
+    dropout_rate: Float32[np.ndarray, " M"]
+    learning_rate: Float32[
+        np.ndarray, "M S"
+    ]  # of each step: optax's schedules do not trace
+
+
+def settings_of(config: Config, steps_per_epoch: int) -> Settings:
+    """The settings of one member, without M."""
+    training = config.training
+    steps = np.arange(training.epochs * steps_per_epoch)
+    rates_S = np.asarray(jax.vmap(learning_rate(training, steps_per_epoch))(steps))
+    numbers = (
+        training.focal_alpha, training.focal_gamma, training.label_smoothing,
+        training.grad_clip_norm, config.model.dropout_rate,
+    )  # fmt: skip
+    seed = np.asarray(training.seed, np.uint32)
+    arrays = (np.asarray(number, np.float32) for number in numbers)
+    return Settings._make((seed, *arrays, rates_S))
+
+
+def with_settings(config: Config, settings: Settings) -> Config:
+    """A config whose numbers are a member's, traced; only a step can be made of it."""
+    values = settings._asdict()
+    model = replace(config.model, dropout_rate=values.pop("dropout_rate"))
+    del values["learning_rate"]
+    return replace(config, model=model, training=replace(config.training, **values))
+
+
+class Lockstep:
+    """Steps of several members that differ in `Settings` alone."""
+
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        steps_per_epoch: Sequence[int],
+        parts: Parts,
+        devices: Sequence[jax.Device],
+    ) -> None:
+        made = list(map(settings_of, configs, steps_per_epoch))
+        longest = max(len(settings.learning_rate) for settings in made)
+        self._settings = [
+            settings._replace(
+                learning_rate=np.pad(
+                    settings.learning_rate, (0, longest - len(settings.learning_rate))
+                )
+            )
+            for settings in made
+        ]
+        self._devices = len(devices)
+        self._program = _program(configs[0], parts, devices)
+        self._turn = threading.Condition()
+        self._training = set(range(len(configs)))
+        self._asked: dict[int, tuple[TrainState, Batch]] = {}
+        self._done: dict[int, tuple[TrainState, StepMetrics]] = {}
+        self._error: BaseException | None = None
+
+    def step_of(self, member: int) -> TrainStep:
+        """The step that one member calls, in its own thread."""
+
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            with self._turn:
+                self._asked[member] = state, batch
+                self._run_if_complete()
+                self._turn.wait_for(lambda: member in self._done or self._error)
+                if self._error is not None:
+                    raise self._error
+                return self._done.pop(member)
+
+        return step
+
+    def leave(self, member: int) -> None:
+        """Say that a member trains no longer."""
+        with self._turn:
+            self._training.discard(member)
+            self._run_if_complete()
+
+    def _run_if_complete(self) -> None:
+        """Take the step, once all have asked; an error goes to all."""
+        if not self._training or set(self._asked) != self._training:
+            return
+        members = sorted(self._asked)
+        empty = self._places(len(members)) - len(members)
+        places = (
+            members + members[:1] * empty
+        )  # what stands in an empty place is dropped
+        try:
+            states = tuple(self._asked[member][0] for member in places)
+            batches = [self._asked[member][1] for member in places]
+            settings = [self._settings[member] for member in places]
+            stacked = Batch(
+                *(self._stack(arrays) for arrays in zip(*batches, strict=True))
+            )
+            values = Settings(*map(np.stack, zip(*settings, strict=True)))
+            results = self._program(states, stacked, values)
+            self._done |= dict(zip(members, zip(*results, strict=True), strict=False))
+        except BaseException as error:  # noqa: BLE001  # every member raises it
+            self._error = error
+        self._asked = {}
+        self._turn.notify_all()
+
+    def _places(self, members: int) -> int:
+        """Places of the program: all, or a half, a quarter…, so that few are compiled."""
+        places = len(self._settings)
+        while (half := -(-places // 2)) >= members and half < places:
+            places = half
+        return places
+
+    def _stack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """M times (B, …) → (devices, M, B / devices, …)."""
+        split = [over_devices(array, self._devices) for array in arrays]
+        return np.stack(split, axis=1)
+
+
+def _program(config: Config, parts: Parts, devices: Sequence[jax.Device]) -> Any:
+    """(states, batches, settings of all) → (states, metrics), a tuple a member each."""
+
+    def one(state: TrainState, batch: Batch, settings: Settings) -> Any:
+        traced = with_settings(config, settings)
+        rates_S = settings.learning_rate
+        optimizer = make_optimizer(traced.training, lambda count: rates_S[count])
+        return make_step(traced, optimizer, parts, _AXIS)(state, batch)
+
+    def all_members(states: Any, batches: Batch, settings: Settings) -> Any:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        made = jax.vmap(one)(stacked, batches, settings)
+        return tuple(
+            tuple(
+                jax.tree.map(lambda leaf, i=i: leaf[i], tree)
+                for i in range(len(states))
+            )
+            for tree in made
+        )
+
+    return jax.pmap(
+        all_members, axis_name=_AXIS, in_axes=(None, 0, None), out_axes=None,
+        devices=list(devices),
+    )  # fmt: skip
