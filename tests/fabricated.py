@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
+from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training.batches import FeatureSet
@@ -61,7 +61,9 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0):
     return FeatureSet(videos, store)
 
 
-def train_on_numbers(folder, epochs, devices=2, val=9, signal=1.0, **settings):
+def train_on_numbers(
+    folder, epochs, devices=2, val=9, signal=1.0, profile=False, **settings
+):
     """Train on made-up features in `folder`/run, four steps an epoch, or go on with it."""
     training = TrainingConfig(
         **{
@@ -74,7 +76,12 @@ def train_on_numbers(folder, epochs, devices=2, val=9, signal=1.0, **settings):
         }
     )
     model = ModelConfig(8, 16, 8, 0.3, mixed_precision=False)
-    config = Config(data=DataConfig(folder), model=model, training=training)
+    config = Config(
+        data=DataConfig(folder),
+        model=model,
+        training=training,
+        run=RunConfig(profile=profile),
+    )
     train_set = make_set(folder / "cache", make_videos(16), signal=signal)
     val_set = make_set(folder / "cache", make_videos(val, "val"), signal=signal)
     run_dir = folder / "run"

@@ -186,3 +186,13 @@ def test_a_disk_that_fills_up_during_a_write_keeps_the_checkpoint_before(
     assert same(restored(small_disk), checkpoint(1))
     write(small_disk, [2])  # the same command again goes on
     assert same(restored(small_disk), checkpoint(2))
+
+
+@pytest.mark.parametrize("change", [("0.5", "0.6"), ('"epoch": 3', '"epoch": 1')])
+def test_changed_early_stopping_is_found(whole, tmp_path, capsys, change):
+    shutil.copytree(whole, tmp_path / "copy")
+    info = tmp_path / "copy" / "checkpoints" / "3" / "info" / "metadata"
+    before = info.read_text().replace("3.5", "0.5")  # JSON that reads, of other values
+    info.write_text(before.replace(*change))
+    assert same(restored(tmp_path / "copy"), checkpoint(2))
+    assert "the checksum of its info differs" in capsys.readouterr().err
