@@ -4,13 +4,19 @@ import signal
 import subprocess
 import time
 
+import pytest
+
 from tests.broken import noisy_frames, render, render_slow
 from tests.command_line import VD
-from vd.config import DataConfig, DecodeConfig
+from tests.unprivileged import open_folder, unprivileged
+from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig
+from vd.features.extract import extract
 from vd.tables import read_csv
+from vd.videos.fingerprints import fingerprint_videos
 from vd.videos.hashes import identify
 from vd.videos.manifest import read_manifest
 from vd.videos.scan import OutcomeLog, scan
+from vd.videos.workers import decode_videos
 
 
 def make_set(root):
@@ -50,3 +56,88 @@ def test_a_line_that_a_kill_cut_is_scanned_again(tmp_path):
     log.write_bytes(whole[:-3])  # h264 becomes h2
     assert len(OutcomeLog(tmp_path / "cache").known) == 4
     assert scan(videos, data, DecodeConfig()) == ledger
+
+
+def scanned(root, cache, **settings):
+    """Outcome and reason of each file, by name."""
+    data = DataConfig(root, cache)
+    videos = identify(read_manifest(data).videos, cache / "hashes.csv")
+    return told(scan(videos, data, DecodeConfig(**settings)))
+
+
+def told(ledger):
+    return {e.video.name: (e.outcome.outcome, e.outcome.reason) for e in ledger.entries}
+
+
+USED, MISSING = ("used", ""), ("quarantined", "missing")
+
+
+def with_copies(root):
+    """The set with a copy of a fight before it by name, and one after it."""
+    make_set(root)
+    render(root / "normal" / "a.mp4", noisy_frames(50))
+    for name in ("fight/0-copy.mp4", "fight/9.mp4"):
+        (root / name).write_bytes((root / "fight" / "0.mp4").read_bytes())
+    return root
+
+
+@pytest.mark.parametrize("gone", ["fight/0-copy.mp4", "fight/9.mp4"])
+@pytest.mark.parametrize("work", [scan, fingerprint_videos, extract])
+def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
+    tmp_path, monkeypatch, backbone, work, gone
+):
+    root = with_copies(tmp_path / "set")
+    data = DataConfig(root, tmp_path / "cache")
+    config = Config(data, backbone=BackboneConfig("best", str(backbone)))
+
+    def ledger(videos):
+        if work is scan:
+            return scan(videos, data, DecodeConfig())
+        if work is extract:
+            return extract(videos, config)[1]
+        return fingerprint_videos(videos, data, DecodeConfig())[0]
+
+    def vanishing(paths, *arguments, **options):
+        (root / gone).unlink(missing_ok=True)  # all is listed and looked at
+        return decode_videos(paths, *arguments, **options)
+
+    for module in ("scan", "fingerprints"):
+        monkeypatch.setattr(f"vd.videos.{module}.decode_videos", vanishing)
+    monkeypatch.setattr("vd.features.compute.decode_videos", vanishing)
+    videos = identify(read_manifest(data).videos, tmp_path / "cache" / "hashes.csv")
+    found = told(ledger(videos))
+    assert found.pop(gone) == (MISSING if gone == videos[0].name else USED)
+    assert set(found.values()) == {USED}  # a copy is decoded once
+    (root / gone).write_bytes((root / "fight" / "1.mp4").read_bytes())
+    assert told(ledger(videos))[gone] == USED  # back again
+
+
+def test_what_may_not_be_read_is_told_of_its_path_and_forgotten():
+    with open_folder() as folder:
+        check_rights(folder)
+
+
+def check_rights(folder):
+    root, cache = make_set(folder / "set"), folder / "cache"
+    render(root / "normal" / "a.mp4", noisy_frames(50))
+    first = scanned(root, cache)
+    assert set(first.values()) == {USED}
+    clip = root / "fight" / "0.mp4"
+    clip.chmod(0)
+    for path in (cache, *cache.rglob("*")):
+        path.chmod(0o777)
+    with unprivileged():
+        assert scanned(root, cache)["fight/0.mp4"] == ("quarantined", "unreadable")
+        assert "unreadable" not in (cache / "outcomes.csv").read_text()
+    clip.chmod(0o644)
+    assert scanned(root, cache) == first
+
+
+def test_outcomes_of_paths_that_an_older_cache_kept_are_forgotten(tmp_path):
+    root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
+    render(root / "normal" / "a.mp4", noisy_frames(50))
+    scanned(root, cache)
+    log = cache / "outcomes.csv"
+    log.write_text(log.read_text().replace("used,", "quarantined,missing"))
+    assert OutcomeLog(cache).known == {}
+    assert set(scanned(root, cache).values()) == {USED}

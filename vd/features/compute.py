@@ -120,7 +120,8 @@ def write_features(
 ) -> Iterator[tuple[int, Outcome]]:
     """Hand each video's features to `append`; yields its index and outcome after that.
 
-    Files without content, which have no id, are not appended.
+    Not appended are files without content, which have no id, and those that could not be
+    read, for another copy may be.
     """
     paths = [video.path for video in videos]
     spool = None
@@ -130,7 +131,8 @@ def write_features(
         if piece.outcome is None:
             continue
         used = piece.outcome.outcome != "quarantined"
-        if video_id := videos[piece.index].id:
+        video_id = videos[piece.index].id
+        if video_id and piece.outcome.of_content:
             parts = spool.parts() if used else ()
             append(Extracted(video_id, piece.outcome, parts))
         spool.close()

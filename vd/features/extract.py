@@ -20,7 +20,7 @@ from vd.progress import Ticker, say, track
 from vd.tables import write_csv
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
-from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
+from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import probe_durations
 
 
@@ -44,14 +44,13 @@ def extract(
     scanned = {k: o for k, o in log.known.items() if o.outcome == "quarantined"}
 
     def stored() -> dict[str, Outcome]:
-        return scanned | {row.id: row.outcome for row in store.rows.values()}
+        rows = store.rows.values()
+        return scanned | {row.id: row.outcome for row in rows if row.outcome.of_content}
 
     def lacking() -> list[Video]:
-        known = stored()
-        todo = (v for v in videos if not is_known(v, known, config.decode))
-        return list({video.id or video.name: video for video in todo}.values())
+        return sweep.lacking(stored())
 
-    unreadable: dict[Path, Outcome] = {}
+    sweep = Sweep(videos, config.decode)
     if verify:
         with lock(store.lock_file, "vd extract"):
             store.recover()
@@ -59,7 +58,7 @@ def extract(
     if lacking():
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have been quicker
-            if todo := lacking():
+            while todo := lacking():
                 promise(todo, store, backbone, engine, config.decode)
                 if executor.executor == "ray":
                     from vd.features.cluster import extract_on_ray
@@ -67,9 +66,9 @@ def extract(
                     done = extract_on_ray(todo, store, config, executor.ray_address)
                 else:
                     done = _extract_here(todo, store, backbone, engine, config.decode)
-                unreadable = _follow(todo, done)
+                _follow(todo, done, sweep)
                 store.write_metadata()
-    ledger = ledger_of(videos, stored(), unreadable)
+    ledger = sweep.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
     return store, ledger
 
@@ -89,20 +88,17 @@ def _extract_here(
 
 
 def _follow(
-    videos: Sequence[Video], done: Iterator[tuple[int, Outcome]]
-) -> dict[Path, Outcome]:
-    """Show progress; returns the outcomes of files without content, which no store holds."""
-    unreadable: dict[Path, Outcome] = {}
+    videos: Sequence[Video], done: Iterator[tuple[int, Outcome]], sweep: Sweep
+) -> None:
+    """Show progress; `sweep` takes the outcomes."""
     lost, frames = [0, 0], 0
     with track("extracting", len(videos), "videos") as ticker:
         for index, outcome in done:
             video = videos[index]
             lost[video.label] += outcome.outcome == "quarantined"
             frames += outcome.frames
-            if not video.id:
-                unreadable[video.path] = outcome
+            sweep.take(video, outcome)
             _advance(ticker, frames, lost)
-    return unreadable
 
 
 def promise(

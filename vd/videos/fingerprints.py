@@ -17,7 +17,7 @@ from vd.progress import track
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
-from vd.videos.scan import Ledger, OutcomeLog, is_known, ledger_of
+from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import decode_videos
 
 SIDE = 16  # of a small grey frame
@@ -50,27 +50,24 @@ def fingerprint_videos(
     Raises `VdError` when that file cannot be read or written.
     """
     log = OutcomeLog(data.cache_dir)
-    unreadable: dict[Path, Outcome] = {}
+    sweep = Sweep(videos, decode)
     with _database(data.cache_dir) as database:
         present = {row[0] for row in database.execute(f"SELECT id FROM {_TABLE}")}
-        todo = {
-            video.id or video.name: video
-            for video in videos
-            if not is_known(video, log.known, decode)
-            or (
-                log.known[video.id].outcome != "quarantined" and video.id not in present
-            )
+        known = {
+            video_id: outcome
+            for video_id, outcome in log.known.items()
+            if outcome.outcome == "quarantined" or video_id in present
         }
-        with track("fingerprints", len(todo), "videos") as ticker:
-            for video, outcome, made in _decode(list(todo.values()), decode):
-                ticker.advance()
-                if not video.id:
-                    unreadable[video.path] = outcome
-                    continue
-                if made is not None:  # first, so that no outcome lacks its own
-                    _add(database, video.id, *made)
-                log.add({video.id: outcome})
-        ledger = ledger_of(videos, log.known, unreadable)
+        while todo := sweep.lacking(known):
+            with track("fingerprints", len(todo), "videos") as ticker:
+                for video, outcome, made in _decode(todo, decode):
+                    if sweep.take(video, outcome):
+                        if made is not None:  # first, so that no outcome lacks its own
+                            _add(database, video.id, *made)
+                        log.add({video.id: outcome})
+                        known[video.id] = outcome
+                    ticker.advance()
+        ledger = sweep.ledger(known)
         usable = {video.id for video in ledger.usable()}
         rows = database.execute(
             f"SELECT id, small, brightness, letterbox, small_sha256 FROM {_TABLE}"

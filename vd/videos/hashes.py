@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from vd.atomic import sha256_file
 from vd.tables import read_csv, write_csv
 from vd.videos.manifest import Video
+from vd.videos.outcome import check_file
 
 _HASH_COLUMNS = {"path", "size", "mtime", "sha256"}
 
@@ -18,7 +18,7 @@ def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
     """Give every readable video its content hash; unchanged files are not read again.
 
     A file is unchanged when its path, size and modification time are those in
-    `hashes_file`. Files that are missing, empty, unreadable or not regular keep "".
+    `hashes_file`. Files that are missing, empty, unreadable or not regular get "".
     """
     known = {
         row["path"]: row for row in read_csv(hashes_file) if set(row) == _HASH_COLUMNS
@@ -39,8 +39,8 @@ def _hash(path: Path, known: Mapping[str, dict[str, str]]) -> dict[str, str] | N
     key = str(path.absolute())
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-            return None  # opening a named pipe would wait for ever
+        if check_file(path):
+            return None  # decoding says why
         row = {
             "path": key,
             "size": str(status.st_size),

@@ -21,6 +21,7 @@ _CONTAINERS = re.compile(  # how files begin that FFmpeg should open
     rb"|\x30\x26\xb2\x75|\x06\x0e\x2b\x34|G.{187}G.{187}G",
     re.DOTALL,
 )
+_OF_A_PATH = frozenset(("empty", "unreadable", "not-a-regular-file", "missing"))
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # pictures, and texts that FFmpeg plays
 _TOLERATED_FRAMES = 2  # so many may lack in a video that is used: headers err a little
 _TOLERATED_SHARE = 0.05  # or such a share
@@ -40,6 +41,11 @@ class Outcome:
     duration: float = 0.0  # seconds, by its header
     codec: str = ""
 
+    @property
+    def of_content(self) -> bool:
+        """Whether it tells of the content, and not only of a path at one moment."""
+        return self.reason not in _OF_A_PATH
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -53,13 +59,16 @@ class Tally:
 
 
 def check_file(path: Path) -> Reason:
-    """Why a path cannot be a video, by `stat` alone: opening a named pipe would hang."""
+    """Why a path cannot be a video, without opening it: a named pipe would hang."""
     try:
         status = os.stat(path)
+        readable = os.access(path, os.R_OK, effective_ids=True)
     except PermissionError:
         return "unreadable"
     except (OSError, ValueError):  # missing, a loop of links, no possible name
         return "missing"
+    if not readable:
+        return "unreadable"
     if not stat.S_ISREG(status.st_mode):
         return "not-a-regular-file"
     return "" if status.st_size else "empty"

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from vd.progress import say, track
 from vd.tables import read_csv, write_csv
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import CLASSES, SPLITS, Video
-from vd.videos.outcome import Ending, Outcome, Reason
+from vd.videos.outcome import Ending, Outcome, Reason, check_file
 from vd.videos.workers import decode_videos
 
 _SIGNIFICANT = 0.01  # a gap below this p-value is no accident
@@ -181,8 +181,9 @@ class OutcomeLog:
             rows.pop()  # a kill cut the last line: that file is decoded again
         for row in rows:
             with contextlib.suppress(KeyError, ValueError, TypeError):
-                if None not in row.values():
-                    self.known[row["id"]] = outcome_from_row(row)
+                outcome = outcome_from_row(row)
+                if outcome.of_content and None not in row.values():
+                    self.known[row["id"]] = outcome
         if self.known:
             write_csv(self._path, [self._row(*item) for item in self.known.items()])
 
@@ -226,45 +227,73 @@ def outcome_from_row(row: Mapping[str, str]) -> Outcome:
 def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Ledger:
     """Decode every video once; files whose outcome is known are not decoded again."""
     log = OutcomeLog(data.cache_dir)
-    settings = FrameSettings()
-    todo = [video for video in videos if not is_known(video, log.known, decode)]
-    unreadable: dict[Path, Outcome] = {}
-    with track("scanning", len(todo), "videos") as ticker:
-        pieces = decode_videos(
-            [video.path for video in todo],
-            settings,
-            workers=decode_workers(decode),
-            deadline_seconds=decode.decode_timeout_seconds,
-            keep_images=False,
-        )
-        for piece in pieces:
-            if piece.outcome is None:
-                continue
-            video = todo[piece.index]
-            if video.id:
-                log.add({video.id: piece.outcome})
-            else:
-                unreadable[video.path] = piece.outcome
-            ticker.advance()
-    return ledger_of(videos, log.known, unreadable)
+    sweep = Sweep(videos, decode)
+    while todo := sweep.lacking(log.known):
+        with track("scanning", len(todo), "videos") as ticker:
+            pieces = decode_videos(
+                [video.path for video in todo],
+                FrameSettings(),
+                workers=decode_workers(decode),
+                deadline_seconds=decode.decode_timeout_seconds,
+                keep_images=False,
+            )
+            for piece in pieces:
+                if piece.outcome is None:
+                    continue
+                video = todo[piece.index]
+                if sweep.take(video, piece.outcome):
+                    log.add({video.id: piece.outcome})
+                ticker.advance()
+    return sweep.ledger(log.known)
 
 
-def is_known(video: Video, known: Mapping[str, Outcome], decode: DecodeConfig) -> bool:
-    """Whether a video's outcome is known, and is not to be tried again."""
-    if video.id not in known:
+class Sweep:
+    """One pass over a data set: what is still to be decoded, and the ledger at the end.
+
+    A content is decoded once, whatever its copies, and its outcome is of them all. That a
+    file is missing or may not be read is of its path alone, now: another copy is taken.
+    """
+
+    def __init__(self, videos: Sequence[Video], decode: DecodeConfig) -> None:
+        self._videos = videos
+        self._retry = decode.retry_quarantined
+        self._taken: set[str] = set()
+        reasons = ((video.path, check_file(video.path)) for video in videos)
+        self._at_path = {
+            path: Outcome("quarantined", reason) for path, reason in reasons if reason
+        }
+
+    def lacking(self, known: Mapping[str, Outcome]) -> list[Video]:
+        """A video of each content without an outcome; ask again when all were taken.
+
+        `known` are outcomes by content hash.
+        """
+        lacking: dict[str | Path, Video] = {}
+        for video in self._videos:
+            if video.path not in self._at_path and not self._is_known(video.id, known):
+                lacking.setdefault(video.id or video.path, video)
+        return list(lacking.values())
+
+    def take(self, video: Video, outcome: Outcome) -> bool:
+        """Note the outcome of a lacking video; whether it is of its content, to be kept."""
+        if video.id and outcome.of_content:
+            self._taken.add(video.id)
+            return True
+        self._at_path[video.path] = outcome
         return False
-    return not (decode.retry_quarantined and known[video.id].outcome == "quarantined")
 
-
-def ledger_of(
-    videos: Iterable[Video],
-    known: Mapping[str, Outcome],
-    unreadable: Mapping[Path, Outcome],
-) -> Ledger:
-    """The ledger of a data set, by content hash, or by path for files without content."""
-    return Ledger(
-        tuple(
-            Entry(video, known[video.id] if video.id else unreadable[video.path])
-            for video in videos
+    def ledger(self, known: Mapping[str, Outcome]) -> Ledger:
+        """The ledger, once nothing lacks."""
+        return Ledger(
+            tuple(
+                Entry(video, self._at_path.get(video.path) or known[video.id])
+                for video in self._videos
+            )
         )
-    )
+
+    def _is_known(self, video_id: str, known: Mapping[str, Outcome]) -> bool:
+        """Whether an outcome is known, and is not to be tried again."""
+        if video_id not in known:
+            return False
+        again = self._retry and video_id not in self._taken
+        return not (again and known[video_id].outcome == "quarantined")
