@@ -125,6 +125,29 @@ def render_sound(path: Path) -> Path:
     return path
 
 
+def render_with_sound(
+    path: Path, frames: int, seconds: float, sound="aac", start=0.0
+) -> Path:
+    """Moving noise of 25 frames a second from `start` on, and `seconds` of sound."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", 25, {"preset": "ultrafast"})
+        video.height, video.width, video.pix_fmt, video.gop_size = 48, 64, "yuv420p", 12
+        audio = container.add_stream(sound, 44100)
+        packets = []
+        for index, image in enumerate(noisy_frames(frames)):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame.pts, frame.time_base = index + round(25 * start), Fraction(1, 25)
+            packets += video.encode(frame)
+        noise = np.random.default_rng(0).normal(0, 0.1, (1, 1024)).astype(np.float32)
+        for first in range(0, int(44100 * seconds), 1024):
+            frame = av.AudioFrame.from_ndarray(noise, "fltp", "mono")
+            frame.sample_rate, frame.pts = 44100, first + round(44100 * start)
+            packets += audio.encode(frame)
+        packets += video.encode(None) + audio.encode(None)
+        container.mux(sorted(packets, key=lambda packet: packet.dts * packet.time_base))
+    return path
+
+
 def trim_without_encoding(source: Path, path: Path, first_frame: int) -> Path:
     """What `ffmpeg -ss … -c copy` writes: an edit list hides the first frames."""
     with (

@@ -1,6 +1,5 @@
 """Frames of one video: which are kept, what they show, what becomes of a broken file."""
 
-import os
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -9,16 +8,20 @@ import pytest
 
 from tests.broken import (
     LEVEL,
+    cut,
     grey_frames,
     make_broken,
     noisy_frames,
     render,
     render_lossless,
+    render_with_sound,
     rotated,
     trim_without_encoding,
     with_frame_rate,
+    zeroed,
 )
 from tests.decoding import SMALL, decode, outcome
+from tests.unprivileged import open_folder, unprivileged
 from vd.videos.decode import decode_stretch, probe_duration
 from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome
@@ -137,11 +140,12 @@ def test_a_broken_file_has_the_same_outcome_in_short_stretches(tmp_path):
         assert outcome(tmp_path / name, seconds=0.5) == outcome(tmp_path / name), name
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_unreadable(tmp_path):
-    path = render(tmp_path / "a.mp4", noisy_frames(50))
-    path.chmod(0)
-    assert outcome(path) == Outcome("quarantined", "unreadable")
+def test_a_file_that_may_not_be_read_is_unreadable():
+    with open_folder() as folder:
+        path = render(folder / "a.mp4", noisy_frames(50))
+        path.chmod(0)
+        with unprivileged():
+            assert outcome(path) == Outcome("quarantined", "unreadable")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +232,79 @@ def test_a_jump_of_the_clock_does_not_walk_through_the_empty_hours(tmp_path):
     assert stretch.next is not None
     assert stretch.next.seconds == 36_000
     assert outcome(path).frames == 50
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.mp4", "a.ts"])
+@pytest.mark.parametrize(("frames", "sound"), [(60, 5.0), (60, 1.0), (60, 2.4)])
+@pytest.mark.parametrize("start", [0.0, 7.0])
+def test_sound_that_outlasts_the_picture_and_a_late_start_lose_nothing(
+    tmp_path, name, frames, sound, start
+):
+    path = render_with_sound(tmp_path / name, frames, sound, start=start)
+    result = outcome(path)
+    assert (result.outcome, result.frames) == ("used", frames)
+    assert outcome(path, seconds=0.5) == result
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.flv"])
+@pytest.mark.parametrize(("sound", "start"), [(5.0, 0.0), (2.4, 0.0), (2.4, 7.0)])
+def test_a_cut_file_with_sound_is_truncated_all_the_same(tmp_path, name, sound, start):
+    path = render_with_sound(tmp_path / name, 60, sound, start=start)
+    content = path.read_bytes()
+    for share in (0.3, 0.6):
+        path.write_bytes(cut(content, share))
+        result = outcome(path)
+        assert result.reason == "truncated", (name, share)
+        assert result.frames < 60 or sound == 5.0
+
+
+def test_the_picture_s_own_length_tells_what_of_it_lacks(tmp_path):
+    path = render_with_sound(tmp_path / "a.mkv", 60, 5.0)
+    path.write_bytes(cut(path.read_bytes(), 0.8))  # cut where only sound is left
+    assert outcome(path).outcome == "used"
+    path.write_bytes(cut(path.read_bytes(), 0.6))
+    assert outcome(path).outcome == "partial"  # of 60 frames, not of 125
+
+
+def test_a_cut_or_zeroed_gif_is_not_used(tmp_path):
+    path = tmp_path / "a.gif"
+    render(path, noisy_frames(50), codec="gif", pix_fmt="rgb8")
+    content = path.read_bytes()
+    made = {
+        (content, "used", ""),
+        (content + bytes(9), "used", ""),  # padding
+        (content[:-1], "partial", "truncated"),
+        (cut(content, 0.99), "partial", "truncated"),
+        (cut(content, 0.3), "partial", "truncated"),  # of nobody knows how many
+        (zeroed(content, 0.7, 0.8), "partial", "corrupt-frames"),
+        (zeroed(content, 0.4, 0.5), "quarantined", "corrupt-frames"),  # ends there
+        (content + b"more", "partial", "corrupt-frames"),
+    }
+    for damaged, ending, reason in made:
+        path.write_bytes(damaged)
+        result = outcome(path)
+        assert (result.outcome, result.reason) == (ending, reason)
+        assert outcome(path, seconds=0.5) == result
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "share"),
+    [
+        ("a.mp4", {"movflags": "faststart"}, 0.99),
+        ("a.mp4", {"movflags": "faststart"}, 0.9),
+        ("a.avi", {}, 0.9),
+        ("a.ts", {}, 0.5),
+        ("a.mpg", {"codec": "mpeg2video"}, 0.5),
+        ("a.m2v", {"codec": "mpeg2video"}, 0.5),
+        ("a.mjpeg", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}, 0.5),
+    ],
+)
+def test_a_fault_with_which_a_file_ends_is_truncation(tmp_path, name, options, share):
+    path = render(tmp_path / name, noisy_frames(50), **options)
+    path.write_bytes(cut(path.read_bytes(), share))
+    result = outcome(path)
+    assert (result.outcome, result.reason) == ("partial", "truncated")
+    assert outcome(path, seconds=0.5) == result
 
 
 def test_probes_the_duration(tmp_path):

@@ -3,6 +3,8 @@
 python -m tests.test_reliability > docs/reliability.md     writes the page anew
 """
 
+import os
+import struct
 import sys
 import tempfile
 import threading
@@ -18,6 +20,7 @@ from tests.broken import (
     render,
     render_growing,
     render_lossless,
+    render_with_sound,
     rotated,
     with_cut_pictures,
     with_frame_rate,
@@ -42,8 +45,12 @@ written here, when a good clip is touched, or when a worker is left behind. This
 - A worker that hangs is ended at its deadline (`timeout`), one that crashes is replaced and the file tried once
   more (`corrupt-frames`): `tests/test_workers.py`.
 - A file that may not be read is `unreadable`; root may read everything, so that row is a test of its own.
-- Known limits: a cut MPEG transport or program stream and a cut WMV can look whole, since nothing in them says how
-  long they should be; a Matroska file whose sound outlasts its picture counts as `partial`.
+- `truncated` is what lacks its end, by the header or the index, or because the last frame of the file is broken.
+- Known limits: a cut MPEG transport or program stream, raw MPEG or Motion JPEG and a cut WMV can look whole, since nothing
+  that FFmpeg reads in them says how long they should be; where the cut breaks a frame they are `partial`, however much lacks. So is a
+  cut GIF, and damage inside of one picture of a GIF is not seen. The header of an FLV, and of a Matroska file
+  without a tag DURATION, tells only when the longest stream ends: where sound outlasts the picture, what lacks of a cut
+  file is judged by the sound, and a picture that breaks off while the sound goes on is taken for whole.
 
 | file | outcome | reason | frames |
 |---|---|---|---|
@@ -97,8 +104,10 @@ def make_all(folder: Path) -> None:
         "vp9.webm": {"codec": "libvpx-vp9"},
     }.items():
         render(folder / name, noisy_frames(50), **options)
-    for name in NAMES:
-        (folder / name).write_bytes(good)
+    for name in NAMES:  # each of other content, for copies are decoded once
+        box = b"free" + os.fsencode(name)
+        (folder / name).write_bytes(good + struct.pack(">I", len(box) + 4) + box)
+    _make_ends(folder)
     pictures = (folder / "motion_jpeg.avi").read_bytes()
     cut_pictures = with_cut_pictures(pictures, every=3)
     (folder / "motion_jpeg_cut_pictures.avi").write_bytes(cut_pictures)
@@ -110,6 +119,19 @@ def make_all(folder: Path) -> None:
         ).read_bytes()
         (folder / f"start_of_{name}").write_bytes(content[:12])
     (folder / "device.mp4").symlink_to("/dev/zero")
+
+
+def _make_ends(folder: Path) -> None:
+    """Files that end otherwise than their header seems to say, and cut ones like them."""
+    for suffix in ("mkv", "flv"):
+        whole = folder / f"sound_outlasts_picture.{suffix}"
+        content = render_with_sound(whole, 50, 4.0).read_bytes()
+        (folder / f"60_percent_{whole.name}").write_bytes(cut(content, 0.6))
+    render_with_sound(folder / "begins_at_7_s.mkv", 50, 2.0, start=7.0)
+    gif = (folder / "a.gif").read_bytes()
+    (folder / "50_percent_a.gif").write_bytes(cut(gif, 0.5))
+    (folder / "hole_a.gif").write_bytes(zeroed(gif, 0.7, 0.8))
+    (folder / "50_percent_a.ts").write_bytes(cut((folder / "a.ts").read_bytes(), 0.5))
 
 
 def scanned(root: Path, cache: Path) -> list[dict[str, str]]:

@@ -5,13 +5,11 @@ Everything here may hang or crash on a broken file, so it runs in a worker proce
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import numpy as np
 
 from vd.videos.frames import ROUNDING, FrameSettings, Keep, Keeper
 from vd.videos.outcome import (
@@ -21,9 +19,8 @@ from vd.videos.outcome import (
     read_header,
     why_not_opened,
 )
+from vd.videos.packets import Clock, Reader
 
-_HOLE_STEPS, _HOLE_SECONDS = 10, 0.5  # a longer way to the next frame is a hole
-_STUMBLES = 50  # errors of reading in a row, then the rest of the file is given up
 _MARGINS = 2.0, 20.0, math.inf  # seconds to seek ahead of a stretch; the last: no seek
 
 
@@ -113,14 +110,16 @@ def _decode(
         return None
     slots = round(seconds * settings.frames_per_second)
     first_slot = round(position.seconds * settings.frames_per_second)
-    clock = _Clock(stream.time_base, header.fps, position.origin)
+    clock = Clock(stream.time_base, header.fps, position.origin)
     keeper.usual_step = 1 / header.fps
     slot = -1 if position.seconds else 0  # of the frame before
-    good, faults, last = 0, 0, 0.0
+    good, last = 0, 0.0
     after = None
-    for frame in _frames(container, stream):
+    reader = Reader(container, stream)
+    for frame in reader.frames():
         if frame is None:
-            faults += slot >= first_slot and after is None
+            if slot >= first_slot and after is None:
+                reader.fault()
             continue
         if frame.width * frame.height > settings.max_pixels:  # the header says less
             return _refused(replace(header, reason="too-large"))
@@ -134,7 +133,8 @@ def _decode(
         if slot >= first_slot + slots:
             after = after or Position(slot // slots * seconds, clock.origin)
         if frame.is_corrupt:
-            faults += after is None
+            if after is None:
+                reader.fault()
         elif after is None:
             good, last = good + 1, time
             keeper.see(frame, time, slot)
@@ -144,9 +144,13 @@ def _decode(
             break
     if not landed:
         return None
+    holes = 0
     if not header.frames:  # else the count tells
-        faults += clock.holes(position.seconds, position.seconds + seconds)
-    return Stretch(Tally(header, good, faults, last, keeper.kept), after)
+        holes = clock.holes(position.seconds, position.seconds + seconds)
+    faults, tail = reader.faults(header, ended=after is None)
+    end = reader.end - clock.start if stream.duration is None else 0.0
+    tally = Tally(header, good, faults + holes, last, keeper.kept, end, tail)
+    return Stretch(tally, after)
 
 
 def _seek(container: Any, stream: Any, position: Position, margin: float) -> bool:
@@ -157,58 +161,6 @@ def _seek(container: Any, stream: Any, position: Position, margin: float) -> boo
     except (av.error.FFmpegError, OverflowError):
         return False
     return True
-
-
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """Decoded frames; None for each packet that cannot be read or decoded."""
-    packets = container.demux(stream)
-    stumbles = 0
-    while stumbles < _STUMBLES:
-        try:
-            packet = next(packets)
-            stumbles = 0
-            yield from packet.decode()
-        except (StopIteration, av.error.EOFError):
-            return
-        except av.error.FFmpegError:
-            stumbles += 1
-            packets = container.demux(stream)  # it may go on behind the fault
-            yield None
-
-
-class _Clock:
-    """Seconds since a video's first frame: by time stamp, else by counting."""
-
-    def __init__(self, time_base: Any, fps: float, origin: int | None) -> None:
-        self.origin = origin
-        self._time_base = time_base
-        self._step = 1 / fps
-        self._times: list[float] = []
-
-    def __call__(self, frame: Any) -> float:
-        """The time of the next frame, after the one before."""
-        stamp = frame.pts if frame.pts is not None else frame.dts
-        self.origin = stamp if self.origin is None else self.origin
-        before = self._times[-1] if self._times else -self._step
-        seconds = before
-        if stamp is not None:
-            seconds = float((stamp - self.origin) * self._time_base)
-        if seconds <= before:
-            seconds = before + self._step
-        self._times.append(seconds)
-        return seconds
-
-    def holes(self, begin: float, end: float) -> int:
-        """Number of steps that end in [begin, end) and are far longer than usual.
-
-        Lost data and a paused camera look alike: so a hole makes a video partial, which
-        is reported, and by itself never loses it.
-        """
-        if len(self._times) < 2:
-            return 0
-        steps, ends = np.diff(self._times), np.array(self._times[1:])
-        least = max(_HOLE_STEPS * np.median(steps), _HOLE_SECONDS)
-        return int(np.sum((steps > least) & (begin <= ends) & (ends < end)))
 
 
 def _refused(header: Outcome) -> Stretch:

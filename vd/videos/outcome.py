@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import av
 
+from vd.videos.gif import gif_damage
+
 Ending = Literal["used", "partial", "quarantined"]
 Reason = Literal[
     "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
@@ -23,6 +25,7 @@ _CONTAINERS = re.compile(  # how files begin that FFmpeg should open
 )
 _OF_A_PATH = frozenset(("empty", "unreadable", "not-a-regular-file", "missing"))
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # pictures, and texts that FFmpeg plays
+_CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # so many may lack in a video that is used: headers err a little
 _TOLERATED_SHARE = 0.05  # or such a share
 _LEAST_SHARE = 0.5  # of the frames must come, else nothing of the video is used
@@ -56,6 +59,8 @@ class Tally:
     faults: int = 0  # frames that are damaged, do not decode or are lost in a hole
     last: float = 0.0  # seconds from the file's first frame to the stretch's last
     kept: int = 0  # frames with a later one
+    end: float = 0.0  # seconds to the end of any stream, where the header tells of all
+    tail: int = 0  # of the faults, those with which the file ends
 
 
 def check_file(path: Path) -> Reason:
@@ -105,7 +110,7 @@ def read_header(container: Any) -> tuple[Any, Outcome]:
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     fps = rate if 0 < rate <= 1000 else 25.0
     duration = float((stream.duration or 0) * stream.time_base)
-    duration = max(duration or (container.duration or 0) / av.time_base, 0.0)
+    duration = max(duration or _duration_of_all(container, stream), 0.0)
     frames = max(stream.frames, 0)
     if "mp4" in container.format.name:
         frames = min(frames, round(duration * fps))  # an edit list leaves some out
@@ -115,10 +120,26 @@ def read_header(container: Any) -> tuple[Any, Outcome]:
         if "avi" in container.format.name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
             frames = len(index) if whole else frames
+    if container.format.name == "gif":  # FFmpeg counts those before a fault
+        frames = round(frames / gif_damage(Path(container.name))[1])
     size = context.width, context.height
     return stream, Outcome(
         "quarantined", "", frames, *size, fps, duration, context.name
     )
+
+
+def _duration_of_all(container: Any, stream: Any) -> float:
+    """Seconds from the first frame to the end, where only the whole file's is known.
+
+    Matroska and FLV give the time at which the longest stream ends, and the first frame
+    need not be at 0; a Matroska file's tag may have the end of the stream itself.
+    """
+    end = (container.duration or 0) / av.time_base
+    if tag := _CLOCK.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, tag.groups())
+        end = min(end, 3600 * hours + 60 * minutes + seconds)
+    start = float((stream.start_time or 0) * stream.time_base)
+    return round(end - start, 6) if 0 < start < end else end
 
 
 def outcome_of(tallies: Sequence[Tally]) -> Outcome:
@@ -126,6 +147,8 @@ def outcome_of(tallies: Sequence[Tally]) -> Outcome:
 
     Used: no fault, and at most 2 frames or 5 % lack. Else partial when half of its frames
     came: truncated when the end is what lacks, corrupt-frames otherwise. Else quarantined.
+    Where the header tells only when the longest stream ends, the end lacks when it lacks
+    of every stream: sound may outlast the picture.
     """
     header = tallies[0].header
     good = sum(tally.good for tally in tallies)
@@ -134,7 +157,7 @@ def outcome_of(tallies: Sequence[Tally]) -> Outcome:
         if tally.header.reason:
             return replace(known, reason=tally.header.reason)
     faults = sum(tally.faults for tally in tallies)
-    reached = max(tally.last for tally in tallies) + 1 / header.fps
+    reached = max(max(tally.last + 1 / header.fps, tally.end) for tally in tallies)
     unreached = round((header.duration - reached) * header.fps)  # frames
     if good <= header.frames:
         expected, lacking = header.frames, header.frames - good
@@ -147,6 +170,7 @@ def outcome_of(tallies: Sequence[Tally]) -> Outcome:
         if not kept:
             return replace(known, reason="too-short")
         return replace(known, outcome="used")
-    reason: Reason = "truncated" if unreached > tolerated else "corrupt-frames"
+    cut = unreached > tolerated or faults == tallies[-1].tail > 0
+    reason: Reason = "truncated" if cut else "corrupt-frames"
     enough = kept and lacking <= (1 - _LEAST_SHARE) * expected
     return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
