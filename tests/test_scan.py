@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,52 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     said = process.communicate()[1]
     assert process.returncode == 130, said
     assert [row["outcome"] for row in read_csv(log)] == ["used"] * 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, number):
+    root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
+    with open(root / "normal" / "endless.mp4", "wb") as handle:
+        handle.truncate(1 << 40)  # hours of hashing, and no byte of disk
+    arguments = ["--dataset-path", str(root), "--cache-dir", str(cache)]
+    process = subprocess.Popen(
+        [*VD, "scan", *arguments, "--report-dir", str(tmp_path / "report")],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    hashes = cache / "hashes.csv"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(read_csv(hashes)) < 4:
+        time.sleep(0.05)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, said
+    names = {Path(row["path"]).name for row in read_csv(hashes)}
+    assert names == {"0.mp4", "1.mp4", "2.mp4", "3.mp4"}
+
+
+def test_hashing_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
+    root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
+    (root / "normal" / "a.mp4").write_bytes(bytes(5 * 10**6))
+    monkeypatch.setattr("vd.progress._PLAIN_EVERY_SECONDS", 0.0)
+    videos = read_manifest(DataConfig(root, cache)).videos
+    identify(videos, cache / "hashes.csv")
+    assert "hashing: 5/5 MB, " in capsys.readouterr().err
+    identify(videos, cache / "hashes.csv")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_hash_that_a_kill_cut_is_made_again(tmp_path):
+    root, hashes = make_set(tmp_path / "set"), tmp_path / "hashes.csv"
+    (root / "normal" / "line\nbreak.mp4").write_bytes(b"one")
+    (root / "normal" / "return\r.mp4").write_bytes(b"other")
+    videos = read_manifest(DataConfig(root)).videos
+    first = identify(videos, hashes)
+    assert all(video.id for video in first)
+    whole = hashes.read_bytes()
+    for cut in range(1, len(whole) - whole.index(b"3.mp4"), 9):
+        hashes.write_bytes(whole[:-cut])
+        assert identify(videos, hashes) == first
+        assert len(read_csv(hashes)) == len(videos)
 
 
 def test_a_line_that_a_kill_cut_is_scanned_again(tmp_path):

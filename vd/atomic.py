@@ -1,9 +1,8 @@
-"""Files that are whole or absent: temporary file, fsync, rename; lock; checksum."""
+"""Files that are whole or absent: temporary file, fsync, rename; lock."""
 
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -144,9 +143,3 @@ def lock(path: Path, doing: str) -> Iterator[None]:
             yield
         finally:
             handle.truncate(0)
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vd.atomic import write_text
+from vd.atomic import explaining, write_bytes
 from vd.errors import VdError
 
 
@@ -36,8 +37,47 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             ) from error
 
 
+def recover_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that `append_csv` writes, without a line that a kill cut."""
+    rows = read_csv(path)
+    if rows and (None in rows[-1].values() or not path.read_bytes().endswith(b"\n")):
+        rows.pop()
+        if rows:
+            write_csv(path, rows)
+        else:
+            path.unlink()
+    return rows
+
+
+def append_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a CSV file durably; a kill may cut the last line.
+
+    A file that is not there, or has other columns, is begun anew.
+    """
+    if not rows:
+        return
+    if not path.exists() or _columns(path) != list(rows[0]):
+        write_csv(path, rows)
+        return
+    with explaining(path), open(path, "ab") as handle:
+        handle.write(_encoded(rows, header=False))
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows (at least one) as CSV, whole or not at all."""
+    write_bytes(path, _encoded(rows))
+
+
+def _columns(path: Path) -> list[str]:
+    """The names in the first line."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as handle:
+        return next(csv.reader(handle), [])
+
+
+def _encoded(rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
+    """Rows as UTF-8; names that are not come back as the bytes they were."""
     text = io.StringIO()
     # a carriage return in a name is quoted only if all is (Python's gh-83938)
     returns = any("\r" in str(value) for row in rows for value in row.values())
@@ -47,6 +87,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         lineterminator="\n",
         quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
     )
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     writer.writerows(rows)
-    write_text(path, text.getvalue())
+    return text.getvalue().encode("utf-8", "surrogateescape")

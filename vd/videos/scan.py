@@ -1,7 +1,6 @@
 """The ledger: every file ends as used, partial or quarantined, counted by class and split."""
 
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any, get_args
 from vd.config import DataConfig, DecodeConfig, decode_workers
 from vd.errors import LOSS_GAP, VdError
 from vd.progress import say, track
-from vd.tables import read_csv, write_csv
+from vd.tables import append_csv, recover_csv
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import CLASSES, SPLITS, Video
 from vd.videos.outcome import Ending, Outcome, Reason, check_file
@@ -176,36 +175,17 @@ class OutcomeLog:
     def __init__(self, cache_dir: Path) -> None:
         self._path = cache_dir / "outcomes.csv"
         self.known: dict[str, Outcome] = {}
-        rows = read_csv(self._path)
-        if rows and not self._path.read_bytes().endswith(b"\n"):
-            rows.pop()  # a kill cut the last line: that file is decoded again
-        for row in rows:
+        for row in recover_csv(self._path):
             with contextlib.suppress(KeyError, ValueError, TypeError):
                 outcome = outcome_from_row(row)
                 if outcome.of_content and None not in row.values():
                     self.known[row["id"]] = outcome
-        if self.known:
-            write_csv(self._path, [self._row(*item) for item in self.known.items()])
 
     def add(self, outcomes: Mapping[str, Outcome]) -> None:
         """Append outcomes durably."""
-        if not outcomes:
-            return
         self.known |= outcomes
-        if not self._path.exists():
-            write_csv(self._path, [self._row(*item) for item in self.known.items()])
-            return
-        with open(self._path, "a", encoding="utf-8", newline="") as handle:
-            handle.writelines(
-                ",".join(str(value) for value in self._row(*item).values()) + "\n"
-                for item in outcomes.items()
-            )
-            handle.flush()
-            os.fsync(handle.fileno())
-
-    @staticmethod
-    def _row(video_id: str, outcome: Outcome) -> dict[str, Any]:
-        return {"id": video_id, **asdict(outcome)}
+        rows = [{"id": key, **asdict(outcome)} for key, outcome in outcomes.items()]
+        append_csv(self._path, rows)
 
 
 def outcome_from_row(row: Mapping[str, str]) -> Outcome:
