@@ -3,16 +3,20 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 
 from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
-from vd.audit.leakage import groups_cut, video_pairs, without_leaks
+from vd.audit.audit import audit
+from vd.audit.leakage import groups_cut, read_predictions, video_pairs, without_leaks
+from vd.audit.shortcuts import shortcut
+from vd.config import BackboneConfig, Config, DataConfig
 from vd.errors import VdError
 from vd.tables import read_csv, write_csv
-from vd.videos.duplicates import Pair
+from vd.videos.duplicates import Pair, find_pairs
 from vd.videos.manifest import Video
 
 
@@ -146,7 +150,8 @@ def test_leaked_clips_are_left_out_by_hand(tmp_path):
     write_csv(tmp_path / "predictions_test.csv", rows)
     (tmp_path / "evaluation_test.json").write_text('{"threshold": 0.5}')
     pairs = video_pairs(videos, [Pair("id-a", "id-d", "duplicate", 0.9, False, 0.0)])
-    counted = without_leaks(tmp_path, videos, pairs)["test"]
+    predictions = read_predictions(tmp_path, videos)
+    counted = without_leaks(predictions, videos, pairs)["test"]
     assert counted["all"] == {"clips": 3, "left_out": 0, "accuracy": 2 / 3}
     assert counted["without_shared_footage"] == {
         "clips": 2,
@@ -159,9 +164,58 @@ def test_leaked_clips_are_left_out_by_hand(tmp_path):
         "left_out": 2,
         "accuracy": 0.0,
     }
-    (tmp_path / "predictions_test.csv").write_text("path,label\na,violent\n")
-    with pytest.raises(VdError, match=r"predictions_test\.csv is damaged"):
-        without_leaks(tmp_path, videos, pairs)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (None, "predictions_test.csv does not exist"),
+        ("path,label\na,violent\n", "predictions_test.csv is damaged"),
+        ("path,label,probability\na,violent,nan\n", "predictions_test.csv is damaged"),
+        ("path,label,probability\na,violent,0.9\n", "1 rows .* the run's 2 .* 'b'"),
+        (
+            "path,label,probability\na,violent,0.9\n./b,violent,0.9\n",
+            "2 rows .* 2 test clips, './b' for one",
+        ),
+        (
+            "path,label,probability\na,violent,1\na,violent,1\nb,violent,1\n",
+            "3 rows that are not the run's 2 test clips",
+        ),
+    ],
+)
+def test_predictions_that_are_not_those_of_the_test_clips_are_refused(
+    tmp_path, table, told
+):
+    videos = [video("a", 1, "test"), video("b", 1, "test"), video("c", 0, "train")]
+    evaluation = tmp_path / "evaluation_test.json"
+    evaluation.write_text('{"threshold": 0.5}')
+    if table is not None:
+        (tmp_path / "predictions_test.csv").write_text(table)
+    with pytest.raises(VdError, match=told):
+        read_predictions(tmp_path, videos)
+    (tmp_path / "predictions_test.csv").touch()
+    for text in ("{}", "[]", '{"threshold": null}'):
+        evaluation.write_text(text)
+        with pytest.raises(VdError, match=r"evaluation_test\.json has no threshold"):
+            read_predictions(tmp_path, videos)
+    evaluation.unlink()
+    with pytest.raises(VdError, match=r"evaluation_test\.json does not exist"):
+        read_predictions(tmp_path, videos)
+
+
+def test_a_run_with_cut_predictions_is_refused_before_the_work(
+    trained, clips, backbone, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0] / "run", run)
+    table = run / "predictions_test.csv"
+    table.write_bytes(b"".join(table.read_bytes().splitlines(keepends=True)[:-3]))
+    done = vd(
+        "audit", "--dataset-path", clips, "--cache-dir", tmp_path / "cache", "--report-dir",
+        tmp_path / "report", "--backbone", backbone, "--checkpoint-dir", run, code=2,
+    )  # fmt: skip
+    assert "has 5 rows that are not the run's 8 test clips" in done.stderr
+    assert not (tmp_path / "report" / "ledger.csv").exists()
 
 
 def test_pairs_of_files_and_groups_cut_by_hand():
@@ -232,3 +286,27 @@ def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tm
         "audit", *arguments, "--report-dir", tmp_path / "r", "--splits-file", absent, code=2
     )  # fmt: skip
     assert f"--splits-file {absent} does not exist" in done.stderr
+
+
+def test_a_file_that_vanishes_late_stays_in_the_report(
+    clips, backbone, tmp_path, monkeypatch
+):
+    root = tmp_path / "set"
+    shutil.copytree(clips / "train", root)
+    config = Config(
+        DataConfig(root, tmp_path / "cache"),
+        backbone=BackboneConfig(backbone=str(backbone)),
+    )
+
+    def vanishing(fingerprints):
+        for path in root.rglob("*.mp4"):
+            path.unlink()
+        return find_pairs(fingerprints)
+
+    monkeypatch.setattr("vd.audit.audit.find_pairs", vanishing)
+    quick = partial(shortcut, permutations=1)
+    monkeypatch.setattr("vd.audit.shortcuts.shortcut", quick)
+    values = audit(config, tmp_path / "report")
+    assert values["ledger"]["usable"] == 16
+    assert values["shortcuts"]["metadata"]["clips"] == 16
+    assert (tmp_path / "report" / "audit.html").exists()

@@ -18,7 +18,7 @@ import numpy as np
 from vd.atomic import make_folder, write_json, write_text
 from vd.audit import shortcuts
 from vd.audit.findings import findings
-from vd.audit.leakage import groups_cut, video_pairs, without_leaks
+from vd.audit.leakage import groups_cut, read_predictions, video_pairs, without_leaks
 from vd.audit.page import audit_page, shown_pairs
 from vd.config import Config
 from vd.errors import VdError
@@ -45,7 +45,8 @@ def audit(
 
     Splits are those of `run_dir`, whose test predictions are then counted again without
     leaked clips; without a run the data set's own, else those kept in the splits file.
-    Raises `VdError` when the run was trained on files that the data set lacks.
+    Raises `VdError` when the run was trained on files that the data set lacks, or its test
+    predictions are not whole.
     """
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
@@ -53,8 +54,10 @@ def audit(
     given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
     own_splits = any(video.split for video in given)
     relabelled: list[str] = []
+    predictions = None
     if run_dir is not None:
         videos, relabelled = _as_in_run(given, run_dir, config.data.dataset_path)
+        predictions = read_predictions(run_dir, videos)
     else:
         videos = given if own_splits else kept_splits(given, config)
     ledger, fingerprints = fingerprint_videos(videos, config.data, config.decode)
@@ -71,7 +74,7 @@ def audit(
         "groups": len({v.group for v in usable if v.group}) or None,
         "groups_cut": groups_cut(usable),
         "relabelled": relabelled,
-        "run": without_leaks(run_dir, usable, pairs) if run_dir else None,
+        "run": predictions and without_leaks(predictions, usable, pairs),
         "one_class_groups": _one_class_groups(usable),
         "shortcuts": _shortcuts(ledger, fingerprints, found, backbone, config),
     }
@@ -145,7 +148,7 @@ def _shortcuts(
     pictures = [kept[video.id] for video in chosen]
     features = {
         "metadata": shortcuts.metadata(
-            [video.path for video in chosen],
+            [video.size for video in chosen],
             [entries[video.id].outcome for video in chosen],
             [fingerprints[video.id] for video in chosen],
         ),

@@ -105,26 +105,69 @@ def groups_cut(videos: Iterable[Video]) -> list[dict[str, Any]]:
     ]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a run said of its test clips: whether it was right, by name."""
+
+    run_dir: Path
+    threshold: float
+    correct: Mapping[str, bool]
+
+
+def read_predictions(run_dir: Path, videos: Iterable[Video]) -> Predictions:
+    """A run's predictions of its test clips; `videos` carry the run's splits.
+
+    Raises `VdError` when the run is not evaluated, or its predictions are damaged or not
+    those of its test clips, each once: what they lacked would pass for free of leaks.
+    """
+    remedy = "run vd evaluate on the run to write it again"
+    evaluation, path = (
+        run_dir / "evaluation_test.json",
+        run_dir / "predictions_test.csv",
+    )
+    for file in (evaluation, path):
+        if not file.exists():
+            raise VdError(f"{file} does not exist; {remedy}.")
+    try:
+        threshold = float(read_json(evaluation, remedy)["threshold"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise VdError(f"{evaluation} has no threshold; {remedy}.") from error
+    rows = read_csv(path)
+    try:
+        correct = {
+            row["path"]: (_probability(row) >= threshold)
+            == bool(CLASSES.index(row["label"]))
+            for row in rows
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+    names = {video.name for video in videos if video.split == "test"}
+    if len(rows) != len(names) or correct.keys() != names:
+        odd = min(correct.keys() ^ names, default=None)
+        told = f", {odd!r} for one that differs" if odd is not None else ""
+        raise VdError(
+            f"{path} has {len(rows)} rows that are not the run's {len(names)} test clips"
+            f"{told}; {remedy}."
+        )
+    return Predictions(run_dir, threshold, correct)
+
+
+def _probability(row: Mapping[str, str]) -> float:
+    """The probability in a row; raises `ValueError` when it is none."""
+    value = float(row["probability"])
+    if not 0 <= value <= 1:
+        raise ValueError(f"{value} is no probability")
+    return value
+
+
 def without_leaks(
-    run_dir: Path, videos: Sequence[Video], pairs: Iterable[VideoPair]
+    predictions: Predictions, videos: Sequence[Video], pairs: Iterable[VideoPair]
 ) -> dict[str, Any]:
     """A run's test accuracy with all its predictions, and without the leaked clips.
 
     A test clip is leaked when its footage, its scene or its group is in another part.
     `videos` and `pairs` carry the run's splits. Nothing is trained or scored.
-    Raises `VdError` when the run is not evaluated, or its predictions are damaged.
     """
-    path = run_dir / "predictions_test.csv"
-    remedy = "run vd evaluate on the run to write it again"
-    threshold = read_json(run_dir / "evaluation_test.json", remedy)["threshold"]
-    try:
-        correct = {
-            row["path"]: (float(row["probability"]) >= threshold)
-            == bool(CLASSES.index(row["label"]))
-            for row in read_csv(path)
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
     leaked: dict[str, set[str]] = {"footage": set(), "scene": set(), "group": set()}
     for pair in pairs:
         if pair.across_splits and "test" in pair.splits:
@@ -132,12 +175,14 @@ def without_leaks(
             leaked["footage" if pair.same_footage else "scene"].add(clip.name)
     cut = {row["group"] for row in groups_cut(videos)}
     leaked["group"] = {v.name for v in videos if v.split == "test" and v.group in cut}
+    correct = predictions.correct
     rows = {"all": _accuracy(correct, set())}
     seen: set[str] = set()
     for reason, names in leaked.items():
         seen = seen | names
         rows[f"without_shared_{reason}"] = _accuracy(correct, seen)
-    return {"run": str(run_dir), "threshold": threshold, "test": rows}
+    run = str(predictions.run_dir)
+    return {"run": run, "threshold": predictions.threshold, "test": rows}
 
 
 def _accuracy(correct: Mapping[str, bool], left_out: set[str]) -> dict[str, Any]:

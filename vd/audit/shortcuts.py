@@ -7,7 +7,6 @@ laid out group by group in random order, so that a group's clips keep belonging 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -106,15 +105,14 @@ def picture_model() -> Any:
 
 
 def metadata(
-    paths: Sequence[Path],
+    sizes: Sequence[int],
     outcomes: Sequence[Outcome],
     fingerprints: Sequence[Fingerprint],
 ) -> Features:
-    """Width, height, rate, frames, seconds, bytes, bit rate, brightness, bars, codec."""
+    """Of files of `sizes` bytes: width, height, rate, frames, seconds, bytes, bit rate, brightness, bars, codec."""
     rows = []
     codecs = sorted({outcome.codec for outcome in outcomes})
-    for path, outcome, made in zip(paths, outcomes, fingerprints, strict=True):
-        size = path.stat().st_size
+    for size, outcome, made in zip(sizes, outcomes, fingerprints, strict=True):
         seconds = outcome.duration or outcome.frames / (outcome.fps or 25.0)
         rows.append(
             [

@@ -23,11 +23,11 @@ Row = dict[str, str]
 
 
 def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
-    """Give every readable video its content hash; unchanged files are not read again.
+    """Give every readable video its content hash and size; unchanged files are not read again.
 
     A file is unchanged when its path, size and modification time are those in
     `hashes_file`, which grows as hashes are made, so that an interrupt loses none. Files
-    that are missing, empty, unreadable or not regular get "".
+    that are missing, empty, unreadable or not regular get "" and 0.
     """
     known = {
         row["path"]: row
@@ -38,9 +38,11 @@ def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
     todo = {row["path"]: row for row in now if row and not _is_same(row, known)}
     _hash_all(list(todo.values()), known, hashes_file)
     return [
-        dataclasses.replace(video, id=known[row["path"]]["sha256"])
+        dataclasses.replace(
+            video, id=known[row["path"]]["sha256"], size=int(row["size"])
+        )
         if row and _is_same(row, known)
-        else dataclasses.replace(video, id="")
+        else dataclasses.replace(video, id="", size=0)
         for video, row in zip(videos, now, strict=True)
     ]
 

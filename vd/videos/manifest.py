@@ -46,6 +46,7 @@ class Video:
     split: str = ""  # train, val, test, or "" while unassigned
     group: str = ""  # what no split may cut in two; "" is the clip itself
     id: str = ""
+    size: int = 0  # bytes, when its content is known
 
 
 @dataclass(frozen=True)
