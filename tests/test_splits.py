@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vd.config import Config, DataConfig, SplitConfig
 from vd.errors import VdError
-from vd.tables import read_csv
+from vd.tables import read_csv, write_csv
 from vd.videos.groups import merge_groups
 from vd.videos.hashes import identify
 from vd.videos.manifest import Video, read_manifest
@@ -19,6 +19,7 @@ from vd.videos.splits import (
     folds,
     keep_splits,
     kept_splits,
+    split,
     splits_file,
     with_splits,
 )
@@ -280,3 +281,27 @@ def test_the_splits_file_goes_by_where_a_data_set_is(tmp_path, monkeypatch):
     assert (
         len({splits_file(Config(DataConfig(Path(name)))).name for name in names}) == 1
     )
+
+
+@pytest.mark.parametrize("written", ["set.csv", "sub/../set.csv", "link.csv", "s.csv"])
+def test_a_manifest_in_place_of_the_data_set_or_the_splits_is_refused(
+    tmp_path, written
+):
+    (tmp_path / "sub").mkdir()
+    rows = []
+    for i in range(20):
+        (tmp_path / f"{i}.mp4").write_bytes(bytes([i]))
+        label = ("fight", "normal")[i % 2]
+        rows.append({"path": f"{i}.mp4", "label": label, "camera": f"camera {i}"})
+    table = tmp_path / "set.csv"
+    write_csv(table, rows)
+    (tmp_path / "link.csv").symlink_to("set.csv")
+    before = table.read_bytes()
+    data = DataConfig(table, tmp_path / "cache")
+    settings = Config(data, SplitConfig(splits_file=tmp_path / "s.csv"))
+    with pytest.raises(VdError, match=f"--manifest .*{written} is the file of"):
+        split(settings, manifest_file=tmp_path / written)
+    assert table.read_bytes() == before
+    assert not (tmp_path / "s.csv").exists()  # said before any work
+    split(settings, manifest_file=tmp_path / "other.csv")
+    assert len(read_csv(tmp_path / "other.csv")) == 20

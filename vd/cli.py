@@ -108,15 +108,11 @@ class Split:
 
     def __call__(self) -> int:
         """Write the splits file, which training then takes; print its counts."""
-        from vd.videos.manifest import write_manifest
         from vd.videos.splits import split
 
         validate(self)
         config = Config(self.data, self.splits, self.decode)
-        videos = split(config, self.merge_duplicates)
-        if self.manifest is not None:
-            write_manifest(self.manifest, videos)
-            say(f"written: {self.manifest}")
+        split(config, self.merge_duplicates, self.manifest)
         return 0
 
 

@@ -15,7 +15,13 @@ from vd.progress import say
 from vd.tables import read_csv, write_csv
 from vd.videos.groups import components, merge_groups
 from vd.videos.hashes import identify
-from vd.videos.manifest import SPLITS, Video, read_manifest, split_rows
+from vd.videos.manifest import (
+    SPLITS,
+    Video,
+    read_manifest,
+    split_rows,
+    write_manifest,
+)
 
 _COLUMNS = {"path", "label", "split", "group", "id"}
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
@@ -91,12 +97,21 @@ def fold_splits(
         ]
 
 
-def split(config: Config, merge_duplicates: bool = False) -> list[Video]:
+def split(
+    config: Config, merge_duplicates: bool = False, manifest_file: Path | None = None
+) -> list[Video]:
     """Assign splits and keep them in the splits file, which training then takes.
 
     With `merge_duplicates` clips of the same footage or scene become one group first,
-    which decodes every file. Raises `VdError` when the data set has splits of its own.
+    which decodes every file. `manifest_file` is written as well. Raises `VdError` when the
+    data set has splits of its own, or is the file to be written.
     """
+    for path in (config.data.dataset_path, splits_file(config)):
+        if manifest_file is not None and manifest_file.resolve() == path.resolve():
+            raise VdError(
+                f"--manifest {manifest_file} is the file of the data set or of the splits, "
+                "and would be overwritten; name another file."
+            )
     manifest = read_manifest(config.data)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
         raise VdError(
@@ -116,6 +131,9 @@ def split(config: Config, merge_duplicates: bool = False) -> list[Video]:
     for line in _count_splits(videos):
         say(line)
     keep_splits(videos, config)
+    if manifest_file is not None:
+        write_manifest(manifest_file, videos)
+        say(f"written: {manifest_file}")
     return videos
 
 
