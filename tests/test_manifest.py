@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
 from vd.errors import VdError
 from vd.tables import read_csv, write_csv
 from vd.videos.hashes import identify
 from vd.videos.manifest import read_manifest, write_manifest
+from vd.videos.outcome import check_file
 
 
 def touch(root, *names):
@@ -77,6 +79,40 @@ def test_folder_named_like_a_video_and_link_loops_are_entries(tmp_path):
         "normal/b.mp4",
         "normal/dir.mp4",
     ]
+
+
+def test_a_folder_that_may_not_be_read_stands_for_its_files():
+    with open_folder() as folder:
+        touch(folder, "fight/a.mp4", "fight/shut/b.mp4", "fight/listed/c.mp4")
+        touch(folder, "normal/d.mp4")
+        for name, mode in (("shut", 0), ("listed", 0o444), ("", 0o755)):
+            (folder / "fight" / name).chmod(mode)
+        with unprivileged():
+            videos = read(folder).videos
+            reasons = {video.name: check_file(video.path) for video in videos}
+        assert reasons == {
+            "fight/a.mp4": "",
+            "fight/listed": "unreadable",
+            "fight/shut": "unreadable",
+            "normal/d.mp4": "",
+        }
+        (folder / "normal").chmod(0)
+        with unprivileged():
+            assert [v.label for v in read(folder).videos] == [1, 1, 1, 0]
+
+
+def test_a_split_folder_that_may_not_be_read_is_said(capsys):
+    with open_folder() as folder:
+        touch(folder, "train/fight/a.mp4", "train/normal/b.mp4", "test/fight/c.mp4")
+        (folder / "test").chmod(0)
+        with unprivileged():
+            manifest = read(folder)
+        assert [v.name for v in manifest.videos] == [
+            "train/fight/a.mp4",
+            "train/normal/b.mp4",
+        ]
+        assert manifest.ignored == ("test",)
+        assert f"{folder / 'test'} may not be read" in capsys.readouterr().err
 
 
 def test_csv_with_groups_relative_to_it(tmp_path):

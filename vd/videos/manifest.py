@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vd.config import DataConfig
 from vd.errors import VdError
+from vd.progress import say
 from vd.tables import numbered_rows, write_csv
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
@@ -134,33 +135,56 @@ def _read_folder(root: Path, config: DataConfig) -> Manifest:
     videos: list[Video] = []
     for folder in folders:
         split = _SPLIT_NAMES[_normal(folder.name)] if any(is_split) else ""
-        classes = sorted(folder.iterdir()) if split else [folder]
-        for class_folder in classes:
+        classes = _entries(folder) if split else [folder]
+        if classes is None:
+            say(f"WARNING: {folder} may not be read: what is in it is left out")
+            ignored.append(folder.name)
+        for class_folder in classes or ():
             if class_folder.name.startswith("."):
                 continue
             if not class_folder.is_dir():
                 ignored.append(class_folder.relative_to(root).as_posix())
                 continue
             label = _label(class_folder.name, str(class_folder), config.positive_class)
-            for path in _files(class_folder):
+            for path, is_video in _files(class_folder):
                 name = path.relative_to(root).as_posix()
-                if path.suffix.lower() in _VIDEO_SUFFIXES:
+                if is_video:
                     videos.append(Video(path, name, label, split))
                 else:
                     ignored.append(name)
     return Manifest(tuple(videos), tuple(ignored))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Files below `folder` in order of name; links to folders are not followed."""
-    for entry in sorted(folder.iterdir()):
+def _entries(folder: Path) -> list[Path] | None:
+    """What is in a folder, in order of name; None when it may not be read."""
+    try:
+        entries = sorted(folder.iterdir())
+        for entry in entries:
+            os.stat(
+                entry, follow_symlinks=False
+            )  # a folder may be listed but not entered
+    except PermissionError:
+        return None
+    return entries
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Files below `folder` in order of name, and whether they are videos by name.
+
+    Links to folders are not followed. A folder that may not be read stands for what is in
+    it, so that the ledger has it as unreadable.
+    """
+    entries = _entries(folder)
+    if entries is None:
+        yield folder, True
+    for entry in entries or ():
         if entry.name.startswith("."):
             continue
         is_folder = entry.is_dir() and not entry.is_symlink()
         if is_folder and entry.suffix.lower() not in _VIDEO_SUFFIXES:
             yield from _files(entry)
         else:
-            yield entry
+            yield entry, entry.suffix.lower() in _VIDEO_SUFFIXES
 
 
 def _read_csv(path: Path, config: DataConfig) -> Manifest:

@@ -67,7 +67,8 @@ def check_file(path: Path) -> Reason:
     """Why a path cannot be a video, without opening it: a named pipe would hang."""
     try:
         status = os.stat(path)
-        readable = os.access(path, os.R_OK, effective_ids=True)
+        mode = os.R_OK | os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
+        readable = os.access(path, mode, effective_ids=True)
     except PermissionError:
         return "unreadable"
     except (OSError, ValueError):  # missing, a loop of links, no possible name
