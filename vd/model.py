@@ -1,7 +1,8 @@
 """The detector: projection, bidirectional LSTM, attention pooling, one logit a clip.
 
-A user's own head stands in its place (docs/extending.md). A head draws no random number: dropout masks come in as arguments, so that a training
-step depends on (seed, step, index in the batch) alone and on no number of devices.
+A user's own head may stand in its place (docs/extending.md). A head draws no random number:
+dropout masks come in as arguments, so that a training step depends on (seed, step, index in
+the batch) alone and on no number of devices.
 """
 
 from typing import Any, NamedTuple

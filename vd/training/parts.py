@@ -5,6 +5,7 @@ targets being smoothed. A run names each by its import path and the SHA-256 of t
 that defines it; what that file imports is the user's to keep.
 """
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.atomic import sha256_file
 from vd.config import Config, ModelConfig, TrainingConfig
 from vd.errors import VdError
 
@@ -97,7 +97,7 @@ class Parts(NamedTuple):
             if file is None
             else {
                 "import": _import_path(getattr(self, name)),
-                "sha256": sha256_file(Path(file)),
+                "sha256": _sha256(Path(file)),
             }
             for name, file in files.items()
         }
@@ -131,7 +131,7 @@ def _import(name: str, kept: Mapping[str, str], file: Path) -> Any:
     module_name, _, path = kept["import"].partition(":")
     candidates = [place for place in (_place(module_name), file) if place is not None]
     present = [place for place in candidates if place.is_file()]
-    same = [place for place in present if sha256_file(place) == kept["sha256"]]
+    same = [place for place in present if _sha256(place) == kept["sha256"]]
     if not same:
         raise VdError(
             f"{file}, which defines the {name} {kept['import']} of this run, "
@@ -165,6 +165,11 @@ def _module(file: Path, name: str, sha256: str) -> ModuleType:
         del sys.modules[alias]
         raise
     return module
+
+
+def _sha256(file: Path) -> str:
+    """SHA-256 of a source file's bytes."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _place(module_name: str) -> Path | None:
