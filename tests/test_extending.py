@@ -1,5 +1,6 @@
 """docs/extending.md, word for word: a head, a loss, a backbone; and what restoring refuses."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -14,7 +15,6 @@ import pytest
 
 from tests.command_line import VD
 from tests.fabricated import write_tiny_backbone
-from vd.atomic import sha256_file
 from vd.config import Config, DataConfig
 from vd.errors import VdError
 from vd.evaluation.evaluate import restore
@@ -188,7 +188,12 @@ def test_what_a_users_file_raises_is_one_sentence(tmp_path):
     built_in = Parts().identity()
     config = {
         "identity": built_in
-        | {"head": {"import": "broken_head:Head", "sha256": sha256_file(file)}},
+        | {
+            "head": {
+                "import": "broken_head:Head",
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            }
+        },
         "part_files": {"head": str(file), "loss": None},
     }
     with pytest.raises(
