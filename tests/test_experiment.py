@@ -10,6 +10,7 @@ import pytest
 from tests.broken import render_slow
 from tests.command_line import digests, train, vd
 from vd.tables import read_csv
+from vd.training import run_folder
 
 RUN_FILES = {
     "config.json", "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "checkpoints",
@@ -23,7 +24,7 @@ def test_run_folder_is_complete(trained):
     assert {p.name for p in run.iterdir()} >= RUN_FILES
     assert list(run.glob("events.out.tfevents.*"))
     config = json.loads((run / "config.json").read_text())
-    assert config["format"] == 2
+    assert config["format"] == run_folder.FORMAT
     assert config["label_map"] == {"nonviolent": 0, "violent": 1}
     assert config["settings"]["training"]["epochs"] == 3
     rows = [
