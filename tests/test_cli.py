@@ -94,7 +94,7 @@ def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
     assert process.returncode == code
     assert "interrupted" in rest
     assert "Traceback" not in rest
-    assert "going on after epoch" in vd(*command[3:]).stderr
+    assert "going on from step" in vd(*command[3:]).stderr
 
 
 def test_an_interrupted_extraction_keeps_what_it_has(clips, tmp_path):

@@ -46,13 +46,13 @@ def test_padding_changes_nothing(params, mixed_precision):
 
 
 def test_without_a_projection_features_go_straight_into_the_lstm():
-    config = ModelConfig(8, 0, 8, 0.3, False)
-    direct = init_params(config, D, jax.random.key(0))
+    head = Detector(ModelConfig(8, 0, 8, 0.3, False))
+    direct = init_params(head, D, jax.random.key(0))
     assert "projection" not in direct
     assert direct["lstm"]["input"]["kernel"].shape == (D, 64)
     clip = clips(1, frames=[5])[0][None]
-    masks = draw_dropout(config, jax.random.split(jax.random.key(1), 1))
-    assert apply(config, direct, clip, np.ones((1, 5)), masks).shape == (1,)
+    masks = draw_dropout(head, jax.random.split(jax.random.key(1), 1))
+    assert apply(head, direct, clip, np.ones((1, 5)), masks).shape == (1,)
 
 
 def test_parameter_count(params):
