@@ -34,7 +34,7 @@ from benchmarks.store import drop, fill, open_store, seconds, shards
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.devices import training_devices
 from vd.features.store import FeatureStore
-from vd.model import init_params
+from vd.model import Detector, init_params
 from vd.training import batches
 from vd.training.batches import FeatureSet, training_batches
 from vd.training.checkpoints import Checkpoints
@@ -140,7 +140,7 @@ def measure_growth(
     train_step = make_train_step(config, optimizer, training_devices(None, BATCH))
 
     def first_state() -> TrainState:
-        params = init_params(config.model, dim, jax.random.key(0))
+        params = init_params(Detector(config.model), dim, jax.random.key(0))
         return TrainState(np.zeros((), np.int32), params, optimizer.init(params))
 
     runs = {

@@ -38,7 +38,7 @@ from benchmarks.train_step_peers import (
 )
 from vd.config import Config, DataConfig, ModelConfig
 from vd.devices import training_devices
-from vd.model import init_params
+from vd.model import Detector, init_params
 from vd.training.batches import Batch
 from vd.training.optimizer import learning_rate, make_optimizer
 from vd.training.step import TrainState, make_train_step
@@ -58,7 +58,7 @@ def main(rounds: int = 15, steps: int = 4, devices: int | None = None) -> None:
     for shape, projection in SHAPES.items():
         model = ModelConfig(projection_size=projection, mixed_precision=False)
         config = Config(DataConfig(Path()), model=model)
-        params = jax.device_get(init_params(model, DIM, jax.random.key(0)))
+        params = jax.device_get(init_params(Detector(model), DIM, jax.random.key(0)))
         check(config, params, features[:8])
         runs = {
             "ours": our_step(config, params, features, labels, ours),

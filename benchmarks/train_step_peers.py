@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from vd.config import Config, ModelConfig, usable_cores
-from vd.model import DropoutMasks, apply, draw_dropout
+from vd.model import Detector, DropoutMasks, apply, draw_dropout
 from vd.training.loss import focal_loss
 from vd.training.optimizer import learning_rate, make_optimizer
 
@@ -37,7 +37,9 @@ def flax_step(
     def step(state: Any, features: Any, labels: Any) -> Any:
         number, params, moments = state
         key = jax.random.fold_in(jax.random.key(0), number)
-        dropout = draw_dropout(config.model, jax.random.split(key, len(labels)))
+        dropout = draw_dropout(
+            Detector(config.model), jax.random.split(key, len(labels))
+        )
 
         def loss(params: Any) -> Any:
             logits = model.apply({"params": params}, features, dropout)
@@ -158,7 +160,7 @@ class TorchDetector(torch.nn.Module):
 def check(config: Config, params: Any, features: np.ndarray) -> None:
     """Raise unless all peers give vd's logits."""
     mask = np.ones(features.shape[:2], np.float32)
-    expected = np.asarray(apply(config.model, params, features, mask))
+    expected = np.asarray(apply(Detector(config.model), params, features, mask))
     theirs = flax_params(params, config.model.hidden_size)
     flax_logits = FlaxDetector(config.model).apply({"params": theirs}, features)
     np.testing.assert_allclose(flax_logits, expected, atol=1e-4)
