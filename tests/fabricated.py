@@ -107,16 +107,18 @@ def metrics_without_timing(folder):
 
 
 def write_tiny_backbone(
-    path, size=32, dim=8, channels_first=False, metadata=None, batch="N", softmax=None
-):
+    path, size=32, dim=8, channels_first=False, metadata=None, batch="N", softmax=None,
+    of_bytes=False, scale=1.0, **how_saved,
+):  # fmt: skip
     """An ONNX file that takes float images of side `size` to `dim` values: fast and crude.
 
-    `batch` is its batch size where that is fixed; `softmax` an axis to normalise over.
+    `batch` is its batch size where that is fixed; `softmax` an axis to normalise over;
+    `of_bytes` makes it take uint8 images; `scale` multiplies its weights.
     """
     from onnx import TensorProto, helper, numpy_helper, save
 
     rng = np.random.default_rng(0)
-    weights = rng.normal(size=(3 * 16, dim)).astype(np.float32) / 500
+    weights = rng.normal(size=(3 * 16, dim)).astype(np.float32) * scale / 500
     shape = [batch, 3, size, size] if channels_first else [batch, size, size, 3]
     side = size // 4
     nodes = [
@@ -139,10 +141,15 @@ def write_tiny_backbone(
     if softmax is not None:
         nodes[-1].output[0] = "raw"
         nodes.append(helper.make_node("Softmax", ["raw"], ["features"], axis=softmax))
+    kind = TensorProto.UINT8 if of_bytes else TensorProto.FLOAT
+    if of_bytes:
+        nodes[0].input[0] = "floats"
+        cast = helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)
+        nodes.insert(0, cast)
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("images", kind, shape)],
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, [batch, dim])],
         [numpy_helper.from_array(weights, "weights")],
     )
@@ -151,5 +158,5 @@ def write_tiny_backbone(
     )
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=value)
-    save(model, str(path))
+    save(model, str(path), **how_saved)
     return path

@@ -1,6 +1,8 @@
 """Extraction on a Ray cluster: the same records and the same ledger as on one machine."""
 
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -91,3 +93,35 @@ def test_without_a_cluster_one_sentence_says_how_to_start_one(
     )
     assert "no Ray cluster answers at --ray-address" in done.stderr.splitlines()[-1]
     assert "ray start --head" in done.stderr.splitlines()[-1]
+
+
+def test_a_port_that_is_not_rays_is_one_sentence(clips, backbone, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:  # takes calls, says nothing
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        asked = [*arguments(clips, backbone, tmp_path / "cache"), "--executor", "ray"]
+        done = vd(*asked, "--ray-address", address, code=2, timeout=120)
+    assert f"no Ray cluster answers at --ray-address {address}" in done.stderr
+
+
+def test_sigterm_keeps_finished_chunks_and_nothing_is_printed_for_programs(
+    cluster, clips, backbone, tmp_path
+):
+    cache = tmp_path / "cache"
+    ray = ["--executor", "ray", "--ray-address", cluster.address]
+    command = [*map(str, [*VD, *arguments(clips, backbone, cache), *ray])]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not list(cache.rglob("index-00001.csv")):
+            time.sleep(0.01)
+        process.terminate()
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert printed == ""
+    assert said.splitlines()[-1].startswith("vd: interrupted; finished work is kept")
+    kept = set(store_in(cache, backbone).rows)
+    assert len(kept) >= 2
+    done = vd(*arguments(clips, backbone, cache), *ray)
+    assert done.stdout == ""
+    assert set(store_in(cache, backbone).rows) > kept
+    assert verify_store(store_in(cache, backbone), []) == []

@@ -22,7 +22,7 @@ from tests.broken import (
 )
 from tests.decoding import SMALL, decode, outcome
 from tests.unprivileged import open_folder, unprivileged
-from vd.videos.decode import decode_stretch, probe_duration
+from vd.videos.decode import decode_stretch
 from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome
 
@@ -305,10 +305,3 @@ def test_a_fault_with_which_a_file_ends_is_truncation(tmp_path, name, options, s
     result = outcome(path)
     assert (result.outcome, result.reason) == ("partial", "truncated")
     assert outcome(path, seconds=0.5) == result
-
-
-def test_probes_the_duration(tmp_path):
-    path = render(tmp_path / "a.mkv", noisy_frames(50))
-    assert probe_duration(path) == 2.0
-    for name in make_broken(tmp_path):
-        assert 0 <= probe_duration(tmp_path / name) <= 2

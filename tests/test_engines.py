@@ -1,5 +1,7 @@
 """Engines: both forms of the backbone agree, whatever the batch."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -142,3 +144,42 @@ def test_a_flag_wins_over_wrong_metadata(tmp_path):
     file = write_tiny_backbone(tmp_path / "tiny.onnx", metadata={"vd.size": "abc"})
     backbone = find_backbone(BackboneConfig(backbone=str(file), backbone_size=32))
     assert engines.OnnxEngine(backbone).dim == 8
+
+
+def test_weights_in_another_file_are_part_of_the_network(tmp_path):
+    beside = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+    made = {}
+    for name, scale in (("one", 1.0), ("same", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "tiny.onnx"
+        write_tiny_backbone(file, scale=scale, **beside)
+        assert (tmp_path / name / "weights").exists()
+        made[name] = find_backbone(BackboneConfig(backbone=str(file)))
+    files = {name: backbone.file.read_bytes() for name, backbone in made.items()}
+    assert files["one"] == files["other"]  # all that differs lies beside them
+    marks = {name: backbone.description["sha256"] for name, backbone in made.items()}
+    assert marks["one"] == marks["same"] != marks["other"]
+    copy = tmp_path / "copy.onnx"  # as a run folder has it
+    copy.write_bytes(made["other"].content)
+    alone = find_backbone(BackboneConfig(backbone=str(copy)))
+    assert alone.description["sha256"] == marks["other"]
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(
+        engines.OnnxEngine(alone)(images), engines.OnnxEngine(made["other"])(images)
+    )
+    shutil.copy(made["one"].file, tmp_path / "lost.onnx")  # without its weights
+    with pytest.raises(VdError, match=r"lost\.onnx is no ONNX file that"):
+        find_backbone(BackboneConfig(backbone=str(tmp_path / "lost.onnx")))
+
+
+@pytest.mark.parametrize("flag", ["backbone_mean", "backbone_std"])
+def test_a_network_of_bytes_is_given_no_normalisation(tmp_path, flag):
+    file = str(write_tiny_backbone(tmp_path / "tiny.onnx", of_bytes=True))
+    images = np.full((2, 32, 32, 3), 100, np.uint8)
+    assert engines.OnnxEngine(find_backbone(BackboneConfig(backbone=file)))(
+        images
+    ).any()
+    with pytest.raises(
+        VdError, match=f"--{flag.replace('_', '-')} goes with a network"
+    ):
+        find_backbone(BackboneConfig(backbone=file, **{flag: 2.0}))

@@ -1,6 +1,7 @@
 """Extraction: whatever kills, fills or damages it, a rerun ends with the same records."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -9,17 +10,21 @@ import numpy as np
 import pytest
 
 from tests.command_line import VD, vd
+from tests.fabricated import write_tiny_backbone
 from vd.config import (
     BackboneConfig,
     Config,
     DataConfig,
 )
+from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.compute import open_store
-from vd.features.extract import extract
+from vd.features.extract import extract, ratio_estimate
 from vd.features.verify import verify_store
 from vd.videos.hashes import identify
 from vd.videos.manifest import read_manifest
+from vd.videos.synthetic import render_episode
+from vd.videos.workers import decode_videos
 
 CHUNK = 4  # videos a shard, so that 32 clips are several
 SCRIPT = f"""
@@ -93,7 +98,7 @@ def test_20_kills_at_random_moments_change_no_byte(
     assert not verify_store(store, [])
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "zeroed", "missing", "swapped"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "zeroed", "swapped", "renamed"])
 def test_verify_finds_what_is_damaged_and_makes_it_again(
     clips, backbone, tmp_path, undisturbed, monkeypatch, capsys, damage
 ):
@@ -109,10 +114,14 @@ def test_verify_finds_what_is_damaged_and_makes_it_again(
         shard.write_bytes(content[:middle])
     elif damage == "zeroed":
         shard.write_bytes(content[:middle] + bytes(300) + content[middle + 300 :])
-    elif damage == "missing":
-        shard.unlink()
-    else:  # another shard's records, whole in themselves
+    elif damage == "swapped":  # another shard's records, whole in themselves
         shutil.copy(shard.with_name(shard.name[:-1] + "0"), shard)
+    else:  # its index gives the records of one video to another
+        index = shard.with_name("index-00002.csv")
+        head, first, second, *rest = index.read_text().splitlines()
+        (a, *of_a), (b, *of_b) = first.split(","), second.split(",")
+        rows = [head, ",".join([b, *of_a]), ",".join([a, *of_b]), *rest]
+        index.write_text("\n".join(rows) + "\n")
     capsys.readouterr()
     store, ledger = extraction(clips, backbone, tmp_path, verify=True)
     said = capsys.readouterr().err
@@ -201,3 +210,139 @@ def test_the_fast_preset_stores_one_view_and_the_best_three_streams(
         row = next(iter(store.rows.values()))
         facts[preset] = row.views, store.read(row.id, 0).shape[1]
     assert facts == {"fast": (1, 2 * 8), "best": (2, 3 * 8)}
+
+
+@pytest.mark.parametrize("lost", ["index cut", "index negative", "shard"])
+def test_a_lost_shard_or_index_is_made_again_by_a_plain_rerun(
+    clips, backbone, tmp_path, undisturbed, monkeypatch, capsys, lost
+):
+    monkeypatch.setattr("vd.features.shards._MOST_VIDEOS", CHUNK)
+    store, _ = extraction(clips, backbone, tmp_path)
+    index = store.directory / "index-00002.csv"
+    content = index.read_text()
+    if lost == "shard":
+        (store.directory / "features-videos.array_record-00002").unlink()
+    elif lost == "index cut":
+        index.write_text(content[: len(content) // 2])
+    else:
+        index.write_text(content.replace(",0,2,", ",-2,2,", 1))
+        assert index.read_text() != content
+    capsys.readouterr()
+    store, _ = extraction(clips, backbone, tmp_path)
+    said = capsys.readouterr().err
+    assert "warning: shard 2 of" in said
+    assert f"extracting {CHUNK} videos" in said
+    assert records(store) == undisturbed
+    assert verify_store(store, []) == []
+    extraction(clips, backbone, tmp_path)
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_what_tfds_opens_a_store_by_is_written_again(clips, backbone, tmp_path, name):
+    store, _ = extraction(clips, backbone, tmp_path)
+    content = (store.directory / name).read_bytes()
+    (store.directory / name).unlink()
+    extraction(clips, backbone, tmp_path)
+    assert (store.directory / name).read_bytes() == content
+
+
+def test_a_file_replaced_while_it_is_decoded_is_not_kept_under_its_former_hash(
+    clips, backbone, tmp_path, monkeypatch
+):
+    root, cache = tmp_path / "set", tmp_path / "cache"
+    shutil.copytree(clips, root)
+    first, second = sorted(root.glob("train/*/*.mp4"))[:2]
+
+    def decode(paths, *arguments, **named):
+        shutil.copy(second, first)  # after it was hashed
+        yield from decode_videos(paths, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vd.features.compute.decode_videos", decode)
+        store, ledger = extraction(root, backbone, cache)
+    entry = next(e for e in ledger.entries if e.video.path == first)
+    assert (entry.outcome.outcome, entry.outcome.reason) == ("quarantined", "changed")
+    assert entry.video.id not in store.rows
+    _, ledger = extraction(root, backbone, cache)
+    assert len(ledger.usable()) == 32
+    assert {e.outcome.outcome for e in ledger.entries} == {"used"}
+
+
+def test_progress_tells_frames_a_second_and_every_stretch_of_a_long_video(
+    backbone, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("vd.progress._PLAIN_EVERY_SECONDS", 0.0)
+    root = tmp_path / "set"
+    for name in ("violent", "normal"):
+        (root / name).mkdir(parents=True)
+        render_episode(
+            root / name / "a.mp4", calm_seconds=10, violent_seconds=20, seed=len(name)
+        )
+    extraction(root, backbone, tmp_path / "cache", preset="fast")
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if "extracting:" in line
+    ]
+    assert len(lines) == 2 * 3  # stretches of 30 s
+    assert "0/2 videos" in lines[0]
+    assert "time left unknown" in lines[0]
+    rates = [int(line.split(" frames/s")[0].split()[-1]) for line in lines]
+    assert min(rates) > 0
+
+
+def test_the_promise_estimates_from_videos_all_over_the_manifest():
+    known, values = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 9.0])
+    total, error = ratio_estimate(known, values, 60.0)
+    assert total == 60 * 15 / 6
+    spread = ((2 - 2.5) ** 2 + (4 - 5.0) ** 2 + (9 - 7.5) ** 2) / 2
+    assert error == pytest.approx(60 / 2 * (spread / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.01, "free some space"), (0.96, "what fits is kept")]
+)
+def test_a_small_disk_is_refused_when_sure_and_else_warned_of(
+    clips, backbone, tmp_path, monkeypatch, capsys, share, words
+):
+    store, _ = extraction(clips, backbone, tmp_path / "first")
+    needed = sum(
+        row.views * row.frames * 3 * 8 * 2 for row in store.rows.values()
+    )  # bytes of its numbers
+    monkeypatch.setattr("vd.features.extract._SAMPLE", 4)
+    monkeypatch.setattr(
+        "vd.features.extract.shutil.disk_usage",
+        lambda path: shutil._ntuple_diskusage(0, 0, int(share * needed)),
+    )
+    capsys.readouterr()
+    if share < 0.1:
+        with pytest.raises(VdError, match=words):
+            extraction(clips, backbone, tmp_path / "cache")
+    else:
+        extraction(clips, backbone, tmp_path / "cache")
+        assert words in capsys.readouterr().err
+
+
+def test_values_too_large_for_float16_are_one_sentence(clips, tmp_path):
+    large = write_tiny_backbone(tmp_path / "large.onnx", scale=1e5)
+    with pytest.raises(VdError, match="values that float16 cannot hold"):
+        extraction(clips, large, tmp_path / "cache")
+
+
+def test_a_lost_terminal_keeps_what_is_finished(clips, backbone, tmp_path, undisturbed):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    cache = tmp_path / "cache"
+    command = [
+        sys.executable, script, "extract", "--dataset-path", clips, "--backbone", backbone,
+        "--cache-dir", cache, "--decode-workers", "1", "--feature-preset", "best",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not shards(cache):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGHUP)
+        said = process.communicate()[1]
+    assert process.returncode == 128 + signal.SIGHUP
+    assert said.splitlines()[-1].startswith("vd: interrupted; finished work is kept")
+    assert records(extraction(clips, backbone, cache)[0]) == undisturbed

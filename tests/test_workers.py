@@ -23,7 +23,7 @@ from tests.broken import (
 )
 from vd.errors import VdError
 from vd.videos.frames import FrameSettings
-from vd.videos.workers import decode_videos
+from vd.videos.workers import decode_videos, probe_videos
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
@@ -277,3 +277,29 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, clip):
         assert not list(tmp_path.iterdir())
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_probes_lengths_and_the_time_that_decoding_takes(tmp_path):
+    paths = [render(tmp_path / "a.mkv", noisy_frames(50))]
+    paths += [tmp_path / name for name in make_broken(tmp_path)]
+    (length, cost), *broken = probe_videos(paths, SMALL, workers=2, deadline_seconds=10)
+    assert length == 2.0
+    assert cost > 0
+    assert all(0 <= length <= 2 for length, _ in broken)
+
+
+def test_a_stopped_program_is_no_timeout(slow, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("deadline_seconds=60", "deadline_seconds=15"))
+    with subprocess.Popen(
+        [sys.executable, script, slow],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not workers_reading(slow, process.pid):
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(16)
+        os.killpg(process.pid, signal.SIGCONT)
+        assert process.communicate()[0].splitlines()[-1] == "used"

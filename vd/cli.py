@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from vd.model import Head
     from vd.training.parts import Loss
 
-_INTERRUPTED = 128 + signal.SIGINT
-_TERMINATED = 128 + signal.SIGTERM
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 
@@ -283,7 +281,16 @@ def experiment(
 
 def run_command(command: Callable[[], int]) -> None:
     """Call a command; our own errors become one sentence, signals keep finished work."""
-    signal.signal(signal.SIGTERM, _terminate)
+    came: int = signal.SIGINT
+
+    def interrupt(number: int, _frame: object) -> None:
+        nonlocal came
+        came = number
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, interrupt)
     try:
         code = command()
     except VdError as error:
@@ -296,18 +303,10 @@ def run_command(command: Callable[[], int]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         say(f"vd: {where}{error.strerror or error}; name another file or folder.")
         code = USAGE
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         say("vd: interrupted; finished work is kept, the same command goes on")
-        code = _TERMINATED if isinstance(error, _Terminated) else _INTERRUPTED
+        code = 128 + came
     sys.exit(code)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what Ctrl-C does, with its own exit code."""
-
-
-def _terminate(_number: int, _frame: object) -> None:
-    raise _Terminated
 
 
 if __name__ == "__main__":

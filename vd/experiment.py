@@ -9,14 +9,13 @@
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.atomic import lock, read_json
+from vd.atomic import lock, read_json, write_bytes
 from vd.config import Config, validate
 from vd.errors import VdError
 from vd.progress import say
@@ -273,7 +272,7 @@ def _write_inputs(
     write_csv(run_dir / "splits.csv", rows)
     write_csv(run_dir / "ledger.csv", ledger.rows())
     if not backbone.built_in:
-        shutil.copyfile(backbone.file, run_dir / "backbone.onnx")
+        write_bytes(run_dir / "backbone.onnx", backbone.content)
 
 
 def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:

@@ -39,16 +39,22 @@ class Ticker:
         self.note = note or self.note
         self._show()
 
+    def seconds(self) -> float:
+        """Time since the beginning."""
+        return max(time.monotonic() - self.start, 1e-9)
+
     def rate(self) -> float:
         """Finished items a second so far."""
-        return self.done / max(time.monotonic() - self.start, 1e-9)
+        return self.done / self.seconds()
 
     def line(self) -> str:
         """Done, rate and time left, in words."""
-        left = (self.total - self.done) / max(self.rate(), 1e-9)
+        left = "time left unknown"
+        if self.done:
+            left = f"{duration((self.total - self.done) / self.rate())} left"
         return (
             f"{self.title}: {self.done}/{self.total} {self.unit}, "
-            f"{self.rate():.1f} {self.unit}/s, {duration(left)} left{self.note}"
+            f"{self.rate():.1f} {self.unit}/s, {left}{self.note}"
         )
 
     def _show(self) -> None:

@@ -54,9 +54,14 @@ class Backbone:
         return self.name in QUANTIZED
 
     @cached_property
+    def content(self) -> bytes:
+        """The file, with the weights that a user's ONNX file keeps in others taken in."""
+        return self.file.read_bytes() if self.built_in else _self_contained(self.file)
+
+    @cached_property
     def description(self) -> dict[str, Any]:
         """What its features depend on, in JSON values; the ONNX file's place is no part."""
-        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        digest = hashlib.sha256(self.content).hexdigest()
         named: dict[str, Any] = {"name": self.name} if self.built_in else {}
         if self.quantized:
             named["ranges"] = known_ranges(QUANTIZED[self.name])
@@ -96,6 +101,7 @@ def find_backbone(config: BackboneConfig) -> Backbone:
             "ONNX file."
         )
     session = onnx_session(file)
+    _check_normalisation(config, session, file)
     config = _with_metadata(config, session.get_modelmeta().custom_metadata_map)
     return Backbone(
         str(file),
@@ -126,6 +132,37 @@ def onnx_session(model: Path | bytes, threads: int | None = None) -> Any:
             f"--backbone {model!s:.200} is no ONNX file that ONNX Runtime can run "
             f"({str(error).splitlines()[0]}); export it again."
         ) from error
+
+
+def _self_contained(file: Path) -> bytes:
+    """An ONNX file's bytes, with those weights taken in that its exporter put beside it."""
+    import onnx
+
+    content = file.read_bytes()
+    network = onnx.load_from_string(content)
+    alone = network.SerializeToString(deterministic=True)
+    try:
+        onnx.load_external_data_for_model(network, str(file.parent))
+        whole = network.SerializeToString(deterministic=True)
+    except Exception as error:  # protobuf's above 2 GB, onnx's own, the disk's
+        raise VdError(
+            f"--backbone {file} keeps weights in other files, which do not go into one "
+            f"({str(error).splitlines()[0]}); put those files beside it, or export a "
+            "network of less than 2 GB."
+        ) from error
+    return content if whole == alone else whole
+
+
+def _check_normalisation(config: BackboneConfig, session: Any, file: Path) -> None:
+    """Raise `VdError` for a mean or deviation that a network of bytes would not be given."""
+    if session.get_inputs()[0].type != "tensor(uint8)":
+        return
+    for flag in ("backbone_mean", "backbone_std"):
+        if getattr(config, flag) is not None:
+            raise VdError(
+                f"--{flag.replace('_', '-')} goes with a network of float images, and {file} "
+                "takes bytes, which it normalises itself: leave the flag out."
+            )
 
 
 def _side(session: Any, file: Path) -> int:

@@ -9,7 +9,10 @@ is deleted at the end. Nothing but names and outcomes travels over the network.
 import logging
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,25 +23,25 @@ from vd.atomic import explaining, temporary
 from vd.config import Config
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
-from vd.features.compute import open_store, write_features
+from vd.features.compute import Progress, open_store, write_features
 from vd.features.engines import make_engine
 from vd.features.store import FeatureStore
 from vd.progress import say
 from vd.videos.manifest import Video
-from vd.videos.outcome import Outcome
 
 _CHUNK = 64  # videos a task at most
 _ROUNDS = 4  # tasks a replica at least, so that all end at about the same time
 _RESTARTS = 8  # of one replica, as nodes die
+_HEALTH_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A finished chunk: its shard, the rows of its index, outcome by video."""
+    """A finished chunk: its shard, the rows of its index, and how it went."""
 
     shard: Path
     rows: list[dict[str, Any]]
-    outcomes: list[tuple[int, Outcome]]
+    progress: list[Progress]
 
 
 class _Replica:
@@ -64,7 +67,7 @@ class _Replica:
                 "on all nodes."
             )
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
-        outcomes = list(
+        progress = list(
             write_features(
                 videos, folder, self._backbone, self._engine, self._decode,
                 lambda item: shard.add(item, self._engine.name),
@@ -72,14 +75,16 @@ class _Replica:
         )  # fmt: skip
         shard.close()
         return _Chunk(
-            shard.path, shard.rows, [(first + index, made) for index, made in outcomes]
+            shard.path,
+            shard.rows,
+            [made._replace(video=first + made.video) for made in progress],
         )
 
 
 def extract_on_ray(
     videos: Sequence[Video], store: FeatureStore, config: Config, address: str
-) -> Iterator[tuple[int, Outcome]]:
-    """Write the videos' features into the store; yields each index and outcome.
+) -> Iterator[Progress]:
+    """Write the videos' features into the store; yields what each finished chunk did.
 
     The caller holds the store's lock. Raises `VdError` when there is no such cluster, when
     a node cannot do its part, or the disk is full; what was finished before is kept.
@@ -116,7 +121,7 @@ def extract_on_ray(
             chunk = pool.get_next_unordered()
             if chunk.rows:
                 store.adopt(chunk.shard, chunk.rows)
-            yield from chunk.outcomes
+            yield from chunk.progress
             if (
                 pool.has_free()
             ):  # nothing waits: leave the slot to one that starts again
@@ -145,8 +150,17 @@ def _connect(address: str) -> Any:
     try:
         host, _, port = address.rpartition(":")  # Ray itself would try for many minutes
         socket.create_connection((host, int(port)), timeout=10).close()
+        check = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+        subprocess.run(
+            [*check, "--address", address],
+            check=True,
+            capture_output=True,
+            timeout=_HEALTH_SECONDS,
+        )
+        former = signal.getsignal(signal.SIGTERM)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
+        signal.signal(signal.SIGTERM, former)  # Ray puts its own in this one's place
+    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         raise VdError(
             f"no Ray cluster answers at --ray-address {address} "
             f"({str(error).splitlines()[0]}); start one with `ray start --head`, or give "

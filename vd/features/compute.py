@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +18,7 @@ from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.motion import ENERGY, FINE, LEAST
 from vd.videos.outcome import Outcome
+from vd.videos.scan import settled
 from vd.videos.workers import decode_videos
 
 _FORMAT = 1  # of the records; another number is another fingerprint
@@ -56,6 +57,14 @@ class VideoPiece:
 
     index: int
     features_VxFxSxD: Part
+    outcome: Outcome | None
+
+
+class Progress(NamedTuple):
+    """A stretch of one video was done; `outcome` is set when it was the last."""
+
+    video: int  # its index
+    frames: int  # stored frames that it gave
     outcome: Outcome | None
 
 
@@ -117,27 +126,27 @@ def write_features(
     engine: Engine,
     decode: DecodeConfig,
     append: Callable[[Extracted], None],
-) -> Iterator[tuple[int, Outcome]]:
-    """Hand each video's features to `append`; yields its index and outcome after that.
+) -> Iterator[Progress]:
+    """Hand each video's features to `append`; yields the progress of every stretch.
 
-    Not appended are files without content, which have no id, and those that could not be
-    read, for another copy may be.
+    A video's outcome comes after it was appended. Not appended are files without content,
+    which have no id, those that could not be read, for another copy may be, and those that
+    changed since they were hashed.
     """
     paths = [video.path for video in videos]
     spool = None
     for piece in video_pieces(paths, backbone, engine, decode):
         spool = spool or Spool(spool_folder)
         spool.append(piece.features_VxFxSxD)
-        if piece.outcome is None:
-            continue
-        used = piece.outcome.outcome != "quarantined"
-        video_id = videos[piece.index].id
-        if video_id and piece.outcome.of_content:
-            parts = spool.parts() if used else ()
-            append(Extracted(video_id, piece.outcome, parts))
-        spool.close()
-        spool = None
-        yield piece.index, piece.outcome
+        outcome, video = piece.outcome, videos[piece.index]
+        if outcome is not None:
+            outcome = settled(video, outcome)
+            if video.id and outcome.of_content:
+                used = outcome.outcome != "quarantined"
+                append(Extracted(video.id, outcome, spool.parts() if used else ()))
+            spool.close()
+            spool = None
+        yield Progress(piece.index, piece.features_VxFxSxD.shape[1], outcome)
 
 
 def _run_views(
@@ -151,7 +160,8 @@ def _run_views(
     made = []
     for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
-        features = engine(images).astype(np.float16)
+        with np.errstate(over="ignore"):  # said below
+            features = engine(images).astype(np.float16)
         if not np.isfinite(features).all():
             raise VdError(
                 "the backbone gives values that float16 cannot hold; scale its output, or "

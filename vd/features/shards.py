@@ -5,11 +5,13 @@ features. A video's records stand together, its first part in all views, then it
 clip has one part. A record holds no path, label, split or group.
 """
 
+import errno
 import hashlib
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +124,12 @@ class RecordFormat:
             self.features.get_serialized_info()
         )
 
+    @cached_property
+    def _parser(self) -> Any:
+        return tfds.core.example_parser.ExampleParserNp(
+            self.features.get_serialized_info()
+        )
+
     def serialize(self, video_id: str, number: int, part: Part) -> Iterator[bytes]:
         """The records of one part of a video, a view each."""
         for view, features_FxSxD in enumerate(part):
@@ -133,6 +141,11 @@ class RecordFormat:
             )
             # else the order of the four differs from process to process
             yield made.SerializeToString(deterministic=True)
+
+    def name(self, record: bytes) -> tuple[str, int, int]:
+        """Video id, view and part of a record."""
+        found = self._parser.parse_example(record)
+        return found["id"].decode(), int(found["view"]), int(found["part"])
 
 
 class ShardWriter:
@@ -195,8 +208,10 @@ class ShardWriter:
         with explaining(self.path):
             try:
                 yield
-            except RuntimeError as error:  # so ArrayRecord says that the disk is full
-                raise OSError(str(error)) from error
+            except RuntimeError as error:  # ArrayRecord's, without the system's number
+                full = os.strerror(errno.ENOSPC) in str(error)
+                number = errno.ENOSPC if full else errno.EIO
+                raise OSError(number, str(error)) from error
 
 
 def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -215,12 +230,18 @@ def checksum(records: Sequence[bytes]) -> str:
 def read_records(shard: Path, first: int, count: int) -> list[bytes] | None:
     """Records of a shard as they were written; None when it is damaged there."""
     try:
-        reader = ArrayRecordReader(str(shard))
-        try:
+        with closing(ArrayRecordReader(str(shard))) as reader:
             return [bytes(r) for r in reader.read(list(range(first, first + count)))]
-        finally:
-            reader.close()
     except (RuntimeError, ValueError, IndexError, OSError):
+        return None
+
+
+def count_records(shard: Path) -> int | None:
+    """Number of records in a shard's file; None when it does not open."""
+    try:
+        with closing(ArrayRecordReader(str(shard))) as reader:
+            return int(reader.num_records())
+    except (RuntimeError, ValueError, OSError):
         return None
 
 
@@ -229,6 +250,8 @@ def stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
 
     Raises `KeyError`, `ValueError` or `TypeError` for anything else.
     """
+    if min(int(row[key]) for key in ("first", "views", "stored_frames")) < 0:
+        raise ValueError("a negative number")
     return StoredVideo(
         id=row["id"],
         first=before + int(row["first"]),

@@ -10,6 +10,7 @@ reader opens it: `tfds.builder_from_directory(dir).as_data_source("videos")`.
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,14 +39,16 @@ from vd.features.shards import (
     ShardWriter,
     StoredVideo,
     checksum,
+    count_records,
     read_records,
     stored_video,
     write_index,
 )
+from vd.progress import say
 from vd.tables import read_csv
 
 _SPLIT = "videos"  # TFDS reserves "all"
-_INFO = "dataset_info.json"
+_FEATURES, _INFO = "features.json", "dataset_info.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
 
 
@@ -53,7 +56,8 @@ class FeatureStore:
     """The features of one fingerprint under `cache_dir`, read at random by content hash.
 
     `description` is whatever the features depend on; `streams` × `dim` is a frame's shape.
-    Opening reads the indexes alone.
+    Opening reads the indexes alone. A shard without its file, or whose index is damaged,
+    is in `damaged` and counts as empty, so that its videos lack.
     """
 
     def __init__(
@@ -64,7 +68,8 @@ class FeatureStore:
         self.description = dict(description)
         self.streams, self.dim = streams, dim
         self.rows: dict[str, StoredVideo] = {}
-        self.lengths: list[int] = []
+        self.lengths: list[int] = []  # records of each shard
+        self.damaged: list[int] = []
         self._format = RecordFormat(streams, dim)
         self._read_new_indexes()
 
@@ -74,11 +79,18 @@ class FeatureStore:
         return self.directory / ".lock"
 
     def recover(self) -> None:
-        """Remove what killed writers left: a shard without index, temporary files.
+        """Remove what killed writers left, and empty the damaged shards, which is said.
 
         The caller holds the lock. What another writer added meanwhile is taken in first.
         """
         self._read_new_indexes()
+        for number in self.damaged:
+            say(
+                f"warning: shard {number} of {self.directory} was lost or its index is "
+                "damaged; its videos are extracted again"
+            )
+            self._empty(number)
+        self.damaged = []
         remove_orphans(self.directory)
         count = len(self.lengths)
         for shard in self.directory.glob(f"features-{_SPLIT}.array_record-?????"):
@@ -144,7 +156,15 @@ class FeatureStore:
         records = read_records(self._shard(number), first, stored.records)
         if records is None or checksum(records) != stored.sha256:
             return None
+        for place, record in enumerate(records):
+            part, view = divmod(place, stored.views)
+            if self._format.name(record) != (stored.id, view, part):
+                return None
         return records
+
+    def is_counted(self, number: int) -> bool:
+        """Whether a shard's file has as many records as its index says."""
+        return count_records(self._shard(number)) == self.lengths[number]
 
     def replace(
         self, number: int, good: Sequence[tuple[StoredVideo, dict[str, str]]]
@@ -154,9 +174,7 @@ class FeatureStore:
         for stored, row in good:
             moved.copy(row, self.read_records(number, stored) or [])
         self._finish(moved)
-        with writing(self._shard(number)) as path:
-            self.new_shard(path).close()
-        write_index(self._index(number), [])
+        self._empty(number)
         self.rows, self.lengths = {}, []
         self._read_new_indexes()
 
@@ -170,7 +188,11 @@ class FeatureStore:
 
         All its frames, or those of `frames_L`; only the parts between them are read.
         """
-        stored = self.rows[video_id]
+        if (stored := self.rows.get(video_id)) is None:
+            raise VdError(
+                f"{self.directory} is damaged or lacks the video with the hash "
+                f"{video_id:.12}; vd extract makes its features."
+            )
         first, last = 0, stored.frames - 1
         if frames_L is not None:
             first, last = int(frames_L.min()), int(frames_L.max())
@@ -205,7 +227,7 @@ class FeatureStore:
     def write_metadata(self) -> None:
         """Write the two JSON files by which TFDS opens the directory, if they are stale."""
         if self._described_lengths() == self.lengths:
-            return
+            return  # as they should be
         split = tfds.core.SplitInfo(
             name=_SPLIT,
             shard_lengths=self.lengths,
@@ -228,12 +250,13 @@ class FeatureStore:
                 filename_template=_TEMPLATE,
                 check_data=False,
             )
-            for name in ("features.json", _INFO):  # what is compared comes last
+            for name in (_FEATURES, _INFO):  # what is compared comes last
                 write_bytes(self.directory / name, (Path(folder) / name).read_bytes())
 
     def _described_lengths(self) -> list[int]:
-        """Records of each shard as dataset_info.json has them; [] when there is none."""
+        """Records of each shard as dataset_info.json has them; [] when one file lacks."""
         try:
+            json.loads((self.directory / _FEATURES).read_text(encoding="utf-8"))
             info = json.loads((self.directory / _INFO).read_text(encoding="utf-8"))
             return [int(length) for length in info["splits"][0]["shardLengths"]]
         except (FileNotFoundError, ValueError, LookupError, TypeError):
@@ -250,6 +273,12 @@ class FeatureStore:
 
     def _index(self, number: int) -> Path:
         return self.directory / f"index-{number:05d}.csv"
+
+    def _empty(self, number: int) -> None:
+        """Leave a shard no videos, nor records. The caller holds the lock."""
+        with writing(self._shard(number)) as path:
+            self.new_shard(path).close()
+        write_index(self._index(number), [])
 
     def _finish(self, shard: ShardWriter) -> None:
         """Take in a shard, unless an error came in the midst of a video."""
@@ -268,17 +297,22 @@ class FeatureStore:
 
     def _read_index(self, path: Path) -> None:
         """Take in the rows of one shard; a later row of a video replaces the former."""
-        before, length = sum(self.lengths), 0
+        number, before, length = len(self.lengths), sum(self.lengths), 0
+        rows = {}
         try:
+            os.stat(self._shard(number))
+            if not path.read_bytes().endswith(b"\n"):
+                raise ValueError("it was cut")
             for row in read_csv(path):
                 stored = stored_video(row, before)
-                self.rows[stored.id] = stored
+                if stored.first != before + length:
+                    raise ValueError("its records do not follow one another")
+                rows[stored.id] = stored
                 length += stored.records
-        except (KeyError, ValueError, TypeError) as error:
-            raise VdError(
-                f"{path} is damaged ({error}); write nothing but the word id into it, and "
-                "the same command extracts its videos again."
-            ) from error
+        except (OSError, VdError, KeyError, ValueError, TypeError):
+            self.damaged.append(number)
+            rows, length = {}, 0
+        self.rows |= rows
         self.lengths.append(length)
 
 

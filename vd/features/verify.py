@@ -1,4 +1,4 @@
-"""Every stored record read against its checksum; damaged ones are removed, and said."""
+"""Every stored record read against its index; damaged ones are removed, and said."""
 
 from collections.abc import Sequence
 
@@ -10,20 +10,22 @@ from vd.videos.manifest import Video
 def verify_store(store: FeatureStore, videos: Sequence[Video]) -> list[str]:
     """Check the whole store, say what was found, return the ids of damaged videos.
 
-    A damaged shard is emptied, after its good videos are written to a new one; the damaged
-    ones are lacking from then on. The caller holds the lock. `videos` give their names.
+    A record must have the bytes, and be of the video, view and part, that the index says,
+    and a shard's file as many of them. A damaged shard is emptied, after its good videos are
+    written to a new one; the damaged ones are lacking from then on. The caller holds the
+    lock. `videos` give their names.
     """
-    count = len(store.rows)
+    count, shards = len(store.rows), len(store.lengths)
     damaged: list[str] = []
     with track("verifying", count, "videos") as ticker:
-        for number in range(len(store.lengths)):
+        for number in range(shards):
             rows = store.shard_rows(number)
             bad = set()
             for stored, _ in rows:
                 if store.read_records(number, stored) is None:
                     bad.add(stored.id)
                 ticker.advance()
-            if bad:
+            if bad or not store.is_counted(number):
                 good = [item for item in rows if item[0].id not in bad]
                 store.replace(number, good)
                 damaged += bad

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, held back until training has a state to keep."""
+"""SIGTERM, SIGHUP and Ctrl-C, held back until training has a state to keep."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Interruption:
-    """While it is open the first SIGTERM or Ctrl-C is noted, and raised when it closes.
+    """While it is open the first of these signals is noted, and raised when it closes.
 
     A second one is not held back. Outside the main thread, where Python gives no signals,
     it does nothing.
@@ -24,7 +24,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) is signal.SIG_IGN:  # by nohup
+                    continue
                 self._former[number] = signal.signal(number, self._note)
         return self
 

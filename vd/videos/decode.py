@@ -72,17 +72,6 @@ def decode_stretch(
     return _refused(Outcome("quarantined", reason))
 
 
-def probe_duration(path: Path) -> float:
-    """Seconds of a video by its header; 0 when it does not say or does not open."""
-    if check_file(path):
-        return 0.0
-    try:
-        with _open(path) as container:
-            return read_header(container)[1].duration
-    except av.error.FFmpegError:
-        return 0.0
-
-
 def _open(path: Path) -> Any:
     """Open a file whatever its name: FFmpeg takes `12:30.mp4` for an address."""
     return av.open(str(path.absolute()), metadata_errors="replace")

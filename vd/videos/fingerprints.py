@@ -17,7 +17,7 @@ from vd.progress import track
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
-from vd.videos.scan import Ledger, OutcomeLog, Sweep
+from vd.videos.scan import Ledger, OutcomeLog, Sweep, settled
 from vd.videos.workers import decode_videos
 
 SIDE = 16  # of a small grey frame
@@ -125,10 +125,11 @@ def _decode(
             parts.append(fingerprint(piece.images[:, 0]))
         if piece.outcome is None:
             continue
-        usable = piece.outcome.outcome != "quarantined"
-        made = _joined(parts) if usable else None
+        video = videos[piece.index]
+        outcome = settled(video, piece.outcome)
+        made = _joined(parts) if outcome.outcome != "quarantined" else None
         parts = []
-        yield videos[piece.index], piece.outcome, made
+        yield video, outcome, made
 
 
 def _joined(stretches: Sequence[_Made]) -> _Made:

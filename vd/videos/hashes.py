@@ -23,7 +23,7 @@ Row = dict[str, str]
 
 
 def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
-    """Give every readable video its content hash and size; unchanged files are not read again.
+    """Give every readable video its content hash, size and time; unchanged files are not read.
 
     A file is unchanged when its path, size and modification time are those in
     `hashes_file`, which grows as hashes are made, so that an interrupt loses none. Files
@@ -39,7 +39,10 @@ def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
     _hash_all(list(todo.values()), known, hashes_file)
     return [
         dataclasses.replace(
-            video, id=known[row["path"]]["sha256"], size=int(row["size"])
+            video,
+            id=known[row["path"]]["sha256"],
+            size=int(row["size"]),
+            modified=int(row["mtime"]),
         )
         if row and _is_same(row, known)
         else dataclasses.replace(video, id="", size=0)

@@ -48,6 +48,7 @@ class Video:
     group: str = ""  # what no split may cut in two; "" is the clip itself
     id: str = ""
     size: int = 0  # bytes, when its content is known
+    modified: int = 0  # nanoseconds, when its content was hashed
 
 
 @dataclass(frozen=True)

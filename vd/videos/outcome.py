@@ -15,7 +15,7 @@ from vd.videos.gif import gif_damage
 Ending = Literal["used", "partial", "quarantined"]
 Reason = Literal[
     "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
-    "too-short", "unreadable", "not-a-regular-file", "too-large", "missing",
+    "too-short", "unreadable", "not-a-regular-file", "too-large", "missing", "changed",
 ]  # fmt: skip
 
 _CONTAINERS = re.compile(  # how files begin that FFmpeg should open
@@ -23,7 +23,9 @@ _CONTAINERS = re.compile(  # how files begin that FFmpeg should open
     rb"|\x30\x26\xb2\x75|\x06\x0e\x2b\x34|G.{187}G.{187}G",
     re.DOTALL,
 )
-_OF_A_PATH = frozenset(("empty", "unreadable", "not-a-regular-file", "missing"))
+_OF_A_PATH = frozenset(
+    ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
+)
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # pictures, and texts that FFmpeg plays
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # so many may lack in a video that is used: headers err a little

@@ -1,6 +1,7 @@
 """The ledger: every file ends as used, partial or quarantined, counted by class and split."""
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -139,6 +140,11 @@ def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
             "  what missed its deadline stays quarantined; try it again with "
             "--retry-quarantined and a longer --decode-timeout-seconds"
         )
+    if any(entry.outcome.reason == "changed" for entry in faulty):
+        say(
+            "  what changed between its hash and its decoding was not used; the same command "
+            "takes it as it is now"
+        )
     if ignored:
         say(f"  ignored, no videos by name: {len(ignored)} files ({ignored[0]!r}, …)")
 
@@ -221,10 +227,23 @@ def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Led
                 if piece.outcome is None:
                     continue
                 video = todo[piece.index]
-                if sweep.take(video, piece.outcome):
-                    log.add({video.id: piece.outcome})
+                outcome = settled(video, piece.outcome)
+                if sweep.take(video, outcome):
+                    log.add({video.id: outcome})
                 ticker.advance()
     return sweep.ledger(log.known)
+
+
+def settled(video: Video, outcome: Outcome) -> Outcome:
+    """The outcome of decoding a video, unless its file is another since it was hashed."""
+    try:
+        status = os.stat(video.path)
+    except (OSError, ValueError):
+        return outcome  # which says so itself
+    now = status.st_size, status.st_mtime_ns
+    if not video.modified or now == (video.size, video.modified):
+        return outcome
+    return Outcome("quarantined", "changed")
 
 
 class Sweep:

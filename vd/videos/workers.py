@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as DeadlineError
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,10 +31,12 @@ from pebble import ProcessExpired, ProcessPool
 
 from vd.atomic import owner_is_dead
 from vd.errors import VdError
-from vd.videos.decode import Position, Stretch, decode_stretch, probe_duration
+from vd.videos.decode import Position, Stretch, decode_stretch
 from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome, Tally, outcome_of
 
+PROBED_SECONDS = 2.0  # of a video
+_BEAT_SECONDS, _HALT_SECONDS = 0.25, 3.0
 _TASKS_A_WORKER = 200  # decoders leak memory
 _AHEAD = 2  # videos decoded beyond those in the workers
 _AHEAD_WITHOUT_IMAGES = 32  # so that a slow one stops no other
@@ -61,6 +63,7 @@ class _Video:
     position: Position = field(default_factory=Position)
     tallies: list[Tally] = field(default_factory=list)
     crashed: bool = False
+    submitted: float = 0.0
 
 
 def decode_videos(
@@ -86,9 +89,14 @@ def decode_videos(
     image_bytes = settings.height * settings.width * 3
     stretch_bytes = stretch_frames * len(settings.streams) * image_bytes
     needed_bytes = (workers + _AHEAD) * stretch_bytes
-    with _exchange_folder(needed_bytes) as folder, _pool(workers) as pool:
+    with (
+        _exchange_folder(needed_bytes) as folder,
+        _pool(workers) as pool,
+        _pulse() as halted,
+    ):
 
         def submit(video: _Video) -> None:
+            video.submitted = time.monotonic()
             target = video.target if keep_images else None
             arguments = [video.path, settings, video.position, stretch_seconds, target]
             try:
@@ -108,7 +116,7 @@ def decode_videos(
             if not under_way:
                 return
             video = under_way[0]
-            outcome = _wait(video)
+            outcome = _wait(video, halted)
             images = _collect(video.target, settings)
             if outcome is None:
                 submit(video)
@@ -117,27 +125,45 @@ def decode_videos(
             yield Decoded(video.index, images, outcome)
 
 
-def probe_durations(
-    paths: Sequence[Path], *, workers: int, deadline_seconds: float
-) -> list[float]:
-    """Seconds of each video by its header; 0 where it does not say, hangs or crashes."""
+def probe_videos(
+    paths: Sequence[Path],
+    settings: FrameSettings,
+    *,
+    workers: int,
+    deadline_seconds: float,
+) -> list[tuple[float, float]]:
+    """Seconds of each video by its header, and of decoding its first `PROBED_SECONDS`.
+
+    (0, 0) where it does not say, hangs or crashes.
+    """
     with _pool(max(1, min(workers, len(paths)))) as pool:
         futures = [
-            pool.schedule(probe_duration, args=[path], timeout=deadline_seconds)
+            pool.schedule(_probe, args=[path, settings], timeout=deadline_seconds)
             for path in paths
         ]
         wait(futures)
-        return [0.0 if future.exception() else future.result() for future in futures]
+        lost = 0.0, 0.0
+        return [lost if future.exception() else future.result() for future in futures]
 
 
-def _wait(video: _Video) -> Outcome | None:
+def _probe(path: Path, settings: FrameSettings) -> tuple[float, float]:
+    """In the worker: seconds of a video, and those that decoding its beginning takes."""
+    began = time.perf_counter()
+    stretch = decode_stretch(
+        path, settings, seconds=PROBED_SECONDS, keep=lambda image: None
+    )
+    return stretch.tally.header.duration, time.perf_counter() - began
+
+
+def _wait(video: _Video, halted: Callable[[float], bool]) -> Outcome | None:
     """Wait for the stretch under way; the outcome if nothing of the video is left."""
     try:
         stretch: Stretch = video.future.result()
     except (ProcessExpired, DeadlineError) as error:
         video.target.unlink(missing_ok=True)  # half written
         if isinstance(error, DeadlineError):
-            return _lost(video, "timeout")
+            # what the whole program lost, asleep or stopped, is no fault of the video
+            return None if halted(video.submitted) else _lost(video, "timeout")
         if video.crashed:
             return _lost(video, "corrupt-frames")
         video.crashed = True
@@ -219,6 +245,7 @@ def _start_worker(parent: int) -> None:
     """In the worker: die at once when told to, and never outlive the parent."""
     # Pebble's handler is Python's, which would wait for a decoder that is stuck.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's to act on
     # Not PR_SET_PDEATHSIG: it fires when the thread that started the worker ends.
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
@@ -228,6 +255,34 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
+
+
+@contextmanager
+def _pulse() -> Iterator[Callable[[float], bool]]:
+    """Yield a function that says whether this process stood still at any time since then.
+
+    A stopped job (Ctrl-Z) or a frozen container stands still, while deadlines go on.
+    """
+    gaps: list[float] = []  # when each ended
+    ended = threading.Event()
+
+    def watch() -> None:
+        before = time.monotonic()
+        while not ended.wait(_BEAT_SECONDS):
+            now = time.monotonic()
+            if now - before > _HALT_SECONDS:
+                gaps.append(now)
+            before = now
+
+    def halted(since: float) -> bool:
+        time.sleep(2 * _BEAT_SECONDS)  # a beat may be on its way
+        return any(gap > since for gap in gaps)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield halted
+    finally:
+        ended.set()
 
 
 @contextmanager
