@@ -26,6 +26,7 @@ from vd.features.backbone import find_backbone
 from vd.features.efficientnet import (
     MEAN,
     SCALE,
+    Conv,
     architecture,
     folded_parameters,
     onnx_model,
@@ -80,7 +81,7 @@ def torch_peer(channels_last: bool) -> Run:
         if tensor.ndim == 4:
             tensors[name] = tensor.contiguous(memory_format=kind)
 
-    def convolve(x: "torch.Tensor", conv: "object") -> "torch.Tensor":
+    def convolve(x: "torch.Tensor", conv: Conv) -> "torch.Tensor":
         size = x.shape[-1]
         total = max((-(-size // conv.stride) - 1) * conv.stride + conv.kernel - size, 0)
         if total % 2:  # TensorFlow's SAME: the odd pixel at the end

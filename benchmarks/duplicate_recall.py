@@ -50,7 +50,10 @@ class Recall:
         pairs = find_pairs(made)
         source = {v.id: kinds.get(v.name, ("", v.name))[1] for v in everything}
         kind_of = {v.id: kinds.get(v.name, ("original", ""))[0] for v in everything}
-        found, scene, other, lowest = Counter(), Counter(), {}, {}
+        found: Counter[str] = Counter()
+        scene: Counter[str] = Counter()
+        other: dict[str, float] = {}
+        lowest: dict[str, float] = {}
         for pair in pairs:
             same = source[pair.first] == source[pair.second]
             both = {kind_of[pair.first], kind_of[pair.second]}

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,9 +30,9 @@ import tyro
 
 from benchmarks.backbone import batched, torch_peer
 from vd.config import BackboneConfig, Config, DataConfig, usable_cores
-from vd.features.backbone import find_backbone
+from vd.features.backbone import Backbone, find_backbone
 from vd.features.compute import frame_settings
-from vd.features.engines import make_engine
+from vd.features.engines import Engine, make_engine
 from vd.features.extract import extract
 from vd.videos.frames import FrameSettings
 from vd.videos.hashes import identify
@@ -79,8 +80,9 @@ def torch_dataloader(paths: Sequence[Path]) -> Callable[[], None]:
     network = batched(torch_peer(channels_last=True), BATCH)
 
     def run() -> None:
-        loader = DataLoader(
-            Clips(paths), batch_size=None, num_workers=usable_cores(),
+        clips: Any = Clips(paths)  # what a DataLoader takes by its methods
+        loader: Any = DataLoader(
+            clips, batch_size=None, num_workers=usable_cores(),
             multiprocessing_context="fork",
         )  # fmt: skip
         for images in loader:
@@ -142,7 +144,7 @@ def run_ours(
 
 
 def backbone_only(
-    paths: Sequence[Path], backbone: object, engine: object
+    paths: Sequence[Path], backbone: Backbone, engine: Engine
 ) -> Callable[[], None]:
     """The engine on images that were decoded beforehand."""
     pieces = decode_videos(
@@ -157,7 +159,7 @@ def backbone_only(
     return run
 
 
-def decode_only(paths: Sequence[Path], backbone: object) -> None:
+def decode_only(paths: Sequence[Path], backbone: Backbone) -> None:
     """The workers alone."""
     for _ in decode_videos(
         paths, frame_settings(backbone), workers=usable_cores(), deadline_seconds=30

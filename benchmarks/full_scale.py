@@ -27,7 +27,7 @@ from typing import Any
 from unittest import mock
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import tyro
 
 from benchmarks.store import drop, fill, open_store, seconds, shards
@@ -141,7 +141,7 @@ def measure_growth(
 
     def first_state() -> TrainState:
         params = init_params(Detector(config.model), dim, jax.random.key(0))
-        return TrainState(np.zeros((), np.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     runs = {
         size: timed_rounds(config, train_step, first_state(), data, steps)

@@ -17,6 +17,7 @@ clips it is left out, and null.
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 from unittest import mock
@@ -55,7 +56,7 @@ def search_hashes(count: int) -> None:
     found = {}
     for _ in range(REPEATS):
         for name, search in (("ours", neighbours), ("theirs", brute_force)):
-            taken, near = timed(lambda search=search: search(codes, codes, DISTANCE))
+            taken, near = timed(partial(search, codes, codes, DISTANCE))
             seconds[name].append(taken)
             found[name] = set(zip(*(column.tolist() for column in near), strict=True))
     planted = [tuple(pair) for pair in pairs.tolist()]

@@ -19,6 +19,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -106,8 +107,8 @@ def measure_reads(folder: Path, names: list[str], files: list[Path]) -> None:
     for state in ("cold", "warm"):
         if state == "cold":
             drop([*shards(folder), *files])
-        ours = [seconds(lambda name=name: store.read(name, 0)) for name in names]
-        theirs = [seconds(lambda file=file: np.load(file)) for file in files]
+        ours = [seconds(partial(store.read, name, 0)) for name in names]
+        theirs = [seconds(partial(np.load, file)) for file in files]
         line(f"read_{state}", "ms", 1000 * median(ours), 1000 * median(theirs))
 
 
@@ -123,7 +124,7 @@ def measure_batches(store: FeatureStore, names: list[str]) -> None:
     for _ in range(2):
         made = iter(training_batches(data, config, 32, 64, 0))
         next(made)
-        taken = [seconds(lambda made=made: next(made)) for _ in range(40)]
+        taken = [seconds(partial(next, made)) for _ in range(40)]
     line("batch_warm", "ms", 1000 * median(taken), None)
 
 

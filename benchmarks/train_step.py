@@ -81,7 +81,7 @@ def our_step(
     schedule = learning_rate(config.training, STEPS_PER_EPOCH)
     optimizer = make_optimizer(config.training, schedule)
     step = make_train_step(config, optimizer, devices)
-    state = TrainState(np.zeros((), np.int32), params, optimizer.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     mask = np.ones((BATCH, FRAMES), np.float32)
     batch = Batch(features, mask, labels, np.arange(BATCH))
 

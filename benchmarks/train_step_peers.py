@@ -42,7 +42,7 @@ def flax_step(
         )
 
         def loss(params: Any) -> Any:
-            logits = model.apply({"params": params}, features, dropout)
+            logits: Any = model.apply({"params": params}, features, dropout)
             return focal_loss(logits, labels, config.training).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
@@ -68,12 +68,14 @@ class FlaxDetector(nn.Module):
     @nn.compact
     def __call__(self, features: Any, dropout: DropoutMasks | None = None) -> Any:
         """Float16 features to logits."""
-        x, hidden = features.astype(jnp.float32), self.config.hidden_size
+        x: Any = features.astype(jnp.float32)
+        hidden = self.config.hidden_size
         if self.config.projection_size:
             x = nn.Dense(self.config.projection_size, name="projection")(x)
             x = x if dropout is None else x * dropout.projected_BxP[:, None]
         cells = (nn.OptimizedLSTMCell(hidden, name=name) for name in DIRECTIONS)
-        x = nn.Bidirectional(*(nn.RNN(cell) for cell in cells))(x)
+        forward, backward = (nn.RNN(cell) for cell in cells)
+        x = nn.Bidirectional(forward, backward)(x)
         score = nn.Dense(hidden, name="attention_hidden")(x)
         score = nn.Dense(1, name="attention")(jnp.tanh(score))
         pooled = jnp.sum(jax.nn.softmax(score, axis=1) * x, axis=1)
@@ -162,7 +164,7 @@ def check(config: Config, params: Any, features: np.ndarray) -> None:
     mask = np.ones(features.shape[:2], np.float32)
     expected = np.asarray(apply(Detector(config.model), params, features, mask))
     theirs = flax_params(params, config.model.hidden_size)
-    flax_logits = FlaxDetector(config.model).apply({"params": theirs}, features)
+    flax_logits: Any = FlaxDetector(config.model).apply({"params": theirs}, features)
     np.testing.assert_allclose(flax_logits, expected, atol=1e-4)
     model = TorchDetector(config.model, params, features.shape[-1]).eval()
     with torch.inference_mode():

@@ -11,6 +11,7 @@ Measured: docs/results.md
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vd.cli import Train, experiment
 from vd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
@@ -37,7 +38,7 @@ class Quickstart(Train):
     render_seed: int = 0
     """Seed of the rendered clips."""
 
-    def __call__(self, head=None, loss=None) -> int:
+    def __call__(self, head: Any = None, loss: Any = None) -> int:
         """Render, train and evaluate, then draw violence over time in a longer video."""
         from vd.config import validate
         from vd.predict import draw_timeline
