@@ -12,7 +12,9 @@ import pytest
 
 from tests.command_line import VD, vd
 from vd.config import BackboneConfig
+from vd.errors import VdError
 from vd.features.backbone import find_backbone
+from vd.features.cluster import check_address
 from vd.features.compute import open_store
 from vd.features.verify import verify_store
 
@@ -58,15 +60,19 @@ def test_a_node_killed_midway_changes_no_record_and_no_line_of_the_ledger(
     vd(*arguments(root, backbone, here))
     ray = ["--executor", "ray", "--ray-address", cluster.address]
     command = [*map(str, [*VD, *arguments(root, backbone, there), *ray])]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None and not list(there.rglob("index-00001.csv")):
             time.sleep(0.01)
         done = len(list(there.rglob("index-*.csv")))
         cluster.stdin.write("kill\n")
         cluster.stdin.flush()
         assert cluster.stdout.readline() == "killed\n"
-        said = process.communicate()[1]
+        printed, said = process.communicate()
     assert process.returncode == 0, said
+    assert printed == ""
+    assert "warning: 1 of 2 nodes of the Ray cluster were lost" in said
     assert "2 replicas of the backbone, 4 videos at a time" in said
     local, remote = store_in(here, backbone), store_in(there, backbone)
     assert 2 <= done < len(remote.lengths) == 9  # it fell midway
@@ -93,6 +99,12 @@ def test_without_a_cluster_one_sentence_says_how_to_start_one(
     )
     assert "no Ray cluster answers at --ray-address" in done.stderr.splitlines()[-1]
     assert "ray start --head" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "auto", ":6379", "host:port"])
+def test_an_address_without_a_port_is_one_sentence(address):
+    with pytest.raises(VdError, match=r"is not HOST:PORT; give"):
+        check_address(address)
 
 
 def test_a_port_that_is_not_rays_is_one_sentence(clips, backbone, tmp_path):

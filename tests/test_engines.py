@@ -5,6 +5,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, save
 
 from tests.fabricated import write_tiny_backbone
 from vd.config import BackboneConfig
@@ -183,3 +184,22 @@ def test_a_network_of_bytes_is_given_no_normalisation(tmp_path, flag):
         VdError, match=f"--{flag.replace('_', '-')} goes with a network"
     ):
         find_backbone(BackboneConfig(backbone=file, **{flag: 2.0}))
+
+
+@pytest.mark.parametrize(
+    "shapes", [[["N", 1, 32, 32]], [["N", 10]], [[]], [["N", 32, 32, 3]] * 2]
+)
+def test_a_network_of_other_inputs_is_told_what_it_must_take(tmp_path, shapes):
+    inputs = [
+        helper.make_tensor_value_info(f"input{i}", TensorProto.FLOAT, shape)
+        for i, shape in enumerate(shapes)
+    ]
+    output = helper.make_tensor_value_info("features", TensorProto.FLOAT, None)
+    nodes = [helper.make_node("Identity", ["input0"], ["features"])]
+    graph = helper.make_graph(nodes, "other", inputs, [output])
+    opset = [helper.make_opsetid("", 13)]
+    save(
+        helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "o.onnx"
+    )
+    with pytest.raises(VdError, match=r"export it with one input, float or uint8"):
+        find_backbone(BackboneConfig(backbone=str(tmp_path / "o.onnx")))

@@ -145,17 +145,20 @@ def test_a_writer_that_waited_takes_in_what_another_added(tmp_path):
     assert [len(again.read(name, 1)) for name in ("v0", "w0", "x0")] == [5, 5, 5]
 
 
-def test_shards_behind_a_lost_index_are_not_taken_up_again(tmp_path):
+def test_a_lost_index_costs_its_own_shard_alone(tmp_path):
     store = open_store(tmp_path)
     for name in ("v", "w"):
         store.add(chunk(make_videos(1, name)), "test")
     (store.directory / "index-00000.csv").unlink()
     again = open_store(tmp_path)
+    assert set(again.rows) == {"w0"}
     again.recover()
     again.add(chunk(make_videos(2, "x")), "test")
     last = open_store(tmp_path)
-    assert set(last.rows) == {"x0", "x1"}
-    assert len(last.read("x1", 1)) == 5
+    assert set(last.rows) == {"w0", "x0", "x1"}
+    for video in (*make_videos(1, "w"), *make_videos(2, "x")):
+        expected = features_of(video, 5)[1].reshape(5, -1)
+        np.testing.assert_array_equal(last.read(video.id, 1), expected)
 
 
 def _write_for_ever(folder):

@@ -50,7 +50,10 @@ def publish(temporary_path: Path, path: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `path` whole or not at all; a full disk is one sentence."""
+    """Write `path` whole or not at all, unless it holds just that; a full disk is one sentence."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
     with writing(path) as temporary_path:
         temporary_path.write_bytes(content)
 
@@ -125,8 +128,10 @@ def remove_orphans(folder: Path) -> None:
 @contextlib.contextmanager
 def lock(path: Path, doing: str) -> Iterator[None]:
     """Hold the only writer's lock at `path`; a second writer is told who holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as handle:
+    with explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(path, "a+")  # noqa: SIM115  # closed below
+    with opened as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -136,9 +141,12 @@ def lock(path: Path, doing: str) -> Iterator[None]:
                 f"{path.parent} is in use by {owner}; wait for it to end, or name "
                 "another folder."
             ) from error
-        handle.truncate(0)
-        handle.write(f"{doing}, process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+        with explaining(path):
+            handle.truncate(0)
+            owner = f"{doing}, process {os.getpid()} on {socket.gethostname()}"
+            os.write(
+                handle.fileno(), owner.encode()
+            )  # no buffer, which would fail later
         try:
             yield
         finally:

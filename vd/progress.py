@@ -12,7 +12,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -31,31 +30,38 @@ class Ticker:
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done, self.start, self._said = 0, time.monotonic(), time.monotonic()
-        self.note = ""
+        self.note, self._share = "", 0.0
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more finished items; `note` stands behind the rate."""
+    def advance(
+        self, count: int = 1, note: str = "", share: float | None = None
+    ) -> None:
+        """Count `count` more finished items; `note` stands behind the rate.
+
+        `share` is what is done of all, where items differ much and more is known than they.
+        """
         self.done += count
         self.note = note or self.note
+        self._share = self.done / max(self.total, 1) if share is None else share
         self._show()
 
     def seconds(self) -> float:
         """Time since the beginning."""
         return max(time.monotonic() - self.start, 1e-9)
 
-    def rate(self) -> float:
-        """Finished items a second so far."""
-        return self.done / self.seconds()
+    def rate(self) -> str:
+        """Finished items a second so far, and the time left, in words."""
+        left = "time left unknown"
+        if 0 < self._share < 1:
+            seconds = self.seconds() * (1 - self._share) / self._share
+            left = f"{duration(seconds)} left"
+        elif self._share >= 1:
+            left = "nearly done" if self.done < self.total else "0 s left"
+        rate = self.done / self.seconds()
+        return f"{rate:.1f} {self.unit}/s, {left}{self.note}"
 
     def line(self) -> str:
         """Done, rate and time left, in words."""
-        left = "time left unknown"
-        if self.done:
-            left = f"{duration((self.total - self.done) / self.rate())} left"
-        return (
-            f"{self.title}: {self.done}/{self.total} {self.unit}, "
-            f"{self.rate():.1f} {self.unit}/s, {left}{self.note}"
-        )
+        return f"{self.title}: {self.done}/{self.total} {self.unit}, {self.rate()}"
 
     def _show(self) -> None:
         now = time.monotonic()
@@ -72,8 +78,7 @@ class _BarTicker(Ticker):
         self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
 
     def _show(self) -> None:
-        rate = f"{self.rate():.1f} {self.unit}/s{self.note}"
-        self._bar.update(self._task, completed=self.done, rate=rate)
+        self._bar.update(self._task, completed=self.done, rate=self.rate())
 
 
 @contextmanager
@@ -87,7 +92,6 @@ def track(title: str, total: int, unit: str) -> Iterator[Ticker]:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield _BarTicker(title, total, unit, bar)

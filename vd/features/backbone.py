@@ -101,7 +101,7 @@ def find_backbone(config: BackboneConfig) -> Backbone:
             "ONNX file."
         )
     session = onnx_session(file)
-    _check_normalisation(config, session, file)
+    _check_input(config, session, file)
     config = _with_metadata(config, session.get_modelmeta().custom_metadata_map)
     return Backbone(
         str(file),
@@ -130,7 +130,8 @@ def onnx_session(model: Path | bytes, threads: int | None = None) -> Any:
     except Exception as error:  # ONNX Runtime's own exceptions have no common base
         raise VdError(
             f"--backbone {model!s:.200} is no ONNX file that ONNX Runtime can run "
-            f"({str(error).splitlines()[0]}); export it again."
+            f"({str(error).splitlines()[0]}); export it again, and leave the files of its "
+            "weights, if it has any, beside it."
         ) from error
 
 
@@ -153,12 +154,22 @@ def _self_contained(file: Path) -> bytes:
     return content if whole == alone else whole
 
 
-def _check_normalisation(config: BackboneConfig, session: Any, file: Path) -> None:
-    """Raise `VdError` for a mean or deviation that a network of bytes would not be given."""
-    if session.get_inputs()[0].type != "tensor(uint8)":
-        return
+def _check_input(config: BackboneConfig, session: Any, file: Path) -> None:
+    """Raise `VdError` unless a network takes RGB images alone, in floats or bytes.
+
+    One of bytes normalises them itself: flags that would are refused.
+    """
+    first, *others = session.get_inputs()
+    images = len(first.shape) == 4 and 3 in (first.shape[1], first.shape[3])
+    kind = first.type.removeprefix("tensor(").removesuffix(")")
+    if others or not images or kind not in ("float", "uint8"):
+        also = f" and {len(others)} more inputs" if others else ""
+        raise VdError(
+            f"--backbone {file} takes {kind} {first.shape}{also}; export it with one input, "
+            "float or uint8 images of shape (N, H, W, 3) or (N, 3, H, W)."
+        )
     for flag in ("backbone_mean", "backbone_std"):
-        if getattr(config, flag) is not None:
+        if kind == "uint8" and getattr(config, flag) is not None:
             raise VdError(
                 f"--{flag.replace('_', '-')} goes with a network of float images, and {file} "
                 "takes bytes, which it normalises itself: leave the flag out."
@@ -167,7 +178,8 @@ def _check_normalisation(config: BackboneConfig, session: Any, file: Path) -> No
 
 def _side(session: Any, file: Path) -> int:
     """The side of a network's square input, from its shape."""
-    sides = [side for side in session.get_inputs()[0].shape[1:] if side != 3]
+    shape = session.get_inputs()[0].shape
+    sides = shape[2:] if shape[1] == 3 else shape[1:3]
     if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
         raise VdError(
             f"--backbone {file} does not say the size of its images; give --backbone-size."

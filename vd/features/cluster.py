@@ -15,6 +15,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,35 @@ def extract_on_ray(
     The caller holds the store's lock. Raises `VdError` when there is no such cluster, when
     a node cannot do its part, or the disk is full; what was finished before is kept.
     """
-    ray = _connect(address)
-    from ray.exceptions import RayActorError, RayTaskError
+    folder = temporary(store.directory.absolute() / "chunks")
+    with _connected(address) as ray:
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            with explaining(folder):
+                folder.mkdir(parents=True)
+            for chunk in _chunks(ray, videos, store, config, folder):
+                if chunk.rows:
+                    store.adopt(chunk.shard, chunk.rows)
+                yield from chunk.progress
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, VdError) else error from None
+        except RayActorError as error:
+            raise VdError(
+                f"a replica on the Ray cluster died more than {_RESTARTS} times, or "
+                f"could not start ({str(error).splitlines()[-1]}); the same command goes on "
+                "from what is finished."
+            ) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _chunks(
+    ray: Any, videos: Sequence[Video], store: FeatureStore, config: Config, folder: Path
+) -> Iterator[_Chunk]:
+    """The chunks of the videos as replicas finish them; a lost node is said."""
     from ray.util import ActorPool
 
-    folder = temporary(store.directory.absolute() / "chunks")
     resource = "GPU" if config.backbone.engine == "jax" else "CPU"
     slots = int(ray.cluster_resources().get(resource, 0))
     if slots == 0:
@@ -106,37 +131,52 @@ def extract_on_ray(
         num_cpus=1, num_gpus=int(resource == "GPU"), max_restarts=_RESTARTS, max_task_retries=-1
     )  # fmt: skip
     data = replace(config.data, cache_dir=config.data.cache_dir.absolute())
-    everywhere = replace(config, data=data)
+    everywhere, nodes = replace(config, data=data), _living_nodes(ray)
+    # the pool alone knows the replicas: one that it drops ends and leaves its slot
+    pool = ActorPool(
+        [actor.remote(everywhere, store.fingerprint) for _ in range(count)]
+    )
     files = [replace(video, path=video.path.absolute()) for video in videos]
-    try:
-        with explaining(folder):
-            folder.mkdir(parents=True)
-        pool = ActorPool(
-            [actor.remote(everywhere, store.fingerprint) for _ in range(count)]
-        )
-        for first in range(0, len(files), size):
-            task = first, files[first : first + size], folder
-            pool.submit(lambda replica, task: replica.extract.remote(*task), task)
-        while pool.has_next():
-            chunk = pool.get_next_unordered()
-            if chunk.rows:
-                store.adopt(chunk.shard, chunk.rows)
-            yield from chunk.progress
-            if (
-                pool.has_free()
-            ):  # nothing waits: leave the slot to one that starts again
-                pool.pop_idle()
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, VdError) else error from None
-    except RayActorError as error:
+    for first in range(0, len(files), size):
+        task = first, files[first : first + size], folder
+        pool.submit(lambda replica, task: replica.extract.remote(*task), task)
+    while pool.has_next():
+        yield pool.get_next_unordered()
+        before, nodes = nodes, _living_nodes(ray)
+        if nodes < before:
+            say(
+                f"warning: {before - nodes} of {before} nodes of the Ray cluster were lost; "
+                "what they were at is done again by the others"
+            )
+        if pool.has_free():  # nothing waits: leave the slot to one that starts again
+            pool.pop_idle()
+
+
+def check_address(address: str) -> None:
+    """Raise `VdError` unless it is HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
         raise VdError(
-            f"a replica on the Ray cluster died more than {_RESTARTS} times, or "
-            f"could not start ({str(error).splitlines()[-1]}); the same command goes on from "
-            "what is finished."
-        ) from error
-    finally:
-        ray.shutdown()  # the replicas end with their owner
-        shutil.rmtree(folder, ignore_errors=True)
+            f"--ray-address {address} is not HOST:PORT; give those of the cluster's head "
+            "node, 127.0.0.1:6379 after `ray start --head` on this machine."
+        )
+
+
+def _living_nodes(ray: Any) -> int:
+    """How many nodes of the cluster live."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Yield Ray, connected; the replicas end with the block."""
+    ray = _connect(address)
+    # of a dead node Ray prints a page of its log, on standard output
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def _connect(address: str) -> Any:
@@ -148,8 +188,9 @@ def _connect(address: str) -> Any:
             "--executor ray needs the package ray; install vd with the extra `ray`."
         ) from error
     try:
-        host, _, port = address.rpartition(":")  # Ray itself would try for many minutes
+        host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=10).close()
+        # a program of its own: Ray itself would try for many minutes, or for ever
         check = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
         subprocess.run(
             [*check, "--address", address],

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
 from rich.filesize import decimal
 
 from vd.atomic import lock
@@ -31,7 +30,7 @@ from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
 _SAMPLE = 32  # videos that tell of all
-_PROBE_SECONDS = 5.0  # a hanging one must not hold up the start
+_PROBE_SECONDS = 15.0  # a hanging one must not hold up the start
 
 
 def extract(
@@ -47,6 +46,10 @@ def extract(
     scan` quarantined are not decoded again. Raises `VdError` when the disk is too small,
     or the store has a writer.
     """
+    if executor.executor == "ray":
+        from vd.features.cluster import check_address, extract_on_ray
+
+        check_address(executor.ray_address)
     backbone = find_backbone(config.backbone)
     engine = make_engine(backbone, config.backbone.engine)
     store = open_store(config.data.cache_dir, backbone, engine.dim)
@@ -69,14 +72,12 @@ def extract(
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have been quicker
             while todo := lacking():
-                promise(todo, store, backbone, engine, config.decode)
+                frames = promise(todo, store, backbone, engine, config.decode)
                 if executor.executor == "ray":
-                    from vd.features.cluster import extract_on_ray
-
                     done = extract_on_ray(todo, store, config, executor.ray_address)
                 else:
                     done = _extract_here(todo, store, backbone, engine, config.decode)
-                _follow(todo, done, sweep)
+                _follow(todo, done, sweep, frames)
     store.write_metadata()  # for any TFDS reader, were it lost too
     ledger = sweep.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
@@ -97,8 +98,13 @@ def _extract_here(
         )
 
 
-def _follow(videos: Sequence[Video], done: Iterator[Progress], sweep: Sweep) -> None:
-    """Show progress, of every stretch of a long video too; `sweep` takes the outcomes."""
+def _follow(
+    videos: Sequence[Video], done: Iterator[Progress], sweep: Sweep, expected: float
+) -> None:
+    """Show progress, of every stretch of a long video too; `sweep` takes the outcomes.
+
+    `expected` frames tell how much is left.
+    """
     lost, frames = [0, 0], 0
     with track("extracting", len(videos), "videos") as ticker:
         for number, more, outcome in done:
@@ -113,7 +119,8 @@ def _follow(videos: Sequence[Video], done: Iterator[Progress], sweep: Sweep) -> 
                     f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} "
                     "non-violent)"
                 )
-            ticker.advance(int(outcome is not None), note)
+            share = frames / expected if expected else None
+            ticker.advance(int(outcome is not None), note, share)
 
 
 def promise(
@@ -122,17 +129,16 @@ def promise(
     backbone: Backbone,
     engine: Engine,
     decode: DecodeConfig,
-) -> None:
-    """Say images, hours and gigabytes before the work; stop when the disk is too small.
+) -> float:
+    """Say images, hours and gigabytes before the work; returns the frames to be stored.
 
-    Lengths are estimated from the sizes of the files, by a sample of them; the speeds are
-    measured on the spot. A disk that the estimate fills, but its 95 % lower bound does not,
-    is a warning.
+    Lengths are estimated from the sizes of the files, by a sample from all over; the speeds
+    are measured on the spot. 0 when nothing is known. Raises `VdError` when the disk holds
+    less than half of what is needed: an estimate may err, so less is a warning.
     """
     step = -(-len(videos) // _SAMPLE)
-    sample = [video.path for video in videos[::step]]
     probes = probe_videos(
-        sample,
+        [video.path for video in videos[::step]],
         frame_settings(backbone),
         workers=decode_workers(decode),
         deadline_seconds=min(decode.decode_timeout_seconds, _PROBE_SECONDS),
@@ -141,47 +147,35 @@ def promise(
     known = [(size, *probe) for size, probe in zip(sizes[::step], probes, strict=True)]
     known = [row for row in known if row[0] and row[1]]
     if not known:
-        return
+        return 0.0
     bytes_N, seconds_N, costs_N = np.array(known).T
-    seconds, error = ratio_estimate(bytes_N, seconds_N, sizes.sum())
+    seconds = sizes.sum() * seconds_N.sum() / bytes_N.sum()
     frames = seconds * frame_settings(backbone).frames_per_second
     images = frames * len(backbone.streams) * len(backbone.views)
     rate = _images_per_second(engine, backbone.size)
     decoding = seconds * costs_N.sum() / seconds_N.clip(max=PROBED_SECONDS).sum()
     hours = (images / rate + decoding / usable_cores()) / 3600
     size = images * engine.dim * np.float16().itemsize
-    spool = size * sizes.max() / sizes.sum()  # of the longest, beside the store
     say(
         f"extracting {len(videos)} videos: about {images:,.0f} images at {rate:.0f} a second "
         f"here, {hours:.2f} h with decoding, {decimal(int(size))} in {store.directory}"
     )
-    store.directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(store.directory).free
-    words = f"has {decimal(free)} free but the features need about {decimal(int(size))}"
-    if (size + spool) * max(0.0, 1 - 1.96 * error / seconds) > free:
+    # the longest video lies beside the store until its outcome is known
+    _check_space(store.directory, size * (1 + sizes.max() / sizes.sum()))
+    return float(frames)
+
+
+def _check_space(folder: Path, needed: float) -> None:
+    """Raise `VdError` when a disk is far too small, warn when it may be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    words = f"has {decimal(free)} free and about {decimal(int(needed))} are needed"
+    if needed > 2 * free:
         raise VdError(
-            f"--cache-dir {store.directory} {words}; free some space or name another folder."
+            f"--cache-dir {folder} {words}; free some space or name another folder."
         )
-    if size + spool > free:
-        say(f"warning: --cache-dir {store.directory} {words}; what fits is kept")
-
-
-def ratio_estimate(
-    known_N: Float64[np.ndarray, " N"],
-    values_N: Float64[np.ndarray, " N"],
-    total: float,
-) -> tuple[float, float]:
-    """A total of values from that of a quantity known of all; and its standard error.
-
-    The ratio estimator (Cochran, "Sampling Techniques", 1977, eq. 6.1 and 6.13, without the
-    correction for a finite population).
-    """
-    ratio = values_N.sum() / known_N.sum()
-    count = len(known_N)
-    if count == 1:
-        return ratio * total, ratio * total
-    spread = np.sum((values_N - ratio * known_N) ** 2) / (count - 1)
-    return ratio * total, total * float(np.sqrt(spread / count)) / known_N.mean()
+    if needed > free:
+        say(f"warning: --cache-dir {folder} {words}; what fits in whole shards is kept")
 
 
 def _images_per_second(engine: Engine, side: int) -> float:

@@ -119,6 +119,13 @@ class RecordFormat:
         )
 
     @cached_property
+    def description(self) -> bytes:
+        """What TFDS keeps of the format in features.json."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.features.save_config(folder)
+            return (Path(folder) / "features.json").read_bytes()
+
+    @cached_property
     def _serializer(self) -> Any:
         return tfds.core.example_serializer.ExampleSerializer(
             self.features.get_serialized_info()
@@ -209,9 +216,10 @@ class ShardWriter:
             try:
                 yield
             except RuntimeError as error:  # ArrayRecord's, without the system's number
-                full = os.strerror(errno.ENOSPC) in str(error)
-                number = errno.ENOSPC if full else errno.EIO
-                raise OSError(number, str(error)) from error
+                full = os.strerror(errno.ENOSPC)
+                if full in str(error):
+                    raise OSError(errno.ENOSPC, full) from error
+                raise OSError(errno.EIO, str(error)) from error
 
 
 def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

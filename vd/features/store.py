@@ -79,26 +79,22 @@ class FeatureStore:
         return self.directory / ".lock"
 
     def recover(self) -> None:
-        """Remove what killed writers left, and empty the damaged shards, which is said.
+        """Remove what killed writers left behind the last index; empty damaged shards.
 
         The caller holds the lock. What another writer added meanwhile is taken in first.
         """
         self._read_new_indexes()
         for number in self.damaged:
             say(
-                f"warning: shard {number} of {self.directory} was lost or its index is "
-                "damaged; its videos are extracted again"
+                f"warning: shard {number} of {self.directory}, or its index, was lost or is "
+                "damaged; its videos are extracted again when a data set has them"
             )
             self._empty(number)
         self.damaged = []
         remove_orphans(self.directory)
-        count = len(self.lengths)
         for shard in self.directory.glob(f"features-{_SPLIT}.array_record-?????"):
-            if int(shard.name[-5:]) >= count:
+            if int(shard.name[-5:]) >= len(self.lengths):
                 shard.unlink()
-        for index in self.directory.glob("index-?????.csv"):  # behind a lost one
-            if int(index.stem[-5:]) >= count:
-                index.unlink()
 
     def add(self, videos: Iterable[Extracted], engine: str) -> None:
         """Append videos. The caller holds the lock."""
@@ -137,11 +133,10 @@ class FeatureStore:
     def adopt(self, shard: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take in a finished shard of the same file system. The caller holds the lock."""
         number = len(self.lengths)
-        if number == 0:
-            write_json(self.directory.parent / "fingerprint.json", self.description)
+        size = shard.stat().st_size
         with explaining(self._shard(number)):
             publish(shard, self._shard(number))
-        write_index(self._index(number), rows)
+        write_index(self._index(number), [{**row, "shard_bytes": size} for row in rows])
         self._read_new_indexes()
 
     def shard_rows(self, number: int) -> list[tuple[StoredVideo, dict[str, str]]]:
@@ -225,9 +220,16 @@ class FeatureStore:
         return flat
 
     def write_metadata(self) -> None:
-        """Write the two JSON files by which TFDS opens the directory, if they are stale."""
+        """Write what tells of the directory, unless it is as it should be.
+
+        The two JSON files by which TFDS opens it, and what the features depend on.
+        """
+        if not self.lengths:
+            return
+        described = self.directory.parent / "fingerprint.json"
+        write_json(described, self.description)
         if self._described_lengths() == self.lengths:
-            return  # as they should be
+            return
         split = tfds.core.SplitInfo(
             name=_SPLIT,
             shard_lengths=self.lengths,
@@ -254,9 +256,10 @@ class FeatureStore:
                 write_bytes(self.directory / name, (Path(folder) / name).read_bytes())
 
     def _described_lengths(self) -> list[int]:
-        """Records of each shard as dataset_info.json has them; [] when one file lacks."""
+        """Records of each shard as dataset_info.json has them; [] when one file is wrong."""
         try:
-            json.loads((self.directory / _FEATURES).read_text(encoding="utf-8"))
+            if (self.directory / _FEATURES).read_bytes() != self._format.description:
+                return []
             info = json.loads((self.directory / _INFO).read_text(encoding="utf-8"))
             return [int(length) for length in info["splits"][0]["shardLengths"]]
         except (FileNotFoundError, ValueError, LookupError, TypeError):
@@ -290,9 +293,10 @@ class FeatureStore:
             shard.path.unlink(missing_ok=True)
 
     def _read_new_indexes(self) -> None:
-        """Take in the shards beyond those known."""
-        while (path := self._index(len(self.lengths))).exists():
-            self._read_index(path)
+        """Take in the shards beyond those known, up to the last that has an index."""
+        numbers = [int(p.stem[-5:]) for p in self.directory.glob("index-?????.csv")]
+        for number in range(len(self.lengths), max(numbers, default=-1) + 1):
+            self._read_index(self._index(number))
             self.__dict__.pop("_source", None)
 
     def _read_index(self, path: Path) -> None:
@@ -300,7 +304,7 @@ class FeatureStore:
         number, before, length = len(self.lengths), sum(self.lengths), 0
         rows = {}
         try:
-            os.stat(self._shard(number))
+            size = os.stat(self._shard(number)).st_size
             if not path.read_bytes().endswith(b"\n"):
                 raise ValueError("it was cut")
             for row in read_csv(path):
@@ -309,6 +313,8 @@ class FeatureStore:
                     raise ValueError("its records do not follow one another")
                 rows[stored.id] = stored
                 length += stored.records
+                if int(row.get("shard_bytes", size)) != size:  # older indexes lack it
+                    raise ValueError("its shard has another size")
         except (OSError, VdError, KeyError, ValueError, TypeError):
             self.damaged.append(number)
             rows, length = {}, 0

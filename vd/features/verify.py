@@ -17,6 +17,7 @@ def verify_store(store: FeatureStore, videos: Sequence[Video]) -> list[str]:
     """
     count, shards = len(store.rows), len(store.lengths)
     damaged: list[str] = []
+    rewritten = 0
     with track("verifying", count, "videos") as ticker:
         for number in range(shards):
             rows = store.shard_rows(number)
@@ -29,7 +30,12 @@ def verify_store(store: FeatureStore, videos: Sequence[Video]) -> list[str]:
                 good = [item for item in rows if item[0].id not in bad]
                 store.replace(number, good)
                 damaged += bad
+                rewritten += 1
     store.write_metadata()
+    if rewritten:
+        say(
+            f"verified: {rewritten} of {shards} shards did not hold what their index says"
+        )
     if not damaged:
         say(f"verified: the records of {count} videos are as they were written")
         return []
