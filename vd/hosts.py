@@ -22,13 +22,19 @@ from typing import Any, NoReturn
 from vd.config import RunConfig
 from vd.errors import USAGE, VdError
 from vd.progress import say
-from vd.supervisor import LOST, START_SECONDS, end, started_by_parent, supervise
+from vd.supervisor import (
+    LOST,
+    SIGNALS,
+    START_SECONDS,
+    end,
+    started_by_parent,
+    supervise,
+)
 
 HEARTBEAT_SECONDS = 20
 _POLL_SECONDS = 0.5
 _FAREWELL_SECONDS = 5.0  # in which the others hear why this process ends
 _ENDED = "vd/ended"
-_SIGNALS = signal.SIGINT, signal.SIGTERM
 _BROKEN = "gloo", "nccl", "coordination", "unavailable"  # what a lost process causes
 
 
@@ -210,7 +216,10 @@ def _initialize(run: RunConfig) -> Hosts:
     jax.config.update("jax_enable_preemption_service", False)
     given = run.coordinator_address != "auto"
     # C++ waits, and would not let Python's handlers run
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in _SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # by nohup
+            signal.signal(number, signal.SIG_DFL)
     try:
         jax.distributed.initialize(
             run.coordinator_address if given else None,

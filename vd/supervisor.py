@@ -19,6 +19,7 @@ from typing import IO, NoReturn
 from vd.errors import USAGE
 from vd.progress import say
 
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 START_SECONDS = 300  # in which all processes of a run must have been started
 LOST = (
     "another process of this run was lost or cannot be reached; finished work is kept: "
@@ -68,8 +69,9 @@ def supervise() -> int:
         if child is not None:
             child.send_signal(number if len(came) < _PATIENCE else signal.SIGKILL)
 
-    signal.signal(signal.SIGINT, forward)
-    signal.signal(signal.SIGTERM, forward)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, forward)
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],
         env=os.environ | {_CHILD: f"{os.getpid()}:{stderr}"},
@@ -102,7 +104,7 @@ def _explained(code: int, lines: list[str]) -> int:
     if code == -signal.SIGABRT and "JAX distributed service" in text:
         say(f"vd: {_ABSENT if 'RegisterTask' in text else LOST}")
         return USAGE
-    if code in (-signal.SIGINT, -signal.SIGTERM):  # while it waited for the others
+    if -code in SIGNALS:  # while it waited for the others
         say(f"vd: {INTERRUPTED}")
         return 128 - code
     if text.strip() and code:
