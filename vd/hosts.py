@@ -4,7 +4,7 @@ Process 0 leads: it extracts, decides, validates and writes. The others take the
 each step and do what they are told. They talk through the coordination service of
 `jax.distributed`, which lives in process 0.
 
-No wait is for ever. A process that ends says so, and the others end with its sentence; one
+Nobody waits for a process that is gone. One that ends says so, and the others end too; one
 that is lost without a word is missed by a broken connection, else after HEARTBEAT_SECONDS.
 JAX then aborts the process in C++: `vd.supervisor` makes one sentence of that.
 """
