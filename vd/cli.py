@@ -28,7 +28,9 @@ from vd.config import (
     validate,
 )
 from vd.errors import SOME_FAILED, USAGE, VdError
+from vd.hosts import join, leave, several, unexpected
 from vd.progress import say
+from vd.supervisor import INTERRUPTED
 
 if TYPE_CHECKING:
     from vd.model import Head
@@ -153,8 +155,11 @@ class Train(Config):
         self, head: "type[Head] | None" = None, loss: "Loss | None" = None
     ) -> int:
         """Run the experiment that the flags describe, with a script's own head and loss."""
-        from vd.experiment import run
+        from vd.experiment import check_devices, run
 
+        validate(self)  # before minutes of waiting for other processes
+        check_devices(self, self.run.num_processes or 1)
+        join(self.run)
         run(self, head, loss)
         return 0
 
@@ -169,6 +174,11 @@ class Sweep(Config):
         """Train and evaluate every member; write sweep.csv."""
         from vd.sweep import sweep
 
+        if several(self.run):
+            raise VdError(
+                "vd sweep trains all members in one process; leave --coordinator-address, "
+                "--num-processes and --process-id out, or use vd train."
+            )
         sweep(self, self.grid)
         return 0
 
@@ -282,6 +292,7 @@ def experiment(
 def run_command(command: Callable[[], int]) -> None:
     """Call a command; our own errors become one sentence, signals keep finished work."""
     came: int = signal.SIGINT
+    code, said = 0, ""
 
     def interrupt(number: int, _frame: object) -> None:
         nonlocal came
@@ -294,18 +305,21 @@ def run_command(command: Callable[[], int]) -> None:
     try:
         code = command()
     except VdError as error:
-        say(f"vd: {error}")
-        code = error.exit_code
+        code, said = error.exit_code, f"vd: {error}"
     except BrokenPipeError:  # `vd predict … | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        say(f"vd: {where}{error.strerror or error}; name another file or folder.")
-        code = USAGE
+        reason = f"{where}{error.strerror or error}"
+        code, said = USAGE, f"vd: {reason}; name another file or folder."
     except KeyboardInterrupt:
-        say("vd: interrupted; finished work is kept, the same command goes on")
-        code = 128 + came
+        code, said = 128 + came, f"vd: {INTERRUPTED}"
+    except Exception as error:  # noqa: BLE001  # raised again in a process alone
+        code, said = unexpected(error)
+    if said:
+        say(said)
+    leave(code, said)  # of several processes the others end, too
     sys.exit(code)
 
 

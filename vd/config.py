@@ -172,7 +172,14 @@ class RunConfig:
     checkpoint_dir: Path = Path("runs/run")
     """The run folder."""
     devices: int | None = None
-    """Devices to train on (default: all accelerators, or one CPU device a core)."""
+    """Devices of each process to train on (default: all accelerators, or one a CPU core)."""
+    coordinator_address: str | None = None
+    """HOST:PORT on the machine of process 0, to train with several processes (docs/hosts.md);
+    auto: this and the next two from Slurm or Kubernetes."""
+    num_processes: int | None = None
+    """Processes that train together."""
+    process_id: int | None = None
+    """Number of this process, from 0; process 0 leads."""
     profile: bool = False
     """Trace the third to the twelfth step with JAX's profiler, into the run's profile/."""
     fresh: bool = False
@@ -277,6 +284,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "render_seed": (0, 2**32 - 1),
     "devices": (1, 4096),
+    "num_processes": (1, 4096),
+    "process_id": (0, 4095),
 }
 _POSITIVE = (
     "learning_rate",

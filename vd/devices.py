@@ -8,6 +8,7 @@ import jax
 
 from vd.config import usable_cores
 from vd.errors import VdError
+from vd.progress import say
 
 _MOST_CPU_DEVICES = 8
 
@@ -48,6 +49,39 @@ def training_devices(requested: int | None, batch_size: int) -> list[jax.Device]
             "smaller number."
         )
     return present[: requested or _divisor(batch_size, len(present))]
+
+
+def say_other_devices(before: int, now: int) -> None:
+    """Say that a run goes on with other devices than it began with."""
+    say(
+        f"warning: the run began on {before} devices and {now} are here: the last bits of "
+        "its numbers will differ"
+    )
+
+
+def joint_devices(
+    requested: int | None, before: int | None, batch_size: int, processes: int
+) -> list[jax.Device]:
+    """The devices of all processes, as many of each: those asked for, else those `before`.
+
+    All processes call it, since JAX starts in all at once. Raises `VdError` when some
+    process has fewer than were asked for.
+    """
+    rows = batch_size // processes
+    cores = _divisor(rows, min(usable_cores(), _MOST_CPU_DEVICES))
+    prepare_jax(requested or before or cores)
+    present: dict[int, list[jax.Device]] = {}
+    for device in sorted(jax.devices(), key=lambda d: (d.process_index, d.id)):
+        present.setdefault(device.process_index, []).append(device)
+    least = min(map(len, present.values()))
+    if requested is not None and least < requested:
+        raise VdError(
+            f"--devices {requested} was asked for but some process has {least}; give a "
+            "smaller number."
+        )
+    asked = requested or before
+    each = asked if asked and asked <= least else _divisor(rows, least)
+    return [device for devices in present.values() for device in devices[:each]]
 
 
 def _divisor(number: int, most: int) -> int:

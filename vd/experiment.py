@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vd.atomic import lock, read_json, write_bytes
 from vd.config import Config, validate
 from vd.errors import VdError
+from vd.hosts import ALONE, Hosts, joined, several
 from vd.progress import say
 from vd.tables import write_csv
 from vd.training import run_folder
+from vd.training.meeting import devices_of_all, shown
 from vd.training.parts import Parts
 from vd.videos.hashes import identify
 from vd.videos.manifest import SPLITS, Video, read_manifest, split_rows
@@ -47,16 +49,26 @@ def run(
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
     validate(config)
-    parts = Parts(head, loss)
+    if several(config.run) and joined() is ALONE:
+        raise VdError(
+            "--num-processes is for vd train and experiment scripts; call vd.hosts.join first "
+            "where a script calls run by itself."
+        )
+    parts, hosts = Parts(head, loss), joined()
     begun = run_folder.settings_identity(config) | parts.identity()
-    check_devices(config)
+    check_devices(config, hosts.count)
     run_dir = config.run.checkpoint_dir
+    if not hosts.lead:
+        from vd.training.follow import follow
+
+        follow(config, parts, hosts)
     run_folder.check_folder(run_dir)
     if not config.run.fresh:
         run_folder.check_identity(run_dir, begun)
+    joint = devices_of_all(config, hosts)
     data = prepare(config)
     with lock(run_dir / ".lock", "vd train"):
-        opened = open_run(config, parts, data)
+        opened = open_run(config, parts, data, joint)
         if opened is None:
             say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
             return _finished(run_dir)
@@ -69,7 +81,8 @@ def run(
             for split, clips in data.parts().items()
         }
         _say_before_training(config, parts, sets["train"], opened.devices)
-        trained = train_run(config, parts, sets, opened)
+        with shown(hosts, run_dir, opened.batch_size):
+            trained = train_run(config, parts, sets, opened, hosts=hosts)
         return evaluate_run(config, parts, sets, trained)
 
 
@@ -117,10 +130,12 @@ def prepare(config: Config) -> Data:
     return Data(list(given), videos, ledger, store)
 
 
-def open_run(config: Config, parts: Parts, data: Data) -> Opened | None:
+def open_run(
+    config: Config, parts: Parts, data: Data, joint: "Sequence[jax.Device]" = ()
+) -> Opened | None:
     """Make a run folder ready, or take up the one there; None when it is finished.
 
-    The caller holds its lock. Raises `VdError` when the folder holds another run.
+    The caller holds its lock. `joint` are the devices of several processes. Raises `VdError` when the folder holds another run.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     _check_classes(clips)
@@ -134,7 +149,7 @@ def open_run(config: Config, parts: Parts, data: Data) -> Opened | None:
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
         if run_folder.is_finished(run_dir):
             return None
-    opened = Opened(*_batch_and_devices(config, len(clips["train"])))
+    opened = Opened(*_batch_and_devices(config, len(clips["train"]), joint))
     if config.run.fresh:  # nothing is deleted before all checks are done
         run_folder.clear(run_dir)
     _write_inputs(config, parts, data, identity, opened)
@@ -161,6 +176,7 @@ def train_run(
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
     member: "Member | None" = None,
+    hosts: Hosts = ALONE,
 ) -> "Trained":
     """Train the open run, or go on with it."""
     import jax
@@ -171,7 +187,7 @@ def train_run(
     try:
         return train(
             config, sets["train"], sets["val"], config.run.checkpoint_dir, devices,
-            batch_size, parts, member,
+            batch_size, parts, member, hosts,
         )  # fmt: skip
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -280,34 +296,39 @@ def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:
     return Counter(store.rows[video.id].engine for video in videos).most_common(1)[0][0]
 
 
-def check_devices(config: Config) -> None:
+def check_devices(config: Config, processes: int = 1) -> None:
     """The batch must divide over the devices: said before hours of extraction."""
     batch_size, devices = config.training.batch_size, config.run.devices
-    if devices is not None and batch_size % devices:
+    total = (devices or 1) * processes
+    if batch_size % total:
+        over = [f"--devices {devices}"] * (devices is not None)
+        over += [f"--num-processes {processes}"] * (processes > 1)
         raise VdError(
-            f"--batch-size {batch_size} does not divide over --devices {devices}; give a "
-            f"multiple of {devices}, or another number of devices."
+            f"--batch-size {batch_size} does not divide over {' and '.join(over)}; give a "
+            f"multiple of {total}, or another number of devices."
         )
 
 
 def _batch_and_devices(
-    config: Config, train_clips: int
+    config: Config, train_clips: int, joint: Sequence["jax.Device"]
 ) -> tuple[int, Sequence["jax.Device"]]:
     """The batch size, cut to what a small train split can fill, and the devices."""
     from vd.devices import training_devices
 
-    asked, devices = config.training.batch_size, config.run.devices
+    asked, devices = config.training.batch_size, len(joint) or config.run.devices
     batch_size = min(asked, train_clips)
     batch_size -= batch_size % (devices or 1)
     if not batch_size:
         raise VdError(
-            f"--devices {devices} is more than the {train_clips} clips of the train split; "
-            "give a smaller number."
+            f"{devices} devices are more than the {train_clips} clips of the train split; "
+            "give fewer by --devices or --num-processes."
         )
     if batch_size < asked:
         say(
             f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
         )
+    if joint:
+        return batch_size, joint
     return batch_size, training_devices(_devices_before(config), batch_size)
 
 
@@ -319,15 +340,12 @@ def _devices_before(config: Config) -> int | None:
         return config.run.devices
     import jax
 
-    from vd.devices import prepare_jax
+    from vd.devices import prepare_jax, say_other_devices
 
     before: int = run_folder.read_config(path)["devices"]["count"]
     prepare_jax(before)
     if before > len(jax.local_devices()):
-        say(
-            f"warning: the run began on {before} devices and {len(jax.local_devices())} are "
-            "here: the last bits of its numbers will differ"
-        )
+        say_other_devices(before, len(jax.local_devices()))
         return None
     return before
 

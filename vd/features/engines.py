@@ -145,7 +145,10 @@ class JaxEngine:
         self._devices = jax.local_device_count()
         module = EfficientNetLite(backbone.name)
         variables = flax_parameters(folded_parameters(backbone.name))
-        self._apply = jax.pmap(lambda images: module.apply(variables, images))
+        self._apply = jax.pmap(
+            lambda images: module.apply(variables, images),
+            devices=jax.local_devices(),  # not those of other processes
+        )
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features, a padded batch of every device at a time."""

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -110,10 +110,11 @@ def training_batches(
     clip_frames: int,
     batch_size: int,
     first_step: int,
+    rows: range | None = None,
 ) -> Iterator[Batch]:
     """Batches of the steps from `first_step` to the run's last, made ahead by Grain.
 
-    Each epoch is a new order of the videos; what does not fill its last batch is left out
+    With `rows` only these of each global batch are made: those of one process. Each epoch is a new order of the videos; what does not fill its last batch is left out
     and comes in another epoch. A step's batch depends on (seed, step) alone.
     """
     per_epoch = len(data) // batch_size
@@ -127,7 +128,7 @@ def training_batches(
     def make(step: int) -> Batch:
         epoch, number = divmod(int(step), per_epoch)
         begin = epoch * len(data) + number * batch_size
-        chosen = [int(order[begin + i]) for i in range(batch_size)]
+        chosen = {row: int(order[begin + row]) for row in rows or range(batch_size)}
         return _batch(data, config, clip_frames, int(step), chosen)
 
     steps = grain.MapDataset.range(first_step, config.epochs * per_epoch).map(make)
@@ -139,13 +140,16 @@ def _batch(
     config: TrainingConfig,
     clip_frames: int,
     step: int,
-    chosen: list[int],
+    chosen: Mapping[int, int],
 ) -> Batch:
-    """One batch: for each clip a view and frames, drawn before anything is read."""
+    """One batch: for each clip a view and frames, drawn before anything is read.
+
+    `chosen` are the videos by their index in the global batch.
+    """
     views = []
     frames_BxT = np.zeros((len(chosen), clip_frames), np.int64)
     mask_BxT = np.zeros((len(chosen), clip_frames), np.float32)
-    for row, index in enumerate(chosen):
+    for place, (row, index) in enumerate(chosen.items()):
         view, frames = 0, None
         stored = int(data.frames_N[index])
         if config.augmentation:
@@ -159,11 +163,12 @@ def _batch(
             windows = list(scoring_windows(stored, clip_frames))
             frames = windows[len(windows) // 2]
         views.append(view)
-        frames_BxT[row, : len(frames)] = frames
-        mask_BxT[row, : len(frames)] = 1.0
+        frames_BxT[place, : len(frames)] = frames
+        mask_BxT[place, : len(frames)] = 1.0
+    videos = list(chosen.values())
     return Batch(
-        data.gather(chosen, views, frames_BxT),
+        data.gather(videos, views, frames_BxT),
         mask_BxT,
-        data.labels_N[chosen],
-        np.arange(len(chosen)),
+        data.labels_N[videos],
+        np.array(list(chosen)),
     )

@@ -70,11 +70,22 @@ class Checkpoints:
     ) -> None:
         self._turns = turns
         self._best: int | None = None  # of the newest checkpoint, once one is known
+        folder = run_dir.absolute() / "checkpoints"
+        if not read_only:
+            folder.mkdir(exist_ok=True)
+        alone = None  # of several processes the first works without the others
+        if jax.process_count() > 1:
+            alone = {jax.process_index()}
         self._manager = ocp.CheckpointManager(
-            run_dir.absolute() / "checkpoints",
+            folder,
             item_names=("params", "rest", "info"),
             options=ocp.CheckpointManagerOptions(
-                read_only=read_only, cleanup_tmp_directories=not read_only
+                create=False,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    active_processes=alone, barrier_sync_key_prefix=alone and "alone"
+                ),
             ),
         )
 

@@ -46,5 +46,9 @@ class Interruption:
     ) -> None:
         """Do with the signal that came what would have been done at first."""
         self._restore()
-        if self._number is not None and error is None:
-            signal.raise_signal(self._number)
+        number = self._to_raise()
+        if number is not None and error is None:
+            signal.raise_signal(number)
+
+    def _to_raise(self) -> int | None:
+        return self._number

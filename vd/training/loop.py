@@ -25,12 +25,14 @@ import optax
 
 from vd.config import Config
 from vd.errors import VdError
+from vd.hosts import ALONE, Hosts
 from vd.model import Params, init_params
 from vd.progress import say
 from vd.training.batches import Batch, FeatureSet, training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.early_stopping import EarlyStopping
 from vd.training.interruption import Interruption
+from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.log import MetricsLog
 from vd.training.optimizer import learning_rate, make_optimizer
 from vd.training.parts import BUILT_IN, Parts
@@ -68,48 +70,45 @@ def train(
     batch_size: int,
     parts: Parts = BUILT_IN,
     member: Member | None = None,
+    hosts: Hosts = ALONE,
 ) -> Trained:
     """Train, or go on with, the run in `run_dir`; returns the restored best.
 
-    As a member of a sweep it shares its step and what stops it. Raises `VdError` when a loss is not finite, naming step, metric and last checkpoint.
+    As a member of a sweep it shares its step and what stops it; as the first of several
+    processes it leads. Raises `VdError` when a loss is not finite, naming step, metric and
+    last checkpoint.
     """
     settings = config.training
     steps = len(train_set) // batch_size
     schedule = learning_rate(settings, steps)
     optimizer = make_optimizer(settings, schedule)
-    begin = _begin(config, optimizer, train_set.dim, parts)
-    step = member.step if member else make_train_step(config, optimizer, devices, parts)
+    first = begin(config, optimizer, train_set.dim, parts)
+    if member is not None:
+        step, interruption = member.step, member.interruption
+    else:
+        step, interruption = _step(config, optimizer, devices, parts, hosts)
+    name = member.name if member else None
     profile = run_dir / "profile" if config.run.profile else None
-    held = nullcontext(member.interruption) if member else Interruption()
     with (
-        held as interruption,
+        nullcontext() if member else interruption,
         Checkpoints(run_dir, turns=member is not None) as checkpoints,
     ):
-        at = checkpoints.restore_last(begin.state) or begin
+        at = checkpoints.restore_last(first.state) or first
+        at = replace(at, state=share_state(at.state, hosts))
         if at.epoch:
             say(f"going on from step {int(at.state.step)}, epoch {at.epoch}")
         with (
             MetricsLog(run_dir, at.stopping.epoch) as log,
-            watching(
-                settings,
-                schedule,
-                steps,
-                batch_size,
-                log.rows,
-                member.name if member else None,
-            ) as watch,
+            watching(settings, schedule, steps, batch_size, log.rows, name) as watch,
             profiling(step, profile) as step,
         ):
             batches = training_batches(
-                train_set,
-                settings,
-                config.model.clip_frames,
-                batch_size,
-                int(at.state.step),
-            )
+                train_set, settings, config.model.clip_frames, batch_size,
+                int(at.state.step), hosts.rows(batch_size),
+            )  # fmt: skip
             at = _Run(
                 config, parts, val_set, batch_size, steps, schedule, step, batches,
-                checkpoints, log, watch, interruption,
+                checkpoints, log, watch, interruption, hosts,
             ).go_on(at)  # fmt: skip
         if not interruption.came:
             checkpoints.wait()
@@ -118,6 +117,23 @@ def train(
             return Trained(params, best, at.epoch)
         say(f"stopped after step {int(at.state.step)}; its checkpoint is being written")
     raise KeyboardInterrupt  # where the signal was not this run's to raise
+
+
+def _step(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    devices: Sequence[jax.Device],
+    parts: Parts,
+    hosts: Hosts,
+) -> tuple[TrainStep, Interruption]:
+    """The step of this process, and what stops it."""
+    if hosts.count == 1:
+        return make_train_step(config, optimizer, devices, parts), Interruption()
+    interruption = JointInterruption()
+    return (
+        make_joint_step(config, optimizer, devices, parts, interruption),
+        interruption,
+    )
 
 
 @dataclass(frozen=True)
@@ -136,11 +152,13 @@ class _Run:
     log: MetricsLog
     watch: Watch
     interruption: Interruption
+    hosts: Hosts
 
     def go_on(self, at: Checkpoint) -> Checkpoint:
         """Train until the last epoch, the end of patience or a signal."""
         epochs = self.config.training.epochs
         while at.stopping.epoch < epochs and not at.stopping.stops:
+            self.hosts.tell(self.steps - at.sums.steps)
             at = self._train(at)
             if self.interruption.came:
                 self.checkpoints.save(at)
@@ -148,6 +166,7 @@ class _Run:
             at = self._finish_epoch(at)
             if self.interruption.came:
                 break
+        self.hosts.tell(None)
         return at
 
     def _train(self, at: Checkpoint) -> Checkpoint:
@@ -213,7 +232,7 @@ class _Run:
                 )
 
 
-def _begin(
+def begin(
     config: Config, optimizer: optax.GradientTransformation, dim: int, parts: Parts
 ) -> Checkpoint:
     """Step 0, from the seed."""

@@ -13,7 +13,7 @@ from vd.model import Params, apply, draw_dropout
 from vd.training.batches import Batch
 from vd.training.parts import BUILT_IN, Parts
 
-_AXIS = "devices"
+AXIS = "devices"
 
 
 class TrainState(NamedTuple):
@@ -73,8 +73,8 @@ def make_train_step(
 ) -> TrainStep:
     """The step over `devices`: takes and returns the state un-stacked, a batch on the host."""
     parallel = jax.pmap(
-        make_step(config, optimizer, parts, _AXIS),
-        axis_name=_AXIS,
+        make_step(config, optimizer, parts, AXIS),
+        axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=(None, None),
         devices=list(devices),

@@ -1,0 +1,270 @@
+"""Several processes over loopback: the result of one, and an end for all when one ends.
+
+Every process is waited for with a bound, and killed after it.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.command_line import VD, vd
+from tests.fabricated import make_set, make_videos, metrics_without_timing, same_leaves
+from vd.config import RunConfig, TrainingConfig
+from vd.errors import VdError
+from vd.evaluation.evaluate import restore
+from vd.hosts import HEARTBEAT_SECONDS, Hosts, several
+from vd.training import meeting
+from vd.training.batches import training_batches
+from vd.training.log import read_metrics
+
+EPOCHS = 20
+SETTINGS = (
+    f"--epochs {EPOCHS} --batch-size 8 --warmup-epochs 1 --projection-size 16 --hidden-size 8 "
+    "--early-stopping-patience 50 --no-mixed-precision --feature-preset best"
+).split()
+LOST_SECONDS = HEARTBEAT_SECONDS + 10  # in which a lost process is missed
+SLURM_PORTS = range(61440, 65536)  # from which JAX takes the job's
+SECONDS = 120  # for anything else, on a loaded machine
+
+
+def free_port(among=(0,)):
+    """A port that nobody has; 0 stands for any."""
+    for port in among:
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return free.getsockname()[1]
+    raise AssertionError("no port is free")
+
+
+def by_flags(port, index):
+    """Flags and environment of a process that is told all."""
+    joint = ["--coordinator-address", f"127.0.0.1:{port}", "--num-processes", "2"]
+    return [*joint, "--process-id", str(index)], {}
+
+
+def by_slurm(port, index):
+    """The same for a task of Slurm's, whose job number makes the port."""
+    told = {"JOB_ID": port - SLURM_PORTS[0], "STEP_NODELIST": "localhost", "NTASKS": 2,
+            "PROCID": index, "LOCALID": index}  # fmt: skip
+    return ["--coordinator-address", "auto"], {
+        f"SLURM_{key}": str(value) for key, value in told.items()
+    }
+
+
+class Pair:
+    """Two processes of one run; `extra` are flags of process 1 alone."""
+
+    def __init__(self, arguments, folder, extra=(), how=by_flags):
+        port = free_port(SLURM_PORTS if how is by_slurm else (0,))
+        self.logs = [folder / f"process-{index}.log" for index in (0, 1)]
+        self.processes = []
+        for index, log in enumerate(self.logs):
+            joint, environment = how(port, index)
+            command = [*VD, *arguments, *joint, *(extra if index else ())]
+            with log.open("w") as stream:
+                process = subprocess.Popen(
+                    list(map(str, command)), stdout=stream, stderr=stream,
+                    env=os.environ | environment,
+                )  # fmt: skip
+            self.processes.append(process)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()  # its child ends with it
+            process.wait(10)
+
+    def wait(self, seconds=SECONDS):
+        """The exit codes; fails when a process does not end in time."""
+        deadline = time.monotonic() + seconds
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            for process in self.processes:
+                process.wait(max(deadline - time.monotonic(), 0))
+        codes = [process.poll() for process in self.processes]
+        assert None not in codes, self.told()
+        assert "Traceback" not in self.told()
+        return codes
+
+    def told(self):
+        return "\n".join(log.read_text() for log in self.logs)
+
+    def last_words(self, index):
+        """The lines with which a process ended."""
+        lines = self.logs[index].read_text().splitlines()
+        return [line for line in lines if line.startswith("vd: ")]
+
+    def wait_for_epochs(self, run, more):
+        """Wait until the run has that many more epochs than when this was called."""
+        goal, deadline = len(read_metrics(run)) + more, time.monotonic() + SECONDS
+        while len(read_metrics(run)) < goal:
+            assert time.monotonic() < deadline, self.told()
+            assert [p.poll() for p in self.processes] == [None, None], self.told()
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, clips, backbone):
+    """The run of one process with two devices, and the flags of one in another folder."""
+    root = tmp_path_factory.mktemp("one")
+
+    def arguments(folder):
+        return [
+            "train", "--dataset-path", clips, "--cache-dir", root / "cache",
+            "--checkpoint-dir", folder / "run", "--backbone", backbone, *SETTINGS,
+        ]  # fmt: skip
+
+    vd(*arguments(root), "--devices", "2", timeout=SECONDS)
+    return root, lambda folder: [*arguments(folder), "--devices", "1"]
+
+
+def same_run(one, other):
+    """Whether two runs are equal to the bit, but for what a clock gave."""
+    assert metrics_without_timing(one) == metrics_without_timing(other)
+    first, second = (restore(folder / "run") for folder in (one, other))
+    assert same_leaves(first.params, second.params)
+    for name in ("calibration.json", "predictions_test.csv", "evaluation_test.json"):
+        a, b = ((folder / "run" / name).read_bytes() for folder in (one, other))
+        assert a == b, name
+    return True
+
+
+def test_two_processes_give_the_bits_of_one_with_two_devices(unbroken, tmp_path):
+    root, arguments = unbroken
+    with Pair(
+        [*arguments(tmp_path), "--cache-dir", tmp_path / "cache"], tmp_path
+    ) as pair:
+        assert pair.wait() == [0, 0]
+    assert same_run(tmp_path, root)
+    assert "training on 16 clips, 2 × cpu" in pair.logs[0].read_text()
+
+
+def test_slurm_says_who_is_who_and_a_finished_run_ends_both(unbroken, tmp_path):
+    root, arguments = unbroken
+    with Pair(arguments(root), tmp_path, how=by_slurm) as pair:
+        assert pair.wait() == [0, 0]
+    assert "is finished; nothing to do" in pair.logs[0].read_text()
+
+
+def test_whatever_ends_one_process_ends_both_and_the_run_goes_on(unbroken, tmp_path):
+    root, arguments = unbroken
+    run = tmp_path / "run"
+    endings = [
+        (signal.SIGKILL, 1), (signal.SIGTERM, 1), (signal.SIGKILL, 0), (signal.SIGINT, 0),
+    ]  # fmt: skip
+    for number, index in endings:
+        with Pair(arguments(tmp_path), tmp_path) as pair:
+            pair.wait_for_epochs(run, 2)
+            pair.processes[index].send_signal(number)
+            lost = number == signal.SIGKILL
+            codes = pair.wait(LOST_SECONDS if lost else SECONDS)
+        words = pair.last_words(1 - index)
+        assert len(words) == 1, pair.told()
+        if lost:
+            assert (codes[index], codes[1 - index]) == (-number, 2)
+            assert "another process of this run was lost" in words[0]
+        else:
+            assert codes == [128 + number] * 2
+            assert "interrupted; finished work is kept" in words[0]
+            assert "stopped after step" in pair.logs[0].read_text()
+        assert "Check failure" not in pair.told()
+        assert len(read_metrics(run)) < EPOCHS
+    with Pair(arguments(tmp_path), tmp_path) as pair:
+        assert pair.wait() == [0, 0]
+    assert "going on from step" in pair.logs[0].read_text()
+    assert same_run(tmp_path, root)
+
+
+def test_an_error_of_process_0_ends_both_with_its_sentence(tmp_path):
+    for name in ("fight/a.mp4", "normal/b.mp4"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True)
+        (tmp_path / "set" / name).touch()
+    arguments = [
+        "train", "--dataset-path", tmp_path / "set", "--cache-dir", tmp_path / "cache",
+        "--checkpoint-dir", tmp_path / "run",
+    ]  # fmt: skip
+    with Pair(arguments, tmp_path) as pair:
+        assert pair.wait() == [2, 2]
+    (first,), (second,) = map(pair.last_words, (0, 1))
+    assert second == f"vd: process 1 ends because process 0 did: {first[4:]}"
+
+
+def test_other_settings_of_process_1_end_both(unbroken, tmp_path):
+    _, arguments = unbroken
+    extra = ["--learning-rate", "0.125"]
+    with Pair(arguments(tmp_path), tmp_path, extra) as pair:
+        assert pair.wait() == [2, 2]
+    for words in map(pair.last_words, (0, 1)):
+        assert len(words) == 1
+        assert "training.learning_rate was 0.0005, now 0.125" in words[0]
+
+
+def test_each_process_makes_its_rows_of_every_batch(tmp_path):
+    data = make_set(tmp_path, make_videos(12))
+    settings = TrainingConfig(epochs=2, batch_size=4)
+
+    def batches(rows=None):
+        return training_batches(data, settings, 8, 4, first_step=1, rows=rows)
+
+    parts = [batches(Hosts(index, 2).rows(4)) for index in (0, 1)]
+    made = list(zip(batches(), *parts, strict=True))
+    assert len(made) == 5
+    for whole, first, second in made:
+        assert len(first.labels_B) == len(second.labels_B) == 2
+        for arrays in zip(whole, first, second, strict=True):
+            np.testing.assert_array_equal(arrays[0], np.concatenate(arrays[1:]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"num_processes": 2}, "belong together"),
+        ({"coordinator_address": "here:1", "num_processes": 2}, "belong together"),
+        ({"coordinator_address": "auto", "process_id": 1}, "Slurm or Kubernetes"),
+        (
+            {"coordinator_address": "here", "num_processes": 2, "process_id": 1},
+            "has no port",
+        ),
+        (
+            {"coordinator_address": "here:1", "num_processes": 2, "process_id": 2},
+            "--process-id 2 is not below --num-processes 2",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(flags, words):
+    with pytest.raises(VdError, match=words):
+        several(RunConfig(**flags))
+
+
+def test_an_allocation_alone_makes_no_several_processes(monkeypatch):
+    for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"):
+        monkeypatch.setenv(f"SLURM_{name}", "2")
+    assert not several(RunConfig())
+    assert not several(RunConfig(num_processes=1, process_id=0))
+    assert several(RunConfig(coordinator_address="auto"))
+
+
+def test_a_sweep_is_refused_and_a_batch_must_divide(clips, tmp_path):
+    joint = ["--coordinator-address", "localhost:1", "--num-processes", "2"]
+    where = ["--dataset-path", clips, "--checkpoint-dir", tmp_path / "run"]
+    joint += ["--process-id", "0"]
+    done = vd("sweep", *where, *joint, code=2, timeout=SECONDS)
+    assert "vd sweep trains all members in one process" in done.stderr
+    wrong = ["--batch-size", "9"]
+    done = vd("train", *where, *joint, *wrong, code=2, timeout=SECONDS)
+    assert "--batch-size 9 does not divide over --num-processes 2" in done.stderr
+
+
+def test_a_folder_that_is_not_shared_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(meeting, "_LOOK_SECONDS", 0.1)
+    with pytest.raises(VdError, match="process 1 does not see the files of process 0"):
+        meeting.look(tmp_path, {"token": "t"}, Hosts(1, 2))
+    (tmp_path / meeting.SHARED_FILE).write_text("t")
+    meeting.look(tmp_path, {"token": "t"}, Hosts(1, 2))
