@@ -174,6 +174,26 @@ class Sweep(Config):
 
 
 @dataclass(frozen=True)
+class Crossval(Config):
+    """Train and test every fold with every seed, and pool the predictions."""
+
+    folds: int = 5
+    """Grouped, stratified folds over all clips, each the test part once."""
+    seeds: tuple[int, ...] = ()
+    """Values of --seed (default: --seed alone)."""
+    cross_dataset: tuple[Path, ...] = ()
+    """Other data sets: the same on each of them, and every one's members tested on all."""
+
+    def __call__(self) -> int:
+        """Write predictions.csv and crossval.json; print the latter."""
+        from vd.crossval import crossval
+
+        result = crossval(self, self.folds, self.seeds, self.cross_dataset)
+        print(json.dumps(result, indent=2))
+        return 0
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Evaluate the best checkpoint of a run on one of its splits, or on another data set."""
 
@@ -285,6 +305,7 @@ def main() -> None:
         "extract": Extract,
         "train": Train,
         "sweep": Sweep,
+        "crossval": Crossval,
         "evaluate": Evaluate,
         "predict": Predict,
     }
