@@ -253,6 +253,30 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Compare runs, or cross-validations, with the first named, clip by clip."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of vd crossval; the first is the baseline."""
+    out: Path | None = None
+    """Folder for compare.json, compare.csv, and curves over seeds as curves.csv and .png."""
+
+    def __call__(self) -> int:
+        """Print the table on standard output, and say what it means."""
+        from vd.evaluation.compare import compare
+        from vd.evaluation.verdict import table, write_comparison
+
+        result = compare(self.folders)
+        if self.out is not None:
+            write_comparison(self.out, result)
+        print(table(result))
+        for pair in result["comparisons"]:
+            for sentence in pair["sentences"]:
+                say(sentence)
+        return 0
+
+
+@dataclass(frozen=True)
 class Predict:
     """Probability of violence of video files: a JSON line each on standard output."""
 
@@ -307,6 +331,7 @@ def main() -> None:
         "sweep": Sweep,
         "crossval": Crossval,
         "evaluate": Evaluate,
+        "compare": Compare,
         "predict": Predict,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(

@@ -68,7 +68,7 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
         read_run(member.run.checkpoint_dir, fold)
         for _, fold, member in member_configs(config, grid)
     ]
-    members.sort(key=lambda member: (member.seed, member.fold))
+    members.sort(key=lambda member: (member.seed, member.fold or 0))
     facts = {
         "dataset": str(config.data.dataset_path.absolute()),
         "split_seed": config.splits.split_seed,

@@ -60,6 +60,14 @@ def threshold_metrics(
     }
 
 
+def roc_areas(
+    labels_N: Labels, probability_N: Probabilities, weights_RxN: Weights
+) -> Values:
+    """Area under the ROC curve of each resample."""
+    order = _Order(probability_N)
+    return _areas(order, labels_N, weights_RxN[:, order.order])[0]
+
+
 def calibration_errors(
     labels_N: Labels, probability_N: Probabilities, weights_RxN: Weights, bins: int
 ) -> Values:
