@@ -242,6 +242,8 @@ def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp
         ("evaluation_test.json", None, "lacks evaluation_test.json"),
         ("evaluation_test.json", "{", "is damaged"),
         ("evaluation_test.json", "[]", "has no threshold"),
+        ("evaluation_test.json", '{"threshold": NaN}', "has no threshold"),
+        ("evaluation_test.json", '{"threshold": "0.5"}', "has no threshold"),
         ("predictions_test.csv", None, "does not exist"),
         ("predictions_test.csv", "path\n", "is damaged"),
         ("config.json", "{}", "is damaged"),
@@ -273,14 +275,15 @@ def test_the_command_writes_what_it_says(pair, tmp_path, trained):
     before = (out / "compare.json").read_bytes()
     vd("compare", pair / "weak", pair / "good", "--out", out)
     assert (out / "compare.json").read_bytes() == before
+    refused = vd("compare", pair / "weak", tmp_path / "gone", code=2)
+    assert "neither config.json nor crossval.json" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
     for wrong, words in [
         ([pair / "weak"], "needs two or more"),
         ([pair / "weak", pair / "weak"], "one folder twice"),
-        ([pair / "weak", tmp_path / "gone"], "neither config.json nor crossval.json"),
     ]:
-        refused = vd("compare", *wrong, code=2)
-        assert words in refused.stderr
-        assert len(refused.stderr.strip().splitlines()) == 1
+        with pytest.raises(VdError, match=words):
+            compare(wrong)
 
 
 def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):

@@ -125,6 +125,7 @@ def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
             ["--checkpoint-dir", crossed[0] / "cv" / "fold-0_seed-0"],
             "is the folder of a run",
         ),
+        (["--checkpoint-dir", backbone], "is a file; name a folder"),
         (["--cross-dataset", tmp_path / "gone"], "gone does not exist"),
         (["--cross-dataset", clips], "are both called set"),
     ]:

@@ -1,6 +1,7 @@
 """`vd evaluate`: figures that other code finds again, slices, and other data sets."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,8 +16,9 @@ from vd.atomic import write_json
 from vd.calibration import Calibration, false_alarm_threshold
 from vd.errors import VdError
 from vd.evaluation.operating_points import operating_points
-from vd.evaluation.other import dataset_name
+from vd.evaluation.other import dataset_name, evaluate_on
 from vd.evaluation.predictions import cluster_names, read_predictions
+from vd.evaluation.restore import restore
 from vd.evaluation.slices import slice_values, slices
 from vd.metrics import METRICS, evaluation_metrics, resampled_metrics
 from vd.tables import read_csv, write_csv
@@ -384,18 +386,24 @@ def test_another_data_set_without_what_was_trained_on(run, clips, tmp_path):
     assert digests(run) == after
 
 
-def test_what_cannot_be_evaluated_on_is_one_sentence(run, clips, tmp_path):
+def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
     (tmp_path / "empty").mkdir()
+    for where, name, words in [
+        (tmp_path / "gone", None, "gone does not exist"),
+        (tmp_path / "empty", None, "has no video"),
+        (clips, "test", "cannot be the name"),
+        (clips, "../x", "cannot be the name"),
+        (clips / "train", None, "trained or validated on all of its 16"),
+    ]:
+        with pytest.raises(VdError, match=re.escape(words)):
+            evaluate_on(run, where, name, cache_dir=run.parent / "cache")
     for more, words in [
-        (["--on", tmp_path / "gone"], "gone does not exist"),
-        (["--on", tmp_path / "empty"], "has no video"),
-        (["--on", clips, "--name", "test"], "cannot be the name"),
         (["--on", clips, "--split", "val"], "--split are of the run's own"),
         (["--name", "x"], "--name is for another data set"),
-        (["--on", clips / "train"], "trained or validated on all of its 16"),
     ]:
         done = vd("evaluate", "--checkpoint-dir", run, *more, code=2)
         assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_another_label_map_is_refused(run, tmp_path):
@@ -403,8 +411,8 @@ def test_another_label_map_is_refused(run, tmp_path):
     path = tmp_path / "run" / "config.json"
     values = json.loads(path.read_text())
     write_json(path, values | {"label_map": {"violent": 0, "nonviolent": 1}})
-    done = vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
-    assert f"{path} has the label map" in done.stderr
+    with pytest.raises(VdError, match=r"config\.json has the label map"):
+        restore(tmp_path / "run")
 
 
 def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, tmp_path):

@@ -51,6 +51,8 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
         raise VdError(f"--folds is {folds}; give 2 or more.")
     if len(set(seeds)) < len(seeds):
         raise VdError(f"--seeds {' '.join(map(str, seeds))} names one twice; drop it.")
+    if folder.exists() and not folder.is_dir():
+        raise VdError(f"--checkpoint-dir {folder} is a file; name a folder.")
     if (folder / "config.json").exists():
         raise VdError(
             f"--checkpoint-dir {folder} is the folder of a run; name another one for the "

@@ -1,7 +1,7 @@
 """Test predictions of a run, or of a cross-validation, read back from its folder."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,11 @@ def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Memb
             "again to go on."
         )
     remedy = "run vd evaluate on the run to write it again"
-    threshold = _number(read_json(path, remedy), "threshold", path, remedy)
+    values = read_json(path, remedy)
+    try:
+        threshold = _threshold(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise VdError(f"{path} has no threshold ({error!r}); {remedy}.") from error
     predictions = read_predictions(run_dir / f"predictions_{name}.csv", remedy)
     content, train_clips = _splits(run_dir)
     ids = [content.get(clip, "") for clip in predictions.paths]
@@ -90,7 +94,7 @@ def read_results(folder: Path) -> list[Member]:
             ids = [content.get(clip, "") for clip in predictions.paths]
             members.append(
                 Member(
-                    run_dir, int(row["fold"]), int(row["seed"]), float(row["threshold"]),
+                    run_dir, int(row["fold"]), int(row["seed"]), _threshold(row),
                     int(row["n_train"]), predictions, ids,
                 )
             )  # fmt: skip
@@ -180,9 +184,9 @@ def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
     return content, sum(row.get("split") == "train" for row in rows)
 
 
-def _number(values: Any, name: str, path: Path, remedy: str) -> float:
-    """A number in a JSON file."""
-    value = values.get(name) if isinstance(values, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise VdError(f"{path} is damaged (it has no {name}); {remedy}.")
+def _threshold(values: Any) -> float:
+    """The threshold in JSON values; raises `ValueError` or `TypeError` when it is none."""
+    value = values["threshold"]
+    if isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{value!r} is no threshold")
     return float(value)

@@ -47,6 +47,7 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
             f"{pair['a']} and {pair['b']} are equally accurate, {between} ({pair['test']}: "
             f"{p}): no difference is shown"
         )
+    by_folds = pair["corrected_t_test"] is not None
     needed = pair["clips_needed_for_1_point"]
     second = (
         f"to show a difference of 1 point about {needed:,} clips would be needed"
@@ -61,15 +62,29 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
     caution = (
         "no source groups known: the interval treats clips as independent"
         if pair["groups"] is None
-        else f"the interval rests on {pair['groups']} groups; McNemar's test treats clips "
-        "as independent"
+        else f"the interval resamples {pair['groups']} groups"
+        + ("; McNemar's test treats clips as independent" * (not by_folds))
     )
-    return [first, second, caution]
+    return [first, _areas(pair), second, caution]
 
 
-def _signed(points: float) -> str:
-    """A number of points with the minus sign of prose."""
-    return f"{points:.1f}".replace("-", "−")
+def _areas(pair: dict[str, Any]) -> str:
+    """The same of ROC AUC."""
+    difference, found = pair["roc_auc_difference"], pair["roc_auc_difference_ci95"]
+    if difference is None:
+        return "ROC AUC is undefined: all clips are of one class"
+    between = ""
+    if found is not None:
+        between = f", 95 % interval {_signed(found[0], 3)} to {_signed(found[1], 3)}"
+    return (
+        f"ROC AUC: {pair['b']} {pair['roc_auc_b']:.3f}, {pair['a']} "
+        f"{pair['roc_auc_a']:.3f}, difference {_signed(difference, 3)}{between}"
+    )
+
+
+def _signed(value: float, digits: int = 1) -> str:
+    """A number with the minus sign of prose."""
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def table_rows(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -108,7 +108,8 @@ def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos without splits; groups that the splits file knows are kept together."""
     if not any(video.split for video in videos):
         readable = [video for video in videos if video.id]
-        merged = merge_groups(readable, _kept_pairs(_kept_rows(config)))
+        rows = [] if config.splits.resplit else _kept_rows(config)
+        merged = merge_groups(readable, _kept_pairs(rows))
         grouped = {video.name: video for video in merged}
         videos = [grouped.get(video.name, video) for video in videos]
     return [dataclasses.replace(video, split="") for video in videos]
