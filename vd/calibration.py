@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
 _LOG_TEMPERATURE_BOUNDS = (np.log(0.05), np.log(20.0))
 
 
@@ -17,11 +18,14 @@ class Calibration:
     temperature: float
     threshold: float
     threshold_source: str
+    false_alarm_threshold: float | None = None  # at FALSE_ALARMS; None: not fitted
 
     def __post_init__(self) -> None:
         """Refuse what no fit gives: `ValueError`."""
         if not (0 < self.temperature < float("inf") and 0 <= self.threshold <= 1):
             raise ValueError("temperature or threshold out of range")
+        if not 0 <= (self.false_alarm_threshold or 0) <= 2:
+            raise ValueError("false_alarm_threshold out of range")
 
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """Probability of violence from raw logits, in float64."""
@@ -55,6 +59,27 @@ def fit(
         temperature,
         _best_threshold(probability_N, labels_N),
         "validation, best balanced accuracy",
+        false_alarm_threshold(probability_N, labels_N),
+    )
+
+
+def false_alarm_threshold(
+    probability_N: Float[np.ndarray, " N"],
+    labels_N: Int[np.ndarray, " N"],
+    share: float = FALSE_ALARMS,
+) -> float | None:
+    """The least threshold that at most `share` of the non-violent clips reach.
+
+    Midway between two scores, or just above the highest; None without such a clip.
+    """
+    calm = np.sort(probability_N[labels_N == 0])[::-1]
+    if not len(calm):
+        return None
+    below = calm[int(share * len(calm) + 1e-9)]  # the first that must not be reached
+    higher = probability_N[probability_N > below]
+    just_above = np.nextafter(below, np.inf)
+    return float(
+        max((below + higher.min()) / 2, just_above) if len(higher) else just_above
     )
 
 

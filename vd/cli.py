@@ -184,12 +184,32 @@ class Sweep(Config):
 
 
 @dataclass(frozen=True)
+class Crossval(Config):
+    """Train and test every fold with every seed, and pool the predictions."""
+
+    folds: int = 5
+    """Grouped, stratified folds over all clips, each the test part once."""
+    seeds: tuple[int, ...] = ()
+    """Values of --seed (default: --seed alone)."""
+    cross_dataset: tuple[Path, ...] = ()
+    """Other data sets: the same on each of them, and every one's members tested on all."""
+
+    def __call__(self) -> int:
+        """Write predictions.csv and crossval.json; print the latter."""
+        from vd.crossval import crossval
+
+        result = crossval(self, self.folds, self.seeds, self.cross_dataset)
+        print(json.dumps(result, indent=2))
+        return 0
+
+
+@dataclass(frozen=True)
 class Evaluate:
-    """Restore the best checkpoint of a run and evaluate one of its splits."""
+    """Evaluate the best checkpoint of a run on one of its splits, or on another data set."""
 
     checkpoint_dir: Path
     """The run folder."""
-    split: Literal["train", "val", "test"] = "test"
+    split: Literal["train", "val", "test", "all"] = "test"
     """The part to evaluate."""
     tta: bool = False
     """Average over the stored views (plain, mirrored) of each clip."""
@@ -197,18 +217,72 @@ class Evaluate:
     """Where the data set has moved, if it has."""
     cache_dir: Path | None = None
     """Where the features have moved, if they have."""
+    on: Path | None = None
+    """Another data set, all of it, with the run's threshold; clips that the run was trained
+    or validated on, by content or group, are left out."""
+    name: str | None = None
+    """Name of the files of --on (default: that of the data set)."""
+    positive_class: str | None = None
+    """With --on: its violent class, when its names are not the usual ones."""
+    group_from: str | None = None
+    """With --on: regular expression that finds a clip's group in its path."""
 
     def __call__(self) -> int:
         """Write evaluation, predictions and pictures into the run folder; print the metrics."""
+        self._check()
         from vd.devices import prepare_jax
         from vd.evaluation.evaluate import evaluate, summary
+        from vd.evaluation.other import evaluate_on
 
         prepare_jax()
-        result = evaluate(
-            self.checkpoint_dir, self.split, self.tta, self.dataset_path, self.cache_dir
-        )
+        if self.on is None:
+            where = self.dataset_path, self.cache_dir
+            result = evaluate(self.checkpoint_dir, self.split, self.tta, *where)
+        else:
+            result = evaluate_on(
+                self.checkpoint_dir, self.on, self.name, self.tta, self.cache_dir,
+                self.positive_class, self.group_from,
+            )  # fmt: skip
         print(json.dumps(result, indent=2))
         say(summary(result))
+        return 0
+
+    def _check(self) -> None:
+        """Raise `VdError` for flags that do not go together."""
+        if self.on is not None and (self.dataset_path or self.split != "test"):
+            raise VdError(
+                "--dataset-path and --split are of the run's own data set; leave them out "
+                "with --on, which evaluates all of the other."
+            )
+        for flag in ("name", "positive_class", "group_from"):
+            if self.on is None and getattr(self, flag) is not None:
+                raise VdError(
+                    f"--{flag.replace('_', '-')} is for another data set; name it with "
+                    "--on, or leave the flag out."
+                )
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs, or cross-validations, with the first named, clip by clip."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or folders of vd crossval; the first is the baseline."""
+    out: Path | None = None
+    """Folder for compare.json, compare.csv, and curves over seeds as curves.csv and .png."""
+
+    def __call__(self) -> int:
+        """Print the table on standard output, and say what it means."""
+        from vd.evaluation.compare import compare
+        from vd.evaluation.verdict import table, write_comparison
+
+        result = compare(self.folders)
+        if self.out is not None:
+            write_comparison(self.out, result)
+        print(table(result))
+        for pair in result["comparisons"]:
+            for sentence in pair["sentences"]:
+                say(sentence)
         return 0
 
 
@@ -265,7 +339,9 @@ def main() -> None:
         "extract": Extract,
         "train": Train,
         "sweep": Sweep,
+        "crossval": Crossval,
         "evaluate": Evaluate,
+        "compare": Compare,
         "predict": Predict,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(

@@ -26,7 +26,7 @@ from vd.training.meeting import devices_of_all, shown
 from vd.training.parts import Parts
 from vd.videos.hashes import identify
 from vd.videos.manifest import SPLITS, Video, read_manifest, split_rows
-from vd.videos.splits import keep_splits, with_splits
+from vd.videos.splits import for_folds, keep_splits, with_splits
 
 if TYPE_CHECKING:
     import jax
@@ -101,9 +101,9 @@ class Data(NamedTuple):
 
     def with_splits(self, videos: Sequence[Video]) -> "Data":
         """The same with the splits of these videos, which are the usable ones."""
-        splits = {video.id: video for video in videos}
+        splits = {video.name: video for video in videos}  # copies have one id
         entries = tuple(
-            replace(entry, video=splits.get(entry.video.id, entry.video))
+            replace(entry, video=splits.get(entry.video.name, entry.video))
             for entry in self.ledger.entries
         )
         return self._replace(ledger=replace(self.ledger, entries=entries))
@@ -116,14 +116,17 @@ class Opened(NamedTuple):
     devices: "Sequence[jax.Device]"
 
 
-def prepare(config: Config) -> Data:
-    """Read, split and extract a data set; print its ledger, refuse one with a loss gap."""
+def prepare(config: Config, folds: bool = False) -> Data:
+    """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
+
+    With `folds` it is not split: they take no notice of splits.
+    """
     from vd.features.extract import extract
     from vd.videos.scan import check_loss_gap, report
 
     manifest = read_manifest(config.data)
     given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
-    videos = with_splits(given, config)
+    videos = for_folds(given, config) if folds else with_splits(given, config)
     store, ledger = extract(videos, config)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)

@@ -1,6 +1,7 @@
 """Binary classification metrics: arrays in, numbers out; None where undefined.
 
-`labels_N` is 0 or 1 (violent); `probability_N` is of violence.
+`labels_N` is 0 or 1 (violent); `probability_N` is of violence; `predicted_N` says whether
+a clip is said to be. Intervals are of resamples of whole groups (`vd.bootstrap`).
 """
 
 from typing import Any
@@ -9,17 +10,36 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from sklearn import metrics as sk
 
+from vd.bootstrap import (
+    RESAMPLES,
+    Interval,
+    interval,
+    resample_weights,
+    share_interval,
+)
+from vd.weighted import (
+    ECE_BINS,
+    calibration_errors,
+    threshold_metrics,
+    weighted_metrics,
+)
+
 _COLLAPSED_RECALL = 0.20
 _COLLAPSED_SHARE = 0.98
-_RESAMPLES = 2000
 
 Labels = Int[np.ndarray, " N"]
 Probabilities = Float[np.ndarray, " N"]
+Predicted = Bool[np.ndarray, " N"]
+Groups = Shaped[np.ndarray, " N"]
+
+METRICS = (
+    "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent",
+    "precision_violent", "precision_nonviolent", "f1_violent", "roc_auc",
+    "average_precision", "brier", "ece",
+)  # fmt: skip
 
 
-def recall(
-    labels_N: Labels, predicted_N: Bool[np.ndarray, " N"], label: int
-) -> float | None:
+def recall(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None:
     """Share of the clips of class `label` that were predicted so."""
     of_class = labels_N == label
     if not of_class.any():
@@ -27,7 +47,13 @@ def recall(
     return float(np.mean(predicted_N[of_class] == bool(label)))
 
 
-def collapsed(labels_N: Labels, predicted_N: Bool[np.ndarray, " N"]) -> bool:
+def precision(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None:
+    """Share of the clips predicted as class `label` that are of it."""
+    said = predicted_N == bool(label)
+    return float(np.mean(labels_N[said] == label)) if said.any() else None
+
+
+def collapsed(labels_N: Labels, predicted_N: Predicted) -> bool:
     """Whether nearly all predictions are one class, or a recall is under 20 %."""
     recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
     share = float(np.mean(predicted_N))
@@ -43,66 +69,171 @@ def roc_auc(labels_N: Labels, scores_N: Probabilities) -> float | None:
     return float(sk.roc_auc_score(labels_N, scores_N))
 
 
+def average_precision(labels_N: Labels, scores_N: Probabilities) -> float | None:
+    """Mean precision over the violent clips, best first; None with one class only."""
+    if len(np.unique(labels_N)) < 2:
+        return None
+    return float(sk.average_precision_score(labels_N, scores_N))
+
+
 def expected_calibration_error(
-    labels_N: Labels, probability_N: Probabilities, bins: int = 10
+    labels_N: Labels, probability_N: Probabilities, bins: int = ECE_BINS
 ) -> float:
-    """Mean |confidence − frequency| over bins of equal count (Nguyen and O'Connor 2015)."""
-    order = np.argsort(probability_N, kind="stable")
-    parts = np.array_split(order, min(bins, len(order)))
-    gaps = [
-        abs(float(np.mean(probability_N[p]) - np.mean(labels_N[p]))) * len(p)
-        for p in parts
+    """Mean |confidence − frequency| over bins of equal count (Nguyen and O'Connor 2015).
+
+    Clips of equal probability count as their mean.
+    """
+    once_1xN = np.ones((1, len(labels_N)))
+    return float(calibration_errors(labels_N, probability_N, once_1xN, bins)[0])
+
+
+def point_metrics(
+    labels_N: Labels, probability_N: Probabilities, predicted_N: Predicted
+) -> dict[str, float | None]:
+    """`METRICS` and `accuracy_at_0.5`, by name. Brier score: Brier (1950)."""
+    violent = labels_N == 1
+    recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
+    known = [r for r in recalls if r is not None]
+    f1 = (
+        sk.f1_score(labels_N, predicted_N, zero_division=0.0) if violent.any() else None
+    )
+    return {
+        "accuracy": float(np.mean(predicted_N == violent)),
+        "balanced_accuracy": sum(known) / 2 if len(known) == 2 else None,
+        "accuracy_at_0.5": float(np.mean((probability_N >= 0.5) == violent)),
+        "recall_violent": recalls[1],
+        "recall_nonviolent": recalls[0],
+        "precision_violent": precision(labels_N, predicted_N, 1),
+        "precision_nonviolent": precision(labels_N, predicted_N, 0),
+        "f1_violent": None if f1 is None else float(f1),
+        "roc_auc": roc_auc(labels_N, probability_N),
+        "average_precision": average_precision(labels_N, probability_N),
+        "brier": float(np.mean((probability_N - labels_N) ** 2)),
+        "ece": expected_calibration_error(labels_N, probability_N),
+    }
+
+
+def resampled_metrics(
+    labels_N: Labels,
+    probability_N: Probabilities,
+    predicted_N: Predicted,
+    group_N: Groups,
+) -> dict[str, Float[np.ndarray, " R"]]:
+    """The same of every resample; NaN where undefined."""
+    blocks = [
+        weighted_metrics(labels_N, probability_N, predicted_N, weights_RxN)
+        for weights_RxN in resample_weights(group_N)
     ]
-    return float(sum(gaps) / len(order))
+    return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
+
+
+def intervals(
+    metrics: dict[str, float | None],
+    resampled: dict[str, Float[np.ndarray, " R"]],
+    labels_N: Labels,
+    predicted_N: Predicted,
+    group_N: Groups,
+) -> dict[str, Interval]:
+    """The 95 % interval of each metric, `<metric>_ci95`; None where it is not known."""
+    everyone = np.ones(len(labels_N), bool)
+    counted = {  # of which clips a metric is a share
+        "accuracy": everyone,
+        "accuracy_at_0.5": everyone,
+        "recall_violent": labels_N == 1,
+        "recall_nonviolent": labels_N == 0,
+        "precision_violent": predicted_N,
+        "precision_nonviolent": ~predicted_N,
+    }
+    made: dict[str, Interval] = {}
+    for name, value in metrics.items():
+        if value is None:
+            found = None
+        elif name in counted:
+            groups = group_N[counted[name]]
+            found = share_interval(value, resampled[name], groups)
+        else:
+            found = interval(resampled[name], group_N)
+        made[f"{name}_ci95"] = found
+    return made
 
 
 def bootstrap_accuracy(
-    correct_N: Bool[np.ndarray, " N"], group_N: Shaped[np.ndarray, " N"], seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of accuracy, resampling whole groups (Efron 1979).
+    correct_N: Bool[np.ndarray, " N"], group_N: Groups, seed: int = 0
+) -> tuple[float, float] | None:
+    """95 % interval of accuracy alone; exact when all or none are right.
 
-    When all or none are right resampling shows no spread: then the exact binomial interval
-    with a trial a group (Clopper and Pearson 1934).
+    None where all clips are of one group.
     """
-    _, member_N = np.unique(group_N, return_inverse=True)
-    size_G = np.bincount(member_N)
-    if correct_N.all() or not correct_N.any():
-        surely = 0.025 ** (1 / len(size_G))
-        return (surely, 1.0) if correct_N.all() else (0.0, 1.0 - surely)
-    right_G = np.bincount(member_N, weights=correct_N)
-    generator = np.random.Generator(np.random.Philox(seed))
-    drawn = generator.integers(len(size_G), size=(_RESAMPLES, len(size_G)))
-    accuracy = right_G[drawn].sum(axis=1) / size_G[drawn].sum(axis=1)
-    low, high = np.quantile(accuracy, [0.025, 0.975])
-    return float(low), float(high)
+    labels_N = correct_N.astype(
+        int
+    )  # predicted violent everywhere: right where they are
+    said_N = np.ones(len(correct_N), bool)
+    values_R = np.concatenate(
+        [
+            threshold_metrics(labels_N, said_N, weights_RxN)["accuracy"]
+            for weights_RxN in resample_weights(group_N, seed=seed)
+        ]
+    )
+    found = share_interval(float(np.mean(correct_N)), values_R, group_N)
+    return None if found is None else (found[0], found[1])
 
 
 def evaluation_metrics(
     labels_N: Labels,
     probability_N: Probabilities,
-    group_N: Shaped[np.ndarray, " N"],
-    threshold: float,
+    group_N: Groups,
+    threshold: float | Float[np.ndarray, " N"],
 ) -> dict[str, Any]:
-    """The metrics of evaluation_<split>.json; accuracy, recalls and F1 at `threshold`.
+    """The metrics of evaluation_<split>.json, with intervals and what is to be warned of.
 
-    Brier score: Brier (1950). One class only: what needs both is None.
+    `threshold`, one or each clip's own, is for accuracy, recalls, precisions and F1. With
+    one class only what needs both is None.
     """
     predicted_N = probability_N >= threshold
-    correct_N = predicted_N == (labels_N == 1)
-    has_violent = bool((labels_N == 1).any())
-    f1 = sk.f1_score(labels_N, predicted_N, zero_division=0.0) if has_violent else None
-    ap = sk.average_precision_score(labels_N, probability_N) if has_violent else None
+    metrics = point_metrics(labels_N, probability_N, predicted_N)
+    resampled = resampled_metrics(labels_N, probability_N, predicted_N, group_N)
+    found = intervals(metrics, resampled, labels_N, predicted_N, group_N)
+    values: dict[str, Any] = {"n": len(labels_N), "n_violent": int(labels_N.sum())}
+    for name, value in metrics.items():
+        values |= {name: value, f"{name}_ci95": found[f"{name}_ci95"]}
     return {
-        "n": len(labels_N),
-        "accuracy": float(np.mean(correct_N)),
-        "accuracy_ci95": list(bootstrap_accuracy(correct_N, group_N)),
-        "accuracy_at_0.5": float(np.mean((probability_N >= 0.5) == (labels_N == 1))),
-        "recall_violent": recall(labels_N, predicted_N, 1),
-        "recall_nonviolent": recall(labels_N, predicted_N, 0),
-        "f1_violent": None if f1 is None else float(f1),
-        "roc_auc": roc_auc(labels_N, probability_N),
-        "average_precision": None if ap is None else float(ap),
-        "ece": expected_calibration_error(labels_N, probability_N),
-        "brier": float(np.mean((probability_N - labels_N) ** 2)),
+        **values,
         "collapsed": collapsed(labels_N, predicted_N),
+        "resamples": RESAMPLES,
+        "resampled_groups": len(np.unique(group_N)),
+        "warnings": _warnings(labels_N, group_N, values),
     }
+
+
+def _warnings(labels_N: Labels, group_N: Groups, values: dict[str, Any]) -> list[str]:
+    """What a reader of the figures must know, in sentences."""
+    said = []
+    undefined = [name for name in METRICS if values[name] is None]
+    if undefined:
+        present = sorted(set(labels_N.tolist()))
+        why = (
+            f"all {len(labels_N)} clips are {('non-violent', 'violent')[present[0]]}"
+            if len(present) == 1
+            else "no clip is predicted as one of the classes"
+        )
+        said.append(f"{', '.join(undefined)} undefined: {why}")
+    groups = len(np.unique(group_N))
+    if groups < 2:
+        said.append("no intervals: all clips are of one group, which shows no spread")
+        return said
+    flat = [
+        name
+        for name in METRICS
+        if (ci := values[f"{name}_ci95"]) is not None and ci[0] == ci[1]
+    ]
+    if flat:
+        said.append(
+            f"{', '.join(flat)}: the same in every resample, so that the interval has no "
+            "width; that is no certainty"
+        )
+    if groups < 20:
+        said.append(
+            f"the intervals rest on {groups} groups only (a clip without a group is its "
+            "own); with so few they are too narrow"
+        )
+    return said

@@ -81,6 +81,47 @@ def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
+def bands(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], panels: Mapping[str, str]
+) -> Figure:
+    """Mean and ± one standard deviation over members, an epoch a row, for each curve.
+
+    `panels` are titles by metric; rows hold `epoch`, `members`, `<metric>_mean` and
+    `<metric>_sd`. Where some members have stopped the line is dotted.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    lines: dict[str, Line2D] = {}
+    for axis, (metric, title) in zip(axes, panels.items(), strict=True):
+        for (name, rows), colour in zip(curves.items(), cycle(_RUNS), strict=False):
+            most = max((row["members"] for row in rows), default=0)
+            epochs = np.array([row["epoch"] for row in rows])
+            mean, spread = (
+                np.array([row[f"{metric}_{of}"] for row in rows], float)
+                for of in ("mean", "sd")
+            )
+            whole = np.array([row["members"] == most for row in rows], bool)
+            dot = "." if whole.sum() == 1 else ""
+            label = f"{name} ({most} run{'s' if most != 1 else ''})"
+            (lines[label],) = axis.plot(
+                epochs[whole], mean[whole], marker=dot, color=colour
+            )
+            rest = slice(max(int(whole.sum()) - 1, 0), None)  # from the last whole one
+            axis.plot(epochs[rest], mean[rest], ":", color=colour, alpha=0.7)
+            axis.fill_between(
+                epochs[whole], (mean - spread)[whole], (mean + spread)[whole],
+                color=colour, alpha=0.18, linewidth=0,
+            )  # fmt: skip
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axis.grid(alpha=0.3)
+    figure.legend(
+        list(lines.values()), list(lines), loc="outside lower center", ncols=3,
+        title="mean and standard deviation over runs; dotted where some have stopped",
+    )  # fmt: skip
+    return figure
+
+
 def confusion(
     labels_N: Int[np.ndarray, " N"],
     probability_N: Float[np.ndarray, " N"],

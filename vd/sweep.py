@@ -61,11 +61,13 @@ def sweep(
     """
     validate(config)
     check_devices(config)
-    configs = dict(_members(config, grid))
+    made = list(member_configs(config, grid))
+    configs = {name: member for name, _, member in made}
+    fold_of = {name: fold for name, fold, _ in made}
     for member in configs.values():
         validate(member)
         check_folder(member.run.checkpoint_dir)
-    data = prepare(config)
+    data = prepare(config, folds=grid.folds > 0)
     by_fold = [data]
     if grid.folds:
         usable = data.ledger.usable()
@@ -78,7 +80,7 @@ def sweep(
         runs = {}
         for name, member in configs.items():
             locks.enter_context(lock(member.run.checkpoint_dir / ".lock", "vd sweep"))
-            of_fold = by_fold[_fold(name) if grid.folds else 0]
+            of_fold = by_fold[fold_of[name] or 0]
             if (opened := open_run(member, parts, of_fold)) is not None:
                 runs[name] = member, of_fold, opened
         say(f"{len(configs)} members, {len(configs) - len(runs)} of them finished")
@@ -90,8 +92,10 @@ def sweep(
     return rows
 
 
-def _members(config: Config, grid: GridConfig) -> Iterator[tuple[str, Config]]:
-    """Name and settings of each member."""
+def member_configs(
+    config: Config, grid: GridConfig
+) -> Iterator[tuple[str, int | None, Config]]:
+    """Name, fold and settings of each member."""
     axes = {
         setting: values
         for axis, setting in _AXES.items()
@@ -101,19 +105,21 @@ def _members(config: Config, grid: GridConfig) -> Iterator[tuple[str, Config]]:
     for fold, *values in product(folds, *axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         words = [f"fold-{fold}"] if fold is not None else []
-        words += [f"{key.replace('_', '-')}-{value:g}" for key, value in chosen.items()]
+        words += [
+            f"{key.replace('_', '-')}-{_short(value)}" for key, value in chosen.items()
+        ]
         name = "_".join(words) or "member"
         model = config.model
         if "dropout_rate" in chosen:
             model = replace(model, dropout_rate=chosen.pop("dropout_rate"))
         run = replace(config.run, checkpoint_dir=config.run.checkpoint_dir / name)
         training = replace(config.training, **chosen)
-        yield name, replace(config, model=model, training=training, run=run)
+        yield name, fold, replace(config, model=model, training=training, run=run)
 
 
-def _fold(name: str) -> int:
-    """The fold in a member's name."""
-    return int(name.removeprefix("fold-").partition("_")[0])
+def _short(value: float) -> str:
+    """A value in a member's name; a seed with all its digits."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _train_and_evaluate(

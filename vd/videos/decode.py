@@ -72,6 +72,18 @@ def decode_stretch(
     return _refused(Outcome("quarantined", reason))
 
 
+def probe_brightness(path: Path) -> float | None:
+    """Mean grey, 0 to 255, of a video's first frame; None when there is none."""
+    if check_file(path):
+        return None
+    try:
+        with _open(path) as container:
+            frame = next(container.decode(video=0), None)
+            return frame and float(frame.to_ndarray(format="gray").mean())
+    except (av.error.FFmpegError, IndexError, ValueError):
+        return None
+
+
 def _open(path: Path) -> Any:
     """Open a file whatever its name: FFmpeg takes `12:30.mp4` for an address."""
     return av.open(str(path.absolute()), metadata_errors="replace")

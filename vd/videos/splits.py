@@ -91,10 +91,28 @@ def fold_splits(
     for fold in range(count):
         others = [video for video in videos if fold_of[video.id] != fold]
         inner = assign(others, {"train": 0.85, "val": 0.15}, seed)
-        yield [
+        made = [
             dataclasses.replace(video, split=inner.get(video.id, "test"))
             for video in videos
         ]
+        for split in SPLITS:
+            if len({video.label for video in made if video.split == split}) < 2:
+                raise VdError(
+                    f"--folds {count}: the {split} part of fold {fold} lacks a class; give "
+                    "fewer folds, or a data set with more groups of each class."
+                )
+        yield made
+
+
+def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
+    """The videos without splits; groups that the splits file knows are kept together."""
+    if not any(video.split for video in videos):
+        readable = [video for video in videos if video.id]
+        rows = [] if config.splits.resplit else _kept_rows(config)
+        merged = merge_groups(readable, _kept_pairs(rows))
+        grouped = {video.name: video for video in merged}
+        videos = [grouped.get(video.name, video) for video in videos]
+    return [dataclasses.replace(video, split="") for video in videos]
 
 
 def split(

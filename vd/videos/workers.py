@@ -31,7 +31,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from vd.atomic import owner_is_dead
 from vd.errors import VdError
-from vd.videos.decode import Position, Stretch, decode_stretch
+from vd.videos.decode import Position, Stretch, decode_stretch, probe_brightness
 from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome, Tally, outcome_of
 
@@ -144,6 +144,20 @@ def probe_videos(
         wait(futures)
         lost = 0.0, 0.0
         return [lost if future.exception() else future.result() for future in futures]
+
+
+def probe_brightnesses(
+    paths: Sequence[Path], *, workers: int, deadline_seconds: float
+) -> Iterator[float | None]:
+    """Mean grey of each video's first frame; None where there is none, it hangs or crashes."""
+    with _pool(max(1, min(workers, len(paths)))) as pool:
+        futures = [
+            pool.schedule(probe_brightness, args=[path], timeout=deadline_seconds)
+            for path in paths
+        ]
+        for future in futures:
+            wait([future])
+            yield None if future.exception() else future.result()
 
 
 def _probe(path: Path, settings: FrameSettings) -> tuple[float, float]:

@@ -1,0 +1,388 @@
+"""`vd compare`: paired figures against known answers and other code; what is refused."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+
+from tests.command_line import vd
+from vd.errors import VdError
+from vd.evaluation.compare import compare
+from vd.evaluation.crossval import write_crossval
+from vd.evaluation.curves import curve, write_curves
+from vd.evaluation.predictions import Predictions
+from vd.evaluation.results import Member
+from vd.evaluation.verdict import table, table_rows
+from vd.paired import clips_needed, corrected_t_test, holm, mcnemar
+from vd.tables import read_csv, write_csv
+
+
+def test_mcnemar_by_hand():
+    a = np.array([1, 1, 1, 1, 1, 1, 0, 0], bool)
+    b = np.array([0, 0, 0, 0, 0, 1, 1, 0], bool)
+    found = mcnemar(a, b)
+    assert (found["only_a"], found["only_b"]) == (5, 1)
+    assert found["p"] == pytest.approx(2 * (1 + 6) / 2**6)  # two tails of six tosses
+    assert mcnemar(a, a) == {"only_a": 0, "only_b": 0, "p": 1.0}
+
+
+def test_corrected_t_test_by_hand():
+    """Nadeau and Bengio's variance: (1/J + n_test/n_train) s²."""
+    differences = np.array([0.02, 0.04, 0.01, 0.03])
+    found = corrected_t_test(differences, 0.25)
+    t = 0.025 / math.sqrt((0.25 + 0.25) * np.var(differences, ddof=1))
+    assert found["t"] == pytest.approx(t)
+    assert found["p"] == pytest.approx(2 * (1 - stats.t.cdf(t, 3)))
+    plain = stats.ttest_1samp(differences, 0)
+    assert corrected_t_test(differences, 0)["p"] == pytest.approx(plain.pvalue)
+    assert found["p"] > plain.pvalue
+    assert corrected_t_test(np.array([0.1]), 0.25) is None
+    assert corrected_t_test(np.zeros(4), 0.25)["p"] == 1.0
+    assert corrected_t_test(np.full(4, 0.1), 0.25)["p"] is None
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, None, 0.5]) == [1.0, None, 1.0]
+    assert holm([]) == []
+
+
+def test_clips_needed_are_enough():
+    """Of simulated comparisons with so many clips about 80 % are significant."""
+    assert clips_needed(0.06) == math.ceil(
+        ((1.959964 * 0.06**0.5 + 0.841621 * (0.06 - 0.0001) ** 0.5) / 0.01) ** 2
+    )
+    count = clips_needed(0.10, 0.05)
+    rng = np.random.default_rng(0)
+    cells = rng.multinomial(count, [0.075, 0.025, 0.9], size=2000)
+    z = (cells[:, 0] - cells[:, 1]) / np.sqrt(cells[:, 0] + cells[:, 1])
+    assert 0.77 < np.mean(z > 1.959964) < 0.83
+    assert clips_needed(0.0) == clips_needed(0.01)  # at least the difference itself
+
+
+def write_run(run, original, rows, threshold=0.5, seed=None):
+    """A copy of a finished run that says other things of other clips."""
+    run.mkdir()
+    for name in ("config.json", "metrics.jsonl", "evaluation_test.json"):
+        shutil.copy(original / name, run / name)
+    path = run / "evaluation_test.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": threshold}))
+    write_csv(
+        run / "predictions_test.csv",
+        [
+            {"path": p, "label": ("nonviolent", "violent")[y], "group": g,
+             "probability": repr(float(s)), "logit": "0.0"}
+            for p, y, g, s in rows
+        ],
+    )  # fmt: skip
+    write_csv(
+        run / "splits.csv",
+        [
+            {"path": p, "label": "", "split": "test", "group": g, "id": f"of {p}"}
+            for p, _, g, _ in rows
+        ],
+    )
+    return run
+
+
+def made_up(count, shift, seed, groups=None):
+    rng = np.random.default_rng(seed)
+    labels = np.random.default_rng(0).integers(0, 2, count)
+    score = 1 / (1 + np.exp(-(rng.normal(size=count) + shift * (2 * labels - 1))))
+    return [
+        (f"{i}.mp4", int(labels[i]), f"g{i % groups}" if groups else "", score[i])
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pair(trained, tmp_path_factory):
+    """A weak and a better detector of 400 clips in 50 groups."""
+    folder = tmp_path_factory.mktemp("pair")
+    run = trained[0] / "run"
+    write_run(folder / "weak", run, made_up(400, 0.5, 1, 50))
+    write_run(folder / "good", run, made_up(400, 1.2, 2, 50)[::-1])  # in another order
+    return folder
+
+
+def test_figures_are_those_of_other_code(pair):
+    result = compare([pair / "weak", pair / "good"])
+    (found,) = result["comparisons"]
+    rows = {}
+    for name in ("weak", "good"):
+        for row in read_csv(pair / name / "predictions_test.csv"):
+            rows.setdefault(row["path"], []).append(row)
+    labels = np.array([a["label"] == "violent" for a, _ in rows.values()])
+    weak, good = (
+        np.array([float(both[side]["probability"]) for both in rows.values()])
+        for side in (0, 1)
+    )
+    right = [(score >= 0.5) == labels for score in (weak, good)]
+    difference = right[1].astype(int) - right[0].astype(int)
+    assert found["accuracy_difference"] == pytest.approx(difference.mean())
+    assert found["accuracy_a"] == right[0].mean()
+    area = sk.roc_auc_score(labels, good) - sk.roc_auc_score(labels, weak)
+    assert found["roc_auc_difference"] == pytest.approx(area)
+    only = int((right[0] > right[1]).sum()), int((right[1] > right[0]).sum())
+    (test,) = found["mcnemar"]
+    assert (test["only_a"], test["only_b"]) == only
+    assert found["p"] == pytest.approx(stats.binomtest(only[1], sum(only)).pvalue)
+    assert found["corrected_t_test"] is None
+    groups = np.array([a["group"] for a, _ in rows.values()])
+    names = np.unique(groups)
+    rng = np.random.default_rng(5)  # other draws than those of vd
+    values = []
+    for _ in range(2000):
+        drawn = rng.choice(names, len(names))
+        clips = np.concatenate([np.flatnonzero(groups == name) for name in drawn])
+        values.append(difference[clips].mean())
+    low, high = np.quantile(values, [0.025, 0.975])
+    assert found["accuracy_difference_ci95"] == pytest.approx([low, high], abs=0.008)
+    assert found["shown"]
+    first = found["sentences"][0]
+    assert first.startswith(
+        f"good is better than weak by {100 * difference.mean():.1f}"
+    )
+    assert first.endswith(": shown")
+    psi = np.mean(right[0] != right[1])
+    assert found["clips_needed_for_1_point"] == clips_needed(psi)
+    assert found["design_effect"] == pytest.approx(
+        np.var(values) / (np.var(difference) / 400), rel=0.15
+    )
+    swapped = compare([pair / "good", pair / "weak"])["comparisons"][0]
+    assert swapped["accuracy_difference"] == -found["accuracy_difference"]
+    assert swapped["sentences"][0].startswith("good is better than weak by")
+
+
+def test_the_same_predictions_show_nothing(pair, trained):
+    write_run(pair / "twin", trained[0] / "run", made_up(400, 1.2, 2, 50))
+    result = compare([pair / "good", pair / "twin"])
+    (found,) = result["comparisons"]
+    assert found["accuracy_difference"] == 0
+    assert found["p"] == 1.0
+    low, high = found["accuracy_difference_ci95"]
+    assert low == -high
+    assert high == pytest.approx(1 - 0.025 ** (1 / 50))  # 50 groups, none differs
+    assert not found["shown"]
+    assert "good and twin are equally accurate" in found["sentences"][0]
+
+
+def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, trained):
+    for seed in (7, 8):
+        run = pair / f"weak{seed}"
+        write_run(run, trained[0] / "run", made_up(400, 0.5, seed, 50))
+    result = compare([pair / name for name in ("weak", "good", "weak7", "weak8")])
+    found = result["comparisons"]
+    raw = [one["p"] for one in found]
+    assert [one["p_holm"] for one in found] == pytest.approx(holm(raw))
+    assert [one["shown"] for one in found] == [True, False, False]
+    assert "after Holm's correction for 3" in found[0]["sentences"][0]
+    assert found[1]["sentences"][0].endswith(": not shown")
+    printed = table(result).splitlines()
+    assert len(printed) == 5
+    assert printed[2].split()[0] == "good"
+    assert {row["b"] for row in table_rows(result)} == {"good", "weak7", "weak8"}
+
+
+def test_three_clips_one_class_and_one_group(trained, tmp_path):
+    run = trained[0] / "run"
+    cases = {
+        "three": [("a", 0, "", 0.2), ("b", 1, "", 0.3), ("c", 1, "", 0.9)],
+        "calm": [("a", 0, "", 0.2), ("b", 0, "", 0.3), ("c", 0, "", 0.9)],
+        "one": [("a", 0, "g", 0.2), ("b", 1, "g", 0.3), ("c", 1, "g", 0.9)],
+    }
+    for name, rows in cases.items():
+        other = [(p, y, g, 0.9) for p, y, g, _ in rows]
+        a = write_run(tmp_path / name, run, rows)
+        b = write_run(tmp_path / f"{name}2", run, other)
+        result = compare([a, b])
+        json.dumps(result, allow_nan=False)
+        (found,) = result["comparisons"]
+        assert not found["shown"]
+        assert (found["roc_auc_difference"] is None) == (name == "calm")
+        assert (found["accuracy_difference_ci95"] is None) == (name == "one")
+        table(result)
+
+
+def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
+    run = trained[0] / "run"
+    rows = made_up(400, 0.5, 1, 50)
+    lacking = write_run(tmp_path / "lacking", run, rows[1:])
+    with pytest.raises(VdError, match=r"different clips \(1 are in one .* '0.mp4'"):
+        compare([pair / "weak", lacking])
+    twice = write_run(tmp_path / "twice", run, [*rows[1:], rows[1]])
+    with pytest.raises(VdError, match="has a clip twice"):
+        compare([pair / "weak", twice])
+    path, label, group, score = rows[0]
+    other = [(path, 1 - label, group, score), *rows[1:]]
+    relabelled = write_run(tmp_path / "relabelled", run, other)
+    with pytest.raises(VdError, match=r"'0.mp4' has another label"):
+        compare([pair / "weak", relabelled])
+
+
+def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp_path):
+    moved = [(f"new/{p}", y, g, s) for p, y, g, s in made_up(400, 1.2, 2, 50)]
+    run = write_run(tmp_path / "good", trained[0] / "run", moved)
+    rows = read_csv(run / "splits.csv")
+    write_csv(
+        run / "splits.csv", [r | {"id": r["id"].replace("new/", "")} for r in rows]
+    )
+    ours = compare([pair / "weak", run])["comparisons"][0]
+    theirs = compare([pair / "weak", pair / "good"])["comparisons"][0]
+    assert ours["accuracy_difference_ci95"] == theirs["accuracy_difference_ci95"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("evaluation_test.json", None, "lacks evaluation_test.json"),
+        ("evaluation_test.json", "{", "is damaged"),
+        ("evaluation_test.json", "[]", "has no threshold"),
+        ("evaluation_test.json", '{"threshold": NaN}', "has no threshold"),
+        ("evaluation_test.json", '{"threshold": "0.5"}', "has no threshold"),
+        ("predictions_test.csv", None, "does not exist"),
+        ("predictions_test.csv", "path\n", "is damaged"),
+        ("config.json", "{}", "is damaged"),
+        ("config.json", None, "neither config.json nor crossval.json"),
+    ],
+)
+def test_unfinished_and_damaged_runs_are_one_sentence(
+    pair, tmp_path, name, content, words
+):
+    shutil.copytree(pair / "good", tmp_path / "good")
+    path = tmp_path / "good" / name
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(VdError, match=words):
+        compare([pair / "weak", tmp_path / "good"])
+
+
+def test_the_command_writes_what_it_says(pair, tmp_path, trained):
+    out = tmp_path / "out"
+    done = vd("compare", pair / "weak", pair / "good", "--out", out)
+    assert {p.name for p in out.iterdir()} == {
+        "compare.json", "compare.csv", "curves.csv", "curves.png",
+    }  # fmt: skip
+    result = json.loads((out / "compare.json").read_text())
+    (row,) = read_csv(out / "compare.csv")
+    found = result["comparisons"][0]
+    assert float(row["accuracy_difference"]) == found["accuracy_difference"]
+    assert found["sentences"][0] in done.stderr
+    assert "good" in done.stdout
+    before = (out / "compare.json").read_bytes()
+    vd("compare", pair / "weak", pair / "good", "--out", out)
+    assert (out / "compare.json").read_bytes() == before
+    refused = vd("compare", pair / "weak", tmp_path / "gone", code=2)
+    assert "neither config.json nor crossval.json" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    for wrong, words in [
+        ([pair / "weak"], "needs two or more"),
+        ([pair / "weak", pair / "weak"], "one folder twice"),
+    ]:
+        with pytest.raises(VdError, match=words):
+            compare(wrong)
+
+
+def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):
+    """A cross-validation of 120 clips in 30 groups."""
+    members = []
+    for seed in seeds:
+        rows = made_up(120, shift, 10 * seed + salt, 30)
+        for fold in range(folds):
+            mine = [
+                row for i, row in enumerate(rows) if (i % 30 + turn) % folds == fold
+            ]
+            score = np.array([row[3] for row in mine])
+            said = Predictions(
+                [row[0] for row in mine],
+                [row[2] for row in mine],
+                np.array([row[1] for row in mine]),
+                score,
+                score,
+            )
+            run = folder / f"fold-{fold}_seed-{seed}"
+            threshold = 0.4 + 0.05 * fold
+            members.append(
+                Member(run, fold, seed, threshold, 75, said, [""] * len(mine))
+            )
+    write_crossval(folder, members, {})
+    return folder
+
+
+def test_cross_validations_by_fold_and_seed(tmp_path):
+    a = write_crossed(tmp_path / "a", 0.5, salt=3)
+    b = write_crossed(tmp_path / "b", 1.2, salt=4)
+    result = compare([a, b])
+    (found,) = result["comparisons"]
+    accuracy = {}
+    clips = {}
+    for folder in (a, b):
+        told = json.loads((folder / "crossval.json").read_text())
+        limit = {(r["fold"], r["seed"]): r["threshold"] for r in told["per_fold"]}
+        for row in read_csv(folder / "predictions.csv"):
+            key = int(row["fold"]), int(row["seed"])
+            said = float(row["probability"]) >= limit[key]
+            right = said == (row["label"] == "violent")
+            accuracy.setdefault((folder.name, *key), []).append(right)
+            clips.setdefault((row["path"], row["seed"]), []).append(right)
+    keys = [(fold, seed) for seed in (0, 1) for fold in range(4)]
+    differences = [
+        np.mean(accuracy["b", *k]) - np.mean(accuracy["a", *k]) for k in keys
+    ]
+    share = 30 / 75
+    spread = math.sqrt((1 / 8 + share) * np.var(differences, ddof=1))
+    test = found["corrected_t_test"]
+    assert test["test_to_train"] == share
+    assert test["t"] == pytest.approx(np.mean(differences) / spread)
+    assert found["p"] == pytest.approx(
+        2 * stats.t.sf(abs(np.mean(differences) / spread), 7)
+    )
+    assert found["test"] == "corrected resampled t-test"
+    pooled = np.mean([b - a for a, b in np.array(list(clips.values()), int)])
+    assert found["accuracy_difference"] == pytest.approx(pooled)
+    for test, seed in zip(found["mcnemar"], "01", strict=True):
+        both = [pair for (_, s), pair in clips.items() if s == seed]
+        assert test["only_b"] == sum(b > a for a, b in both)
+    assert found["groups"] == 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"turn": 1}, "has another fold"),
+        ({"seeds": (0, 2)}, r"has the seeds \[0, 1\] and .* \[0, 2\]"),
+    ],
+)
+def test_other_folds_or_seeds_are_refused(tmp_path, settings, words):
+    a = write_crossed(tmp_path / "a", 0.5)
+    b = write_crossed(tmp_path / "b", 0.5, **settings)
+    with pytest.raises(VdError, match=words):
+        compare([a, b])
+
+
+def test_a_run_and_a_crossval_are_no_pair(pair, tmp_path):
+    a = write_crossed(tmp_path / "a", 0.5)
+    with pytest.raises(VdError, match="two of a kind"):
+        compare([a, pair / "weak"])
+
+
+def test_curves_are_means_over_the_runs_that_got_there(tmp_path):
+    for name, losses in (("a", [0.4, 0.2]), ("b", [0.6])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(
+            "".join(
+                json.dumps({"epoch": e, "val_loss": v, "val_accuracy": None}) + "\n"
+                for e, v in enumerate(losses, 1)
+            )
+        )
+    rows = curve([tmp_path / "a", tmp_path / "b"])
+    assert [row["members"] for row in rows] == [2, 1]
+    assert rows[0]["val_loss_mean"] == pytest.approx(0.5)
+    assert rows[0]["val_loss_sd"] == pytest.approx(np.std([0.4, 0.6], ddof=1))
+    assert (rows[1]["val_loss_mean"], rows[1]["val_loss_sd"]) == (0.2, None)
+    assert rows[0]["val_accuracy_mean"] is None
+    assert len(write_curves(tmp_path, {"x": [tmp_path / "a", tmp_path / "b"]})) == 2
+    assert write_curves(tmp_path, {"x": [tmp_path / "none"]}) == []

@@ -1,0 +1,288 @@
+"""`vd crossval`: every clip tested once a seed, figures that other code finds again."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from tests.command_line import SMALL, VD, digests, vd
+from vd.errors import VdError
+from vd.evaluation.crossval import summarise, write_crossval
+from vd.evaluation.matrix import cell
+from vd.evaluation.predictions import Predictions
+from vd.evaluation.results import Member, pooled_by_seed, read_results
+from vd.tables import read_csv, write_csv
+from vd.training.log import read_metrics
+from vd.videos.synthetic import render_dataset
+
+
+def arguments(clips, backbone, folder, *more):
+    return [
+        "crossval", "--dataset-path", clips, "--cache-dir", folder / "cache",
+        "--checkpoint-dir", folder / "cv", "--backbone", backbone, "--feature-preset",
+        "best", "--no-mixed-precision", *SMALL, "--folds", "2", "--seeds", "0", "1",
+        "--epochs", "2", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def crossed(tmp_path_factory, clips, backbone):
+    """Two folds × two seeds of 32 clips that come with splits, which are not used."""
+    folder = tmp_path_factory.mktemp("crossed")
+    done = vd(*arguments(clips, backbone, folder))
+    return folder, done
+
+
+def test_every_clip_is_tested_once_a_seed_by_a_model_that_never_saw_it(crossed, clips):
+    folder = crossed[0] / "cv"
+    rows = read_csv(folder / "predictions.csv")
+    assert list(rows[0]) == [
+        "path", "label", "group", "fold", "seed", "probability", "logit",
+    ]  # fmt: skip
+    names = sorted(str(p.relative_to(clips)) for p in clips.rglob("*.mp4"))
+    for seed in "01":
+        assert sorted(r["path"] for r in rows if r["seed"] == seed) == names
+    for row in rows:
+        run = folder / f"fold-{row['fold']}_seed-{row['seed']}"
+        split = {r["path"]: r["split"] for r in read_csv(run / "splits.csv")}
+        assert split[row["path"]] == "test"
+        assert {"train", "val"} <= set(split.values())
+        own = {r["path"]: r for r in read_csv(run / "predictions_test.csv")}
+        assert own[row["path"]]["probability"] == row["probability"]
+    folds = [{r["path"]: r["fold"] for r in rows if r["seed"] == s} for s in "01"]
+    assert folds[0] == folds[1]
+
+
+def test_figures_follow_from_the_pooled_predictions(crossed):
+    folder = crossed[0] / "cv"
+    result = json.loads((folder / "crossval.json").read_text())
+    assert json.loads(crossed[1].stdout) == result
+    rows = read_csv(folder / "predictions.csv")
+    threshold = {(r["fold"], r["seed"]): r["threshold"] for r in result["per_fold"]}
+    assert len(threshold) == 4
+    accuracies, areas = [], []
+    for told in result["per_seed"]:
+        mine = [row for row in rows if int(row["seed"]) == told["seed"]]
+        labels = np.array([row["label"] == "violent" for row in mine])
+        probability = np.array([float(row["probability"]) for row in mine])
+        limits = [threshold[int(r["fold"]), int(r["seed"])] for r in mine]
+        accuracies.append(np.mean((probability >= limits) == labels))
+        areas.append(sk.roc_auc_score(labels, probability))
+        assert told["accuracy"] == accuracies[-1]
+        assert told["roc_auc"] == pytest.approx(areas[-1])
+        low, high = told["accuracy_ci95"]
+        assert low <= told["accuracy"] <= high
+    over = result["over_seeds"]
+    assert over["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
+    assert over["accuracy"]["sd"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert over["roc_auc"]["mean"] == pytest.approx(np.mean(areas))
+    each = [row["accuracy"] for row in result["per_fold"]]
+    assert result["over_folds"]["accuracy"]["mean"] == pytest.approx(np.mean(each))
+    assert result["over_folds"]["accuracy"]["sd"] == pytest.approx(np.std(each, ddof=1))
+    for row in result["per_fold"]:
+        path = folder / row["member"] / "evaluation_test.json"
+        assert row["accuracy"] == json.loads(path.read_text())["accuracy"]
+
+
+def test_a_second_time_changes_nothing(crossed, clips, backbone):
+    before = digests(crossed[0] / "cv")
+    done = vd(*arguments(clips, backbone, crossed[0]))
+    assert "4 members, 4 of them finished" in done.stderr
+    assert digests(crossed[0] / "cv") == before
+
+
+def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
+    asked = list(map(str, arguments(clips, backbone, tmp_path)))
+    shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
+    with subprocess.Popen([*VD, *asked], stderr=subprocess.DEVNULL) as process:
+        first = tmp_path / "cv" / "fold-0_seed-0"
+        while process.poll() is None and not read_metrics(first):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    with pytest.raises(VdError, match="has not ended; run its command again"):
+        read_results(tmp_path / "cv")
+    vd(*asked)
+    assert (tmp_path / "cv" / "crossval.json").exists()
+    ours, theirs = (
+        read_csv(folder / "cv" / "predictions.csv") for folder in (tmp_path, crossed[0])
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a["path"], a["fold"], a["seed"]) == (b["path"], b["fold"], b["seed"])
+        assert float(a["logit"]) == pytest.approx(float(b["logit"]), rel=1e-3, abs=1e-3)
+
+
+def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
+    for more, words in [
+        (["--folds", "1"], "--folds is 1"),
+        (["--seeds", "3", "3"], "names one twice"),
+        (
+            ["--checkpoint-dir", crossed[0] / "cv" / "fold-0_seed-0"],
+            "is the folder of a run",
+        ),
+        (["--checkpoint-dir", backbone], "is a file; name a folder"),
+        (["--cross-dataset", tmp_path / "gone"], "gone does not exist"),
+        (["--cross-dataset", clips], "are both called set"),
+    ]:
+        done = vd(*arguments(clips, backbone, tmp_path, *more), code=2)
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_too_many_folds_for_the_groups(clips, backbone, tmp_path, crossed):
+    shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
+    more = ["--group-from", "(violent|nonviolent)/", "--folds", "2"]
+    done = vd(*arguments(clips, backbone, tmp_path, *more), code=2)
+    assert "part of fold 0 lacks a class; give fewer folds" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory, clips, backbone):
+    """Two data sets, in each of which the other's three clips lie too."""
+    folder = tmp_path_factory.mktemp("matrix")
+    other = render_dataset(folder / "other", clips={"a": 20}, seed=9)
+    shared = sorted(clips.rglob("*.mp4"))[:3]
+    for path in shared:
+        place = other / "a" / path.parent.name / f"of-{path.name}"
+        shutil.copy(path, place)
+    inner = other / "a"
+    more = ["--seeds", "0", "--cross-dataset", inner]
+    asked = arguments(clips, backbone, folder, *more)
+    vd(*asked)
+    return folder, asked
+
+
+def test_trained_on_one_tested_on_the_other(matrix):
+    folder, asked = matrix
+    result = json.loads((folder / "cv" / "crossval.json").read_text())
+    cells = {(c["trained_on"], c["tested_on"]): c for c in result["matrix"]}
+    assert set(cells) == {(a, b) for a in ("set", "a") for b in ("set", "a")}
+    assert cells["set", "set"]["accuracy"] == result["over_seeds"]["accuracy"]["mean"]
+    there = json.loads((folder / "cv" / "on-a" / "crossval.json").read_text())
+    assert cells["a", "a"]["accuracy"] == there["over_seeds"]["accuracy"]["mean"]
+    # of 23 clips the three shared ones were trained on by one fold or the other
+    assert cells["set", "a"]["n"] == 20
+    each = []
+    for run in sorted((folder / "cv").glob("fold-*")):
+        evaluation = json.loads((run / "evaluation_a.json").read_text())
+        own = json.loads((run / "evaluation_test.json").read_text())
+        assert evaluation["threshold"] == own["threshold"]
+        assert evaluation["n"] == 23 - evaluation["left_out"]["content"]
+        rows = read_csv(run / "predictions_a.csv")
+        rows = [row for row in rows if "/of-" not in row["path"]]
+        said = [float(row["probability"]) >= own["threshold"] for row in rows]
+        right = [
+            s == (r["label"] == "violent") for s, r in zip(said, rows, strict=True)
+        ]
+        each.append(np.mean(right))
+    assert len(each) == 2
+    assert cells["set", "a"]["accuracy"] == pytest.approx(np.mean(each))
+    assert len(read_csv(folder / "cv" / "matrix.csv")) == 4
+    before = digests(folder / "cv")
+    vd(*asked)
+    assert digests(folder / "cv") == before
+
+
+def member(fold, seed, labels, probability, threshold=0.5, groups=None, start=0):
+    """A member that tested the clips c<start>, c<start + 1>, …"""
+    count = len(labels)
+    paths = [f"c{start + i}" for i in range(count)]
+    probability = np.array(probability, float)
+    said = Predictions(
+        paths, groups or [""] * count, np.array(labels), probability, probability
+    )
+    folder = Path("cv") / f"fold-{fold}_seed-{seed}"
+    return Member(folder, fold, seed, threshold, 10, said, [f"id{p}" for p in paths])
+
+
+def test_each_fold_is_judged_by_its_own_threshold(tmp_path):
+    """0.3 is violent in fold 0 and not in fold 1."""
+    members = [
+        member(0, 0, [0, 1], [0.1, 0.3], threshold=0.2),
+        member(1, 0, [0, 1], [0.3, 0.9], threshold=0.5, start=2),
+    ]
+    result = write_crossval(tmp_path, members, {})
+    assert result["over_seeds"]["accuracy"]["mean"] == 1.0
+    # the exact interval of four clips, and not [1, 1]
+    assert result["over_seeds"]["accuracy"]["ci95"][0] == pytest.approx(
+        0.025 ** (1 / 4)
+    )
+    assert result["over_seeds"]["accuracy"]["sd"] is None  # of one seed
+    for one, other in zip(read_results(tmp_path), members, strict=True):
+        assert one.predictions.paths == other.predictions.paths
+        assert one.threshold == other.threshold
+
+
+def test_a_fold_of_one_class_is_left_out_of_the_mean_and_said():
+    members = [
+        member(0, 0, [0, 1, 1], [0.1, 0.3, 0.9]),
+        member(1, 0, [0, 0], [0.3, 0.2], start=3),
+    ]
+    result = summarise(members)
+    assert result["per_fold"][1]["roc_auc"] is None
+    assert result["over_folds"]["roc_auc"]["undefined"] == 1
+    assert result["over_folds"]["roc_auc"]["mean"] == result["per_fold"][0]["roc_auc"]
+    assert any("undefined in some fold" in warning for warning in result["warnings"])
+
+
+def test_seeds_over_other_clips_are_refused():
+    same = [member(0, 0, [0, 1], [0.1, 0.9]), member(0, 1, [0, 1], [0.1, 0.9], start=1)]
+    with pytest.raises(VdError, match="other clips or folds"):
+        pooled_by_seed(same)
+    twice = [member(0, 0, [0, 1], [0.1, 0.9]), member(1, 0, [0, 1], [0.1, 0.9])]
+    with pytest.raises(VdError, match="has a clip twice"):
+        pooled_by_seed(twice)
+
+
+def test_a_cell_counts_what_no_member_knew():
+    one = member(0, 0, [0, 1, 1], [0.1, 0.9, 0.2])
+    other = member(1, 0, [1, 1, 0], [0.9, 0.9, 0.9], start=1)  # c1, c2, c3
+    told = cell([one, other])
+    assert told["n"] == 2
+    assert told["accuracy"] == pytest.approx((0.5 + 1.0) / 2)
+    assert told["roc_auc"] is None
+    assert cell([one, None])["n"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("crossval.json", lambda _: "{"),
+        ("crossval.json", lambda _: "[]"),
+        ("crossval.json", lambda text: text.replace('"threshold"', '"limit"')),
+        ("predictions.csv", lambda text: text.replace(",violent,", ",punch,", 1)),
+        ("predictions.csv", lambda text: text.replace("fold", "fould", 1)),
+        ("predictions.csv", lambda text: text.replace(",1,0,", ",7,0,", 1)),
+        ("predictions.csv", lambda _: ""),
+    ],
+)
+def test_a_damaged_crossval_is_one_sentence(tmp_path, name, damage):
+    write_crossval(
+        tmp_path,
+        [
+            member(0, 0, [0, 1], [0.1, 0.3]),
+            member(1, 0, [0, 1], [0.3, 0.9], start=2),
+        ],
+        {},
+    )
+    path = tmp_path / name
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(VdError, match=r"run its vd crossval command again"):
+        read_results(tmp_path)
+
+
+def test_a_clip_in_two_copies_is_tested_by_both_names(tmp_path):
+    """The name of each copy is kept, though they are of one content."""
+    rows = [{"path": name, "label": "violent", "split": "train", "group": "", "id": "1"}
+            for name in "ab"]  # fmt: skip
+    write_csv(tmp_path / "splits.csv", rows)
+    one = member(0, 0, [1, 1, 0], [0.9, 0.1, 0.2])
+    one.ids[:] = ["x", "x", "y"]
+    pooled = pooled_by_seed([one])[0]
+    assert pooled.paths == ["c0", "c1", "c2"]
+    assert pooled.cluster_N.tolist() == ["clip c0", "clip c0", "clip c2"]

@@ -1,0 +1,433 @@
+"""`vd evaluate`: figures that other code finds again, slices, and other data sets."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from tests.command_line import digests, vd
+from vd import bootstrap
+from vd.atomic import write_json
+from vd.calibration import Calibration, false_alarm_threshold
+from vd.errors import VdError
+from vd.evaluation.operating_points import operating_points
+from vd.evaluation.other import dataset_name, evaluate_on
+from vd.evaluation.predictions import cluster_names, read_predictions
+from vd.evaluation.restore import restore
+from vd.evaluation.slices import slice_values, slices
+from vd.metrics import METRICS, evaluation_metrics, resampled_metrics
+from vd.tables import read_csv, write_csv
+from vd.videos.manifest import Video
+from vd.videos.outcome import Outcome
+from vd.weighted import weighted_metrics
+
+
+def plain_ece(labels, probability, bins=10):
+    """Equal-mass bins by sorting and splitting; probabilities all differ."""
+    order = np.argsort(probability)
+    parts = np.array_split(order, min(bins, len(order)))
+    return sum(
+        abs(probability[p].mean() - labels[p].mean()) * len(p) / len(order)
+        for p in parts
+    )
+
+
+def plain_metrics(labels, probability, threshold):
+    """By scikit-learn, and by the definitions."""
+    said = (probability >= threshold).astype(int)
+    return {
+        "accuracy": sk.accuracy_score(labels, said),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, said),
+        "recall_violent": sk.recall_score(labels, said),
+        "recall_nonviolent": sk.recall_score(labels, said, pos_label=0),
+        "precision_violent": sk.precision_score(labels, said, zero_division=np.nan),
+        "precision_nonviolent": sk.precision_score(
+            labels, said, pos_label=0, zero_division=np.nan
+        ),
+        "f1_violent": sk.f1_score(labels, said),
+        "roc_auc": sk.roc_auc_score(labels, probability),
+        "average_precision": sk.average_precision_score(labels, probability),
+        "brier": sk.brier_score_loss(labels, probability),
+    }
+
+
+def made_up(count, groups, seed=0, digits=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    probability = 1 / (1 + np.exp(-(rng.normal(size=count) + 1.5 * labels - 0.5)))
+    if digits is not None:
+        probability = probability.round(digits)  # ties
+    return labels, probability, rng.integers(0, groups, count)
+
+
+def test_metrics_are_those_of_scikit_learn():
+    labels, probability, group = made_up(200, 30)
+    result = evaluation_metrics(labels, probability, group, 0.4)
+    plain = plain_metrics(labels, probability, 0.4)
+    plain["ece"] = plain_ece(labels, probability)
+    assert set(plain) == set(METRICS)
+    for name, value in plain.items():
+        assert result[name] == pytest.approx(value, abs=1e-12), name
+
+
+@pytest.mark.parametrize("digits", [None, 1])
+def test_vectorised_bootstrap_is_the_slow_plain_one(digits):
+    """Whole groups drawn one by one, clips copied, scikit-learn asked each time."""
+    labels, probability, group = made_up(60, 12, digits=digits)
+    made = resampled_metrics(labels, probability, probability >= 0.4, group)
+    generator = np.random.Generator(np.random.Philox(0))
+    names = np.unique(group)
+    for resample in range(1000):
+        drawn = generator.integers(len(names), size=len(names))
+        clips = np.concatenate([np.flatnonzero(group == names[g]) for g in drawn])
+        if resample % 25:
+            continue
+        plain = plain_metrics(labels[clips], probability[clips], 0.4)
+        for name, value in plain.items():
+            here = pytest.approx(value, abs=1e-12, nan_ok=True)
+            assert made[name][resample] == here, name
+    result = evaluation_metrics(labels, probability, group, 0.4)
+    for name in METRICS:
+        if result[name] == 1:  # then the interval is the exact one
+            continue
+        quantiles = np.nanquantile(made[name], [0.025, 0.975])
+        assert result[f"{name}_ci95"] == pytest.approx(list(quantiles))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 4), st.integers(0, 3)),
+        min_size=1,
+        max_size=25,
+    )
+)
+def test_weights_are_copies(rows):
+    """Any labels, tied probabilities and weights: as if each clip were there that often."""
+    labels, fifths, weights = np.array(rows).T
+    if not weights.sum():
+        weights = weights + 1
+    probability = fifths / 5 + 0.05
+    said = probability >= 0.5
+    weighted = weighted_metrics(labels, probability, said, weights[None].astype(float))
+    copies = np.repeat(np.arange(len(labels)), weights)
+    once = np.ones((1, len(copies)))
+    plain = weighted_metrics(labels[copies], probability[copies], said[copies], once)
+    for name in plain:
+        np.testing.assert_allclose(weighted[name], plain[name], atol=1e-12)
+        reordered = np.random.default_rng(0).permutation(copies)
+        again = weighted_metrics(
+            labels[reordered], probability[reordered], said[reordered], once
+        )
+        np.testing.assert_allclose(again[name], plain[name], atol=1e-12)
+
+
+def test_a_detector_that_always_says_a_half_is_calibrated_on_balanced_clips():
+    """Its clips all tie: no order of them may look like a fault."""
+    result = evaluation_metrics(
+        np.repeat([0, 1], 20), np.full(40, 0.5), np.arange(40), 0.5
+    )
+    assert result["ece"] == pytest.approx(0)
+    assert result["roc_auc"] == 0.5
+    assert result["average_precision"] == 0.5
+    assert result["precision_nonviolent"] is None
+    assert any("precision_nonviolent undefined" in w for w in result["warnings"])
+    assert result["collapsed"]
+
+
+def test_one_class_is_null_with_a_sentence_never_zero():
+    result = evaluation_metrics(
+        np.zeros(30, int), np.linspace(0, 1, 30), np.arange(30), 2
+    )
+    for name in ("balanced_accuracy", "recall_violent", "f1_violent", "roc_auc",
+                 "average_precision", "precision_violent"):  # fmt: skip
+        assert (result[name], result[f"{name}_ci95"]) == (None, None)
+    assert "all 30 clips are non-violent" in result["warnings"][0]
+    assert result["recall_nonviolent"] == 1.0
+    assert result["recall_nonviolent_ci95"] == [pytest.approx(0.025 ** (1 / 30)), 1.0]
+
+
+def test_perfect_and_random_predictions():
+    labels, _, group = made_up(2000, 2000)
+    perfect = evaluation_metrics(labels, labels * 0.98 + 0.01, group, 0.5)
+    assert all(perfect[n] == 1 for n in METRICS if n not in ("ece", "brier"))
+    assert perfect["accuracy_ci95"][0] < 1
+    assert any("no certainty" in warning for warning in perfect["warnings"])
+    chance = evaluation_metrics(
+        labels, np.random.default_rng(1).uniform(size=2000), group, 0.5
+    )
+    for name in ("accuracy", "balanced_accuracy", "roc_auc"):
+        low, high = chance[f"{name}_ci95"]
+        assert low < 0.5 < high
+        assert high - low < 0.06
+
+
+def test_three_clips_and_one_group():
+    few = evaluation_metrics(
+        np.array([0, 1, 1]), np.array([0.2, 0.4, 0.9]), np.arange(3), 0.5
+    )
+    assert few["accuracy"] == pytest.approx(2 / 3)
+    assert few["roc_auc"] == 1
+    assert any("3 groups" in warning for warning in few["warnings"])
+    alone = evaluation_metrics(
+        np.array([0, 1, 1]), np.array([0.2, 0.4, 0.9]), np.zeros(3), 0.5
+    )
+    assert alone["roc_auc_ci95"] is None
+    assert alone["accuracy_ci95"] is None
+    json.dumps([few, alone], allow_nan=False)
+
+
+def test_the_same_draws_in_blocks_of_any_size(monkeypatch):
+    group = np.arange(7) % 5
+    (whole,) = bootstrap.resample_weights(group, count=20)
+    monkeypatch.setattr(bootstrap, "_MOST_WEIGHTS", 21)
+    blocks = list(bootstrap.resample_weights(group, count=20))
+    assert len(blocks) == 7
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert (whole[:, 0] == whole[:, 5]).all()  # of one group
+
+
+def test_threshold_of_five_percent_false_alarms_by_hand():
+    labels = np.array([0] * 40 + [1] * 4)
+    probability = np.concatenate([np.arange(40) / 100, [0.2, 0.375, 0.5, 0.6]])
+    # two of the forty may be reached: 0.38 and 0.39, so just above 0.37
+    threshold = false_alarm_threshold(probability, labels)
+    assert threshold == pytest.approx((0.37 + 0.375) / 2)
+    assert (probability[labels == 0] >= threshold).mean() == 0.05
+    assert false_alarm_threshold(np.array([0.3, 0.4]), np.array([0, 0])) > 0.4
+    assert false_alarm_threshold(np.array([0.3]), np.array([1])) is None
+    tied = false_alarm_threshold(np.full(50, 0.5), np.repeat([0, 1], 25))
+    assert tied > 0.5  # a tie is reached by all or none
+
+
+def test_operating_points_by_hand():
+    labels = np.array([1, 1, 0, 0, 0, 0])
+    probability = np.array([0.9, 0.4, 0.8, 0.3, 0.2, 0.7])
+    length = np.array([5, 5, 900, 900, 1800, 0.0])  # the last is not known
+    fitted = Calibration(1.0, 0.5, "validation", 0.75)
+    found = operating_points(labels, probability, np.arange(6), length, fitted)
+    balanced, strict = found.values()
+    assert list(found) == ["best_balanced_accuracy", "false_alarms_5_percent"]
+    assert balanced["recall_violent"] == 0.5
+    assert balanced["false_alarm_share"] == 0.5
+    assert balanced["false_alarms_per_hour"] == pytest.approx(1.0)  # 1 in 3600 s
+    assert strict["false_alarm_share"] == 0.25
+    low, high = balanced["false_alarms_per_hour_ci95"]
+    assert low == 0
+    assert high >= 1
+    none = operating_points(
+        labels, probability, np.arange(6), length, Calibration(1.0, 0.95, "v")
+    )
+    assert none["false_alarms_5_percent"] is None
+    calm = none["best_balanced_accuracy"]
+    assert calm["false_alarms_per_hour"] == 0
+    # at most 1 − 0.025^(1/3) of three timed clips of 20 minutes each
+    assert calm["false_alarms_per_hour_ci95"][1] == pytest.approx(
+        3 * (1 - 0.025 ** (1 / 3))
+    )
+
+
+def test_slices_are_the_clips_they_say(tmp_path):
+    videos = [
+        Video(tmp_path, f"{i}.mp4", i % 2, "test", "abc"[i % 3] if i else "", str(i))
+        for i in range(8)
+    ]
+    outcomes = [
+        Outcome("used", fps=25.0, width=w, height=h, duration=d)
+        for w, h, d in [(640, 480, 1), (480, 640, 2), (320, 240, 4.9), (1920, 1080, 5),
+                        (100, 100, 0), (640, 360, 70), (640, 359, 9), (640, 480, 1)]
+    ]  # fmt: skip
+    grey = [10.0, None, 50.0, 99.0, 100.0, 150.0, 255.0, 0.0]
+    values = slice_values(videos, outcomes, grey)
+    labels = np.array([video.label for video in videos])
+    probability = labels * 0.5 + 0.25
+    probability[0] = 0.9
+    made = slices(values, labels, probability, np.arange(8), 0.5)
+    names = {f: [(row["slice"], row["n"]) for row in made[f]] for f in made}
+    assert names["split"] == [("test", 8)]
+    assert names["group"] == [("b", 3), ("a", 2), ("c", 2), ("none", 1)]
+    assert names["resolution"] == [
+        ("under 240 lines", 1), ("240 to 360 lines", 2), ("360 to 480 lines", 1),
+        ("480 to 720 lines", 3), ("1080 lines and more", 1),
+    ]  # fmt: skip
+    assert names["fps"] == [("24 to 29 frames/s", 8)]
+    assert names["duration"] == [
+        ("under 2 s", 2), ("2 to 5 s", 2), ("5 to 10 s", 2), ("60 s and more", 1),
+        ("unknown", 1),
+    ]  # fmt: skip
+    assert names["brightness"] == [
+        ("under 50 of 255", 2), ("50 to 100 of 255", 2), ("100 to 150 of 255", 1),
+        ("150 of 255 and more", 2), ("unknown", 1),
+    ]  # fmt: skip
+    short = made["duration"][0]
+    assert (short["accuracy"], short["recall_violent"], short["recall_nonviolent"]) == (
+        0.5, 1.0, 0.0,
+    )  # fmt: skip
+    assert made["resolution"][0]["roc_auc"] is None  # one class
+
+
+def test_copies_and_groups_are_resampled_together():
+    names = cluster_names(["b", "a", "c", "d"], ["", "", "g", "g"], ["1", "1", "2", ""])
+    assert names.tolist() == ["clip a", "clip a", "group g", "group g"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("probability", "1.5"), ("probability", "nan"), ("label", "punch"), ("logit", "")],
+)
+def test_a_damaged_predictions_file_is_one_sentence(tmp_path, column, value):
+    row = {"path": "a", "label": "violent", "group": "", "probability": "1", "logit": "0"}  # fmt: skip
+    path = tmp_path / "predictions_test.csv"
+    write_csv(path, [row])
+    assert read_predictions(path, "mend it").labels_N.tolist() == [1]
+    write_csv(path, [row | {column: value}])
+    with pytest.raises(VdError, match=r"is damaged .*; mend it"):
+        read_predictions(path, "mend it")
+
+
+def test_names_of_data_sets(tmp_path):
+    assert dataset_name(tmp_path / "hockey" / "manifest.csv") == "hockey"
+    assert dataset_name(tmp_path / "hockey" / "night.csv") == "night"
+    assert dataset_name(tmp_path / "scfd") == "scfd"
+    assert dataset_name(tmp_path / "hockey" / "test") == "hockey-test"
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """The finished run and its cache, to be changed."""
+    folder = tmp_path_factory.mktemp("copy") / "trained"
+    shutil.copytree(trained[0], folder)
+    return folder / "run"
+
+
+def test_figures_follow_from_the_csv(run):
+    result = json.loads((run / "evaluation_test.json").read_text())
+    rows = read_csv(run / "predictions_test.csv")
+    labels = np.array([row["label"] == "violent" for row in rows]).astype(int)
+    probability = np.array([float(row["probability"]) for row in rows])
+    plain = plain_metrics(labels, probability, result["threshold"])
+    plain["ece"] = plain_ece(labels, probability)
+    for name in METRICS:
+        low, high = result[f"{name}_ci95"]
+        assert result[name] == pytest.approx(plain[name], abs=1e-12)
+        assert low <= high
+    validation = read_csv(run / "predictions_val.csv")
+    calm = [float(r["probability"]) for r in validation if r["label"] == "nonviolent"]
+    strict = result["operating_points"]["false_alarms_5_percent"]
+    assert sum(p >= strict["threshold"] for p in calm) <= 0.05 * len(calm)
+    said = probability >= strict["threshold"]
+    assert strict["recall_violent"] == pytest.approx(said[labels == 1].mean())
+    hours = result["nonviolent_hours"]
+    ledger = {row["path"]: row for row in read_csv(run / "ledger.csv")}
+    seconds = [float(ledger[r["path"]]["duration"]) for r in rows if r["label"][0] == "n"]  # fmt: skip
+    assert hours == pytest.approx(sum(seconds) / 3600)
+    for facet in ("split", "resolution", "fps", "brightness", "duration"):
+        assert sum(row["n"] for row in result["slices"][facet]) == result["n"] == 8
+
+
+def test_all_splits_at_once_are_sliced_by_split(run, trained):
+    result = json.loads(vd("evaluate", "--checkpoint-dir", run, "--split", "all").stdout)  # fmt: skip
+    by_split = {row["slice"]: row for row in result["slices"]["split"]}
+    assert {name: row["n"] for name, row in by_split.items()} == {
+        "test": 8, "train": 16, "val": 8,
+    }  # fmt: skip
+    for split in ("val", "test"):
+        own = json.loads((run / f"evaluation_{split}.json").read_text())
+        assert by_split[split]["accuracy"] == own["accuracy"]
+        assert by_split[split]["accuracy_ci95"] == own["accuracy_ci95"]
+
+
+def write_other(folder, clips, run):
+    """A data set of the run's 8 test clips, 2 train clips, and 1 in a train clip's group."""
+    rows = read_csv(run / "splits.csv")
+    test = [row for row in rows if row["split"] == "test"]
+    train = [row for row in rows if row["split"] == "train"]
+    chosen = [(row, "") for row in test[:7]]
+    chosen += [(test[7], "shared"), (train[0], "shared"), (train[1], "")]
+    folder.mkdir()
+    made = [
+        {"path": clips / row["path"], "label": row["label"], "group": group}
+        for row, group in chosen
+    ]
+    write_csv(folder / "manifest.csv", made)
+    return folder / "manifest.csv", test[:7]
+
+
+def test_another_data_set_without_what_was_trained_on(run, clips, tmp_path):
+    other, kept = write_other(tmp_path / "scfd", clips, run)
+    before = digests(run)
+    where = ["--checkpoint-dir", run, "--cache-dir", run.parent / "cache"]
+    done = vd("evaluate", *where, "--on", other)
+    result = json.loads(done.stdout)
+    assert result["left_out"] == {"content": 2, "group": 1}
+    assert "2 by content, 1 more by group" in done.stderr
+    assert result["n"] == 7
+    own = json.loads((run / "evaluation_test.json").read_text())
+    assert (result["threshold"], result["temperature"]) == (
+        own["threshold"], own["temperature"],
+    )  # fmt: skip
+    told = {row["path"]: row["logit"] for row in read_csv(run / "predictions_test.csv")}
+    there = read_csv(run / "predictions_scfd.csv")
+    assert [row["logit"] for row in there] == [
+        told[row["path"]] for row in sorted(kept, key=lambda row: row["path"])
+    ]
+    after = digests(run)
+    assert before.items() <= after.items()  # its own figures stay
+    vd("evaluate", *where, "--on", other)
+    assert digests(run) == after
+    elsewhere, _ = write_other(tmp_path / "x", clips, run)
+    done = vd("evaluate", *where, "--on", elsewhere, "--name", "scfd", code=2)
+    assert "is of another data set" in done.stderr
+    assert "--name" in done.stderr
+    assert digests(run) == after
+
+
+def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for where, name, words in [
+        (tmp_path / "gone", None, "gone does not exist"),
+        (tmp_path / "empty", None, "has no video"),
+        (clips, "test", "cannot be the name"),
+        (clips, "../x", "cannot be the name"),
+        (clips / "train", None, "trained or validated on all of its 16"),
+    ]:
+        with pytest.raises(VdError, match=re.escape(words)):
+            evaluate_on(run, where, name, cache_dir=run.parent / "cache")
+    for more, words in [
+        (["--on", clips, "--split", "val"], "--split are of the run's own"),
+        (["--name", "x"], "--name is for another data set"),
+    ]:
+        done = vd("evaluate", "--checkpoint-dir", run, *more, code=2)
+        assert words in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_another_label_map_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    write_json(path, values | {"label_map": {"violent": 0, "nonviolent": 1}})
+    with pytest.raises(VdError, match=r"config\.json has the label map"):
+        restore(tmp_path / "run")
+
+
+def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, tmp_path):
+    shutil.copytree(run.parent, tmp_path, dirs_exist_ok=True)
+    arguments = [
+        "--checkpoint-dir",
+        tmp_path / "run",
+        "--cache-dir",
+        tmp_path / "cache",
+    ]
+    (tmp_path / "nowhere").mkdir()
+    arguments += ["--dataset-path", tmp_path / "nowhere"]
+    kept = vd("evaluate", *arguments)
+    assert "brightness" in json.loads(kept.stdout)["slices"]  # as first seen
+    (tmp_path / "cache" / "brightness.csv").unlink()
+    done = vd("evaluate", *arguments)
+    assert "no slices by brightness" in done.stderr
+    assert "brightness" not in json.loads(done.stdout)["slices"]

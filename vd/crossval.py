@@ -1,0 +1,163 @@
+"""`vd crossval`: grouped folds × seeds of one configuration, and across data sets.
+
+1. A sweep trains every fold and seed as one program; each member keeps an inner validation
+   part for early stopping, temperature and threshold, and tests its fold once.
+2. The test predictions are pooled: predictions.csv and crossval.json.
+3. With other data sets: the same on each of them, and each one's members tested on all
+   others, a matrix.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vd.config import Config, GridConfig, validate
+from vd.errors import VdError
+from vd.progress import say
+from vd.sweep import member_configs, sweep
+from vd.training.parts import BUILT_IN, Parts
+from vd.videos.manifest import read_manifest
+
+
+def crossval(
+    config: Config,
+    folds: int,
+    seeds: Sequence[int] = (),
+    cross_datasets: Sequence[Path] = (),
+    parts: Parts = BUILT_IN,
+) -> dict[str, Any]:
+    """Train and test every fold with every seed; returns the content of crossval.json.
+
+    Without `seeds` the run's own is the only one. Finished members are left as they are,
+    begun ones go on. Raises `VdError` as `vd.sweep.sweep` does.
+    """
+    folder = config.run.checkpoint_dir
+    validate(config)
+    _check(config, folds, seeds)
+    grid = GridConfig(seeds=tuple(seeds) or (config.training.seed,), folds=folds)
+    names = _names(config, cross_datasets) if cross_datasets else {}
+    result = _on_one(config, grid, parts)
+    if names:
+        result = _on_all(config, grid, parts, names, result)
+    say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
+    return result
+
+
+def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
+    """What is wrong with the flags, before anything slow."""
+    folder = config.run.checkpoint_dir
+    if folds < 2:
+        raise VdError(f"--folds is {folds}; give 2 or more.")
+    if len(set(seeds)) < len(seeds):
+        raise VdError(f"--seeds {' '.join(map(str, seeds))} names one twice; drop it.")
+    if folder.exists() and not folder.is_dir():
+        raise VdError(f"--checkpoint-dir {folder} is a file; name a folder.")
+    if (folder / "config.json").exists():
+        raise VdError(
+            f"--checkpoint-dir {folder} is the folder of a run; name another one for the "
+            "cross-validation."
+        )
+
+
+def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
+    """The cross-validation of one data set."""
+    from vd.evaluation.crossval import summary, write_crossval
+    from vd.evaluation.results import read_run
+
+    sweep(config, grid, parts)
+    members = [
+        read_run(member.run.checkpoint_dir, fold)
+        for _, fold, member in member_configs(config, grid)
+    ]
+    members.sort(key=lambda member: (member.seed, member.fold or 0))
+    facts = {
+        "dataset": str(config.data.dataset_path.absolute()),
+        "split_seed": config.splits.split_seed,
+    }
+    result = write_crossval(config.run.checkpoint_dir, members, facts)
+    say(summary(result))
+    return result
+
+
+def _names(config: Config, others: Sequence[Path]) -> dict[str, Path]:
+    """Every data set by its name; each is read, so that a wrong path is said at once."""
+    from vd.evaluation.other import dataset_name
+
+    made: dict[str, Path] = {}
+    for path in (config.data.dataset_path, *others):
+        name = dataset_name(path)
+        if name in made:
+            raise VdError(
+                f"--cross-dataset: {path} and {made[name]} are both called {name}; name "
+                "each data set once, and rename one of two folders or files."
+            )
+        made[name] = path
+        read_manifest(replace(config.data, dataset_path=path))
+    return made
+
+
+def _on_all(
+    config: Config,
+    grid: GridConfig,
+    parts: Parts,
+    names: dict[str, Path],
+    first: dict[str, Any],
+) -> dict[str, Any]:
+    """The same on every other data set, and the matrix of all."""
+    from vd.atomic import write_json
+    from vd.evaluation.matrix import cell, folder_of, matrix_rows, say_of_other
+    from vd.evaluation.results import read_results
+    from vd.tables import write_csv
+
+    folder = config.run.checkpoint_dir
+    matrix = []
+    for trained, path in names.items():
+        here = (
+            folder if path == config.data.dataset_path else folder_of(folder, trained)
+        )
+        if here == folder:
+            own = first
+        else:
+            say(f"trained on {trained}:")
+            own = _on_one(_at(config, path, here), grid, parts)
+        members = read_results(here)
+        for tested, other in names.items():
+            if tested == trained:
+                told = _own_cell(own, len(members))
+            else:
+                data = replace(config.data, dataset_path=other)
+                told = cell(say_of_other(members, data, tested))
+            matrix.append({"trained_on": trained, "tested_on": tested, **told})
+    result = {**first, "matrix": matrix}
+    write_csv(folder / "matrix.csv", matrix_rows(matrix))
+    write_json(folder / "crossval.json", result)
+    for row in matrix:
+        accuracy = "undefined" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        say(
+            f"trained on {row['trained_on']}, tested on {row['tested_on']}: accuracy "
+            f"{accuracy}, {row['n']} clips"
+        )
+    return result
+
+
+def _at(config: Config, dataset_path: Path, folder: Path) -> Config:
+    """The same settings on another data set, in another folder."""
+    return replace(
+        config,
+        data=replace(config.data, dataset_path=dataset_path),
+        splits=replace(config.splits, splits_file=None),  # of the first data set
+        run=replace(config.run, checkpoint_dir=folder),
+    )
+
+
+def _own_cell(own: dict[str, Any], members: int) -> dict[str, Any]:
+    """The cell of the data set that was trained on: its held-out folds, pooled."""
+    made: dict[str, Any] = {"n": own["n"], "members": members}
+    for name, told in own["over_seeds"].items():
+        made |= {
+            name: told["mean"],
+            f"{name}_ci95": told["ci95"],
+            f"{name}_sd": own["over_folds"][name]["sd"],
+        }
+    return made

@@ -1,0 +1,117 @@
+"""Trained on one data set, tested on others: what members of a cross-validation say there."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vd.atomic import read_json
+from vd.bootstrap import interval
+from vd.config import DataConfig
+from vd.evaluation.evaluate import evaluate_split
+from vd.evaluation.other import Other, facts_of, open_other, without_trained
+from vd.evaluation.predictions import cluster_names
+from vd.evaluation.restore import moved, restore
+from vd.evaluation.results import Member, read_run
+from vd.metrics import METRICS, point_metrics, resampled_metrics
+from vd.progress import say
+from vd.training.batches import FeatureSet
+
+_REMEDY = "delete it, and the same command evaluates again"
+
+
+def say_of_other(
+    members: Sequence[Member], data: DataConfig, name: str
+) -> list[Member | None]:
+    """What each member says of another data set; None where it knew all of its clips.
+
+    Writes evaluation_<name>.json and predictions_<name>.csv into each member's folder; one
+    that has them of the same clips is left as it is.
+    """
+    first = members[0].run_dir
+    config = moved(restore(first).config, first, None, None)
+    other = open_other(replace(config, data=data), first, name)
+    everything = FeatureSet(other.videos, other.store)
+    return [_member_on(member, everything, other, data) for member in members]
+
+
+def _member_on(
+    member: Member, everything: FeatureSet, other: Other, data: DataConfig
+) -> Member | None:
+    """One member."""
+    run_dir = member.run_dir
+    videos, left_out = without_trained(other.videos, run_dir)
+    if not videos:
+        return None
+    facts = facts_of(other, videos, left_out)
+    path = run_dir / f"evaluation_{other.name}.json"
+    before = read_json(path, _REMEDY) if path.exists() else None
+    if not isinstance(before, dict) or any(
+        before.get(key) != value for key, value in facts.items()
+    ):
+        restored = restore(run_dir)
+        restored = replace(restored, config=replace(restored.config, data=data))
+        evaluate_split(
+            restored, everything.part(videos), run_dir, other.name, more=facts
+        )
+        say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
+    return read_run(run_dir, member.fold, other.name)
+
+
+def cell(members: Sequence[Member | None]) -> dict[str, Any]:
+    """A cell of the matrix: mean over members, over the clips that none of them knew.
+
+    The interval is of that mean over resampled groups, the same for all members.
+    """
+    known = [member for member in members if member is not None]
+    if len(known) < len(members) or not known:
+        return {"n": 0, "members": len(members), **dict.fromkeys(METRICS)}
+    common = reduce(set.__and__, (set(m.predictions.paths) for m in known))
+    if not common:
+        return {"n": 0, "members": len(members), **dict.fromkeys(METRICS)}
+    points, values = [], []
+    for member in known:
+        said = member.predictions
+        inside = [i for i, path in enumerate(said.paths) if path in common]
+        cluster_N = cluster_names(
+            [said.paths[i] for i in inside],
+            [said.groups[i] for i in inside],
+            [""] * len(inside),
+        )
+        probability_N = said.probability_N[inside]
+        arrays = said.labels_N[inside], probability_N, probability_N >= member.threshold
+        points.append(point_metrics(*arrays))
+        values.append(resampled_metrics(*arrays, cluster_N))
+    made: dict[str, Any] = {"n": len(common), "members": len(known)}
+    for name in METRICS:
+        each = [metrics[name] for metrics in points]
+        some = [value for value in each if value is not None]
+        whole = len(some) == len(each)
+        made[name] = float(np.mean(some)) if whole else None
+        mean_R = np.mean([v[name] for v in values], axis=0)
+        made[f"{name}_ci95"] = interval(mean_R, cluster_N) if whole else None
+        made[f"{name}_sd"] = (
+            float(np.std(some, ddof=1)) if whole and len(some) > 1 else None
+        )
+    return made
+
+
+def matrix_rows(matrix: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of matrix.csv."""
+    shown = "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc"  # fmt: skip
+    rows = []
+    for entry in matrix:
+        row = {key: entry[key] for key in ("trained_on", "tested_on", "n", "members")}
+        for name in shown:
+            low, high = entry.get(f"{name}_ci95") or (None, None)
+            row |= {name: entry[name], f"{name}_low": low, f"{name}_high": high}
+        rows.append({k: "" if v is None else v for k, v in row.items()})
+    return rows
+
+
+def folder_of(folder: Path, name: str) -> Path:
+    """Where the cross-validation on a further data set is kept."""
+    return folder / f"on-{name}"

@@ -1,0 +1,107 @@
+"""An evaluation cut into slices: by split, source, resolution, rate, brightness, length."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from vd.metrics import bootstrap_accuracy, recall, roc_auc
+from vd.videos.manifest import Video
+from vd.videos.outcome import Outcome
+
+_MOST_GROUPS = 100  # of the largest, so that the file can be read
+_UNKNOWN = "unknown"
+_EDGES = {  # of slices, in the unit of the name; a slice holds its lower edge
+    "resolution": ("lines", (240, 360, 480, 720, 1080)),  # the shorter side
+    "fps": ("frames/s", (15, 24, 29, 49)),
+    "brightness": ("of 255", (50, 100, 150)),  # mean grey of the first frame
+    "duration": ("s", (2, 5, 10, 30, 60)),
+}
+
+
+def slice_values(
+    videos: Sequence[Video],
+    outcomes: Sequence[Outcome],
+    brightness_N: Sequence[float | None] | None,
+) -> dict[str, list[str]]:
+    """The slice that each video is in, by facet; `brightness_N` None leaves that out."""
+    numbers: dict[str, list[float | None]] = {
+        "resolution": [min(o.width, o.height) or None for o in outcomes],
+        "fps": [o.fps or None for o in outcomes],
+        "duration": [seconds(o) or None for o in outcomes],
+    }
+    if brightness_N is not None:
+        numbers["brightness"] = list(brightness_N)
+    made = {"split": [video.split or "none" for video in videos]}
+    if any(video.group for video in videos):
+        made["group"] = [video.group or "none" for video in videos]
+    return made | {
+        facet: [_band(value, *_EDGES[facet]) for value in values]
+        for facet, values in numbers.items()
+    }
+
+
+def seconds(outcome: Outcome) -> float:
+    """Length of a video by its header, else by its frames; 0 where neither tells."""
+    if outcome.duration > 0:
+        return outcome.duration
+    return outcome.frames / outcome.fps if outcome.fps > 0 else 0.0
+
+
+def slices(
+    values: Mapping[str, Sequence[str]],
+    labels_N: Int[np.ndarray, " N"],
+    probability_N: Float[np.ndarray, " N"],
+    group_N: Shaped[np.ndarray, " N"],
+    threshold: float,
+) -> dict[str, list[dict[str, Any]]]:
+    """Figures of every slice of each facet, in order; of groups the largest."""
+    predicted_N = probability_N >= threshold
+    made: dict[str, list[dict[str, Any]]] = {}
+    for facet, slice_of in values.items():
+        slice_N = np.array(slice_of)
+        made[facet] = []
+        for name in _ordered(facet, slice_of):
+            inside = slice_N == name
+            y, said = labels_N[inside], predicted_N[inside]
+            found = bootstrap_accuracy(said == (y == 1), group_N[inside])
+            made[facet].append(
+                {
+                    "slice": name,
+                    "n": len(y),
+                    "n_violent": int(y.sum()),
+                    "accuracy": float(np.mean(said == (y == 1))),
+                    "accuracy_ci95": found and list(found),
+                    "recall_violent": recall(y, said, 1),
+                    "recall_nonviolent": recall(y, said, 0),
+                    "roc_auc": roc_auc(y, probability_N[inside]),
+                }
+            )
+    return made
+
+
+def _band(value: float | None, unit: str, edges: Sequence[float]) -> str:
+    """The name of the slice that a number is in."""
+    if value is None:
+        return _UNKNOWN
+    place = int(np.searchsorted(edges, value, side="right"))
+    if place == 0:
+        return f"under {edges[0]} {unit}"
+    if place == len(edges):
+        return f"{edges[-1]} {unit} and more"
+    return f"{edges[place - 1]} to {edges[place]} {unit}"
+
+
+def _ordered(facet: str, slice_of: Sequence[str]) -> list[str]:
+    """The slices that there are, in the order of their edges, else of their size or name."""
+    present = Counter(slice_of)
+    if facet == "group":
+        return sorted(present, key=lambda name: (-present[name], name))[:_MOST_GROUPS]
+    if facet not in _EDGES:
+        return sorted(present)
+    unit, edges = _EDGES[facet]
+    middles = [edges[0] - 1, *edges]
+    bands = [_band(value, unit, edges) for value in middles]
+    return [name for name in [*bands, _UNKNOWN] if name in present]

@@ -1,0 +1,71 @@
+"""Paired tests of two detectors on the same clips: arrays in, numbers out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import stats
+
+_LEVEL, _POWER = 0.05, 0.80
+
+
+def mcnemar(
+    correct_a_N: Bool[np.ndarray, " N"], correct_b_N: Bool[np.ndarray, " N"]
+) -> dict[str, Any]:
+    """Clips that one alone gets right, and McNemar's exact test (1947), two-sided.
+
+    It takes clips as independent of each other.
+    """
+    only_a = int((correct_a_N & ~correct_b_N).sum())
+    only_b = int((correct_b_N & ~correct_a_N).sum())
+    differ = only_a + only_b
+    p = float(stats.binomtest(only_b, differ).pvalue) if differ else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p": p}
+
+
+def corrected_t_test(
+    differences_J: Float[np.ndarray, " J"], test_to_train: float
+) -> dict[str, Any] | None:
+    """t-test over J folds and seeds that share training clips (Nadeau and Bengio 2003).
+
+    The variance is multiplied by 1/J + `test_to_train`, clips tested to clips trained on, in
+    place of 1/J. None with fewer than two differences; `p` None when all are the same.
+    """
+    count = len(differences_J)
+    if count < 2:
+        return None
+    mean, variance = float(np.mean(differences_J)), float(np.var(differences_J, ddof=1))
+    result: dict[str, Any] = {
+        "differences": count, "mean": mean, "sd": variance**0.5, "t": None, "p": None,
+    }  # fmt: skip
+    if np.ptp(differences_J) == 0:
+        return result | ({"t": 0.0, "p": 1.0} if mean == 0 else {})
+    t = mean / np.sqrt((1 / count + test_to_train) * variance)
+    return result | {"t": float(t), "p": float(2 * stats.t.sf(abs(t), count - 1))}
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values corrected for their number (Holm 1979); None stays, and counts for none."""
+    known = [i for i, p in enumerate(p_values) if p is not None]
+    known.sort(key=lambda i: p_values[i])  # type: ignore[arg-type,return-value]
+    made: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(known):
+        value = p_values[i]
+        assert value is not None
+        largest = max(largest, min(1.0, (len(known) - rank) * value))
+        made[i] = largest
+    return made
+
+
+def clips_needed(discordant_share: float, difference: float = 0.01) -> int:
+    """Clips that show a difference of accuracy at 5 %, two-sided, with 80 % power.
+
+    n = (z₁ √ψ + z₂ √(ψ − δ²))² / δ² (Connor 1987, of McNemar's test), ψ being the share of
+    clips that one alone gets right, which is at least δ.
+    """
+    psi = max(discordant_share, difference)
+    z_level, z_power = stats.norm.isf(_LEVEL / 2), stats.norm.isf(1 - _POWER)
+    root = z_level * np.sqrt(psi) + z_power * np.sqrt(psi - difference**2)
+    return int(np.ceil((root / difference) ** 2))

@@ -1,0 +1,42 @@
+"""Brightness of videos, kept by content hash so that a file is opened once."""
+
+from collections.abc import Sequence
+
+from vd.config import DataConfig, DecodeConfig, decode_workers
+from vd.progress import track
+from vd.tables import append_csv, recover_csv
+from vd.videos.hashes import identify
+from vd.videos.manifest import Video
+from vd.videos.workers import probe_brightnesses
+
+
+def brightness(
+    videos: Sequence[Video], data: DataConfig, decode: DecodeConfig
+) -> list[float | None] | None:
+    """Mean grey (0 to 255) of each video's first frame, None where it has none.
+
+    None in place of all when a file whose brightness is not kept in CACHE/brightness.csv is
+    missing or is another.
+    """
+    path = data.cache_dir / "brightness.csv"
+    known = {row["id"]: row["brightness"] for row in recover_csv(path)}
+    lacking = list({v.id: v for v in videos if v.id not in known}.values())
+    if lacking:
+        now = identify(lacking, data.cache_dir / "hashes.csv")
+        if any(a.id != b.id for a, b in zip(lacking, now, strict=True)):
+            return None
+        rows = []
+        found = probe_brightnesses(
+            [video.path for video in lacking],
+            workers=decode_workers(decode),
+            deadline_seconds=decode.decode_timeout_seconds,
+        )
+        with track("brightness", len(lacking), "videos") as ticker:
+            for video, value in zip(lacking, found, strict=True):
+                rows.append(
+                    {"id": video.id, "brightness": "" if value is None else repr(value)}
+                )
+                ticker.advance()
+        append_csv(path, rows)
+        known |= {row["id"]: row["brightness"] for row in rows}
+    return [float(known[v.id]) if known[v.id] else None for v in videos]
