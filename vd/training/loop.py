@@ -196,7 +196,7 @@ class _Run:
         """Take in one step's metrics (waits for the device); NaN stops training."""
         loss, accuracy, grad_norm = (float(value) for value in jax.device_get(metrics))
         self._check_finite({"loss": loss, "grad_norm": grad_norm}, step)
-        sums.add(loss, accuracy, grad_norm)
+        sums.add(loss, accuracy, grad_norm, self.config.training.grad_clip_norm)
         self.watch.step(step, loss)
 
     def _finish_epoch(self, at: Checkpoint) -> Checkpoint:

@@ -1,0 +1,211 @@
+"""docs/claims.md from the lines of claims.jsonl: what was promised, what was measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vd.atomic import write_text
+
+Line = dict[str, Any]
+
+
+class Claim(NamedTuple):
+    """`better` against `base`, and the points of accuracy that were promised."""
+
+    words: str
+    base: str
+    better: str
+    least: float | None = None  # at least so many
+    within: float | None = None  # or no more apart than so many
+
+
+class Measured(NamedTuple):
+    """A difference of accuracy in points, paired over clips, folds and seeds."""
+
+    difference: float
+    low: float
+    high: float
+    p: float | None  # of the corrected t-test
+    needed: int  # clips that would show `to_show` points
+    to_show: float
+
+
+CLAIMS = (
+    Claim("`optimized` is better than `original`", "original", "optimized", least=0.0),
+    Claim("learning rate 0.0005 instead of 0.001: +1 to 2", "lr1e3", "optimized", 1.0),
+    Claim("0.001 with warmup 10 is as good", "optimized", "lr1e3_warmup10", within=1.0),
+    Claim("alpha 0.5 instead of 0.25: +0.3 to 0.7", "optimized", "alpha05", 0.3),
+    Claim("patience 15 instead of 10: +0.5 to 1", "patience10", "optimized", 0.5),
+    Claim("150 epochs instead of 100: better", "epochs100", "optimized", 0.0),
+    Claim("a cosine that ends where the run does (85)", "optimized", "horizon85"),
+    Claim("batch 32 instead of 64, equal epochs", "optimized", "batch32"),
+    Claim("batch 128 instead of 64, equal epochs", "optimized", "batch128"),
+    Claim("batch 32 instead of 64, equal steps", "optimized", "batch32_steps"),
+    Claim("batch 128 instead of 64, equal steps", "optimized", "batch128_steps"),
+    Claim("label smoothing 0.1 instead of none", "smoothing0", "optimized"),
+    Claim("label smoothing 0.1 instead of 0.05", "smoothing005", "optimized"),
+    Claim("clip norm 1.0 instead of none", "no_clip", "optimized"),
+    Claim("gamma 2 instead of 0", "gamma0", "optimized"),
+    Claim("gamma 2 instead of 1", "gamma1", "optimized"),
+    Claim("plain cross-entropy (gamma 0, alpha 0.5)", "optimized", "cross_entropy"),
+    Claim("augmentation on", "no_augmentation", "optimized"),
+    Claim("temporal jitter on", "no_jitter", "optimized"),
+    Claim("mirrored views drawn", "views_unused", "views"),
+    Claim("bfloat16 loses nothing", "optimized", "bfloat16", within=1.0),
+)
+_FIGURES = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc", "ece"
+_COLUMNS = (
+    "cell", "accuracy (95 % interval)", "recall violent", "non-violent", "ROC AUC", "ECE",
+    "threshold", "accuracy, recall violent at 0.5", "best epoch, last", "steps clipped",
+)  # fmt: skip
+_HEAD = """# The recipe's promises
+
+Made by `experiments/claims.py` from [claims.jsonl](claims.jsonl), a line a cell: {folds} folds × {seeds} seeds on the public
+clips named in [results.md](results.md), float32 but for the cell `bfloat16`, each cell one setting away from `optimized`.
+A difference is in points of accuracy, paired over clips, folds and seeds; its 95 % interval resamples whole groups; p is
+the corrected resampled t-test's (Nadeau and Bengio 2003), Holm's correction over the rows of a data set in p (Holm). Early
+stopping and threshold come from an inner validation part; every clip is tested once a seed.
+
+A promise **holds** when the whole interval keeps it, **does not hold** when the whole interval breaks it, and else cannot be
+decided here; then the last column says how many clips in such groups would show the promised points, or one point.
+{lacking}"""
+
+
+def write_table(lines: Sequence[Line], path: Path) -> None:
+    """Write claims.md from the finished cells."""
+    if not lines:
+        return
+    members = lines[0]["members"]
+    folds, seeds = ({row[key] for row in members} for key in ("fold", "seed"))
+    missing = sum(
+        not {claim.base, claim.better} <= {line["cell"] for line in lines}
+        for claim in CLAIMS
+    )
+    lacking = (
+        f"\n**Unfinished**: {missing} of {len(CLAIMS)} rows lack a cell so far.\n"
+        if missing
+        else ""
+    )
+    parts = [_HEAD.format(folds=len(folds), seeds=len(seeds), lacking=lacking)]
+    for dataset in dict.fromkeys(line["dataset"] for line in lines):
+        of = {line["cell"]: line for line in lines if line["dataset"] == dataset}
+        parts += [f"## {dataset}\n", _claims(of), _cells(of)]
+    write_text(path, "\n".join(parts))
+
+
+def _claims(of: dict[str, Line]) -> str:
+    """The table of verdicts."""
+    from vd.paired import holm
+
+    told = [claim for claim in CLAIMS if {claim.base, claim.better} <= of.keys()]
+    found = [measure(of[claim.base], of[claim.better], claim) for claim in told]
+    corrected = holm([made.p for made in found])
+    rows = [
+        "| promise | difference | 95 % interval | p | p (Holm) | verdict | clips needed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for claim, made, p in zip(told, found, corrected, strict=True):
+        verdict = judge(claim, made)
+        needed = (
+            f"{made.needed:,} for {made.to_show:g} points"
+            if "not be" in verdict
+            else ""
+        )
+        rows.append(
+            f"| {claim.words} | {made.difference:+.1f} | {made.low:+.1f} to {made.high:+.1f} "
+            f"| {_p(made.p)} | {_p(p)} | {verdict} | {needed} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def measure(base: Line, better: Line, claim: Claim) -> Measured:
+    """The paired difference of two cells; raises `ValueError` for other clips."""
+    import numpy as np
+
+    from vd.bootstrap import resample_weights
+    from vd.paired import clips_needed, corrected_t_test
+
+    if (base["clips"], base["clusters"]) != (better["clips"], better["clusters"]):
+        raise ValueError(f"{base['cell']} and {better['cell']} tested other clips")
+    right_a, right_b = (
+        np.array([[bit == "1" for bit in seed] for seed in line["correct"]], float)
+        for line in (base, better)
+    )
+    difference_N = (right_b - right_a).mean(axis=0)
+    cluster_N = np.array(base["clusters"])
+    values_R = np.concatenate(
+        [(w * difference_N).sum(1) / w.sum(1) for w in resample_weights(cluster_N)]
+    )
+    low, high = np.quantile(values_R, [0.025, 0.975])
+    accuracies = [
+        {(row["fold"], row["seed"]): row["accuracy"] for row in line["members"]}
+        for line in (base, better)
+    ]
+    apart = np.array([accuracies[1][key] - accuracies[0][key] for key in accuracies[0]])
+    share = float(np.mean([row["n"] / row["n_train"] for row in base["members"]]))
+    tested = corrected_t_test(apart, share)
+    alone = float(np.var(difference_N)) / len(difference_N)
+    effect = max(1.0, float(np.var(values_R)) / alone) if alone else 1.0
+    to_show = claim.least or claim.within or 1.0
+    needed = clips_needed(float(np.mean(right_a != right_b)), to_show / 100)
+    return Measured(
+        100 * float(difference_N.mean()),
+        100 * float(low),
+        100 * float(high),
+        tested["p"] if tested else None,
+        int(np.ceil(needed * effect)),
+        to_show,
+    )
+
+
+def judge(claim: Claim, made: Measured) -> str:
+    """Whether a promise holds, by the interval alone."""
+    undecided = "cannot be decided here"
+    if claim.within is not None:
+        if -claim.within <= made.low and made.high <= claim.within:
+            return "holds"
+        apart = made.low > claim.within or made.high < -claim.within
+        return "does not hold" if apart else undecided
+    if claim.least is not None:
+        if made.low >= claim.least and made.low > 0:
+            return "holds"
+        return "does not hold" if made.high < claim.least else undecided
+    if made.low > 0:
+        return "nothing promised: better"
+    return (
+        "nothing promised: worse" if made.high < 0 else f"nothing promised: {undecided}"
+    )
+
+
+def _cells(of: dict[str, Line]) -> str:
+    """The table of settings: figures, and where they stopped."""
+    import numpy as np
+
+    rows = [
+        f"| {' | '.join(_COLUMNS)} |",
+        "|---" * len(_COLUMNS) + "|",
+    ]
+    for name, line in of.items():
+        members = line["members"]
+        mean = {key: line[key]["mean"] for key in _FIGURES}
+        low, high = line["accuracy"]["ci95"] or (float("nan"),) * 2
+        threshold, best, last, clipped = (
+            np.array([row[key] for row in members])
+            for key in ("threshold", "best_epoch", "last_epoch", "clipped")
+        )
+        half = [np.mean([s[key] for s in line["at_half"]]) for key in ("accuracy", "recall_violent")]  # fmt: skip
+        rows.append(
+            f"| {name} | {100 * mean['accuracy']:.1f} ({100 * low:.1f} to {100 * high:.1f}) "
+            f"| {100 * mean['recall_violent']:.1f} | {100 * mean['recall_nonviolent']:.1f} "
+            f"| {mean['roc_auc']:.3f} | {mean['ece']:.3f} | {threshold.mean():.2f} ± "
+            f"{threshold.std():.2f} | {100 * half[0]:.1f}, {100 * half[1]:.1f} | "
+            f"{np.median(best):.0f}, {np.median(last):.0f} | {100 * clipped.mean():.0f} % |"
+        )
+    groups = next(iter(of.values()))["groups"]
+    known = "no groups known" if groups is None else f"{groups} groups"
+    clips = next(iter(of.values()))["n"]
+    return "\n".join([f"{clips} clips, {known}.\n", *rows]) + "\n"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
