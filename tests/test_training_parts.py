@@ -11,7 +11,7 @@ import pytest
 from vd.config import TrainingConfig
 from vd.training.early_stopping import EarlyStopping
 from vd.training.loss import focal_loss, imbalance_warning, smoothed_targets
-from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
 
 
 def sigmoid(x):
@@ -75,6 +75,8 @@ def test_a_warmup_as_long_as_the_run_is_cut_and_said(capsys):
     config = TrainingConfig(epochs=1, warmup_epochs=5, learning_rate=0.5)
     rate = learning_rate(config, steps_per_epoch=10)
     assert float(rate(2)) == pytest.approx(0.5)
+    assert capsys.readouterr().err == ""
+    say_cut_warmup(config, steps_per_epoch=10)
     assert "--warmup-epochs 5" in capsys.readouterr().err
 
 

@@ -34,7 +34,7 @@ from vd.training.early_stopping import EarlyStopping
 from vd.training.interruption import Interruption
 from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.log import MetricsLog
-from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
 from vd.training.parts import BUILT_IN, Parts
 from vd.training.profiling import profiling
 from vd.training.step import StepMetrics, TrainState, TrainStep, make_train_step
@@ -80,6 +80,7 @@ def train(
     """
     settings = config.training
     steps = len(train_set) // batch_size
+    say_cut_warmup(settings, steps)
     schedule = learning_rate(settings, steps)
     optimizer = make_optimizer(settings, schedule)
     first = begin(config, optimizer, train_set.dim, parts)

@@ -19,18 +19,23 @@ def warmup_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
     return max(steps // 5, 1) if steps > 1 else 0
 
 
-def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warmup to the peak, then a cosine to 0 at the last step.
-
-    Loshchilov and Hutter, "SGDR" (2017). A warmup that had to be cut is said aloud.
-    """
-    steps = config.epochs * steps_per_epoch
+def say_cut_warmup(config: TrainingConfig, steps_per_epoch: int) -> None:
+    """Warn of a warmup that had to be cut."""
     warmup = warmup_steps(config, steps_per_epoch)
     if warmup < config.warmup_epochs * steps_per_epoch:
         say(
             f"warning: --warmup-epochs {config.warmup_epochs} is not shorter than the run; "
-            f"warming up for {warmup} of its {steps} steps"
+            f"warming up for {warmup} of its {config.epochs * steps_per_epoch} steps"
         )
+
+
+def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
+    """Linear warmup to the peak, then a cosine to 0 at the last step.
+
+    Loshchilov and Hutter, "SGDR" (2017).
+    """
+    steps = config.epochs * steps_per_epoch
+    warmup = warmup_steps(config, steps_per_epoch)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
