@@ -148,10 +148,25 @@ def test_a_run_killed_while_it_began_is_gone_on_with(clips, backbone, tmp_path):
     assert not torn.exists()
 
 
-def test_a_damaged_store_is_one_sentence(trained, tmp_path):
+def test_a_cut_store_is_made_again_and_gives_the_same_figures(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "copy")
     (shard,) = (tmp_path / "copy" / "cache").rglob("*.array_record-00000")
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    before = digests(tmp_path / "copy" / "run")
+    done = vd(
+        "evaluate", "--checkpoint-dir", tmp_path / "copy" / "run",
+        "--cache-dir", tmp_path / "copy" / "cache",
+    )  # fmt: skip
+    assert "warning: shard 0 of" in done.stderr
+    after = digests(tmp_path / "copy" / "run")
+    for name in ("evaluation_test.json", "predictions_test.csv"):
+        assert after[name] == before[name]
+
+
+def test_a_damaged_store_is_one_sentence(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "copy")
+    (shard,) = (tmp_path / "copy" / "cache").rglob("*.array_record-00000")
+    shard.write_bytes(bytes(shard.stat().st_size))
     done = vd(
         "evaluate", "--checkpoint-dir", tmp_path / "copy" / "run",
         "--cache-dir", tmp_path / "copy" / "cache", code=2,
@@ -163,7 +178,7 @@ def test_fresh_deletes_nothing_when_a_flag_is_wrong(trained, clips, backbone):
     before = digests(trained[0] / "run") | {".lock": ""}
     more = ["--fresh", "--batch-size", "64", "--devices", "64"]
     done = train(clips, backbone, trained[0], *more, code=2)
-    assert "--devices 64 is more than the 16 clips" in done.stderr
+    assert "64 devices are more than the 16 clips" in done.stderr
     assert digests(trained[0] / "run") | {".lock": ""} == before
 
 
