@@ -138,7 +138,8 @@ def open_run(
 ) -> Opened | None:
     """Make a run folder ready, or take up the one there; None when it is finished.
 
-    The caller holds its lock. `joint` are the devices of several processes. Raises `VdError` when the folder holds another run.
+    The caller holds its lock. `joint` are the devices of several processes. Raises
+    `VdError` when the folder holds another run.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     _check_classes(clips)

@@ -114,8 +114,9 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Batches of the steps from `first_step` to the run's last, made ahead by Grain.
 
-    With `rows` only these of each global batch are made: those of one process. Each epoch is a new order of the videos; what does not fill its last batch is left out
-    and comes in another epoch. A step's batch depends on (seed, step) alone.
+    With `rows` only these of each global batch are made: those of one process. Each epoch
+    is a new order of the videos; what does not fill its last batch is left out and comes in
+    another epoch. A step's batch depends on (seed, step) alone.
     """
     per_epoch = len(data) // batch_size
     order = (
