@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from tests.command_line import SMALL, VD, train, vd
+from vd.config import Config, DataConfig, GridConfig
 from vd.evaluation.evaluate import restore
-from vd.tables import read_csv
+from vd.sweep import member_configs
+from vd.tables import read_csv, write_csv
 from vd.training.log import read_metrics
 
 SETTINGS = ["--no-mixed-precision", "--feature-preset", "best", *SMALL]
@@ -133,3 +135,65 @@ def test_ctrl_c_keeps_every_member_and_the_same_command_goes_on(
     vd(*asked)
     for row in read_csv(tmp_path / "sweep" / "sweep.csv"):
         same_run(tmp_path / "sweep" / row["member"], swept / "sweep" / row["member"])
+
+
+def test_folds_of_other_sizes_train_with_one_batch_whichever_are_left(
+    clips, backbone, tmp_path
+):
+    rows = [
+        {"path": path, "label": path.parent.name, "group": number % 7}
+        for number, path in enumerate(sorted(clips.glob("*/*/*.mp4"))[:29])
+    ]
+    table = tmp_path / "clips.csv"
+    write_csv(table, rows)
+    asked = [*arguments(table, backbone, tmp_path), "--folds", "3", "--epochs", "2"]
+    asked += ["--batch-size", "64"]
+    vd(*asked)
+    folders = [tmp_path / "sweep" / f"fold-{fold}" for fold in range(3)]
+    trained = [
+        sum(row["split"] == "train" for row in read_csv(folder / "splits.csv"))
+        for folder in folders
+    ]
+    assert len(set(trained)) > 1
+    for folder in folders:
+        config = json.loads((folder / "config.json").read_text())
+        assert config["batch_size"] == min(trained)
+    largest = folders[trained.index(max(trained))]
+    before = tmp_path / "before"
+    largest.rename(before)
+    vd(*asked)  # alone
+    same_run(largest, before)
+
+
+def test_one_member_that_diverges_leaves_the_others_their_rows(
+    clips, backbone, tmp_path
+):
+    asked = arguments(clips, backbone, tmp_path)
+    done = vd(*asked, "--learning-rates", "0.001", "1e30", "--epochs", "2", code=2)
+    assert "1 of 2 members ended early; learning-rate-1e+30: " in done.stderr
+    good, bad = read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert float(good["accuracy"]) >= 0
+    assert bad["accuracy"] == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--seeds", "1", "1"], "names a value twice"),
+        (["--seeds", "1", "--profile"], "--profile traces one run"),
+    ],
+)
+def test_what_a_sweep_cannot_do_is_one_sentence(
+    clips, backbone, tmp_path, flags, words
+):
+    assert words in vd(*arguments(clips, backbone, tmp_path), *flags, code=2).stderr
+
+
+def test_values_that_agree_in_six_digits_are_two_members(tmp_path):
+    grid = GridConfig(learning_rates=(0.00012345678, 0.00012345679, 0.5))
+    names = [name for name, *_ in member_configs(Config(DataConfig(tmp_path)), grid)]
+    assert names == [
+        "learning-rate-0.00012345678",
+        "learning-rate-0.00012345679",
+        "learning-rate-0.5",
+    ]

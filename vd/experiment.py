@@ -134,12 +134,17 @@ def prepare(config: Config, folds: bool = False) -> Data:
 
 
 def open_run(
-    config: Config, parts: Parts, data: Data, joint: "Sequence[jax.Device]" = ()
+    config: Config,
+    parts: Parts,
+    data: Data,
+    joint: "Sequence[jax.Device]" = (),
+    fewest: int | None = None,
 ) -> Opened | None:
     """Make a run folder ready, or take up the one there; None when it is finished.
 
-    The caller holds its lock. `joint` are the devices of several processes. Raises
-    `VdError` when the folder holds another run.
+    The caller holds its lock. `joint` are the devices of several processes; `fewest` the
+    clips of a sweep's smallest train part, whose batch is that of all. Raises `VdError`
+    when the folder holds another run.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     _check_classes(clips)
@@ -153,7 +158,8 @@ def open_run(
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
         if run_folder.is_finished(run_dir):
             return None
-    opened = Opened(*_batch_and_devices(config, len(clips["train"]), joint))
+    fewest = len(clips["train"]) if fewest is None else fewest
+    opened = Opened(*_batch_and_devices(config, fewest, joint))
     if config.run.fresh:  # nothing is deleted before all checks are done
         run_folder.clear(run_dir)
     _write_inputs(config, parts, data, identity, opened)

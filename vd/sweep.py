@@ -63,6 +63,12 @@ def sweep(
     check_devices(config)
     made = list(member_configs(config, grid))
     configs = {name: member for name, _, member in made}
+    if len(configs) < len(made):
+        raise VdError("the grid names a value twice; name each value of a list once.")
+    if config.run.profile:
+        raise VdError(
+            "--profile traces one run; leave it out, or train that run alone."
+        )
     fold_of = {name: fold for name, fold, _ in made}
     for member in configs.values():
         validate(member)
@@ -75,20 +81,24 @@ def sweep(
         by_fold = [data.with_splits(v) for v in fold_splits(usable, grid.folds, seed)]
     elif data.videos != data.given:
         keep_splits(data.videos, config)
-    rows = []
+    fewest = min(len(fold.parts()["train"]) for fold in by_fold)
+    errors: dict[str, BaseException] = {}
     with ExitStack() as locks:
         runs = {}
         for name, member in configs.items():
             locks.enter_context(lock(member.run.checkpoint_dir / ".lock", "vd sweep"))
             of_fold = by_fold[fold_of[name] or 0]
-            if (opened := open_run(member, parts, of_fold)) is not None:
+            if (opened := open_run(member, parts, of_fold, fewest=fewest)) is not None:
                 runs[name] = member, of_fold, opened
         say(f"{len(configs)} members, {len(configs) - len(runs)} of them finished")
         if runs:
-            _train_and_evaluate(parts, data, runs)
-        for name, member in configs.items():
-            rows.append(_row(name, member))
+            errors = _train_and_evaluate(parts, data, runs)
+        rows = [_row(name, member, name in errors) for name, member in configs.items()]
     write_csv(config.run.checkpoint_dir / "sweep.csv", rows)
+    for name, error in errors.items():
+        raise VdError(
+            f"{len(errors)} of {len(rows)} members ended early; {name}: {error}"
+        )
     return rows
 
 
@@ -119,22 +129,22 @@ def member_configs(
 
 def _short(value: float) -> str:
     """A value in a member's name; a seed with all its digits."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    short = str(value) if isinstance(value, int) else f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _train_and_evaluate(
     parts: Parts, data: Data, runs: Mapping[str, tuple[Config, Data, Opened]]
-) -> None:
-    """Train the members together, then evaluate each."""
+) -> dict[str, BaseException]:
+    """Train the members together, then evaluate each; returns what went wrong with any."""
     from vd.training.batches import FeatureSet
 
     everything = FeatureSet(data.ledger.usable(), data.store)
-    batch_size = min(opened.batch_size for *_, opened in runs.values())
     made = {
         name: Run(
             config,
             {split: everything.part(clips) for split, clips in of.parts().items()},
-            opened._replace(batch_size=batch_size),
+            opened,
         )
         for name, (config, of, opened) in runs.items()
     }
@@ -144,8 +154,7 @@ def _train_and_evaluate(
         evaluate_run(made[name].config, parts, made[name].sets, best)
     for name, error in errors.items():
         say(f"{name} ended early: {error}")
-    if errors:
-        raise next(iter(errors.values()))
+    return errors
 
 
 def _train(
@@ -187,10 +196,12 @@ def _train(
     return trained, errors
 
 
-def _row(name: str, config: Config) -> dict[str, Any]:
-    """A member's row of sweep.csv: its settings, and the test part's figures."""
+def _row(name: str, config: Config, failed: bool) -> dict[str, Any]:
+    """A member's row of sweep.csv: its settings, and the test part's figures, if any."""
     path: Path = config.run.checkpoint_dir / "evaluation_test.json"
-    result = read_json(path, "delete it, and the same command evaluates again")
+    result = dict.fromkeys(_SHOWN)
+    if not failed:
+        result = read_json(path, "delete it, and the same command evaluates again")
     settings = {
         setting: getattr(
             config.model if setting == "dropout_rate" else config.training, setting

@@ -162,22 +162,33 @@ class Checkpoints:
 
     @_in_turn
     def restore_last(self, like: TrainState) -> Checkpoint | None:
-        """The newest whole checkpoint in the form of `like`, or None; damaged ones are said."""
+        """The newest whole checkpoint in the form of `like`, or None; damaged ones are said.
+
+        Raises `VdError` when the best one is damaged, which no other can stand for.
+        """
         rest_like = {"step": like.step, "opt_state": like.opt_state}
+        aside = False
         for epoch in sorted(self._manager.all_steps(), reverse=True):
             try:
                 info = self._info(epoch)
                 params = self._item(epoch, "params", like.params)
                 rest = self._item(epoch, "rest", rest_like)
             except VdError as error:
-                say(f"warning: {error}; it is set aside, the one before it is used")
+                reason = str(error).partition(";")[0]
+                say(f"warning: {reason}; it is set aside, the one before it is used")
                 self._set_aside(epoch)
+                aside = True
                 continue
+            best = info["stopping"]["best_epoch"]
+            if best not in (0, epoch):  # rather than find out when training ends
+                self._item(best, "params", like.params)
             return Checkpoint(
                 TrainState(rest["step"], params, rest["opt_state"]),
                 EarlyStopping(**info["stopping"]),
                 EpochSums(**info["sums"]),
             )
+        if aside:
+            say("warning: no whole checkpoint is left, so training starts over")
         return None
 
     @_in_turn
