@@ -19,6 +19,7 @@ from vd.errors import VdError
 # Colours that the colour-blind tell apart (Okabe and Ito 2008).
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 _RUNS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", _GREY)
+_STYLES = ("-", "--", "-.")  # told apart without colour, too
 _FORMATS = (".png", ".pdf", ".svg")
 # Panels of the learning curves: metric, what the legend calls it, style of its line.
 _PANELS = {
@@ -112,7 +113,9 @@ def bands(
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     lines: dict[str, Line2D] = {}
     for axis, (metric, title) in zip(axes, panels.items(), strict=True):
-        for (name, rows), colour in zip(curves.items(), cycle(_RUNS), strict=False):
+        for (name, rows), colour, style in zip(
+            curves.items(), cycle(_RUNS), cycle(_STYLES), strict=False
+        ):
             most = max((row["members"] for row in rows), default=0)
             epochs = np.array([row["epoch"] for row in rows])
             mean, spread = (
@@ -123,7 +126,7 @@ def bands(
             dot = "." if whole.sum() == 1 else ""
             label = f"{plain(name)} ({most} run{'s' if most != 1 else ''})"
             (lines[label],) = axis.plot(
-                epochs[whole], mean[whole], marker=dot, color=colour
+                epochs[whole], mean[whole], style, marker=dot, color=colour
             )
             rest = slice(max(int(whole.sum()) - 1, 0), None)  # from the last whole one
             axis.plot(epochs[rest], mean[rest], ":", color=colour, alpha=0.7)
@@ -207,9 +210,8 @@ def rates(
     """
     figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axis = figure.subplots()
-    styles = cycle(("-", "--", "-.", ":"))  # told apart without colour, too
     for (name, (labels_N, p_N)), colour, style in zip(
-        runs.items(), cycle(_RUNS), styles, strict=False
+        runs.items(), cycle(_RUNS), cycle(_STYLES), strict=False
     ):
         if len(np.unique(labels_N)) < 2:
             axis.plot([], [], label=f"{plain(name)}: one class only")
