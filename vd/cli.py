@@ -287,6 +287,29 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write a run, a cross-validation or a comparison as one self-contained page."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """A run folder, or one of vd crossval; several are compared with the first."""
+    out: Path | None = None
+    """The page (default: report.html in the folder; needed for a comparison)."""
+    mistakes: int = 12
+    """Clips judged wrong that are shown with frames, and the worst with their score over
+    time: decodes these videos (0: a table only, quick). A comparison shows none."""
+    dataset_path: Path | None = None
+    """Where the data set has moved, if it has."""
+
+    def __call__(self) -> int:
+        """Say where the page is."""
+        from vd.report.report import report
+
+        path = report(self.folders, self.out, self.mistakes, self.dataset_path)
+        say(f"written: {path}")
+        return 0
+
+
+@dataclass(frozen=True)
 class Predict:
     """Probability of violence of video files: a JSON line each on standard output."""
 
@@ -342,6 +365,7 @@ def main() -> None:
         "crossval": Crossval,
         "evaluate": Evaluate,
         "compare": Compare,
+        "report": Report,
         "predict": Predict,
     }
     chosen = tyro.extras.subcommand_cli_from_dict(

@@ -4,7 +4,8 @@
 2. Extract what the store lacks; print the ledger; refuse a gap between the classes' losses.
 3. Open the run folder: another identity is an error, a finished run is left as it is.
 4. Train, or go on; restore the best; fit temperature and threshold on validation.
-5. Evaluate the restored best on validation and test; pictures; the test part comes last.
+5. Evaluate the restored best on validation and test; pictures; the test part comes last,
+   then the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
@@ -157,6 +158,7 @@ def open_run(
     if not config.run.fresh:
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
         if run_folder.is_finished(run_dir):
+            _complete(run_dir)
             return None
     fewest = len(clips["train"]) if fewest is None else fewest
     opened = Opened(*_batch_and_devices(config, fewest, joint))
@@ -164,6 +166,14 @@ def open_run(
         run_folder.clear(run_dir)
     _write_inputs(config, parts, data, identity, opened)
     return opened
+
+
+def _complete(run_dir: Path) -> None:
+    """The report of a finished run that was killed before it, or was made before reports."""
+    if not (run_dir / "report.html").exists():
+        from vd.report.report import write_quick
+
+        write_quick(run_dir)
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
@@ -211,7 +221,7 @@ def train_run(
 def evaluate_run(
     config: Config, parts: Parts, sets: Mapping[str, "FeatureSet"], trained: "Trained"
 ) -> dict[str, Any]:
-    """Calibrate and evaluate the restored best, draw pictures; the test part comes last."""
+    """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
     from vd import plots
     from vd.calibration import Calibration
     from vd.evaluation.evaluate import (
@@ -220,6 +230,7 @@ def evaluate_run(
         fit_calibration,
         summary,
     )
+    from vd.report.report import write_quick
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
@@ -233,7 +244,8 @@ def evaluate_run(
     for split in ("val", "test"):
         result = evaluate_split(restored, sets[split], run_dir, split)
         say(summary(result))
-    say(f"metrics, predictions and pictures are in {run_dir}")
+    write_quick(run_dir)
+    say(f"metrics, predictions, pictures and report.html are in {run_dir}")
     return result
 
 

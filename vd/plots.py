@@ -1,16 +1,17 @@
 """Pictures: arrays in, a matplotlib Figure out; a file's suffix decides its format."""
 
+import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import confusion_matrix, roc_curve
+from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from vd.atomic import writing
 from vd.errors import VdError
@@ -18,7 +19,20 @@ from vd.errors import VdError
 # Colours that the colour-blind tell apart (Okabe and Ito 2008).
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 _RUNS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", _GREY)
+_STYLES = ("-", "--", "-.")  # told apart without colour, too
 _FORMATS = (".png", ".pdf", ".svg")
+# Panels of the learning curves: metric, what the legend calls it, style of its line.
+_PANELS = {
+    "Loss": (("train_loss", "train", "--"), ("val_loss", "validation", "-")),
+    "Accuracy at 0.5": (
+        ("train_accuracy", "train", "--"), ("val_accuracy", "validation", "-"),
+    ),
+    "Validation recall at 0.5": (
+        ("val_recall_violent", "violent", "-"), ("val_recall_nonviolent", "non-violent", ":"),
+    ),
+    "Learning rate": (("learning_rate", "", "-"),),
+}  # fmt: skip
+CURVES = tuple(_PANELS)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -35,24 +49,28 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary_path, format=kind, dpi=150, metadata=metadata[kind])
 
 
-def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+def png(figure: Figure) -> bytes:
+    """A figure as PNG, for a page that holds its pictures: same figure, same bytes."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=130, metadata={"Software": None})
+    return target.getvalue()
+
+
+def learning_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], titles: Sequence[str] = CURVES
+) -> Figure:
     """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows.
 
-    A run has a colour, which is named when there are several.
+    A run has a colour, which is named when there are several. `titles` choose the panels.
     """
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    axes = figure.subplots(2, 2).ravel()
-    panels = (
-        ("Loss", (("train_loss", "train", "--"), ("val_loss", "validation", "-"))),
-        ("Accuracy at 0.5", (("train_accuracy", "train", "--"), ("val_accuracy", "validation", "-"))),
-        (
-            "Validation recall at 0.5",
-            (("val_recall_violent", "violent", "-"), ("val_recall_nonviolent", "non-violent", ":")),
-        ),
-        ("Learning rate", (("learning_rate", "", "-"),)),
-    )  # fmt: skip
+    columns = min(2, len(titles))
+    lines_of_panels = -(-len(titles) // columns)
+    size = (10, 3.2 * lines_of_panels) if columns > 1 else (4.8, 3.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(lines_of_panels, columns, squeeze=False).ravel()
     names: dict[str, Line2D] = {}
-    for axis, (title, lines) in zip(axes, panels, strict=True):
+    for axis, title in zip(axes, titles, strict=False):
+        lines = _PANELS[title]
         for (name, rows), colour in zip(runs.items(), cycle(_RUNS), strict=False):
             epochs = [row["epoch"] for row in rows]
             dot = "." if len(rows) == 1 else ""  # one point makes no line
@@ -89,11 +107,15 @@ def bands(
     `panels` are titles by metric; rows hold `epoch`, `members`, `<metric>_mean` and
     `<metric>_sd`. Where some members have stopped the line is dotted.
     """
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    alone = len(panels) == 1
+    size = (4.8, 4.2) if alone else (10, 4.4)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     lines: dict[str, Line2D] = {}
     for axis, (metric, title) in zip(axes, panels.items(), strict=True):
-        for (name, rows), colour in zip(curves.items(), cycle(_RUNS), strict=False):
+        for (name, rows), colour, style in zip(
+            curves.items(), cycle(_RUNS), cycle(_STYLES), strict=False
+        ):
             most = max((row["members"] for row in rows), default=0)
             epochs = np.array([row["epoch"] for row in rows])
             mean, spread = (
@@ -102,9 +124,9 @@ def bands(
             )
             whole = np.array([row["members"] == most for row in rows], bool)
             dot = "." if whole.sum() == 1 else ""
-            label = f"{name} ({most} run{'s' if most != 1 else ''})"
+            label = f"{plain(name)} ({most} run{'s' if most != 1 else ''})"
             (lines[label],) = axis.plot(
-                epochs[whole], mean[whole], marker=dot, color=colour
+                epochs[whole], mean[whole], style, marker=dot, color=colour
             )
             rest = slice(max(int(whole.sum()) - 1, 0), None)  # from the last whole one
             axis.plot(epochs[rest], mean[rest], ":", color=colour, alpha=0.7)
@@ -115,17 +137,25 @@ def bands(
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
+    title = "mean and standard deviation over runs; dotted where some have stopped"
     figure.legend(
-        list(lines.values()), list(lines), loc="outside lower center", ncols=3,
-        title="mean and standard deviation over runs; dotted where some have stopped",
+        list(lines.values()), list(lines), loc="outside lower center",
+        ncols=1 if alone else 3, title=title.replace("; ", ";\n") if alone else title,
+        fontsize=8 if alone else None, title_fontsize=8 if alone else None,
     )  # fmt: skip
     return figure
+
+
+def plain(name: str) -> str:
+    """A name that matplotlib shows as it is: no formula in dollars, no half characters."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def confusion(
     labels_N: Int[np.ndarray, " N"],
     probability_N: Float[np.ndarray, " N"],
     threshold: float,
+    title: str = "",
 ) -> Figure:
     """Confusion matrix at the threshold: counts, and shares of each true class."""
     counts = confusion_matrix(labels_N, probability_N >= threshold, labels=[0, 1])
@@ -142,7 +172,7 @@ def confusion(
     names = ["non-violent", "violent"]
     axis.set(
         xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names,
-        xlabel="predicted", ylabel="true", title=f"Confusion at threshold {threshold:.3f}",
+        xlabel="predicted", ylabel="true", title=title or f"Confusion at threshold {threshold:.3f}",
     )  # fmt: skip
     return figure
 
@@ -166,6 +196,46 @@ def roc(
         title="ROC",
     )
     axis.legend(loc="lower right")
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def rates(
+    runs: Mapping[str, tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]],
+    kind: Literal["roc", "precision-recall"],
+) -> Figure:
+    """ROC or precision–recall curves of several runs: labels and probabilities of each.
+
+    A run with one class only has no curve, which the legend says.
+    """
+    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for (name, (labels_N, p_N)), colour, style in zip(
+        runs.items(), cycle(_RUNS), cycle(_STYLES), strict=False
+    ):
+        if len(np.unique(labels_N)) < 2:
+            axis.plot([], [], label=f"{plain(name)}: one class only")
+        elif kind == "roc":
+            false_alarms, hits, _ = roc_curve(labels_N, p_N)
+            axis.plot(false_alarms, hits, style, color=colour, label=plain(name))
+        else:
+            precision, recall, _ = precision_recall_curve(labels_N, p_N)
+            axis.step(
+                recall, precision, style, where="post", color=colour, label=plain(name)
+            )
+    if kind == "roc":
+        axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
+        axis.set(xlabel="false alarms (share of non-violent)", title="ROC")
+        axis.set_ylabel("recall of violent")
+    else:
+        labels = [labels_N for labels_N, _ in runs.values() if len(labels_N)]
+        if labels:
+            chance = float(np.mean(labels[0]))
+            axis.axhline(chance, ls=":", color=_GREY, label="share of violent clips")
+        axis.set(xlabel="recall of violent", title="Precision–recall")
+        axis.set_ylabel("precision of violent")
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
     return figure
 

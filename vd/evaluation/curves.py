@@ -11,7 +11,7 @@ from vd.progress import say
 from vd.tables import write_csv
 from vd.training.log import read_metrics
 
-_PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
+PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
 
 
 def write_curves(folder: Path, members: Mapping[str, Sequence[Path]]) -> list[Path]:
@@ -30,7 +30,7 @@ def write_curves(folder: Path, members: Mapping[str, Sequence[Path]]) -> list[Pa
     write_csv(
         table, [{k: "" if v is None else v for k, v in row.items()} for row in rows]
     )
-    plots.save(plots.bands(curves, _PANELS), picture)
+    plots.save(plots.bands(curves, PANELS), picture)
     return [table, picture]
 
 
@@ -41,7 +41,7 @@ def curve(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
     for epoch in sorted({epoch for log in logs for epoch in log}):
         there = [log[epoch] for log in logs if epoch in log]
         row: dict[str, Any] = {"epoch": epoch, "members": len(there)}
-        for name in _PANELS:
+        for name in PANELS:
             known = [r[name] for r in there if r.get(name) is not None]
             row[f"{name}_mean"] = float(np.mean(known)) if known else None
             row[f"{name}_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else None

@@ -58,10 +58,10 @@ def restore(run_dir: Path) -> Restored:
     like = jax.eval_shape(lambda: init_params(head, dim, jax.random.key(0)))
     with Checkpoints(run_dir, read_only=True) as checkpoints:
         params, _ = checkpoints.restore_best(like)
-    return Restored(config, head, params, _read_calibration(run_dir), dim)
+    return Restored(config, head, params, read_calibration(run_dir), dim)
 
 
-def _read_calibration(run_dir: Path) -> calibration.Calibration:
+def read_calibration(run_dir: Path) -> calibration.Calibration:
     """The run's calibration.json, checked against what its validation was told."""
     path = run_dir / "calibration.json"
     remedy = "delete it, and the training command fits it again"

@@ -1,0 +1,84 @@
+"""The page: a template filled in; every name from a file is escaped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from vd.report import words
+
+METRICS = {  # what the page calls them, and whether they are shares
+    "accuracy": ("accuracy", True),
+    "balanced_accuracy": ("balanced accuracy", True),
+    "recall_violent": ("recall violent", True),
+    "recall_nonviolent": ("recall non-violent", True),
+    "precision_violent": ("precision violent", True),
+    "precision_nonviolent": ("precision non-violent", True),
+    "f1_violent": ("F1 violent", True),
+    "roc_auc": ("ROC AUC", False),
+    "average_precision": ("average precision", False),
+    "brier": ("Brier score (0 is best)", False),
+    "ece": ("calibration error (0 is best)", False),
+}
+
+
+def page(template: str, **values: Any) -> str:
+    """The template filled in, a whole HTML page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vd.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "decimal": _decimal,
+        "percents": words.percents,
+        "decimals": words.decimals,
+        "plain": _plain,
+    }
+    environment.globals["METRICS"] = METRICS
+    made = environment.get_template(template).render(**values)
+    # names that are no UTF-8 stay readable
+    return made.encode("utf-8", "backslashreplace").decode()
+
+
+def _percent(value: float | None) -> Markup:
+    """A share in percent, for people and programs."""
+    return _exact(value, words.percent(value))
+
+
+def _decimal(value: float | None) -> Markup:
+    """A number with three decimals, for people and programs."""
+    return _exact(value, words.decimal(value))
+
+
+def _exact(value: float | None, shown: str) -> Markup:
+    """A rounded number that carries the file's own digits, for programs."""
+    if value is None:
+        return Markup("{}").format(shown)
+    return Markup('<data value="{}">{}</data>').format(repr(value), shown)
+
+
+def _plain(value: Any) -> str:
+    """A setting's value in words."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def ledger_rows(described: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The ledger of a config.json, a row a split and class, its reasons in words."""
+    return [
+        {
+            **row,
+            "reasons": ", ".join(
+                f"{count} {reason}" for reason, count in row["reasons"].items()
+            ),
+        }
+        for row in described["ledger"]["per_split_and_class"]
+    ]
