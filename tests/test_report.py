@@ -145,7 +145,9 @@ def test_figures_are_those_of_the_files(run, tmp_path):
         for row in ledger["per_split_and_class"]
         if row["split"] == "test"
     ]  # fmt: skip
-    epochs = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    epochs = [
+        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     losses = [row["val_loss"] for row in epochs]
     best = 1 + losses.index(min(losses))
     assert f"after 3 of at most 3 epochs; the figures are of epoch {best}" in page.words
