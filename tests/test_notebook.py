@@ -9,7 +9,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from vd.config import Config
+from vd.config import Config, TrainingConfig
+from vd.evaluation.curves import phases
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "learning_curves.ipynb"
 
@@ -66,7 +67,8 @@ def test_it_shows_what_the_run_folders_say(
     other = altered(run, tmp_path / "b", **figures)
     notebook = execute([run, other], monkeypatch)
 
-    assert pictures(notebook) == 1 + 2 + 2  # curves, confusions, reliabilities
+    # curves, bands, phases, confusions, reliabilities
+    assert pictures(notebook) == 1 + 1 + 2 + 2 + 2
     lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["val_loss"] for line in lines]
     best = f"{1 + losses.index(min(losses))} of 4"
@@ -81,6 +83,30 @@ def test_it_shows_what_the_run_folders_say(
     assert "not comparable" not in words(notebook)
 
 
+def test_phases_are_told_by_hand() -> None:
+    losses = [1.0, 0.8, 0.3, 0.09, 0.05, 0.0, 0.2, 0.3]
+    rows = [{"val_loss": loss, "step": 3 * (1 + i)} for i, loss in enumerate(losses)]
+    config = TrainingConfig(epochs=20, warmup_epochs=2)
+    assert phases(rows, config, 6) == {
+        "warmup": (1, 2),
+        "rapid": (3, 4),
+        "fine-tuning": (5, 6),
+        "convergence": (7, 8),
+    }
+    assert phases(rows[:2], config, 2) == {"warmup": (1, 2)}  # no room for the others
+
+
+def test_runs_of_one_clip_list_are_compared(
+    small_run: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = small_run
+    notebook = execute([run, altered(run, tmp_path / "b")], monkeypatch)
+    (compared,) = (r for r in table_rows(notebook) if r[-1] in ("shown", "not shown"))
+    assert compared[0] == f"{tmp_path.name}/b"
+    assert compared[1] == "+0.0 points"
+    assert "equally accurate" in words(notebook)
+
+
 def test_a_run_under_way_has_curves_only(
     small_run: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +114,7 @@ def test_a_run_under_way_has_curves_only(
     (under_way / "evaluation_test.json").unlink()
     (under_way / "predictions_test.csv").unlink()
     notebook = execute([under_way], monkeypatch)
-    assert pictures(notebook) == 1
+    assert pictures(notebook) == 1 + 1 + 1
     assert "not evaluated yet" in words(notebook)
 
 
@@ -99,8 +125,10 @@ def test_what_the_file_keeps_is_whole_and_tells_of_no_machine() -> None:
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert all(o.output_type != "error" for o in outputs(notebook))
     assert all(o.get("name") != "stderr" for o in outputs(notebook))
-    assert pictures(notebook) == 3
-    assert len(table_rows(notebook)) == (2 + 2) + (2 + 1)  # heads, classes, one run
+    runs = 3
+    assert pictures(notebook) == 1 + 1 + 3 * runs
+    # heads and rows: phases, classes, figures, comparisons with the first
+    assert len(table_rows(notebook)) == 4 * 2 + runs + 2 * runs + runs + runs - 1
     assert not any(cell.metadata for cell in notebook.cells)  # no times of execution
     assert not re.search(r"(^|[^\w.])(/|[A-Z]:\\)\w", words(notebook))  # nor full paths
 

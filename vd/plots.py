@@ -146,6 +146,32 @@ def bands(
     return figure
 
 
+def phases(
+    rows: Sequence[Mapping[str, Any]], spans: Mapping[str, tuple[int, int]]
+) -> Figure:
+    """Losses over epochs, with named spans (first and last epoch) marked; `rows` as above."""
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axis = figure.subplots()
+    epochs = [row["epoch"] for row in rows]
+    for key, label, style in _PANELS["Loss"]:
+        axis.plot(epochs, [row[key] for row in rows], style, color=_BLUE, label=label)
+    for number, (name, (first, last)) in enumerate(spans.items()):
+        axis.axvspan(
+            first - 0.5, last + 0.5, color=_GREY, alpha=0.06 + 0.1 * (number % 2)
+        )
+        axis.axvline(last + 0.5, color=_GREY, ls=":", lw=1)
+        axis.annotate(
+            name, ((first + last) / 2, 0.98), xycoords=("data", "axes fraction"),
+            ha="center", va="top", fontsize=9, rotation=0 if last - first > 1 else 90,
+        )  # fmt: skip
+    axis.set(xlabel="epoch", ylabel="loss", xlim=(0.5, len(rows) + 0.5))
+    axis.set_ylim(bottom=0)
+    axis.margins(y=0.15)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
 def plain(name: str) -> str:
     """A name that matplotlib shows as it is: no formula in dollars, no half characters."""
     return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")

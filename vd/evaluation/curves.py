@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from vd import plots
+from vd.config import TrainingConfig
 from vd.progress import say
 from vd.tables import write_csv
 from vd.training.log import read_metrics
+from vd.training.optimizer import warmup_steps
 
 PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
 
@@ -46,4 +48,30 @@ def curve(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
             row[f"{name}_mean"] = float(np.mean(known)) if known else None
             row[f"{name}_sd"] = float(np.std(known, ddof=1)) if len(known) > 1 else None
         made.append(row)
+    return made
+
+
+def phases(
+    rows: Sequence[Mapping[str, Any]], config: TrainingConfig, best_epoch: int
+) -> dict[str, tuple[int, int]]:
+    """First and last epoch of each phase of the recipe, as it happened.
+
+    Warmup: as it was set. Rapid: until nine tenths of the fall of
+    the validation loss, from the first epoch to its least, are done. Fine-tuning: until the
+    best epoch. Convergence: what follows. A phase that was over before it began is left out.
+    """
+    losses = np.array([row["val_loss"] for row in rows], float)
+    steps = rows[0]["step"]
+    fallen = losses[0] - 0.9 * (losses[0] - losses.min())
+    ends = {
+        "warmup": min(-(-warmup_steps(config, steps) // steps), len(rows)),
+        "rapid": int(np.argmax(losses <= fallen)) + 1,
+        "fine-tuning": best_epoch,
+        "convergence": len(rows),
+    }
+    made, begin = {}, 1
+    for name, end in ends.items():
+        if end >= begin:
+            made[name] = begin, end
+            begin = end + 1
     return made
