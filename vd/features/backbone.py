@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime
 
-from vd.config import BackboneConfig, PresetName, usable_cores, validate
+from vd.config import BackboneConfig, PresetName, validate
 from vd.errors import VdError
 from vd.features.efficientnet import VARIANTS
 from vd.features.quantized import QUANTIZED, known_ranges
@@ -114,13 +114,11 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     )
 
 
-def onnx_session(model: Path | bytes, threads: int | None = None) -> Any:
-    """An ONNX Runtime session on the CPU."""
+def onnx_session(model: Path | bytes) -> Any:
+    """An ONNX Runtime session on the CPU; a call runs on the thread that makes it."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    # threads that wait actively would take the cores from the decoding workers
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model,

@@ -1,19 +1,20 @@
 """Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from vd.config import EngineName
+from vd.config import EngineName, usable_cores
 from vd.errors import VdError
 from vd.features.backbone import Backbone, onnx_session
 from vd.features.efficientnet import FEATURES, VARIANTS, folded_parameters, onnx_model
 from vd.features.quantized import QUANTIZED, known_ranges, quantized_model
 from vd.progress import say
 
-_CPU_BATCH = 4  # the fastest measured; a whole clip at once is slower
+_PROBED = 4  # images that a user's network is tried with
 _JAX_BATCH = (
     64  # a device; fixed, so that a clip's features do not depend on neighbours
 )
@@ -61,7 +62,11 @@ def make_engine(
 
 
 class OnnxEngine:
-    """ONNX Runtime on all cores; bit-identical for an image whatever batch it is in."""
+    """ONNX Runtime, an image at a time on every core; the same bits whatever the company.
+
+    Cores that share no image never wait for each other: faster than one image over all of
+    them (docs/performance.md).
+    """
 
     name = "onnxruntime"
 
@@ -72,22 +77,22 @@ class OnnxEngine:
             model = quantized_model(variant, known_ranges(variant)).SerializeToString()
         elif backbone.built_in:
             model = onnx_model(backbone.name).SerializeToString()
-        self._session = onnx_session(model, threads)
+        self._session = onnx_session(model)
+        self._threads = ThreadPoolExecutor(threads or usable_cores())
         self._backbone = backbone
         source = self._session.get_inputs()[0]
         self._input, self._raw = source.name, source.type == "tensor(uint8)"
         self._channels_first = len(source.shape) == 4 and source.shape[1] == 3
         fixed = source.shape[0] if source.shape else None
         self._fixed = fixed if isinstance(fixed, int) else None
-        self._batch = self._fixed or _CPU_BATCH
+        self._batch = self._fixed or 1
         self.dim = FEATURES if backbone.built_in else self._probe()
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
-        """Features, a few images at a time: as many as the network fixes, else as are fast."""
-        parts = [
-            self._run(images_NxHxWx3[start : start + self._batch])
-            for start in range(0, len(images_NxHxWx3), self._batch)
-        ]
+        """Features; a core takes as many images at a time as the network fixes, else one."""
+        starts = range(0, len(images_NxHxWx3), self._batch)
+        batches = (images_NxHxWx3[start : start + self._batch] for start in starts)
+        parts = list(self._threads.map(self._run, batches))
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _run(self, images: Images) -> Features:
@@ -107,13 +112,14 @@ class OnnxEngine:
     def _probe(self) -> int:
         """Length of the vector that a user's network gives for an image, whatever its batch."""
         size, file = self._backbone.size, self._backbone.file
+        count = self._fixed or _PROBED
         generator = np.random.Generator(np.random.Philox(0))
-        images = generator.integers(0, 256, (self._batch, size, size, 3), np.uint8)
+        images = generator.integers(0, 256, (count, size, size, 3), np.uint8)
         try:
             features, alone = self._run(images), self._run(images[:1])
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise VdError(
-                f"--backbone {file} does not take {self._batch} RGB images of side {size} "
+                f"--backbone {file} does not take {count} RGB images of side {size} "
                 f"({str(error).splitlines()[0]}); set --backbone-size, or export it again."
             ) from error
         if features.ndim != 2 or len(features) != len(images) or not features.size:
