@@ -29,7 +29,7 @@ from vd.videos.outcome import Outcome
 from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
-_SAMPLE = 32  # videos that tell of all
+_SAMPLE = range(8, 33)  # videos that tell of all: a sixteenth, within these
 _PROBE_SECONDS = 15.0  # a hanging one must not hold up the start
 
 
@@ -136,7 +136,8 @@ def promise(
     are measured on the spot. 0 when nothing is known. Raises `VdError` when the disk holds
     less than half of what is needed: an estimate may err, so less is a warning.
     """
-    step = -(-len(videos) // _SAMPLE)
+    sample = min(max(len(videos) // 16, _SAMPLE[0]), _SAMPLE[-1])
+    step = -(-len(videos) // sample)
     probes = probe_videos(
         [video.path for video in videos[::step]],
         frame_settings(backbone),
