@@ -326,7 +326,7 @@ def test_progress_tells_frames_a_second_and_every_stretch_of_a_long_video(
 
 
 def test_the_promise_is_near_and_taken_from_all_over_the_manifest(
-    clips, backbone, tmp_path, monkeypatch, capsys
+    clips, backbone, tmp_path, capsys
 ):
     """Each class has files of its own bytes a second: the first four tell of one only."""
     root = tmp_path / "set"
@@ -335,7 +335,6 @@ def test_the_promise_is_near_and_taken_from_all_over_the_manifest(
         path.write_bytes(
             path.read_bytes() + bytes(10**6)
         )  # a longer file, no longer video
-    monkeypatch.setattr("vd.features.extract._SAMPLE", 8)
     store, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
     assert {e.outcome.outcome for e in ledger.entries} == {"used"}
     said = re.search(r"about ([\d,]+) images", capsys.readouterr().err)[1]

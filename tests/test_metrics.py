@@ -93,12 +93,33 @@ def test_a_part_without_a_mistake_gives_no_certainty():
     assert highest == pytest.approx(9 / 10, abs=1e-3)  # Platt's target for 8 clips
 
 
-def test_threshold_separates_and_prefers_a_half():
-    fitted = fit(np.array([-3.0, -2.0, 1.0, 2.0]), np.array([0, 0, 1, 1]))
-    assert fitted.threshold == 0.5
-    shifted = fit(np.array([-3.0, -2.0, -1.0, 2.0]), np.array([0, 0, 1, 1]))
-    low, high = shifted.probability(np.array([-2.0, -1.0]))
-    assert low < shifted.threshold <= high
+def test_threshold_lies_between_the_classes():
+    labels = np.repeat([0, 1], 4)
+    apart = np.array([-5.0, -4.9, -5.1, -5.0, 5.0, 5.1, 4.9, 5.0])
+    assert fit(apart, labels).threshold == 0.5  # of many as good the nearest to it
+    for shift in (-30, 7):
+        fitted = fit(apart + shift, labels)
+        low, high = fitted.probability(np.array([-4.9, 4.9]) + shift)
+        assert low < fitted.threshold <= high
+    one = fit(np.array([1.0, 1.0, 1.0]), np.array([1, 1, 1]))
+    assert one.threshold <= one.probability(np.array([1.0]))[0]
+
+
+def test_a_threshold_of_few_clips_errs_less_than_the_best_of_those_clips():
+    """Classes at -1 ± 2 and 2 ± 2 are best cut at 0.5."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 15)
+    ours, plain = [], []
+    for _ in range(200):
+        logits = rng.normal(size=30) * 2 + np.where(labels, 2, -1)
+        fitted = fit(logits, labels)
+        at = fitted.temperature * np.log(fitted.threshold / (1 - fitted.threshold))
+        ours.append(abs(at - 0.5))
+        cuts = np.sort(logits)
+        cuts = (cuts[1:] + cuts[:-1]) / 2
+        right = [np.mean((logits >= cut) == labels) for cut in cuts]
+        plain.append(abs(cuts[np.argmax(right)] - 0.5))
+    assert np.mean(ours) < 0.85 * np.mean(plain)
 
 
 def test_probability_is_the_sigmoid_of_the_scaled_logit():

@@ -2,14 +2,15 @@
 
 Members differ in seed, fold, or numbers of the loss and the optimizer; every one ends as an
 ordinary run folder, equal to that of `vd train` within rounding. What is shared is start-up,
-features, compilation, and on an accelerator the products.
+features, compilation, and on an accelerator, where all train at once, the products. On a CPU
+these gain nothing (docs/performance.md), so members train one after the other.
 """
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +33,10 @@ from vd.training.run_folder import check_folder
 from vd.videos.splits import fold_splits, keep_splits
 
 if TYPE_CHECKING:
+    import jax
+
     from vd.training.batches import FeatureSet
+    from vd.training.lockstep import Lockstep
     from vd.training.loop import Trained
 
 _AXES = {  # setting by the grid's list of its values
@@ -136,8 +140,9 @@ def _short(value: float) -> str:
 def _train_and_evaluate(
     parts: Parts, data: Data, runs: Mapping[str, tuple[Config, Data, Opened]]
 ) -> dict[str, BaseException]:
-    """Train the members together, then evaluate each; returns what went wrong with any."""
+    """Train the members in groups, and evaluate each; returns what went wrong with any."""
     from vd.training.batches import FeatureSet
+    from vd.training.lockstep import Lockstep
 
     everything = FeatureSet(data.ledger.usable(), data.store)
     made = {
@@ -148,43 +153,53 @@ def _train_and_evaluate(
         )
         for name, (config, of, opened) in runs.items()
     }
-    trained, errors = _train(parts, made)
-    for name, best in trained.items():
-        say(f"{name}:")
-        evaluate_run(made[name].config, parts, made[name].sets, best)
-    for name, error in errors.items():
-        say(f"{name} ended early: {error}")
+    batch_size, devices = next(iter(made.values())).opened
+    steps = {name: len(run.sets["train"]) // batch_size for name, run in made.items()}
+    configs = {name: run.config for name, run in made.items()}
+    lockstep = Lockstep(configs, steps, parts, devices)
+    errors: dict[str, BaseException] = {}
+    left = iter(made.items())
+    while group := dict(islice(left, members_at_once(len(made), devices))):
+        trained, failed = _train(parts, group, lockstep)
+        for name, best in trained.items():
+            say(f"{name}:")
+            evaluate_run(made[name].config, parts, made[name].sets, best)
+        for name, error in failed.items():
+            say(f"{name} ended early: {error}")
+        errors |= failed
     return errors
 
 
+def members_at_once(members: int, devices: Sequence["jax.Device"]) -> int:
+    """All on an accelerator; on a CPU products of many are as slow as many products."""
+    return 1 if devices[0].platform == "cpu" else members
+
+
 def _train(
-    parts: Parts, runs: Mapping[str, Run]
+    parts: Parts, runs: Mapping[str, Run], lockstep: "Lockstep"
 ) -> tuple[dict[str, "Trained"], dict[str, BaseException]]:
-    """Train every member in a thread of its own; returns the trained, and what went wrong."""
+    """Train each member in a thread of its own; returns the trained, and what went wrong."""
     from vd.training.interruption import Interruption
-    from vd.training.lockstep import Lockstep
     from vd.training.loop import Member
 
-    first = next(iter(runs.values())).opened
-    steps = [len(run.sets["train"]) // first.batch_size for run in runs.values()]
-    configs = [run.config for run in runs.values()]
-    lockstep = Lockstep(configs, steps, parts, first.devices)
     trained: dict[str, Trained] = {}
     errors: dict[str, BaseException] = {}
+    lockstep.enter(runs)
 
-    def follow(number: int, name: str, run: Run) -> None:
-        member = Member(name, lockstep.step_of(number), interruption)
+    def follow(name: str, run: Run) -> None:
+        step = lockstep.step_of(name)
+        member = Member(name, step, interruption, alone=len(runs) == 1)
         try:
             trained[name] = train_run(run.config, parts, run.sets, run.opened, member)
         except BaseException as error:  # noqa: BLE001  # raised when all have ended
             errors[name] = error
         finally:
-            lockstep.leave(number)
+            lockstep.leave(name)
 
     with Interruption() as interruption:
         threads = [
-            threading.Thread(target=follow, args=(number, name, run), name=name)
-            for number, (name, run) in enumerate(runs.items())
+            threading.Thread(target=follow, args=item, name=item[0])
+            for item in runs.items()
         ]
         for thread in threads:
             thread.start()

@@ -1,13 +1,13 @@
-"""Many runs as one program: a compiled step of every member at once, by `jax.vmap`.
+"""Many runs as one program: a compiled step of several members at once, by `jax.vmap`.
 
 Each member is an ordinary run, in a thread of its own: its batches, validation, early
 stopping and checkpoints are those of `vd.training.loop`. Where it asks for a step it waits
-until every member that still trains has asked for one. A member that has ended leaves its
-place empty, and the program shrinks by halves.
+until every member of its group that still trains has asked for one. A member that has ended
+leaves its place empty, and the program shrinks by halves.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -62,34 +62,42 @@ def with_settings(config: Config, settings: Settings) -> Config:
 
 
 class Lockstep:
-    """Steps of several members that differ in `Settings` alone."""
+    """Steps of members that differ in `Settings` alone, a group of them at once."""
 
     def __init__(
         self,
-        configs: Sequence[Config],
-        steps_per_epoch: Sequence[int],
+        configs: Mapping[str, Config],
+        steps_per_epoch: Mapping[str, int],
         parts: Parts,
         devices: Sequence[jax.Device],
     ) -> None:
-        made = list(map(settings_of, configs, steps_per_epoch))
-        longest = max(len(settings.learning_rate) for settings in made)
-        self._settings = [
-            settings._replace(
+        made = {
+            name: settings_of(config, steps_per_epoch[name])
+            for name, config in configs.items()
+        }
+        longest = max(len(settings.learning_rate) for settings in made.values())
+        self._settings = {
+            name: settings._replace(
                 learning_rate=np.pad(
                     settings.learning_rate, (0, longest - len(settings.learning_rate))
                 )
             )
-            for settings in made
-        ]
+            for name, settings in made.items()
+        }
         self._devices = len(devices)
-        self._program = _program(configs[0], parts, devices)
+        self._program = _program(next(iter(configs.values())), parts, devices)
         self._turn = threading.Condition()
-        self._training = set(range(len(configs)))
-        self._asked: dict[int, tuple[TrainState, Batch]] = {}
-        self._done: dict[int, tuple[TrainState, StepMetrics]] = {}
+        self._group = 0
+        self._training: set[str] = set()
+        self._asked: dict[str, tuple[TrainState, Batch]] = {}
+        self._done: dict[str, tuple[TrainState, StepMetrics]] = {}
         self._error: BaseException | None = None
 
-    def step_of(self, member: int) -> TrainStep:
+    def enter(self, members: Collection[str]) -> None:
+        """Begin with a group; the one before has left."""
+        self._group, self._training = len(members), set(members)
+
+    def step_of(self, member: str) -> TrainStep:
         """The step that one member calls, in its own thread."""
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -103,7 +111,7 @@ class Lockstep:
 
         return step
 
-    def leave(self, member: int) -> None:
+    def leave(self, member: str) -> None:
         """Say that a member trains no longer."""
         with self._turn:
             self._training.discard(member)
@@ -134,8 +142,8 @@ class Lockstep:
         self._turn.notify_all()
 
     def _places(self, members: int) -> int:
-        """Places of the program: all, or a half, a quarter…, so that few are compiled."""
-        places = len(self._settings)
+        """Places of the program: all of the group's, or a half, a quarter…: few to compile."""
+        places = self._group
         while (half := -(-places // 2)) >= members and half < places:
             places = half
         return places
@@ -143,7 +151,7 @@ class Lockstep:
     def _stack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """M times (B, …) → (devices, M, B / devices, …)."""
         split = [over_devices(array, self._devices) for array in arrays]
-        return np.stack(split, axis=1)
+        return split[0][:, None] if len(split) == 1 else np.stack(split, axis=1)
 
 
 def _program(config: Config, parts: Parts, devices: Sequence[jax.Device]) -> Any:

@@ -59,6 +59,7 @@ class Member:
     name: str
     step: TrainStep
     interruption: Interruption
+    alone: bool  # for now no other trains
 
 
 def train(
@@ -92,7 +93,7 @@ def train(
     profile = run_dir / "profile" if config.run.profile else None
     with (
         nullcontext() if member else interruption,
-        Checkpoints(run_dir, turns=member is not None) as checkpoints,
+        Checkpoints(run_dir, turns=bool(member and not member.alone)) as checkpoints,
     ):
         at = checkpoints.restore_last(first.state) or first
         at = replace(at, state=share_state(at.state, hosts))
