@@ -12,8 +12,8 @@ from tests.fabricated import metrics_without_timing, same_leaves, train_on_numbe
 from vd.errors import VdError
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.early_stopping import EarlyStopping
+from vd.training.log import EpochSums
 from vd.training.step import TrainState
-from vd.training.sums import EpochSums
 
 # tensorstore tells of a second array that fails after orbax has closed its event loop
 pytestmark = pytest.mark.filterwarnings(

@@ -155,7 +155,8 @@ class Train(Config):
         self, head: "type[Head] | None" = None, loss: "Loss | None" = None
     ) -> int:
         """Run the experiment that the flags describe, with a script's own head and loss."""
-        from vd.experiment import check_devices, run
+        from vd.experiment import run
+        from vd.training.opening import check_devices
 
         validate(self)  # before minutes of waiting for other processes
         check_devices(self, self.run.num_processes or 1)

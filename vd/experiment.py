@@ -10,34 +10,36 @@
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from vd.atomic import lock, read_json, write_bytes
+from vd.atomic import lock, read_json
 from vd.config import Config, validate
 from vd.errors import VdError
 from vd.hosts import ALONE, Hosts, joined, several
 from vd.progress import say
-from vd.tables import write_csv
 from vd.training import run_folder
 from vd.training.meeting import devices_of_all, shown
+from vd.training.opening import (
+    Data,
+    Opened,
+    batch_and_devices,
+    check_devices,
+    write_inputs,
+)
 from vd.training.parts import Parts
 from vd.videos.hashes import identify
-from vd.videos.manifest import SPLITS, Video, read_manifest, split_rows
+from vd.videos.manifest import Video, read_manifest
 from vd.videos.splits import for_folds, keep_splits, with_splits
 
 if TYPE_CHECKING:
     import jax
 
-    from vd.features.store import FeatureStore
     from vd.model import Head
     from vd.training.batches import FeatureSet
     from vd.training.loop import Member, Trained
     from vd.training.parts import Loss
-    from vd.videos.scan import Ledger
 
 
 def run(
@@ -87,36 +89,6 @@ def run(
         return evaluate_run(config, parts, sets, trained)
 
 
-class Data(NamedTuple):
-    """A data set whose features are in the store."""
-
-    given: list[Video]  # as the data set has them
-    videos: list[Video]  # with splits
-    ledger: "Ledger"
-    store: "FeatureStore"
-
-    def parts(self) -> dict[str, list[Video]]:
-        """The usable clips of each split."""
-        usable = self.ledger.usable()
-        return {split: [v for v in usable if v.split == split] for split in SPLITS}
-
-    def with_splits(self, videos: Sequence[Video]) -> "Data":
-        """The same with the splits of these videos, which are the usable ones."""
-        splits = {video.name: video for video in videos}  # copies have one id
-        entries = tuple(
-            replace(entry, video=splits.get(entry.video.name, entry.video))
-            for entry in self.ledger.entries
-        )
-        return self._replace(ledger=replace(self.ledger, entries=entries))
-
-
-class Opened(NamedTuple):
-    """A run folder that is ready for training."""
-
-    batch_size: int
-    devices: "Sequence[jax.Device]"
-
-
 def prepare(config: Config, folds: bool = False) -> Data:
     """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
 
@@ -161,10 +133,10 @@ def open_run(
             _complete(run_dir)
             return None
     fewest = len(clips["train"]) if fewest is None else fewest
-    opened = Opened(*_batch_and_devices(config, fewest, joint))
+    opened = batch_and_devices(config, fewest, joint)
     if config.run.fresh:  # nothing is deleted before all checks are done
         run_folder.clear(run_dir)
-    _write_inputs(config, parts, data, identity, opened)
+    write_inputs(config, parts, data, identity, opened)
     return opened
 
 
@@ -272,104 +244,6 @@ def _say_before_training(
             "stores the mirrored one too"
         )
     say(f"training on {clips} clips, {len(devices)} × {devices[0].device_kind}")
-
-
-def _write_inputs(
-    config: Config,
-    parts: Parts,
-    data: Data,
-    identity: dict[str, Any],
-    opened: Opened,
-) -> None:
-    """config.json, splits.csv, ledger.csv and a user's own backbone."""
-    from vd.features.backbone import find_backbone
-    from vd.features.compute import frame_settings
-
-    run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
-    batch_size, devices = opened
-    clips = data.parts()
-    backbone = find_backbone(config.backbone)
-    facts = {
-        "engine": _engine_of(ledger.usable(), store),
-        "preprocessing": {
-            **asdict(frame_settings(backbone)),
-            "views": list(backbone.views),
-            "backbone": backbone.description,
-            "dim": store.streams * store.dim,
-        },
-        "part_files": parts.files(),
-        "batch_size": batch_size,
-        "devices": {"count": len(devices), "kind": devices[0].device_kind},
-        "ledger": {
-            "per_split_and_class": ledger.counts(),
-            "loss_gap": ledger.loss_gap(),
-        },
-    }
-    run_folder.write_config(config, identity, facts)  # first: it makes a run folder
-    rows = split_rows(video for split in SPLITS for video in clips[split])
-    write_csv(run_dir / "splits.csv", rows)
-    write_csv(run_dir / "ledger.csv", ledger.rows())
-    if not backbone.built_in:
-        write_bytes(run_dir / "backbone.onnx", backbone.content)
-
-
-def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:
-    """The engine that made most of the features."""
-    return Counter(store.rows[video.id].engine for video in videos).most_common(1)[0][0]
-
-
-def check_devices(config: Config, processes: int = 1) -> None:
-    """The batch must divide over the devices: said before hours of extraction."""
-    batch_size, devices = config.training.batch_size, config.run.devices
-    total = (devices or 1) * processes
-    if batch_size % total:
-        over = [f"--devices {devices}"] * (devices is not None)
-        over += [f"--num-processes {processes}"] * (processes > 1)
-        raise VdError(
-            f"--batch-size {batch_size} does not divide over {' and '.join(over)}; give a "
-            f"multiple of {total}, or another number of devices."
-        )
-
-
-def _batch_and_devices(
-    config: Config, train_clips: int, joint: Sequence["jax.Device"]
-) -> tuple[int, Sequence["jax.Device"]]:
-    """The batch size, cut to what a small train split can fill, and the devices."""
-    from vd.devices import training_devices
-
-    asked, devices = config.training.batch_size, len(joint) or config.run.devices
-    batch_size = min(asked, train_clips)
-    batch_size -= batch_size % (devices or 1)
-    if not batch_size:
-        raise VdError(
-            f"{devices} devices are more than the {train_clips} clips of the train split; "
-            "give fewer by --devices or --num-processes."
-        )
-    if batch_size < asked:
-        say(
-            f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
-        )
-    if joint:
-        return batch_size, joint
-    return batch_size, training_devices(_devices_before(config), batch_size)
-
-
-def _devices_before(config: Config) -> int | None:
-    """The number of devices asked for, else that of the run's beginning."""
-    path = config.run.checkpoint_dir
-    begun = (path / "config.json").exists() and not config.run.fresh
-    if config.run.devices is not None or not begun:
-        return config.run.devices
-    import jax
-
-    from vd.devices import prepare_jax, say_other_devices
-
-    before: int = run_folder.read_config(path)["devices"]["count"]
-    prepare_jax(before)
-    if before > len(jax.local_devices()):
-        say_other_devices(before, len(jax.local_devices()))
-        return None
-    return before
 
 
 def _check_classes(clips: Mapping[str, Sequence[Video]]) -> None:

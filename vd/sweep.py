@@ -17,17 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vd.atomic import lock, read_json
 from vd.config import Config, GridConfig, validate
 from vd.errors import VdError
-from vd.experiment import (
-    Data,
-    Opened,
-    check_devices,
-    evaluate_run,
-    open_run,
-    prepare,
-    train_run,
-)
+from vd.experiment import evaluate_run, open_run, prepare, train_run
 from vd.progress import say
 from vd.tables import write_csv
+from vd.training.opening import Data, Opened, check_devices
 from vd.training.parts import BUILT_IN, Parts
 from vd.training.run_folder import check_folder
 from vd.videos.splits import fold_splits, keep_splits

@@ -1,12 +1,11 @@
-"""audit.html: one self-contained page; every name from a file is escaped."""
+"""audit.html: one self-contained page."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from vd.audit.leakage import VideoPair
+from vd.pages import render
 
 _MOST_PAIRS = 60  # with pictures; audit.json has all
 
@@ -27,22 +26,17 @@ def audit_page(
 
     `pictures` are JPEGs of the shown pairs' videos by content hash.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vd.audit"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown, grouped = shown_pairs(pairs), sum(map(_as_expected, pairs))
-    page = environment.get_template("audit.html.j2").render(
-        values=values,
-        pairs=[_shown(pair, pictures) for pair in shown],
-        hidden=len(pairs) - len(shown) - grouped,
-        grouped=grouped,
+    return render(
+        "vd.audit",
+        "audit.html.j2",
+        {
+            "values": values,
+            "pairs": [_shown(pair, pictures) for pair in shown],
+            "hidden": len(pairs) - len(shown) - grouped,
+            "grouped": grouped,
+        },
     )
-    # names that are no UTF-8 stay readable
-    return page.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_expected(pair: VideoPair) -> bool:

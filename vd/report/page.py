@@ -1,11 +1,11 @@
-"""The page: a template filled in; every name from a file is escaped."""
+"""How the page shows numbers, and what it calls them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
+from vd.pages import render
 from vd.report import words
 
 METRICS = {  # what the page calls them, and whether they are shares
@@ -25,24 +25,14 @@ METRICS = {  # what the page calls them, and whether they are shares
 
 def page(template: str, **values: Any) -> str:
     """The template filled in, a whole HTML page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("vd.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "percent": _percent,
         "decimal": _decimal,
         "percents": words.percents,
         "decimals": words.decimals,
         "plain": _plain,
     }
-    environment.globals["METRICS"] = METRICS
-    made = environment.get_template(template).render(**values)
-    # names that are no UTF-8 stay readable
-    return made.encode("utf-8", "backslashreplace").decode()
+    return render("vd.report", template, {"METRICS": METRICS, **values}, filters)
 
 
 def _percent(value: float | None) -> Markup:

@@ -20,8 +20,8 @@ from vd.errors import VdError
 from vd.model import Params
 from vd.progress import say
 from vd.training.early_stopping import EarlyStopping
+from vd.training.log import EpochSums
 from vd.training.step import TrainState
-from vd.training.sums import EpochSums
 
 # orbax tells of every save and option, asyncio of the second leaf that cannot be read;
 # the first error reaches us as an exception

@@ -33,12 +33,11 @@ from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.early_stopping import EarlyStopping
 from vd.training.interruption import Interruption
 from vd.training.joint import JointInterruption, make_joint_step, share_state
-from vd.training.log import MetricsLog
+from vd.training.log import EpochSums, MetricsLog
 from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
 from vd.training.parts import BUILT_IN, Parts
 from vd.training.profiling import profiling
 from vd.training.step import StepMetrics, TrainState, TrainStep, make_train_step
-from vd.training.sums import EpochSums
 from vd.training.validation import validate
 from vd.training.watch import Watch, watching
 

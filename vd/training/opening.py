@@ -1,0 +1,149 @@
+"""A run folder made ready: the batch and the devices, and what is written before training."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vd.atomic import write_bytes
+from vd.config import Config
+from vd.errors import VdError
+from vd.progress import say
+from vd.tables import write_csv
+from vd.training import run_folder
+from vd.training.parts import Parts
+from vd.videos.manifest import SPLITS, Video, split_rows
+
+if TYPE_CHECKING:
+    import jax
+
+    from vd.features.store import FeatureStore
+    from vd.videos.scan import Ledger
+
+
+class Data(NamedTuple):
+    """A data set whose features are in the store."""
+
+    given: list[Video]  # as the data set has them
+    videos: list[Video]  # with splits
+    ledger: "Ledger"
+    store: "FeatureStore"
+
+    def parts(self) -> dict[str, list[Video]]:
+        """The usable clips of each split."""
+        usable = self.ledger.usable()
+        return {split: [v for v in usable if v.split == split] for split in SPLITS}
+
+    def with_splits(self, videos: Sequence[Video]) -> "Data":
+        """The same with the splits of these videos, which are the usable ones."""
+        splits = {video.name: video for video in videos}  # copies have one id
+        entries = tuple(
+            replace(entry, video=splits.get(entry.video.name, entry.video))
+            for entry in self.ledger.entries
+        )
+        return self._replace(ledger=replace(self.ledger, entries=entries))
+
+
+class Opened(NamedTuple):
+    """A run folder that is ready for training."""
+
+    batch_size: int
+    devices: "Sequence[jax.Device]"
+
+
+def check_devices(config: Config, processes: int = 1) -> None:
+    """The batch must divide over the devices: said before hours of extraction."""
+    batch_size, devices = config.training.batch_size, config.run.devices
+    total = (devices or 1) * processes
+    if batch_size % total:
+        over = [f"--devices {devices}"] * (devices is not None)
+        over += [f"--num-processes {processes}"] * (processes > 1)
+        raise VdError(
+            f"--batch-size {batch_size} does not divide over {' and '.join(over)}; give a "
+            f"multiple of {total}, or another number of devices."
+        )
+
+
+def batch_and_devices(
+    config: Config, train_clips: int, joint: Sequence["jax.Device"] = ()
+) -> Opened:
+    """The batch size, cut to what a small train split can fill, and the devices."""
+    from vd.devices import training_devices
+
+    asked, devices = config.training.batch_size, len(joint) or config.run.devices
+    batch_size = min(asked, train_clips)
+    batch_size -= batch_size % (devices or 1)
+    if not batch_size:
+        raise VdError(
+            f"{devices} devices are more than the {train_clips} clips of the train split; "
+            "give fewer by --devices or --num-processes."
+        )
+    if batch_size < asked:
+        say(
+            f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
+        )
+    if joint:
+        return Opened(batch_size, joint)
+    return Opened(batch_size, training_devices(_devices_before(config), batch_size))
+
+
+def _devices_before(config: Config) -> int | None:
+    """The number of devices asked for, else that of the run's beginning."""
+    path = config.run.checkpoint_dir
+    begun = (path / "config.json").exists() and not config.run.fresh
+    if config.run.devices is not None or not begun:
+        return config.run.devices
+    import jax
+
+    from vd.devices import prepare_jax, say_other_devices
+
+    before: int = run_folder.read_config(path)["devices"]["count"]
+    prepare_jax(before)
+    if before > len(jax.local_devices()):
+        say_other_devices(before, len(jax.local_devices()))
+        return None
+    return before
+
+
+def write_inputs(
+    config: Config,
+    parts: Parts,
+    data: Data,
+    identity: dict[str, Any],
+    opened: Opened,
+) -> None:
+    """Write config.json, splits.csv, ledger.csv and a user's own backbone."""
+    from vd.features.backbone import find_backbone
+    from vd.features.compute import frame_settings
+
+    run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
+    batch_size, devices = opened
+    clips = data.parts()
+    backbone = find_backbone(config.backbone)
+    facts = {
+        "engine": _engine_of(ledger.usable(), store),
+        "preprocessing": {
+            **asdict(frame_settings(backbone)),
+            "views": list(backbone.views),
+            "backbone": backbone.description,
+            "dim": store.streams * store.dim,
+        },
+        "part_files": parts.files(),
+        "batch_size": batch_size,
+        "devices": {"count": len(devices), "kind": devices[0].device_kind},
+        "ledger": {
+            "per_split_and_class": ledger.counts(),
+            "loss_gap": ledger.loss_gap(),
+        },
+    }
+    run_folder.write_config(config, identity, facts)  # first: it makes a run folder
+    rows = split_rows(video for split in SPLITS for video in clips[split])
+    write_csv(run_dir / "splits.csv", rows)
+    write_csv(run_dir / "ledger.csv", ledger.rows())
+    if not backbone.built_in:
+        write_bytes(run_dir / "backbone.onnx", backbone.content)
+
+
+def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:
+    """The engine that made most of the features."""
+    return Counter(store.rows[video.id].engine for video in videos).most_common(1)[0][0]
