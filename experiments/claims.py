@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import tyro
 from claims_table import write_table
 
+from vd.cli import run_command
 from vd.config import (
     BackboneConfig,
     Config,
@@ -34,6 +35,7 @@ from vd.config import (
     RunConfig,
     TrainingConfig,
 )
+from vd.errors import VdError
 from vd.progress import say
 from vd.tables import read_csv, write_csv
 
@@ -111,7 +113,12 @@ def main(
 
     `quick` is two cells a data set of two folds, one seed and two epochs, to try the study.
     """
-    log = out / "claims.jsonl"
+    log = out / ("claims_quick.jsonl" if quick else "claims.jsonl")
+    out.mkdir(parents=True, exist_ok=True)
+    if unknown := set(only) - {*MAIN, *FURTHER}:
+        raise VdError(
+            f"--only {min(unknown)} is no cell; {', '.join((*MAIN, *FURTHER))} are."
+        )
     done = {(line["dataset"], line["cell"]) for line in read_lines(log)}
     for cell in cells():
         few = not quick or cell.name in ("optimized", "original")
@@ -128,8 +135,8 @@ def main(
             handle.flush()
             os.fsync(handle.fileno())
         shutil.rmtree(runs_dir / cell.dataset / cell.name)
-        write_table(read_lines(log), out / "claims.md")
-    write_table(read_lines(log), out / "claims.md")
+        write_table(read_lines(log), log.with_suffix(".md"))
+    write_table(read_lines(log), log.with_suffix(".md"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -244,4 +251,4 @@ def bits(right_N: Any) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(lambda: tyro.cli(main) or 0)

@@ -53,6 +53,7 @@ CLAIMS = (
     Claim("mirrored views drawn", "views_unused", "views"),
     Claim("bfloat16 loses nothing", "optimized", "bfloat16", within=1.0),
 )
+_LEVEL = 0.05
 _FIGURES = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc", "ece"
 _COLUMNS = (
     "cell", "accuracy (95 % interval)", "recall violent", "non-violent", "ROC AUC", "ECE",
@@ -66,7 +67,7 @@ A difference is in points of accuracy, paired over clips, folds and seeds; its 9
 the corrected resampled t-test's (Nadeau and Bengio 2003), Holm's correction over the rows of a data set in p (Holm). Early
 stopping and threshold come from an inner validation part; every clip is tested once a seed.
 
-A promise **holds** when the whole interval keeps it, **does not hold** when the whole interval breaks it, and else cannot be
+A promise **holds** when the whole interval keeps it and p < 0.05, **does not hold** when the whole interval breaks it, and else cannot be
 decided here; then the last column says how many clips in such groups would show the promised points, or one point.
 {lacking}"""
 
@@ -159,7 +160,8 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
 
 
 def judge(claim: Claim, made: Measured) -> str:
-    """Whether a promise holds, by the interval alone."""
+    """Whether a promise holds, by the interval; a difference needs p < 0.05, too."""
+    significant = made.p is not None and made.p < _LEVEL
     undecided = "cannot be decided here"
     if claim.within is not None:
         if -claim.within <= made.low and made.high <= claim.within:
@@ -167,14 +169,13 @@ def judge(claim: Claim, made: Measured) -> str:
         apart = made.low > claim.within or made.high < -claim.within
         return "does not hold" if apart else undecided
     if claim.least is not None:
-        if made.low >= claim.least and made.low > 0:
+        if made.low >= claim.least and made.low > 0 and significant:
             return "holds"
         return "does not hold" if made.high < claim.least else undecided
-    if made.low > 0:
+    if made.low > 0 and significant:
         return "nothing promised: better"
-    return (
-        "nothing promised: worse" if made.high < 0 else f"nothing promised: {undecided}"
-    )
+    worse = made.high < 0 and significant
+    return f"nothing promised: {'worse' if worse else undecided}"
 
 
 def _cells(of: dict[str, Line]) -> str:

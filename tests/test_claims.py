@@ -74,7 +74,10 @@ def test_a_difference_is_paired_over_clips_and_groups(table):
 )
 def test_verdicts_are_those_of_the_interval(table, least, within, low, high, verdict):
     claim = table.Claim("", "a", "b", least, within)
-    assert table.judge(claim, table.Measured(0.0, low, high, 0.5, 1, 1.0)) == verdict
+    assert table.judge(claim, table.Measured(0.0, low, high, 0.01, 1, 1.0)) == verdict
+    chance = table.Measured(0.0, low, high, 0.5, 1, 1.0)
+    if within is None and "does not" not in verdict:
+        assert "cannot be decided" in table.judge(claim, chance)
 
 
 def test_every_row_compares_cells_that_the_study_has(table):
@@ -93,14 +96,15 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
         (tmp_path / name).mkdir()
         write_csv(tmp_path / name / "manifest.csv", rows)
     out = tmp_path / "out"
-    out.mkdir()
     command = [
         sys.executable, ROOT / "experiments" / "claims.py", "--data-dir", tmp_path,
         "--cache-dir", tmp_path / "cache", "--runs-dir", tmp_path / "runs", "--out", out,
         "--only", "optimized", "--quick",
     ]  # fmt: skip
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    lines = [json.loads(row) for row in (out / "claims.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(row) for row in (out / "claims_quick.jsonl").read_text().splitlines()
+    ]
     assert [(line["dataset"], line["cell"]) for line in lines] == [
         ("scfd", "optimized"),
         ("hockey", "optimized"),
@@ -111,7 +115,7 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
         assert bits.count("1") / 32 == pytest.approx(line["accuracy"]["mean"])
         weighted = sum(row["accuracy"] * row["n"] for row in line["members"]) / 32
         assert weighted == pytest.approx(line["accuracy"]["mean"])
-    assert "rows lack a cell so far" in (out / "claims.md").read_text()
+    assert "rows lack a cell so far" in (out / "claims_quick.md").read_text()
     before = digests(out)
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     assert digests(out) == before

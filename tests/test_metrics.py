@@ -122,6 +122,17 @@ def test_a_threshold_of_few_clips_errs_less_than_the_best_of_those_clips():
     assert np.mean(ours) < 0.85 * np.mean(plain)
 
 
+@pytest.mark.parametrize("wild", [3.0, 100.0, 1e6])
+def test_one_wild_logit_moves_no_threshold(wild):
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 30)
+    logits = rng.normal(size=60) + np.where(labels, 2, -1)
+    logits[-1] = wild
+    fitted = fit(logits, labels)
+    low, high = fitted.probability(np.array([-0.5, 1.5]))
+    assert low < fitted.threshold < high
+
+
 def test_probability_is_the_sigmoid_of_the_scaled_logit():
     made = Calibration(2.0, 0.5, "").probability(np.array([0.0, 2 * np.log(3)]))
     np.testing.assert_allclose(made, [0.5, 0.75])

@@ -282,10 +282,15 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, clip):
 def test_probes_lengths_and_the_time_that_decoding_takes(tmp_path):
     paths = [render(tmp_path / "a.mkv", noisy_frames(50))]
     paths += [tmp_path / name for name in make_broken(tmp_path)]
-    (length, cost), *broken = probe_videos(paths, SMALL, workers=2, deadline_seconds=10)
+    limits = {"workers": 2, "deadline_seconds": 10}
+    (length, cost), *broken = probe_videos(paths, SMALL, timed_every=1, **limits)
     assert length == 2.0
     assert cost > 0
     assert all(0 <= length <= 2 for length, _ in broken)
+    timed, header = probe_videos([paths[0]] * 2, SMALL, timed_every=2, **limits)
+    assert (timed[0], header[0]) == (2.0, 2.0)
+    assert timed[1] > 0
+    assert np.isnan(header[1])
 
 
 def test_a_stopped_program_is_no_timeout(tmp_path):

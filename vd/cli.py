@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from vd.training.parts import Loss
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
+_ONE_SIGNAL_SECONDS = 1.0  # Slurm's comes twice: to the process and by its parent
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
@@ -394,21 +397,36 @@ def run_command(command: Callable[[], int]) -> None:
     """Call a command; our own errors become one sentence, signals keep finished work."""
     came: int = signal.SIGINT
     code, said = 0, ""
+    since: float | None = None
 
     def interrupt(number: int, _frame: object) -> None:
-        nonlocal came
-        came = number
-        raise KeyboardInterrupt
+        nonlocal came, since
+        if since is None:
+            came, since = number, time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - since > _ONE_SIGNAL_SECONDS:  # impatience, not an echo
+            os._exit(128 + number)
 
-    signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
-        signal.signal(signal.SIGHUP, interrupt)
+    def ignored(what: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised in a callback, a signal too: it is sent again."""
+        nonlocal since
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(what)
+            return
+        since = None
+        threading.Timer(0.05, os.kill, (os.getpid(), came)).start()
+
+    sys.unraisablehook = ignored
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, interrupt)
     try:
         code = command()
     except VdError as error:
         code, said = error.exit_code, f"vd: {error}"
     except BrokenPipeError:  # `vd predict … | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         code = _BROKEN_PIPE
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vd.atomic import read_json, write_json
 from vd.config import Config, GridConfig, validate
 from vd.errors import VdError
 from vd.progress import say
@@ -71,10 +72,14 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
         for _, fold, member in member_configs(config, grid)
     ]
     members.sort(key=lambda member: (member.seed, member.fold or 0))
-    facts = {
+    facts: dict[str, Any] = {
         "dataset": str(config.data.dataset_path.absolute()),
         "split_seed": config.splits.split_seed,
     }
+    before = config.run.checkpoint_dir / "crossval.json"
+    if before.exists():  # its members are the same, so what they say elsewhere holds
+        told = read_json(before, "delete it, and the same command writes it again")
+        facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
     result = write_crossval(config.run.checkpoint_dir, members, facts)
     say(summary(result))
     return result
@@ -105,7 +110,6 @@ def _on_all(
     first: dict[str, Any],
 ) -> dict[str, Any]:
     """The same on every other data set, and the matrix of all."""
-    from vd.atomic import write_json
     from vd.evaluation.matrix import cell, folder_of, matrix_rows, say_of_other
     from vd.evaluation.results import read_results
     from vd.tables import write_csv
@@ -129,7 +133,8 @@ def _on_all(
                 data = replace(config.data, dataset_path=other)
                 told = cell(say_of_other(members, data, tested))
             matrix.append({"trained_on": trained, "tested_on": tested, **told})
-    result = {**first, "matrix": matrix}
+    others = [str(path.absolute()) for path in list(names.values())[1:]]
+    result = {**first, "cross_datasets": others, "matrix": matrix}
     write_csv(folder / "matrix.csv", matrix_rows(matrix))
     write_json(folder / "crossval.json", result)
     for row in matrix:

@@ -83,7 +83,7 @@ def run(
             split: FeatureSet(clips, data.store)
             for split, clips in data.parts().items()
         }
-        _say_before_training(config, parts, sets["train"], opened.devices)
+        say_before_training(config, parts, sets["train"], opened.devices)
         with shown(hosts, run_dir, opened.batch_size):
             trained = train_run(config, parts, sets, opened, hosts=hosts)
         return evaluate_run(config, parts, sets, trained)
@@ -181,6 +181,11 @@ def train_run(
             config, sets["train"], sets["val"], config.run.checkpoint_dir, devices,
             batch_size, parts, member, hosts,
         )  # fmt: skip
+    except MemoryError as error:  # NumPy's, of a batch on the host
+        raise VdError(
+            f"a batch does not fit into memory ({str(error).splitlines()[0]}); give a "
+            "smaller --batch-size or --clip-frames."
+        ) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -221,7 +226,7 @@ def evaluate_run(
     return result
 
 
-def _say_before_training(
+def say_before_training(
     config: Config,
     parts: Parts,
     train_set: "FeatureSet",

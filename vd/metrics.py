@@ -4,6 +4,7 @@
 a clip is said to be. Intervals are of resamples of whole groups (`vd.bootstrap`).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,11 @@ def precision(labels_N: Labels, predicted_N: Predicted, label: int) -> float | N
 
 
 def collapsed(labels_N: Labels, predicted_N: Predicted) -> bool:
-    """Whether nearly all predictions are one class, or a recall is under 20 %."""
+    """Whether nearly all predictions are one class, unlike the labels, or a recall is < 20 %."""
     recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
-    share = float(np.mean(predicted_N))
-    return max(share, 1 - share) > _COLLAPSED_SHARE or any(
-        r is not None and r < _COLLAPSED_RECALL for r in recalls
-    )
+    share, truth = float(np.mean(predicted_N)), float(np.mean(labels_N))
+    one_sided = max(share, 1 - share) > _COLLAPSED_SHARE >= max(truth, 1 - truth)
+    return one_sided or any(r is not None and r < _COLLAPSED_RECALL for r in recalls)
 
 
 def roc_auc(labels_N: Labels, scores_N: Probabilities) -> float | None:
@@ -224,7 +224,8 @@ def _warnings(labels_N: Labels, group_N: Groups, values: dict[str, Any]) -> list
     flat = [
         name
         for name in METRICS
-        if (ci := values[f"{name}_ci95"]) is not None and ci[0] == ci[1]
+        if (ci := values[f"{name}_ci95"]) is not None
+        and math.isclose(*ci, rel_tol=1e-9, abs_tol=1e-12)
     ]
     if flat:
         said.append(

@@ -1,6 +1,5 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +16,29 @@ from rich.text import Text
 
 _PLAIN_EVERY_SECONDS = 10.0
 _LIVE_EVERY_SECONDS = 0.25
+_WIDE = 100  # columns, in which a bar leaves room for the words
+
+
+class _Console(Console):
+    """Standard error, where a closed pipe is an error like any other."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what rich would turn into an exit with code 1."""
+        raise BrokenPipeError
 
 
 def say(message: str) -> None:
     """Print one line for people on standard error, so standard output stays for data."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(message, markup=False)
+    _Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
+        message, markup=False
+    )
+
+
+def _terminal() -> Console | None:
+    """The terminal on standard error, if it is one that can write over a line."""
+    console = _Console(stderr=True, emoji=False)
+    lively = console.is_terminal and not console.is_dumb_terminal
+    return console if lively else None
 
 
 class Ticker:
@@ -84,16 +101,17 @@ class _BarTicker(Ticker):
 @contextmanager
 def track(title: str, total: int, unit: str) -> Iterator[Ticker]:
     """Show progress of `total` items while the block runs."""
-    if not sys.stderr.isatty():
+    console = _terminal()
+    if console is None:
         yield Ticker(title, total, unit)
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        *([BarColumn()] if console.width >= _WIDE else []),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         yield _BarTicker(title, total, unit, bar)
 
 
@@ -117,10 +135,10 @@ def live() -> Iterator[Callable[[Callable[[], str]], None]]:
 
         return show
 
-    if not sys.stderr.isatty():
+    console = _terminal()
+    if console is None:
         yield now_and_then(say, _PLAIN_EVERY_SECONDS)
         return
-    console = Console(stderr=True)
     with Live(
         console=console, transient=True, auto_refresh=False, redirect_stdout=False
     ) as line:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vd.atomic import lock, read_json
 from vd.config import Config, GridConfig, validate
 from vd.errors import VdError
-from vd.experiment import evaluate_run, open_run, prepare, train_run
+from vd.experiment import (
+    evaluate_run,
+    open_run,
+    prepare,
+    say_before_training,
+    train_run,
+)
 from vd.progress import say
 from vd.tables import write_csv
 from vd.training.opening import Data, Opened, check_devices
@@ -151,12 +157,19 @@ def _train_and_evaluate(
     configs = {name: run.config for name, run in made.items()}
     lockstep = Lockstep(configs, steps, parts, devices)
     errors: dict[str, BaseException] = {}
-    left = iter(made.items())
+    left, begun = iter(made.items()), 0
+    first = next(iter(configs.values()))
+    say_before_training(first, parts, everything, devices)
     while group := dict(islice(left, members_at_once(len(made), devices))):
+        begun += len(group)
+        say(f"member {begun} of {len(made)}: {', '.join(group)}")
         trained, failed = _train(parts, group, lockstep)
         for name, best in trained.items():
             say(f"{name}:")
-            evaluate_run(made[name].config, parts, made[name].sets, best)
+            try:
+                evaluate_run(made[name].config, parts, made[name].sets, best)
+            except VdError as wrong:
+                failed[name] = wrong
         for name, error in failed.items():
             say(f"{name} ended early: {error}")
         errors |= failed
@@ -209,7 +222,10 @@ def _row(name: str, config: Config, failed: bool) -> dict[str, Any]:
     path: Path = config.run.checkpoint_dir / "evaluation_test.json"
     result = dict.fromkeys(_SHOWN)
     if not failed:
-        result = read_json(path, "delete it, and the same command evaluates again")
+        remedy = "delete it, and the same command evaluates again"
+        result = read_json(path, remedy)
+        if not isinstance(result, dict) or not set(_SHOWN) <= set(result):
+            raise VdError(f"{path} is damaged (it lacks figures); {remedy}.")
     settings = {
         setting: getattr(
             config.model if setting == "dropout_rate" else config.training, setting

@@ -10,6 +10,7 @@ from typing import Any
 
 from vd.atomic import explaining, write_bytes
 from vd.errors import VdError
+from vd.progress import say
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -38,15 +39,24 @@ def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def recover_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that `append_csv` writes, without a line that a kill cut."""
-    rows = read_csv(path)
-    if rows and (None in rows[-1].values() or not path.read_bytes().endswith(b"\n")):
-        rows.pop()
-        if rows:
-            write_csv(path, rows)
-        else:
-            path.unlink()
-    return rows
+    """The rows of a CSV file that `append_csv` writes, without lines that a kill cut.
+
+    What it keeps can be made again: a file that is none is begun anew.
+    """
+    try:
+        rows = read_csv(path)
+    except VdError as error:
+        say(f"warning: {str(error).partition(';')[0]}; it is made again")
+        path.unlink()
+        return []
+    whole = [row for row in rows if None not in row and None not in row.values()]
+    if rows and not path.read_bytes().endswith(b"\n") and whole[-1:] == rows[-1:]:
+        whole.pop()
+    if whole and whole != rows:
+        write_csv(path, whole)
+    elif rows and not whole:
+        path.unlink()
+    return whole
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -32,6 +32,15 @@ __all__ = [
 ]  # fmt: skip
 
 
+_SEEN = {
+    "train": "these clips were trained on: the figures say nothing of new ones",
+    "val": "the best epoch, temperature and threshold were chosen on these clips: the "
+    "figures flatter",
+    "all": "most of these clips were trained or validated on: the figures say nothing of "
+    "new ones",
+}
+
+
 def evaluate(
     run_dir: Path,
     split: str = "test",
@@ -95,6 +104,8 @@ def evaluate_split(
         "tta": tta,
         **(more or {}),
     }
+    if split in _SEEN:
+        result["warnings"].append(_SEEN[split])
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
 
@@ -115,6 +126,11 @@ def _figures(
     grey_N = brightness(videos, config.data, config.decode)
     if grey_N is None:
         warnings.append("no slices by brightness: some of the videos are not there")
+    if not any(groups):
+        warnings.append(
+            "no source groups known: clips of one recording may be in train and test, and "
+            "the interval treats clips as independent"
+        )
     if fitted.false_alarm_threshold is None:
         warnings.append(
             "no operating point at 5 % false alarms: the run was calibrated by an earlier "
@@ -179,11 +195,6 @@ def summary(result: dict[str, Any]) -> str:
         f"{percent(result['recall_nonviolent'])}, ROC AUC "
         + ("undefined" if auc is None else f"{auc:.3f}")
     )
-    if result["groups"] is None and result["split"] == "test":
-        text += (
-            "\nno source groups known: clips of one recording may be in train and test, "
-            "and the interval treats clips as independent"
-        )
     for warning in result.get("warnings", ()):
         text += f"\nwarning: {warning}"
     if result["collapsed"]:

@@ -9,6 +9,8 @@ from vd.evaluation.results import read_results
 from vd.progress import say
 from vd.tables import write_csv
 
+_FEW_GROUPS = 20
+
 
 def write_comparison(out: Path, result: dict[str, Any]) -> None:
     """Write compare.json, compare.csv, and curves over seeds as curves.csv and curves.png."""
@@ -50,7 +52,7 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
     by_folds = pair["corrected_t_test"] is not None
     needed = pair["clips_needed_for_1_point"]
     second = (
-        f"to show a difference of 1 point about {needed:,} clips would be needed"
+        f"to show a difference of 1 point at least {needed:,} clips would be needed"
         + (
             f", {pair['clips_needed_in_such_groups']:,} in groups like these"
             if pair["groups"] is not None
@@ -65,6 +67,13 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
         else f"the interval resamples {pair['groups']} groups"
         + ("; McNemar's test treats clips as independent" * (not by_folds))
     )
+    if (groups := pair["groups"] or pair["n"]) < _FEW_GROUPS:
+        caution += f"; with so few ({groups}) it is too narrow"
+    if not by_folds:
+        caution += (
+            "; one training run of each does not tell a setting's effect from a seed's: "
+            "vd crossval with several --seeds does"
+        )
     return [first, _areas(pair), second, caution]
 
 

@@ -77,7 +77,7 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     and for a file that does not map images to one vector each.
     """
     preset = PRESETS[config.feature_preset]
-    name = config.backbone or preset.backbone
+    name = preset.backbone if config.backbone is None else config.backbone
     if (variant := QUANTIZED.get(name, name)) in VARIANTS:
         for flag in ("backbone_size", "backbone_mean", "backbone_std"):
             if getattr(config, flag) is not None:
@@ -118,7 +118,7 @@ def onnx_session(model: Path | bytes) -> Any:
     """An ONNX Runtime session on the CPU; a call runs on the thread that makes it."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors reach us as exceptions
     try:
         return onnxruntime.InferenceSession(
             str(model) if isinstance(model, Path) else model,

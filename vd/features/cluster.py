@@ -96,6 +96,9 @@ def extract_on_ray(
 
         try:
             with explaining(folder):
+                shutil.rmtree(
+                    folder, ignore_errors=True
+                )  # of a dead one of this number
                 folder.mkdir(parents=True)
             for chunk in _chunks(ray, videos, store, config, folder):
                 if chunk.rows:
@@ -131,7 +134,11 @@ def _chunks(
         num_cpus=1, num_gpus=int(resource == "GPU"), max_restarts=_RESTARTS, max_task_retries=-1
     )  # fmt: skip
     data = replace(config.data, cache_dir=config.data.cache_dir.absolute())
-    everywhere, nodes = replace(config, data=data), _living_nodes(ray)
+    backbone, file = config.backbone, Path(config.backbone.backbone or "")
+    if file.is_file():  # replicas run in another folder
+        backbone = replace(backbone, backbone=str(file.absolute()))
+    everywhere = replace(config, data=data, backbone=backbone)
+    nodes = _living_nodes(ray)
     # the pool alone knows the replicas: one that it drops ends and leaves its slot
     pool = ActorPool(
         [actor.remote(everywhere, store.fingerprint) for _ in range(count)]

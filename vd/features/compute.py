@@ -96,7 +96,9 @@ def video_pieces(
         deadline_seconds=decode.decode_timeout_seconds,
     )
     for piece in pieces:
-        features = _run_views(piece.images, engine, views or backbone.views)
+        features = _run_views(
+            piece.images, engine, views or backbone.views, paths[piece.index]
+        )
         yield VideoPiece(piece.index, features, piece.outcome)
 
 
@@ -153,8 +155,9 @@ def _run_views(
     images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"],
     engine: Engine,
     views: Sequence[str],
+    path: Path,
 ) -> Part:
-    """Features of the images in each view: plain, mirrored."""
+    """Features of a file's images in each view: plain, mirrored."""
     frames, streams = images_FxSxHxWx3.shape[:2]
     flat = images_FxSxHxWx3.reshape(frames * streams, *images_FxSxHxWx3.shape[2:])
     made = []
@@ -162,10 +165,15 @@ def _run_views(
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
         with np.errstate(over="ignore"):  # said below
             features = engine(images).astype(np.float16)
-        if not np.isfinite(features).all():
+        if np.isnan(features).any():
             raise VdError(
-                "the backbone gives values that float16 cannot hold; scale its output, or "
-                "check --backbone-mean and --backbone-std."
+                f"the backbone gives NaN for an image of {path}; mend the network (a division "
+                "by a deviation of 0?), or leave that video out."
+            )
+        if np.isinf(features).any():
+            raise VdError(
+                f"the backbone gives values that float16 cannot hold for {path}; scale its "
+                "output, or check --backbone-mean and --backbone-std."
             )
         made.append(features.reshape(frames, streams, engine.dim))
     return np.stack(made)

@@ -115,6 +115,7 @@ class OnnxEngine:
         count = self._fixed or _PROBED
         generator = np.random.Generator(np.random.Philox(0))
         images = generator.integers(0, 256, (count, size, size, 3), np.uint8)
+        images[-1] = 0  # black, of which a video may have many
         try:
             features, alone = self._run(images), self._run(images[:1])
         except Exception as error:  # ONNX Runtime's own exceptions have no common base

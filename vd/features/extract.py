@@ -29,7 +29,7 @@ from vd.videos.outcome import Outcome
 from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
-_SAMPLE = range(8, 33)  # videos that tell of all: a sixteenth, within these
+_SAMPLE, _TIMED = 256, 32  # videos whose lengths, whose decoding tell of all
 _PROBE_SECONDS = 15.0  # a hanging one must not hold up the start
 
 
@@ -136,13 +136,14 @@ def promise(
     are measured on the spot. 0 when nothing is known. Raises `VdError` when the disk holds
     less than half of what is needed: an estimate may err, so less is a warning.
     """
-    sample = min(max(len(videos) // 16, _SAMPLE[0]), _SAMPLE[-1])
-    step = -(-len(videos) // sample)
+    step = -(-len(videos) // _SAMPLE)
+    sampled = videos[::step]
     probes = probe_videos(
-        [video.path for video in videos[::step]],
+        [video.path for video in sampled],
         frame_settings(backbone),
         workers=decode_workers(decode),
         deadline_seconds=min(decode.decode_timeout_seconds, _PROBE_SECONDS),
+        timed_every=max(-(-len(sampled) // _TIMED), min(8, -(-len(sampled) // 8))),
     )
     sizes = np.array([_size(video.path) for video in videos], np.float64)
     known = [(size, *probe) for size, probe in zip(sizes[::step], probes, strict=True)]
@@ -154,7 +155,9 @@ def promise(
     frames = seconds * frame_settings(backbone).frames_per_second
     images = frames * len(backbone.streams) * len(backbone.views)
     rate = _images_per_second(engine, backbone.size)
-    decoding = seconds * costs_N.sum() / seconds_N.clip(max=PROBED_SECONDS).sum()
+    timed_N = ~np.isnan(costs_N)
+    decoded = seconds_N[timed_N].clip(max=PROBED_SECONDS).sum()
+    decoding = seconds * costs_N[timed_N].sum() / decoded if decoded else 0.0
     hours = (images / rate + decoding / usable_cores()) / 3600
     size = images * engine.dim * np.float16().itemsize
     say(

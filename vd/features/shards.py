@@ -7,6 +7,7 @@ clip has one part. A record holds no path, label, split or group.
 
 import errno
 import hashlib
+import json
 import math
 import os
 import tempfile
@@ -32,6 +33,8 @@ from vd.videos.scan import outcome_from_row
 
 PART_FRAMES = 512  # of a record at most, so that a window of a long video is read alone
 _MOST_VIDEOS, _MOST_BYTES = 64, 2**28  # a shard: what a kill costs at most
+_MOST_RECORDS = 2**31  # of a shard, that is believed
+_SEAL = "row_sha256"  # of an index row, its last column
 _SPOOL_BYTES = 2**25  # of one video in memory
 
 Part = Float16[np.ndarray, "V F S D"]
@@ -230,6 +233,13 @@ def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         write_text(path, "id\n")
 
 
+def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An index row with the checksum of its other values."""
+    told = {name: value for name, value in row.items() if name != _SEAL}
+    text = json.dumps([str(value) for value in told.values()])
+    return {**told, _SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
 def checksum(records: Sequence[bytes]) -> str:
     """SHA-256 of a video's records."""
     return hashlib.sha256(b"".join(records)).hexdigest()
@@ -258,8 +268,11 @@ def stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
 
     Raises `KeyError`, `ValueError` or `TypeError` for anything else.
     """
-    if min(int(row[key]) for key in ("first", "views", "stored_frames")) < 0:
-        raise ValueError("a negative number")
+    numbers = [int(row[key]) for key in ("first", "views", "stored_frames")]
+    if min(numbers) < 0 or max(numbers) > _MOST_RECORDS:
+        raise ValueError("an impossible number")
+    if _SEAL in row and sealed(row) != row:  # older indexes lack it
+        raise ValueError("it is not as it was written")
     return StoredVideo(
         id=row["id"],
         first=before + int(row["first"]),

@@ -41,6 +41,7 @@ from vd.features.shards import (
     checksum,
     count_records,
     read_records,
+    sealed,
     stored_video,
     write_index,
 )
@@ -92,8 +93,11 @@ class FeatureStore:
             self._empty(number)
         self.damaged = []
         remove_orphans(self.directory)
-        for shard in self.directory.glob(f"features-{_SPLIT}.array_record-?????"):
+        for shard in self.directory.glob(
+            f"features-{_SPLIT}.array_record-{'[0-9]' * 5}"
+        ):
             if int(shard.name[-5:]) >= len(self.lengths):
+                say(f"{shard.name} has no index, so it is removed: it is not whole")
                 shard.unlink()
 
     def add(self, videos: Iterable[Extracted], engine: str) -> None:
@@ -136,7 +140,9 @@ class FeatureStore:
         size = shard.stat().st_size
         with explaining(self._shard(number)):
             publish(shard, self._shard(number))
-        write_index(self._index(number), [{**row, "shard_bytes": size} for row in rows])
+        write_index(
+            self._index(number), [sealed({**row, "shard_bytes": size}) for row in rows]
+        )
         self._read_new_indexes()
 
     def shard_rows(self, number: int) -> list[tuple[StoredVideo, dict[str, str]]]:
@@ -261,9 +267,15 @@ class FeatureStore:
             if (self.directory / _FEATURES).read_bytes() != self._format.description:
                 return []
             info = json.loads((self.directory / _INFO).read_text(encoding="utf-8"))
-            return [int(length) for length in info["splits"][0]["shardLengths"]]
-        except (FileNotFoundError, ValueError, LookupError, TypeError):
+            split = info["splits"][0]
+            lengths = [int(length) for length in split.pop("shardLengths")]
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
             return []
+        except (AttributeError, RecursionError):  # other things than TFDS writes
+            return []
+        ours = {"name": _SPLIT, "filepathTemplate": _TEMPLATE}
+        whole = info["fileFormat"] == "array_record" and info["splits"] == [ours]
+        return lengths if whole else []
 
     @cached_property
     def _source(self) -> Any:
@@ -294,7 +306,9 @@ class FeatureStore:
 
     def _read_new_indexes(self) -> None:
         """Take in the shards beyond those known, up to the last that has an index."""
-        numbers = [int(p.stem[-5:]) for p in self.directory.glob("index-?????.csv")]
+        numbers = [
+            int(p.stem[-5:]) for p in self.directory.glob(f"index-{'[0-9]' * 5}.csv")
+        ]
         for number in range(len(self.lengths), max(numbers, default=-1) + 1):
             self._read_index(self._index(number))
             self.__dict__.pop("_source", None)

@@ -62,6 +62,8 @@ def crossval_command(
     flags = _flags(described, ("dataset_path", "cache_dir"), without=("seed",))
     where = f"--checkpoint-dir {shlex.quote(folder)}"
     last = f"--folds {values['folds']} --seeds {seeds}"
+    if others := values.get("cross_datasets"):
+        last += f" --cross-dataset {shlex.join(others)}"
     return _LINE.join(["vd crossval", *flags, where, last])
 
 

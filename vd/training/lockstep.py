@@ -34,23 +34,18 @@ class Settings(NamedTuple):
     label_smoothing: Float32[np.ndarray, " M"]
     grad_clip_norm: Float32[np.ndarray, " M"]
     dropout_rate: Float32[np.ndarray, " M"]
-    learning_rate: Float32[
-        np.ndarray, "M S"
-    ]  # of each step: optax's schedules do not trace
+    learning_rate: Float32[np.ndarray, " M"]  # of this step
 
 
-def settings_of(config: Config, steps_per_epoch: int) -> Settings:
-    """The settings of one member, without M."""
+def settings_of(config: Config) -> Settings:
+    """The settings of one member, without M; its learning rate is that of no step yet."""
     training = config.training
-    steps = np.arange(training.epochs * steps_per_epoch)
-    rates_S = np.asarray(jax.vmap(learning_rate(training, steps_per_epoch))(steps))
     numbers = (
         training.focal_alpha, training.focal_gamma, training.label_smoothing,
-        training.grad_clip_norm, config.model.dropout_rate,
+        training.grad_clip_norm, config.model.dropout_rate, 0.0,
     )  # fmt: skip
     seed = np.asarray(training.seed, np.uint32)
-    arrays = (np.asarray(number, np.float32) for number in numbers)
-    return Settings._make((seed, *arrays, rates_S))
+    return Settings._make((seed, *(np.asarray(n, np.float32) for n in numbers)))
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
@@ -71,18 +66,14 @@ class Lockstep:
         parts: Parts,
         devices: Sequence[jax.Device],
     ) -> None:
-        made = {
-            name: settings_of(config, steps_per_epoch[name])
-            for name, config in configs.items()
-        }
-        longest = max(len(settings.learning_rate) for settings in made.values())
-        self._settings = {
-            name: settings._replace(
-                learning_rate=np.pad(
-                    settings.learning_rate, (0, longest - len(settings.learning_rate))
+        self._settings = {name: settings_of(config) for name, config in configs.items()}
+        self._rates = {  # by step; optax's schedules do not trace
+            name: np.asarray(
+                jax.vmap(learning_rate(config.training, steps_per_epoch[name]))(
+                    np.arange(config.training.epochs * steps_per_epoch[name])
                 )
             )
-            for name, settings in made.items()
+            for name, config in configs.items()
         }
         self._devices = len(devices)
         self._program = _program(next(iter(configs.values())), parts, devices)
@@ -100,8 +91,15 @@ class Lockstep:
     def step_of(self, member: str) -> TrainStep:
         """The step that one member calls, in its own thread."""
 
+        number: int | None = None
+
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            nonlocal number
+            number = int(state.step) if number is None else number + 1
+            rate = self._rates[member][number]
+            settings = self._settings[member]._replace(learning_rate=rate)
             with self._turn:
+                self._settings[member] = settings
                 self._asked[member] = state, batch
                 self._run_if_complete()
                 self._turn.wait_for(lambda: member in self._done or self._error)
@@ -159,8 +157,9 @@ def _program(config: Config, parts: Parts, devices: Sequence[jax.Device]) -> Any
 
     def one(state: TrainState, batch: Batch, settings: Settings) -> Any:
         traced = with_settings(config, settings)
-        rates_S = settings.learning_rate
-        optimizer = make_optimizer(traced.training, lambda count: rates_S[count])
+        optimizer = make_optimizer(
+            traced.training, lambda count: settings.learning_rate
+        )
         return make_step(traced, optimizer, parts, _AXIS)(state, batch)
 
     def all_members(states: Any, batches: Batch, settings: Settings) -> Any:

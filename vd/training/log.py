@@ -98,7 +98,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-            row["epoch"]
+            row["epoch"], row["val_loss"]
         except (ValueError, TypeError, KeyError):
             break
         rows.append(row)

@@ -114,7 +114,10 @@ def train(
         if not interruption.came:
             checkpoints.wait()
             params, best = checkpoints.restore_best(at.state.params)
-            say(f"best epoch {best} of {at.epoch} by {settings.early_stopping_metric}")
+            of = f"{name}: " if name else ""
+            say(
+                f"{of}best epoch {best} of {at.epoch} by {settings.early_stopping_metric}"
+            )
             return Trained(params, best, at.epoch)
         say(f"stopped after step {int(at.state.step)}; its checkpoint is being written")
     raise KeyboardInterrupt  # where the signal was not this run's to raise

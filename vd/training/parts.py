@@ -7,6 +7,7 @@ that defines it; what that file imports is the user's to keep.
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -91,6 +92,7 @@ class Parts(NamedTuple):
 
         Raises `VdError` for a part that could not be imported again.
         """
+        self._check_kinds()
         files = self.files()
         return {
             name: {"import": _BUILT_IN[name], "sha256": None}
@@ -101,6 +103,26 @@ class Parts(NamedTuple):
             }
             for name, file in files.items()
         }
+
+    def _check_kinds(self) -> None:
+        """Raise `VdError` for a head that is no `Head`, and a loss that takes no two arrays."""
+        from vd.model import Head
+
+        if self.head and not (
+            isinstance(self.head, type) and issubclass(self.head, Head)
+        ):
+            raise VdError(
+                f"the head {self.head!r} is no subclass of vd.model.Head; make it one "
+                "(docs/extending.md)."
+            )
+        try:
+            if self.loss:
+                inspect.signature(self.loss).bind(None, None)
+        except TypeError as error:
+            raise VdError(
+                f"the loss {self.loss!r} cannot be called with logits and targets ({error}); "
+                "give it these two arguments (docs/extending.md)."
+            ) from error
 
     def files(self) -> dict[str, str | None]:
         """The file that defines each part, to find it where its import path fails."""

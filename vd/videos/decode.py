@@ -72,6 +72,17 @@ def decode_stretch(
     return _refused(Outcome("quarantined", reason))
 
 
+def probe_header(path: Path) -> Outcome:
+    """What a video's header says, quarantined so far; no frame is decoded."""
+    if reason := check_file(path):
+        return Outcome("quarantined", reason)
+    try:
+        with _open(path) as container:
+            return read_header(container)[1]
+    except av.error.FFmpegError as error:
+        return Outcome("quarantined", why_not_opened(path, error))
+
+
 def probe_brightness(path: Path) -> float | None:
     """Mean grey, 0 to 255, of a video's first frame; None when there is none."""
     if check_file(path):

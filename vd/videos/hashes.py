@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from vd.videos.manifest import Video
 from vd.videos.outcome import check_file
 
 _HASH_COLUMNS = {"path", "size", "mtime", "sha256"}
+_SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK, _MEGABYTE = 1 << 20, 10**6
 _KEPT_EVERY_SECONDS = 2.0
 
@@ -32,7 +34,7 @@ def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
     known = {
         row["path"]: row
         for row in recover_csv(hashes_file)
-        if set(row) == _HASH_COLUMNS
+        if set(row) == _HASH_COLUMNS and _SHA256.fullmatch(row["sha256"])
     }
     now = [_describe(video.path) for video in videos]
     todo = {row["path"]: row for row in now if row and not _is_same(row, known)}

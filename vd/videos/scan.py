@@ -1,6 +1,7 @@
 """The ledger: every file ends as used, partial or quarantined, counted by class and split."""
 
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -198,6 +199,8 @@ def outcome_from_row(row: Mapping[str, str]) -> Outcome:
     """An outcome from its CSV form; raises `ValueError` or `KeyError` for anything else."""
     if row["outcome"] not in get_args(Ending) or row["reason"] not in get_args(Reason):
         raise ValueError(f"{row['outcome']!r}, {row['reason']!r} is no outcome")
+    if not math.isfinite(float(row["fps"]) + float(row["duration"])):
+        raise ValueError("fps or duration is no number")
     return Outcome(
         outcome=row["outcome"],  # type: ignore[arg-type]  # checked above
         reason=row["reason"],  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,13 @@ from pebble import ProcessExpired, ProcessPool
 
 from vd.atomic import owner_is_dead
 from vd.errors import VdError
-from vd.videos.decode import Position, Stretch, decode_stretch, probe_brightness
+from vd.videos.decode import (
+    Position,
+    Stretch,
+    decode_stretch,
+    probe_brightness,
+    probe_header,
+)
 from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome, Tally, outcome_of
 
@@ -131,15 +138,21 @@ def probe_videos(
     *,
     workers: int,
     deadline_seconds: float,
+    timed_every: int,
 ) -> list[tuple[float, float]]:
     """Seconds of each video by its header, and of decoding its first `PROBED_SECONDS`.
 
-    (0, 0) where it does not say, hangs or crashes.
+    Only every so many are decoded; else that is NaN. (0, 0) where a video does not say,
+    hangs or crashes.
     """
     with _pool(max(1, min(workers, len(paths)))) as pool:
         futures = [
-            pool.schedule(_probe, args=[path, settings], timeout=deadline_seconds)
-            for path in paths
+            pool.schedule(
+                _probe,
+                args=[path, settings, number % timed_every == 0],
+                timeout=deadline_seconds,
+            )
+            for number, path in enumerate(paths)
         ]
         wait(futures)
         lost = 0.0, 0.0
@@ -160,8 +173,10 @@ def probe_brightnesses(
             yield None if future.exception() else future.result()
 
 
-def _probe(path: Path, settings: FrameSettings) -> tuple[float, float]:
+def _probe(path: Path, settings: FrameSettings, timed: bool) -> tuple[float, float]:
     """In the worker: seconds of a video, and those that decoding its beginning takes."""
+    if not timed:
+        return probe_header(path).duration, math.nan
     began = time.perf_counter()
     stretch = decode_stretch(
         path, settings, seconds=PROBED_SECONDS, keep=lambda image: None
@@ -243,6 +258,8 @@ def _pool(workers: int) -> Iterator[ProcessPool]:
         context=multiprocessing.get_context("spawn"),
     )
     try:
+        with _signals_for_the_parent_alone():
+            pool.schedule(os.getpid)  # which starts the pool
         yield pool
     except BrokenProcessPool as error:
         raise VdError(
@@ -255,11 +272,26 @@ def _pool(workers: int) -> Iterator[ProcessPool]:
         pool.join()
 
 
+@contextmanager
+def _signals_for_the_parent_alone() -> Iterator[None]:
+    """Threads and processes that start in the block, and theirs, do not get these signals.
+
+    A terminal sends them to all; a worker would print a traceback as it starts.
+    """
+    theirs = {signal.SIGINT, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, theirs)
+    try:
+        resource_tracker.ensure_running()  # which unblocks SIGINT
+        signal.pthread_sigmask(signal.SIG_BLOCK, theirs)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(parent: int) -> None:
     """In the worker: die at once when told to, and never outlive the parent."""
     # Pebble's handler is Python's, which would wait for a decoder that is stuck.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's to act on
     # Not PR_SET_PDEATHSIG: it fires when the thread that started the worker ends.
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
