@@ -33,6 +33,7 @@ class Other(NamedTuple):
     videos: list[Video]  # usable ones
     store: FeatureStore
     quarantined: int
+    loss_gap: dict[str, float]  # of `Ledger.loss_gap`
 
 
 def evaluate_on(
@@ -86,8 +87,14 @@ def open_other(config: Config, run_dir: Path, name: str) -> Other:
             f"none of the {len(videos)} files of {config.data.dataset_path} is usable; the "
             "reasons are above: mend the files, or name another data set."
         )
-    lost = len(videos) - len(usable)
-    return Other(name, config.data.dataset_path, usable, store, lost)
+    gap, lost = ledger.loss_gap(), len(videos) - len(usable)
+    if lost:
+        say(
+            f"warning: {lost} files of {name} were lost, {100 * gap['lost_violent']:.0f} % of "
+            f"violent and {100 * gap['lost_nonviolent']:.0f} % of non-violent ones: the figures "
+            "are of the others"
+        )
+    return Other(name, config.data.dataset_path, usable, store, lost, gap)
 
 
 def facts_of(
@@ -99,6 +106,7 @@ def facts_of(
         "dataset_fingerprint": dataset_fingerprint(videos),
         "left_out": left_out,
         "quarantined": other.quarantined,
+        "loss_gap": other.loss_gap,
     }
 
 
