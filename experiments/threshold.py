@@ -1,0 +1,73 @@
+"""Which threshold to fit on few validation clips: three ways, judged on the folds' test parts.
+
+    python experiments/threshold.py CROSSVAL [CROSSVAL …]
+
+CROSSVAL is a folder that `vd crossval` wrote. Each member's threshold comes from its
+validation part alone; the accuracy is over all members' test clips.
+
+- half: 0.5, that is a logit of 0
+- best: the logit of best balanced accuracy on validation, midway between two clips
+- smoothed: `vd.calibration.fit`, each class's logits smoothed before
+
+Source:   Scott, "Multivariate Density Estimation" (1992), for the width
+Cost:     a second; the cross-validations are what takes time
+Promised: nothing
+Measured: docs/results.md
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from jaxtyping import Float, Int
+
+from vd.calibration import fit
+from vd.cli import run_command
+from vd.evaluation.predictions import read_predictions
+from vd.evaluation.results import read_results
+
+
+def best(logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]) -> float:
+    """The logit of best balanced accuracy; of several as good that nearest to 0."""
+    scores = np.unique(logit_N)
+    cuts = np.append((scores[1:] + scores[:-1]) / 2, 0.0)
+    said = logit_N >= cuts[:, None]
+    right = [np.mean(said[:, labels_N == c] == bool(c), axis=1) for c in (0, 1)]
+    balanced = np.mean(right, axis=0)
+    equal = cuts[balanced >= balanced.max() - 1e-12]
+    return float(equal[np.argmin(np.abs(equal))])
+
+
+def smoothed(
+    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]
+) -> float:
+    """The logit of vd's threshold."""
+    fitted = fit(logit_N, labels_N)
+    odds = fitted.threshold / (1 - fitted.threshold)
+    return float(fitted.temperature * np.log(odds))
+
+
+def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
+    """Print a line a cross-validation."""
+    ways = {"half": lambda logit_N, labels_N: 0.0, "best": best, "smoothed": smoothed}
+    for folder in crossvals:
+        right: dict[str, list[bool]] = {name: [] for name in ways}
+        clips = 0
+        for member in read_results(folder):
+            val, test = (
+                read_predictions(member.run_dir / f"predictions_{part}.csv", "train it")
+                for part in ("val", "test")
+            )
+            clips += len(val.labels_N)
+            for name, way in ways.items():
+                cut = way(val.logit_N, val.labels_N)
+                right[name] += list((test.logit_N >= cut) == (test.labels_N == 1))
+        members = len(read_results(folder))
+        told = ", ".join(f"{n} {100 * np.mean(r):.1f} %" for n, r in right.items())
+        print(f"{folder.name}: {clips / members:.0f} validation clips a member: {told}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(main))
