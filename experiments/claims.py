@@ -9,7 +9,7 @@ under way goes on from its finished runs. The table is written anew after every 
 `claims_table.py`.
 
 Source:   the recipe (README); DATA holds scfd/manifest.csv and hockey/manifest.csv
-Cost:     29 cells; the first three took 10 to 15 minutes each on two busy cores, and 12 GB
+Cost:     29 cells of 25 runs each; the first ones took 3 to 10 minutes each on two busy cores
 Promised: each row of docs/claims.md says what
 Measured: docs/claims.md
 """
