@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from vd.config import (
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.hosts import join, leave, several, unexpected
 from vd.progress import say
+from vd.signals import FirstSignal
 from vd.supervisor import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from vd.training.parts import Loss
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_ONE_SIGNAL_SECONDS = 1.0  # Slurm's comes twice: to the process and by its parent
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 
 
@@ -395,31 +393,8 @@ def experiment(
 
 def run_command(command: Callable[[], int]) -> None:
     """Call a command; our own errors become one sentence, signals keep finished work."""
-    came: int = signal.SIGINT
-    code, said = 0, ""
-    since: float | None = None
-
-    def interrupt(number: int, _frame: object) -> None:
-        nonlocal came, since
-        if since is None:
-            came, since = number, time.monotonic()
-            raise KeyboardInterrupt
-        if time.monotonic() - since > _ONE_SIGNAL_SECONDS:  # impatience, not an echo
-            os._exit(128 + number)
-
-    def ignored(what: "sys.UnraisableHookArgs") -> None:
-        """Python drops what is raised in a callback, a signal too: it is sent again."""
-        nonlocal since
-        if not issubclass(what.exc_type, KeyboardInterrupt):
-            sys.__unraisablehook__(what)
-            return
-        since = None
-        threading.Timer(0.05, os.kill, (os.getpid(), came)).start()
-
-    sys.unraisablehook = ignored
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, interrupt)
+    came, code, said = FirstSignal(), 0, ""
+    came.listen()
     try:
         code = command()
     except VdError as error:
@@ -433,7 +408,8 @@ def run_command(command: Callable[[], int]) -> None:
         reason = f"{where}{error.strerror or error}"
         code, said = USAGE, f"vd: {reason}; name another file or folder."
     except KeyboardInterrupt:
-        code, said = 128 + came, f"vd: {INTERRUPTED}"
+        code, said = came.exit_code, f"vd: {INTERRUPTED}"
+        came.ignore()
     except Exception as error:  # noqa: BLE001  # raised again in a process alone
         code, said = unexpected(error)
     if said:
