@@ -95,7 +95,7 @@ def test_members_that_train_at_once_equal_those_one_by_one(
         # not the parameters: the attention's bias, which changes nothing, drifts at will
         same_metrics(one / row["member"], together / row["member"])
         ends.append(len(read_metrics(one / row["member"])))
-    assert sorted(set(ends)) == [3, 5]
+    assert min(ends) == 3 < max(ends)
 
 
 def test_a_member_is_a_run_folder_that_evaluates_and_trains_no_more(
