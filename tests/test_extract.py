@@ -372,6 +372,13 @@ def test_values_too_large_for_float16_are_one_sentence(clips, tmp_path):
         extraction(clips, large, tmp_path / "cache")
 
 
+def test_not_a_number_is_said_before_any_video(clips, tmp_path):
+    """A black image, divided by its deviation."""
+    divided = write_tiny_backbone(tmp_path / "divided.onnx", scale=float("nan"))
+    with pytest.raises(VdError, match="values that are not finite"):
+        extraction(clips, divided, tmp_path / "cache")
+
+
 def test_a_lost_terminal_keeps_what_is_finished(clips, backbone, tmp_path, undisturbed):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
 from vd.errors import VdError
-from vd.tables import read_csv, write_csv
+from vd.tables import append_csv, read_csv, recover_csv, write_csv
 from vd.videos.hashes import identify
 from vd.videos.manifest import read_manifest, write_manifest
 from vd.videos.outcome import check_file
@@ -206,12 +206,29 @@ def test_identity_is_the_content_and_unchanged_files_are_not_read_again(tmp_path
     assert first["normal/pipe.mp4"] == first["normal/empty.mp4"] == ""
     assert len(first["fight/a.mp4"]) == 64
     rows = read_csv(hashes)
-    rows[0]["sha256"] = "kept"  # a second reading would replace this
+    rows[0]["sha256"] = 64 * "0"  # a second reading would replace this
     write_csv(hashes, rows)
-    assert "kept" in {v.id for v in identify(videos, hashes)}
+    assert 64 * "0" in {v.id for v in identify(videos, hashes)}
+    rows[0]["sha256"] = "../no-hash"
+    write_csv(hashes, rows)
+    assert {v.name: v.id for v in identify(videos, hashes)} == first
     touch(tmp_path, "fight/a.mp4")
     os.utime(tmp_path / "fight/a.mp4", ns=(1, 1))
     assert {v.name: v.id for v in identify(videos, hashes)} == first
+
+
+@pytest.mark.parametrize(
+    "damage", ["a,1\nb,2,c,3\nd,4\n", "a,1\nb\nd,4\ne,5", 'a,1\n"b,2\nd,4\n']
+)
+def test_what_two_killed_writers_left_costs_its_own_lines(tmp_path, damage):
+    path = tmp_path / "t.csv"
+    path.write_text("name,number\n" + damage)
+    rows = recover_csv(path)
+    assert rows[0] == {"name": "a", "number": "1"}
+    assert all(None not in row and None not in row.values() for row in rows)
+    assert recover_csv(path) == rows
+    append_csv(path, [{"name": "new", "number": "6"}])
+    assert read_csv(path) == [*rows, {"name": "new", "number": "6"}]
 
 
 # what a file name can hold: bytes that are not UTF-8 come as lone low surrogates

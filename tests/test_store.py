@@ -17,6 +17,7 @@ from vd.atomic import lock
 from vd.errors import VdError
 from vd.features.shards import PART_FRAMES, Extracted, Spool, in_parts
 from vd.features.verify import verify_store
+from vd.tables import read_csv, write_csv
 from vd.videos.outcome import Outcome
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
@@ -36,6 +37,49 @@ def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
                 store.read(video.id, view), expected.reshape(5, -1)
             )
     assert store.rows["v0"].outcome == USED
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [("array_record", "tfrecord"), ('"videos"', '"others"'), ("{\n", "[" * 10**5)],
+)
+def test_wrong_metadata_is_written_again(tmp_path, edit):
+    videos = make_videos(3)
+    store = open_store(tmp_path)
+    store.add(chunk(videos), "test")
+    store.write_metadata()
+    path = store.directory / "dataset_info.json"
+    before = path.read_text()
+    path.write_text(before.replace(*edit))
+    assert path.read_text() != before
+    open_store(tmp_path).write_metadata()
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("stored_frames", "9" * 20), ("duration", "nan"), ("frames", "7")],
+)
+def test_an_edited_index_row_is_no_video(tmp_path, column, value):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(3)), "test")
+    path = store.directory / "index-00000.csv"
+    rows = read_csv(path)
+    rows[1][column] = value
+    write_csv(path, rows)
+    assert open_store(tmp_path).damaged == [0]
+
+
+def test_names_that_are_none_of_the_stores_are_let_alone(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(3)), "test")
+    for name in ("index-00000.csv", "features-videos.array_record-00000"):
+        copy = store.directory / name.replace("00000", "00bak")
+        copy.write_bytes((store.directory / name).read_bytes())
+    again = open_store(tmp_path)
+    again.recover()
+    assert len(again.rows) == 3
+    assert len(list(store.directory.glob("*00bak*"))) == 2
 
 
 def test_a_long_video_is_several_records_read_only_where_asked(tmp_path):
