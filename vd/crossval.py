@@ -77,9 +77,10 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
         "split_seed": config.splits.split_seed,
     }
     before = config.run.checkpoint_dir / "crossval.json"
-    if before.exists():  # its members are the same, so what they say elsewhere holds
+    if before.exists() and not config.run.fresh:
         told = read_json(before, "delete it, and the same command writes it again")
-        facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
+        if told.get("seeds") == sorted(grid.seeds):  # the same members say the same
+            facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
     result = write_crossval(config.run.checkpoint_dir, members, facts)
     say(summary(result))
     return result
