@@ -10,12 +10,15 @@ best of its batch sizes (chosen in a first round, that is not counted):
 - openvino: the same graph
 - torch, torch_channels_last: the same convolutions, folded as they are here
 - float32: here `ours` is the 8-bit network of `--feature-preset fast`, theirs the float one
+
+Where JAX has a GPU, `ours` is the Flax module in float32, and the peers are torch with cuDNN
+there, channels last: torch_float32 (with TF32, cuDNN's default) and torch_bfloat16.
 """
 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 import numpy as np
@@ -31,12 +34,12 @@ from vd.features.efficientnet import (
     folded_parameters,
     onnx_model,
 )
-from vd.features.engines import OnnxEngine
+from vd.features.engines import OnnxEngine, make_engine
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 NAME = "efficientnet-lite0"
-BATCHES = (1, 2, 4, 8, 16)
+BATCHES, GPU_BATCHES = (1, 2, 4, 8, 16), (64, 128, 256)
 CLIP = 34  # images: 2 s at 8 frames a second, RGB and motion
 
 
@@ -67,15 +70,20 @@ def openvino_peer() -> Run:
     return lambda images: compiled(images)[0]
 
 
-def torch_peer(channels_last: bool) -> Run:
+def torch_peer(
+    channels_last: bool, device: str = "cpu", precision: str = "float32"
+) -> Run:
     """The architecture table as a torch module."""
     import torch
     from torch.nn import functional
 
     torch.set_num_threads(usable_cores())
     kind = torch.channels_last if channels_last else torch.contiguous_format
+    torch.backends.cudnn.benchmark = True
+    dtype = getattr(torch, precision)
     tensors = {
-        name: torch.from_numpy(value) for name, value in folded_parameters(NAME).items()
+        name: torch.from_numpy(value).to(device, dtype)
+        for name, value in folded_parameters(NAME).items()
     }
     for name, tensor in tensors.items():
         if tensor.ndim == 4:
@@ -96,14 +104,15 @@ def torch_peer(channels_last: bool) -> Run:
 
     @torch.inference_mode()
     def run(images: np.ndarray) -> np.ndarray:
-        x = torch.from_numpy(images).permute(0, 3, 1, 2)
-        x = ((x.to(torch.float32) - MEAN) / SCALE).contiguous(memory_format=kind)
+        x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+        x = (x.to(torch.float32) - MEAN) / SCALE
+        x = x.to(dtype).contiguous(memory_format=kind)
         for block in architecture(NAME):
             shortcut = x
             for conv in block.convs:
                 x = convolve(x, conv)
             x = x + shortcut if block.residual else x
-        return x.mean((2, 3)).numpy()
+        return x.to(torch.float32).mean((2, 3)).cpu().numpy()
 
     return run
 
@@ -125,34 +134,42 @@ def seconds(run: Run, images: np.ndarray) -> float:
 def main(repeats: int = 9, images: int = 6 * CLIP) -> None:
     """A JSON line a peer; medians of interleaved repeats."""
     os.environ["OMP_NUM_THREADS"] = str(usable_cores())
-    side = find_backbone(BackboneConfig()).size
+    backbone = find_backbone(BackboneConfig())
     draw = np.random.default_rng(0)
-    pictures = draw.integers(0, 256, (images, side, side, 3)).astype(np.uint8)
-    engine = OnnxEngine(find_backbone(BackboneConfig()))
-    fast = OnnxEngine(find_backbone(BackboneConfig("fast")))
-    runs: dict[str, Run] = {"ours": batched(engine, CLIP), "fast": batched(fast, CLIP)}
+    pictures = draw.integers(0, 256, (images, backbone.size, backbone.size, 3))
+    pictures = pictures.astype(np.uint8)
+    engine = make_engine(backbone, "auto")
+    on_gpu = engine.name == "jax"
     peers = {
+        "torch_float32": torch_peer(True, "cuda"),
+        "torch_bfloat16": torch_peer(True, "cuda", "bfloat16"),
+    } if on_gpu else {
         "onnxruntime": onnxruntime_peer(),
         "openvino": openvino_peer(),
         "torch": torch_peer(channels_last=False),
         "torch_channels_last": torch_peer(channels_last=True),
-    }
-    expected, best = engine(pictures[:8]), {}
-    for name, run in peers.items():
-        np.testing.assert_allclose(run(pictures[:8]), expected, atol=1e-3)
-        taken = {
-            batch: min(seconds(batched(run, batch), pictures[:64]) for _ in range(3))
-            for batch in BATCHES
-        }
-        best[name] = min(taken, key=taken.__getitem__)
-        runs[name] = batched(run, best[name])
+    }  # fmt: skip
+    runs: dict[str, Run] = {"ours": batched(engine, CLIP)}
+    if on_gpu:
+        runs["ours"] = engine  # takes all images in batches of its own
+    else:
+        runs["fast"] = batched(OnnxEngine(find_backbone(BackboneConfig("fast"))), CLIP)
+    best = best_batches(peers, GPU_BATCHES if on_gpu else BATCHES, pictures)
+    if not on_gpu:
+        for run in peers.values():
+            np.testing.assert_allclose(
+                run(pictures[:8]), engine(pictures[:8]), atol=1e-3
+            )
+    runs |= {name: batched(run, best[name]) for name, run in peers.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(seconds(run, pictures))
     rates = {name: images / median(taken) for name, taken in times.items()}
     pairs = [(name, rates["ours"], rates[name]) for name in peers]
-    for name, mine, theirs in [*pairs, ("float32", rates["fast"], rates["ours"])]:
+    if "fast" in rates:
+        pairs.append(("float32", rates["fast"], rates["ours"]))
+    for name, mine, theirs in pairs:
         line = {
             "benchmark": "backbone",
             "peer": name,
@@ -163,6 +180,21 @@ def main(repeats: int = 9, images: int = 6 * CLIP) -> None:
             "batch": best.get(name),
         }
         print(json.dumps(line), flush=True)
+
+
+def best_batches(
+    peers: Mapping[str, Run], sizes: Sequence[int], pictures: np.ndarray
+) -> dict[str, int]:
+    """The batch size at which each peer is fastest."""
+    best = {}
+    few = pictures[: max(sizes[-1], 64)]
+    for name, run in peers.items():
+        taken = {
+            size: min(seconds(batched(run, size), few) for _ in range(3))
+            for size in sizes
+        }
+        best[name] = min(taken, key=taken.__getitem__)
+    return best
 
 
 if __name__ == "__main__":

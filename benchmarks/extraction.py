@@ -9,7 +9,8 @@ view, through the float32 network. The peers:
 - decode_only: the decoding workers alone, images handed over and thrown away
 - both_bound: what two stages on the same cores can reach at most, 1 / (1 / b + 1 / d)
 - torch_dataloader: what one would write instead: a DataLoader of as many workers as
-  cores, OpenCV, the same frames and views, the same network in torch channels-last
+  cores, OpenCV, the same frames and views, the same network in torch channels-last; on
+  a GPU, where there is one, in bfloat16
 - float32: here `ours` is the 8-bit network (`--feature-preset fast`), theirs the float one
 
 Each line has `idle`, the share of the cores' time in which ours computed nothing.
@@ -40,7 +41,7 @@ from vd.videos.manifest import Video, read_manifest
 from vd.videos.workers import decode_videos
 
 FLOATS = BackboneConfig("fast", "efficientnet-lite0")
-BATCH = 8  # of the torch network: its best (benchmarks/backbone.py)
+BATCH, GPU_BATCH = 8, 64  # of the torch network: its best (benchmarks/backbone.py)
 
 
 class Clips:
@@ -73,17 +74,19 @@ class Clips:
         return np.stack(images)
 
 
-def torch_dataloader(paths: Sequence[Path]) -> Callable[[], None]:
+def torch_dataloader(paths: Sequence[Path], on_gpu: bool) -> Callable[[], None]:
     """The peer; its network is made once, its workers each time, as ours are."""
     from torch.utils.data import DataLoader
 
     network = batched(torch_peer(channels_last=True), BATCH)
+    if on_gpu:
+        network = batched(torch_peer(True, "cuda", "bfloat16"), GPU_BATCH)
 
     def run() -> None:
         clips: Any = Clips(paths)  # what a DataLoader takes by its methods
         loader: Any = DataLoader(
             clips, batch_size=None, num_workers=usable_cores(),
-            multiprocessing_context="fork",
+            multiprocessing_context="spawn" if on_gpu else "fork",
         )  # fmt: skip
         for images in loader:
             network(np.asarray(images))
@@ -105,7 +108,7 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
             "fast": lambda: run_ours(videos, dataset_path, BackboneConfig("fast")),
             "backbone_only": backbone_only(paths, backbone, engine),
             "decode_only": lambda: decode_only(paths, backbone),
-            "torch_dataloader": torch_dataloader(paths),
+            "torch_dataloader": torch_dataloader(paths, engine.name == "jax"),
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
         idle = []

@@ -1,15 +1,17 @@
-"""Milliseconds a training step on a CPU: vd's against torch, Flax's LSTM and the floor.
+"""Milliseconds a training step: vd's against torch, Flax's LSTM, cuDNN's and the floor.
 
     pip install '.[bench]' && python -m benchmarks.train_step
 
 Batches of 64 clips × 32 frames × 2560 values, float16 on the host as they are stored;
 hidden size 128, float32. A step is all of it: conversion, dropout, focal loss, gradient,
 clipping, AdamW. Two shapes: `default` projects the features to 256 first, `direct` does
-not. Every peer has all cores, gives the same logits for the same parameters (checked) and
-trains on the same batch:
+not. Every peer has all cores, or the first GPU where there is one, gives the same logits
+for the same parameters (checked) and trains on the same batch:
 
 - torch: nn.LSTM, fused AdamW
 - flax: nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell)) under jit
+- cudnn: the same around cuDNN's LSTM, jax.experimental.rnn.lstm; on a GPU alone
+- bfloat16: vd's step in that; on a GPU alone
 - floor: the step's matrix products alone, at the rate of the faster of torch's and XLA's
   products of 2048 × 2560 × 1024 in the same rounds
 
@@ -19,6 +21,7 @@ rounds, which other work on the machine disturbs least.
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,10 +33,14 @@ import torch
 import tyro
 
 from benchmarks.train_step_peers import (
+    DEVICE,
     STEPS_PER_EPOCH,
+    CudnnDetector,
+    FlaxDetector,
     Step,
     check,
     flax_step,
+    settled,
     torch_step,
 )
 from vd.config import Config, DataConfig, ModelConfig
@@ -49,29 +56,41 @@ SHAPES = {"default": 256, "direct": 0}
 PRODUCT = (ROWS, DIM, 1024)
 
 
-def main(rounds: int = 15, steps: int = 4, devices: int | None = None) -> None:
+def main(
+    rounds: int = 15,
+    steps: int = 4,
+    devices: int | None = None,
+    shapes: tuple[str, ...] = tuple(SHAPES),
+) -> None:
     """A JSON line a shape and peer; each round takes `steps` steps of each."""
     ours = training_devices(devices, BATCH)
+    on_gpu = ours[0].platform == "gpu"
     draw = np.random.default_rng(0)
     features = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
     labels = (np.arange(BATCH) % 2).astype(np.float32)
-    for shape, projection in SHAPES.items():
-        model = ModelConfig(projection_size=projection, mixed_precision=False)
+    for shape in shapes:
+        model = ModelConfig(projection_size=SHAPES[shape], mixed_precision=False)
         config = Config(DataConfig(Path()), model=model)
         params = jax.device_get(init_params(Detector(model), DIM, jax.random.key(0)))
-        check(config, params, features[:8])
+        detectors = [FlaxDetector, CudnnDetector][: 1 + on_gpu]
+        check(config, params, features[:8], detectors)
         runs = {
             "ours": our_step(config, params, features, labels, ours),
             "torch": torch_step(config, params, features, labels),
             "flax": flax_step(config, params, features, labels),
             **products(),
         }
+        if on_gpu:
+            half = replace(config, model=replace(model, mixed_precision=True))
+            runs["cudnn"] = flax_step(config, params, features, labels, CudnnDetector)
+            runs["bfloat16"] = our_step(half, params, features, labels, ours)
         times = interleaved(runs, rounds, steps)
         fastest = min(products(), key=lambda name: median(times[name]))
         share = flops(config) / (2 * np.prod(PRODUCT))
         times["floor"] = [share * taken for taken in times[fastest]]
-        for peer in ("torch", "flax", "floor"):
-            line(shape, peer, times["ours"], times[peer])
+        for peer in ("torch", "flax", "cudnn", "bfloat16", "floor"):
+            if peer in times:
+                line(shape, peer, times["ours"], times[peer])
 
 
 def our_step(
@@ -99,11 +118,11 @@ def products() -> dict[str, Step]:
     draw = np.random.default_rng(1)
     a = draw.normal(size=(rows, inner)).astype(np.float32)
     b = draw.normal(size=(inner, columns)).astype(np.float32)
-    torch_a, torch_b = torch.from_numpy(a), torch.from_numpy(b)
+    torch_a, torch_b = (torch.from_numpy(x).to(DEVICE) for x in (a, b))
     jax_a, jax_b = jnp.asarray(a), jnp.asarray(b)
     product = jax.jit(jnp.matmul)
     return {
-        "torch_product": lambda: torch_a @ torch_b,
+        "torch_product": lambda: settled(torch_a @ torch_b),
         "xla_product": lambda: product(jax_a, jax_b),
     }
 

@@ -1,9 +1,9 @@
-"""The detector and its training step as one would write them with torch, and with Flax's LSTM.
+"""The detector and its training step as one would write them with torch, Flax, cuDNN.
 
-Both take vd's parameters, so that all peers of `benchmarks.train_step` are one model.
+All take vd's parameters, so that all peers of `benchmarks.train_step` are one model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+from jax.experimental import rnn
 from torch.nn import functional
 
 from vd.config import Config, ModelConfig, usable_cores
@@ -22,14 +23,20 @@ from vd.training.optimizer import learning_rate, make_optimizer
 Step = Callable[[], Any]  # one step; returns what shows that it is done
 STEPS_PER_EPOCH = 341
 DIRECTIONS = "forward", "backward"
+TOLERANCE = 1e-4 if not torch.cuda.is_available() else 1e-2  # TF32 products on a GPU
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def flax_step(
-    config: Config, params: Any, features: np.ndarray, labels: np.ndarray
+    config: Config,
+    params: Any,
+    features: np.ndarray,
+    labels: np.ndarray,
+    detector: "type[FlaxDetector] | None" = None,
 ) -> Step:
-    """A jitted step of the Flax model."""
-    model = FlaxDetector(config.model)
-    params = flax_params(params, config.model.hidden_size)
+    """A jitted step of the Flax model, around Flax's LSTM or another."""
+    model = (detector or FlaxDetector)(config.model)
+    params = model.take(params)
     optimizer = make_optimizer(
         config.training, learning_rate(config.training, STEPS_PER_EPOCH)
     )
@@ -73,14 +80,54 @@ class FlaxDetector(nn.Module):
         if self.config.projection_size:
             x = nn.Dense(self.config.projection_size, name="projection")(x)
             x = x if dropout is None else x * dropout.projected_BxP[:, None]
-        cells = (nn.OptimizedLSTMCell(hidden, name=name) for name in DIRECTIONS)
-        forward, backward = (nn.RNN(cell) for cell in cells)
-        x = nn.Bidirectional(forward, backward)(x)
+        x = self.recur(x)
         score = nn.Dense(hidden, name="attention_hidden")(x)
         score = nn.Dense(1, name="attention")(jnp.tanh(score))
         pooled = jnp.sum(jax.nn.softmax(score, axis=1) * x, axis=1)
         pooled = pooled if dropout is None else pooled * dropout.pooled_Bx2H
         return nn.Dense(1, name="logit")(pooled)[:, 0]
+
+    def recur(self, x: Any) -> Any:
+        """Outputs of both directions, side by side."""
+        forward, backward = (
+            nn.RNN(nn.OptimizedLSTMCell(self.config.hidden_size, name=name))
+            for name in DIRECTIONS
+        )
+        return nn.Bidirectional(forward, backward)(x)
+
+    @staticmethod
+    def take(params: Any) -> Any:
+        """vd's parameters as this module names them."""
+        return flax_params(params)
+
+
+class CudnnDetector(FlaxDetector):
+    """vd's detector around cuDNN's LSTM."""
+
+    def recur(self, x: Any) -> Any:
+        """Outputs of both directions, side by side; all weights are one vector."""
+        batch, frames, inputs = x.shape
+        hidden = self.config.hidden_size
+        count = rnn.get_num_params_in_lstm(inputs, hidden, 1, True)
+        weights = self.param("lstm", nn.initializers.normal(), (count,))
+        zeros = jnp.zeros((2, batch, hidden))
+        lengths = jnp.full(batch, frames, jnp.int32)
+        return rnn.lstm(
+            x, zeros, zeros, weights, lengths, inputs, hidden, 1, 0.0, True
+        )[0]
+
+    @staticmethod
+    def take(params: Any) -> Any:
+        """vd's parameters, the LSTM's in cuDNN's order; its second bias is 0."""
+        lstm = params["lstm"]
+        kernels = np.split(np.asarray(lstm["input"]["kernel"]), 2, axis=1)
+        biases = np.split(np.asarray(lstm["input"]["bias"]), 2)
+        parts = []
+        for kernel, recurrent in zip(kernels, lstm["recurrent"], strict=True):
+            parts += [kernel.T.ravel(), np.asarray(recurrent).T.ravel()]
+        for bias in biases:
+            parts += [bias, 0 * bias]
+        return {**params, "lstm": np.concatenate(parts)}
 
 
 def torch_step(
@@ -88,7 +135,7 @@ def torch_step(
 ) -> Step:
     """A step of the torch model on all cores."""
     torch.set_num_threads(usable_cores())
-    model = TorchDetector(config.model, params, features.shape[-1])
+    model = TorchDetector(config.model, params, features.shape[-1]).to(DEVICE)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     settings = config.training
@@ -100,12 +147,14 @@ def torch_step(
         lr=settings.learning_rate,
         fused=True,
     )
-    x, y = torch.from_numpy(features), torch.from_numpy(labels)
+    x, y = torch.from_numpy(features), torch.from_numpy(labels).to(DEVICE)
+    if DEVICE.type == "cuda":
+        x = x.pin_memory()
     targets = y * (1 - settings.label_smoothing) + settings.label_smoothing / 2
 
     def run() -> Any:
         optimizer.zero_grad()
-        logits = model(x)
+        logits = model(x.to(DEVICE, non_blocking=True))
         cross = functional.binary_cross_entropy_with_logits(
             logits, targets, reduction="none"
         )
@@ -117,7 +166,7 @@ def torch_step(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip_norm)
         optimizer.step()
-        return loss.item()
+        return settled(loss)
 
     return run
 
@@ -150,7 +199,7 @@ class TorchDetector(torch.nn.Module):
         x = features.float()
         if self.projection is not None:
             x = self.projection(x)
-            ones = torch.ones(len(x), 1, x.shape[-1])
+            ones = torch.ones(len(x), 1, x.shape[-1], device=x.device)
             x = x * functional.dropout(ones, self.rate, self.training)
         x, _ = self.lstm(x)
         score = self.attention(torch.tanh(self.attention_hidden(x)))
@@ -159,22 +208,36 @@ class TorchDetector(torch.nn.Module):
         return self.logit(pooled)[:, 0]
 
 
-def check(config: Config, params: Any, features: np.ndarray) -> None:
+def settled(value: torch.Tensor) -> torch.Tensor:
+    """A value of torch's, after all its work on the device has ended."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return value
+
+
+def check(
+    config: Config,
+    params: Any,
+    features: np.ndarray,
+    detectors: Sequence[type[FlaxDetector]],
+) -> None:
     """Raise unless all peers give vd's logits."""
     mask = np.ones(features.shape[:2], np.float32)
     expected = np.asarray(apply(Detector(config.model), params, features, mask))
-    theirs = flax_params(params, config.model.hidden_size)
-    flax_logits: Any = FlaxDetector(config.model).apply({"params": theirs}, features)
-    np.testing.assert_allclose(flax_logits, expected, atol=1e-4)
-    model = TorchDetector(config.model, params, features.shape[-1]).eval()
+    for detector in detectors:
+        model = detector(config.model)
+        logits: Any = model.apply({"params": model.take(params)}, features)
+        np.testing.assert_allclose(logits, expected, atol=TOLERANCE)
+    network = TorchDetector(config.model, params, features.shape[-1]).eval().to(DEVICE)
     with torch.inference_mode():
-        torch_logits = model(torch.from_numpy(features)).numpy()
-    np.testing.assert_allclose(torch_logits, expected, atol=1e-4)
+        theirs = network(torch.from_numpy(features).to(DEVICE)).cpu().numpy()
+    np.testing.assert_allclose(theirs, expected, atol=TOLERANCE)
 
 
-def flax_params(params: Any, hidden: int) -> Any:
+def flax_params(params: Any) -> Any:
     """vd's parameters as `FlaxDetector` names them."""
     lstm = params["lstm"]
+    hidden = lstm["recurrent"].shape[1]
     kernel, bias = lstm["input"]["kernel"], lstm["input"]["bias"]
     made = {name: value for name, value in params.items() if name != "lstm"}
     for d, direction in enumerate(DIRECTIONS):

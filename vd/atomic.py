@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vd.errors import VdError
 
+_NAMING_SECONDS = 1.0  # what a lock's holder has at most to write its name
 _OWNED = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)$")
 
 
@@ -132,15 +134,7 @@ def lock(path: Path, doing: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = open(path, "a+")  # noqa: SIM115  # closed below
     with opened as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            raise VdError(
-                f"{path.parent} is in use by {owner}; wait for it to end, or name "
-                "another folder."
-            ) from error
+        _take(handle, path.parent)
         with explaining(path):
             handle.truncate(0)
             owner = f"{doing}, process {os.getpid()} on {socket.gethostname()}"
@@ -151,3 +145,19 @@ def lock(path: Path, doing: str) -> Iterator[None]:
             yield
         finally:
             handle.truncate(0)
+
+
+def _take(handle: IO[str], folder: Path) -> None:
+    """Lock `handle`, or say who holds it: the holder writes its name just after it locks."""
+    until = time.monotonic() + _NAMING_SECONDS
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle.seek(0)
+        owner = handle.read().strip()
+        if owner or time.monotonic() > until:
+            raise VdError(
+                f"{folder} is in use by {owner or 'another process'}; wait for it to "
+                "end, or name another folder."
+            )
+        time.sleep(0.01)

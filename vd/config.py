@@ -163,6 +163,9 @@ class GridConfig:
     """Values of --dropout-rate."""
     grad_clip_norms: tuple[float, ...] = ()
     """Values of --grad-clip-norm (0: no clipping)."""
+    members_at_once: int = 1
+    """Members that train in one program; more gained nothing where it was measured, on a CPU
+    and on one large GPU."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +268,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "backbone_size": (1, 4096),
     "backbone_mean": (-1_000_000, 1_000_000),
     "decode_workers": (1, 4096),
+    "members_at_once": (1, 4096),
     "clip_frames": (1, 100_000),
     "projection_size": (0, 8192),
     "hidden_size": (1, 4096),

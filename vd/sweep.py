@@ -2,8 +2,8 @@
 
 Members differ in seed, fold, or numbers of the loss and the optimizer; every one ends as an
 ordinary run folder, equal to that of `vd train` within rounding. What is shared is start-up,
-features, compilation, and on an accelerator, where all train at once, the products. On a CPU
-these gain nothing (docs/performance.md), so members train one after the other.
+features and compilation. Members train one after the other, or `members_at_once` together;
+where that was measured it gained nothing (docs/performance.md).
 """
 
 import threading
@@ -32,8 +32,6 @@ from vd.training.run_folder import check_folder
 from vd.videos.splits import fold_splits, keep_splits
 
 if TYPE_CHECKING:
-    import jax
-
     from vd.training.batches import FeatureSet
     from vd.training.lockstep import Lockstep
     from vd.training.loop import Trained
@@ -95,7 +93,7 @@ def sweep(
                 runs[name] = member, of_fold, opened
         say(f"{len(configs)} members, {len(configs) - len(runs)} of them finished")
         if runs:
-            errors = _train_and_evaluate(parts, data, runs)
+            errors = _train_and_evaluate(parts, data, runs, grid.members_at_once)
         rows = [_row(name, member, name in errors) for name, member in configs.items()]
     write_csv(config.run.checkpoint_dir / "sweep.csv", rows)
     for name, error in errors.items():
@@ -137,9 +135,12 @@ def _short(value: float) -> str:
 
 
 def _train_and_evaluate(
-    parts: Parts, data: Data, runs: Mapping[str, tuple[Config, Data, Opened]]
+    parts: Parts,
+    data: Data,
+    runs: Mapping[str, tuple[Config, Data, Opened]],
+    at_once: int,
 ) -> dict[str, BaseException]:
-    """Train the members in groups, and evaluate each; returns what went wrong with any."""
+    """Train the members in groups of `at_once`, and evaluate each; returns what went wrong with any."""
     from vd.training.batches import FeatureSet
     from vd.training.lockstep import Lockstep
 
@@ -160,7 +161,7 @@ def _train_and_evaluate(
     left, begun = iter(made.items()), 0
     first = next(iter(configs.values()))
     say_before_training(first, parts, everything, devices)
-    while group := dict(islice(left, members_at_once(len(made), devices))):
+    while group := dict(islice(left, at_once)):
         begun += len(group)
         say(f"member {begun} of {len(made)}: {', '.join(group)}")
         trained, failed = _train(parts, group, lockstep)
@@ -174,11 +175,6 @@ def _train_and_evaluate(
             say(f"{name} ended early: {error}")
         errors |= failed
     return errors
-
-
-def members_at_once(members: int, devices: Sequence["jax.Device"]) -> int:
-    """All on an accelerator; on a CPU products of many are as slow as many products."""
-    return 1 if devices[0].platform == "cpu" else members
 
 
 def _train(

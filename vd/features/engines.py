@@ -28,6 +28,7 @@ class Engine(Protocol):
 
     name: str
     dim: int
+    batch: int  # images that it takes at a time, on all cores or devices
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features of RGB images of the backbone's size."""
@@ -78,20 +79,22 @@ class OnnxEngine:
         elif backbone.built_in:
             model = onnx_model(backbone.name).SerializeToString()
         self._session = onnx_session(model)
-        self._threads = ThreadPoolExecutor(threads or usable_cores())
+        cores = threads or usable_cores()
+        self._threads = ThreadPoolExecutor(cores)
         self._backbone = backbone
         source = self._session.get_inputs()[0]
         self._input, self._raw = source.name, source.type == "tensor(uint8)"
         self._channels_first = len(source.shape) == 4 and source.shape[1] == 3
         fixed = source.shape[0] if source.shape else None
         self._fixed = fixed if isinstance(fixed, int) else None
-        self._batch = self._fixed or 1
+        self._each = self._fixed or 1
+        self.batch = cores * self._each
         self.dim = FEATURES if backbone.built_in else self._probe()
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features; a core takes as many images at a time as the network fixes, else one."""
-        starts = range(0, len(images_NxHxWx3), self._batch)
-        batches = (images_NxHxWx3[start : start + self._batch] for start in starts)
+        starts = range(0, len(images_NxHxWx3), self._each)
+        batches = (images_NxHxWx3[start : start + self._each] for start in starts)
         parts = list(self._threads.map(self._run, batches))
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
@@ -150,6 +153,7 @@ class JaxEngine:
 
         prepare_jax()
         self._devices = jax.local_device_count()
+        self.batch = self._devices * _JAX_BATCH
         module = EfficientNetLite(backbone.name)
         variables = flax_parameters(folded_parameters(backbone.name))
         self._apply = jax.pmap(
@@ -159,16 +163,21 @@ class JaxEngine:
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features, a padded batch of every device at a time."""
-        count, batch = len(images_NxHxWx3), self._devices * _JAX_BATCH
-        features = np.zeros((count, self.dim), np.float32)
-        for start in range(0, count, batch):
-            part = images_NxHxWx3[start : start + batch]
-            padded = np.zeros((batch, *part.shape[1:]), np.uint8)
-            padded[: len(part)] = part
-            stacked = padded.reshape(self._devices, _JAX_BATCH, *part.shape[1:])
-            result = np.asarray(self._apply(stacked)).reshape(batch, self.dim)
-            features[start : start + len(part)] = result[: len(part)]
-        return features
+        starts = range(0, len(images_NxHxWx3), self.batch)
+        batches = (images_NxHxWx3[start : start + self.batch] for start in starts)
+        # all are under way before the first is waited for
+        parts = [self._run(images) for images in batches]
+        made = [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
+        none = np.zeros((0, self.dim), np.float32)
+        return np.concatenate([*made, none])[: len(images_NxHxWx3)]
+
+    def _run(self, images: Images) -> Any:
+        """Features of at most a batch, and of its padding, on the devices."""
+        shape = images.shape[1:]
+        lacking = self.batch - len(images)
+        if lacking:
+            images = np.concatenate([images, np.zeros((lacking, *shape), np.uint8)])
+        return self._apply(images.reshape(self._devices, _JAX_BATCH, *shape))
 
 
 def _has_accelerator() -> bool:

@@ -184,7 +184,7 @@ def _check_space(folder: Path, needed: float) -> None:
 
 def _images_per_second(engine: Engine, side: int) -> float:
     """Speed of the backbone, measured."""
-    probe = np.zeros((16, side, side, 3), np.uint8)
+    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
     engine(probe)
     began = time.perf_counter()
     engine(probe)

@@ -126,13 +126,10 @@ class Lockstep:
         )  # what stands in an empty place is dropped
         try:
             states = tuple(self._asked[member][0] for member in places)
-            batches = [self._asked[member][1] for member in places]
+            batches = tuple(self._split(self._asked[member][1]) for member in places)
             settings = [self._settings[member] for member in places]
-            stacked = Batch(
-                *(self._stack(arrays) for arrays in zip(*batches, strict=True))
-            )
             values = Settings(*map(np.stack, zip(*settings, strict=True)))
-            results = self._program(states, stacked, values)
+            results = self._program(states, batches, values)
             self._done |= dict(zip(members, zip(*results, strict=True), strict=False))
         except BaseException as error:  # noqa: BLE001  # every member raises it
             self._error = error
@@ -146,10 +143,9 @@ class Lockstep:
             places = half
         return places
 
-    def _stack(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """M times (B, …) → (devices, M, B / devices, …)."""
-        split = [over_devices(array, self._devices) for array in arrays]
-        return split[0][:, None] if len(split) == 1 else np.stack(split, axis=1)
+    def _split(self, batch: Batch) -> Batch:
+        """A member's batch over the devices."""
+        return Batch(*(over_devices(array, self._devices) for array in batch))
 
 
 def _program(config: Config, parts: Parts, devices: Sequence[jax.Device]) -> Any:
@@ -162,9 +158,12 @@ def _program(config: Config, parts: Parts, devices: Sequence[jax.Device]) -> Any
         )
         return make_step(traced, optimizer, parts, _AXIS)(state, batch)
 
-    def all_members(states: Any, batches: Batch, settings: Settings) -> Any:
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        made = jax.vmap(one)(stacked, batches, settings)
+    def all_members(states: Any, batches: Any, settings: Settings) -> Any:
+        stacked = (
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+            for trees in (states, batches)
+        )
+        made = jax.vmap(one)(*stacked, settings)
         return tuple(
             tuple(
                 jax.tree.map(lambda leaf, i=i: leaf[i], tree)
