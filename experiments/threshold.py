@@ -1,4 +1,4 @@
-"""Which threshold to fit on few validation clips: three ways, judged on the folds' test parts.
+"""Which threshold to fit on few validation clips: four ways, judged on the folds' test parts.
 
     python experiments/threshold.py CROSSVAL [CROSSVAL …]
 
@@ -7,7 +7,8 @@ validation part alone; the accuracy is over all members' test clips.
 
 - half: 0.5, that is a logit of 0
 - best: the logit of best balanced accuracy on validation, midway between two clips
-- smoothed: `vd.calibration.fit`, each class's logits smoothed before
+- even: what the loss itself gives to a clip that tells nothing, whatever validation says
+- vd: `vd.calibration.fit`, best balanced accuracy of smoothed logits, held near `even`
 
 Source:   Scott, "Multivariate Density Estimation" (1992), for the width
 Cost:     a second; the cross-validations are what takes time
@@ -26,6 +27,9 @@ from vd.calibration import fit
 from vd.cli import run_command
 from vd.evaluation.predictions import read_predictions
 from vd.evaluation.results import read_results
+from vd.tables import read_csv
+from vd.training.parts import import_parts
+from vd.training.run_folder import read_config, read_settings
 
 
 def best(logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]) -> float:
@@ -39,20 +43,27 @@ def best(logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]) -> f
     return float(equal[np.argmin(np.abs(equal))])
 
 
-def smoothed(
-    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]
+def even(run_dir: Path) -> float:
+    """The logit that the loss of a run gives to a clip that tells nothing."""
+    train = read_csv(run_dir / "splits.csv")
+    labels = [row["label"] == "violent" for row in train if row["split"] == "train"]
+    parts = import_parts(read_config(run_dir))
+    return parts.even_logit(read_settings(run_dir).training, float(np.mean(labels)))
+
+
+def fitted(
+    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"], even_logit: float
 ) -> float:
     """The logit of vd's threshold."""
-    fitted = fit(logit_N, labels_N)
-    odds = fitted.threshold / (1 - fitted.threshold)
-    return float(fitted.temperature * np.log(odds))
+    found = fit(logit_N, labels_N, even_logit)
+    odds = found.threshold / (1 - found.threshold)
+    return float(found.temperature * np.log(odds))
 
 
 def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
     """Print a line a cross-validation."""
-    ways = {"half": lambda logit_N, labels_N: 0.0, "best": best, "smoothed": smoothed}
     for folder in crossvals:
-        right: dict[str, list[bool]] = {name: [] for name in ways}
+        right: dict[str, list[bool]] = {"half": [], "best": [], "even": [], "vd": []}
         clips = 0
         for member in read_results(folder):
             val, test = (
@@ -60,8 +71,14 @@ def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
                 for part in ("val", "test")
             )
             clips += len(val.labels_N)
-            for name, way in ways.items():
-                cut = way(val.logit_N, val.labels_N)
+            own = even(member.run_dir)
+            cuts = {
+                "half": 0.0,
+                "best": best(val.logit_N, val.labels_N),
+                "even": own,
+                "vd": fitted(val.logit_N, val.labels_N, own),
+            }
+            for name, cut in cuts.items():
                 right[name] += list((test.logit_N >= cut) == (test.labels_N == 1))
         members = len(read_results(folder))
         told = ", ".join(f"{n} {100 * np.mean(r):.1f} %" for n, r in right.items())

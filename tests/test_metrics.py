@@ -122,6 +122,31 @@ def test_a_threshold_of_few_clips_errs_less_than_the_best_of_those_clips():
     assert np.mean(ours) < 0.85 * np.mean(plain)
 
 
+def cut(logits, labels, even):
+    fitted = fit(logits, labels, even)
+    return fitted.temperature * np.log(fitted.threshold / (1 - fitted.threshold))
+
+
+def test_few_clips_leave_the_loss_its_threshold_and_many_do_not():
+    """Classes at -1 ± 1 and 1 ± 1 are best cut at 0; the loss says 1."""
+    rng = np.random.default_rng(0)
+    far = []
+    for count in (15, 150, 5000):
+        labels = np.repeat([0, 1], count)
+        made = [rng.normal(size=2 * count) + 2 * labels - 1 for _ in range(20)]
+        far.append(np.mean([abs(cut(logits, labels, 1.0)) for logits in made]))
+    assert far[0] > 0.6
+    assert 0.1 < far[1] < 0.4
+    assert far[2] < 0.1
+
+
+def test_a_network_that_is_off_by_far_is_followed():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 6)
+    logits = rng.normal(size=12) + 8 * labels - 4
+    assert logits[:6].max() + 9 < cut(logits + 9, labels, 0.0) < logits[6:].min() + 9
+
+
 @pytest.mark.parametrize("wild", [3.0, 100.0, 1e6])
 def test_one_wild_logit_moves_no_threshold(wild):
     rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from vd.config import TrainingConfig
 from vd.training.early_stopping import EarlyStopping
 from vd.training.loss import focal_loss, imbalance_warning, smoothed_targets
 from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
+from vd.training.parts import Parts
 
 
 def sigmoid(x):
@@ -39,13 +40,25 @@ def test_gamma_zero_alpha_half_is_half_cross_entropy():
     np.testing.assert_allclose(focal_loss(logits, labels, config), expected, rtol=1e-5)
 
 
-def test_a_coin_flip_clip_is_cheapest_at_040_in_the_recipe():
-    logits = jnp.linspace(-2, 2, 4001)
-    config = TrainingConfig()
-    both = focal_loss(logits, jnp.ones(4001), config) + focal_loss(
-        logits, jnp.zeros(4001), config
+def test_the_losses_own_threshold_by_hand():
+    def own(share, loss=None, **settings):
+        return Parts(loss=loss).even_logit(TrainingConfig(**settings), share)
+
+    plain = {"focal_gamma": 0.0, "label_smoothing": 0.0}
+    assert own(0.5, focal_alpha=0.5) == 0
+    assert own(0.2, focal_alpha=0.5, **plain) == pytest.approx(
+        math.log(1 / 4), abs=0.01
     )
-    assert sigmoid(float(logits[jnp.argmin(both)])) == pytest.approx(0.40, abs=0.005)
+    # weights as a share has them
+    assert own(0.5, focal_alpha=0.2, **plain) == pytest.approx(
+        math.log(1 / 4), abs=0.01
+    )
+    assert sigmoid(own(0.5)) == pytest.approx(
+        0.40, abs=0.005
+    )  # the recipe's alpha, gamma
+    squared = own(0.5, lambda logits, targets: (logits - 3 * targets) ** 2, **plain)
+    assert squared == pytest.approx(1.5, abs=0.01)
+    assert own(0.5, lambda logits, targets: 0 * logits) == 0  # a loss that says nothing
 
 
 @pytest.mark.parametrize(

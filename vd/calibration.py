@@ -9,6 +9,10 @@ from scipy.special import expit, ndtr
 
 FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
 _CANDIDATES = 1001
+_HOLD, _MOST = (
+    20.0,
+    0.25,
+)  # of the threshold to the loss's own (experiments/threshold.py)
 _LOG_TEMPERATURE_BOUNDS = (np.log(0.05), np.log(20.0))
 
 
@@ -35,12 +39,16 @@ class Calibration:
 
 
 def fit(
-    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]
+    logit_N: Float[np.ndarray, " N"],
+    labels_N: Int[np.ndarray, " N"],
+    even_logit: float = 0.0,
 ) -> Calibration:
     """Temperature by likelihood (Guo et al. 2017), threshold by smoothed balanced accuracy.
 
     The likelihood is of Platt's targets (1999), (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), so that
-    a part without a mistake gives no certainty.
+    a part without a mistake gives no certainty. `even_logit` is what the loss gives to a clip
+    that tells nothing (`vd.training.parts.Parts.even_logit`); the fewer the clips, the nearer
+    to it the threshold.
     """
     counts = np.bincount(labels_N, minlength=2)
     targets_N = np.array([1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)])[
@@ -58,8 +66,8 @@ def fit(
     probability_N = expit(logit_N / temperature)
     return Calibration(
         temperature,
-        float(expit(_best_threshold(logit_N / temperature, labels_N))),
-        "validation, best balanced accuracy",
+        float(expit(_best_threshold(logit_N, labels_N, even_logit) / temperature)),
+        "validation, best balanced accuracy near the loss's own threshold",
         false_alarm_threshold(probability_N, labels_N),
     )
 
@@ -85,23 +93,32 @@ def false_alarm_threshold(
 
 
 def _best_threshold(
-    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]
+    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"], even: float
 ) -> float:
-    """The logit of best balanced accuracy; of several as good, that nearest to 0.
+    """The logit of best balanced accuracy, less what it costs to leave `even`.
 
-    Each class's logits are smoothed by a Gaussian of width σ · n^(−1/5) (Scott 1992), σ the
-    lesser of deviation and interquartile range / 1.35, which one wild logit does not move:
-    the best threshold of a few clips is mostly chance (docs/results.md).
+    The best threshold of a few clips is mostly chance (docs/results.md). So each class's
+    logits are smoothed by a Gaussian of width σ · n^(−1/5) (Scott 1992), and a threshold x
+    deviations of all logits from `even` costs 20 x² / n; `even` beyond the medians of the
+    classes is taken to the nearer, for such a network has an offset of its own.
     """
-    classes = [logit_N[labels_N == label] for label in np.unique(labels_N)]
-    ends = np.quantile(classes[0], [0.05, 0.95]), np.quantile(classes[-1], [0.05, 0.95])
-    candidates = np.append(np.linspace(np.min(ends), np.max(ends), _CANDIDATES), 0.0)
+    classes = {label: logit_N[labels_N == label] for label in np.unique(labels_N)}
+    medians = [np.median(own) for own in classes.values()]
+    even = float(np.clip(even, min(medians), max(medians)))
+    ends = [np.quantile(own, [0.05, 0.95]) for own in classes.values()]
+    cut_C = np.append(np.linspace(np.min(ends), np.max(ends), _CANDIDATES), even)
     recalls = []
-    for label, own in zip(np.unique(labels_N), classes, strict=True):
-        spread = np.subtract(*np.quantile(own, [0.75, 0.25])) / 1.35
-        width = max(min(np.std(own), spread) * len(own) ** -0.2, 1e-9)
-        above_CxN = ndtr((own - candidates[:, None]) / width)
+    for label, own in classes.items():
+        width = _spread(own) * len(own) ** -0.2
+        above_CxN = ndtr((own - cut_C[:, None]) / width)
         recalls.append(np.mean(above_CxN if label else 1 - above_CxN, axis=1))
-    balanced_C = np.mean(recalls, axis=0)
-    best = candidates[balanced_C >= balanced_C.max() - 1e-9]
-    return float(best[np.argmin(np.abs(best))])
+    away_C = (cut_C - even) / _spread(logit_N)
+    worth_C = np.mean(recalls, axis=0) - _HOLD / len(logit_N) * away_C**2
+    best = cut_C[worth_C >= worth_C.max() - 1e-9]
+    return float(best[np.argmin(np.abs(best - even))])
+
+
+def _spread(logit_N: Float[np.ndarray, " N"]) -> float:
+    """The lesser of deviation and interquartile range / 1.35, above 0."""
+    quartiles = np.quantile(logit_N, [0.75, 0.25])
+    return max(float(min(np.std(logit_N), np.subtract(*quartiles) / 1.35)), 1e-9)

@@ -214,7 +214,9 @@ def evaluate_run(
     unfitted = Calibration(1.0, 0.5, "none")
     head = parts.make_head(config.model)
     restored = Restored(config, head, trained.params, unfitted, sets["train"].dim)
-    restored = fit_calibration(restored, sets["val"], run_dir)
+    share = float(sets["train"].labels_N.mean())
+    even_logit = parts.even_logit(config.training, share)
+    restored = fit_calibration(restored, sets["val"], run_dir, even_logit)
     plots.save(
         plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
     )

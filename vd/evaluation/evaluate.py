@@ -171,11 +171,16 @@ def _draw(
         plots.save(figure, run_dir / f"{picture}{suffix}.png")
 
 
-def fit_calibration(restored: Restored, val_set: FeatureSet, run_dir: Path) -> Restored:
-    """Fit temperature and thresholds on validation and write calibration.json."""
+def fit_calibration(
+    restored: Restored, val_set: FeatureSet, run_dir: Path, even_logit: float
+) -> Restored:
+    """Fit temperature and thresholds on validation and write calibration.json.
+
+    `even_logit` is the loss's own threshold, as `vd.calibration.fit` takes it.
+    """
     clips = ([val_set.read(i, 0)] for i in range(len(val_set)))
     logit_N = score(restored.head, restored.params, clips)
-    fitted = calibration.fit(logit_N, val_set.labels_N.astype(int))
+    fitted = calibration.fit(logit_N, val_set.labels_N.astype(int), even_logit)
     write_json(run_dir / "calibration.json", asdict(fitted))
     return replace(restored, calibration=fitted)
 

@@ -159,11 +159,11 @@ def _program(config: Config, parts: Parts, devices: Sequence[jax.Device]) -> Any
         return make_step(traced, optimizer, parts, _AXIS)(state, batch)
 
     def all_members(states: Any, batches: Any, settings: Settings) -> Any:
-        stacked = (
+        state, batch = (
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
             for trees in (states, batches)
         )
-        made = jax.vmap(one)(*stacked, settings)
+        made = jax.vmap(one)(state, batch, settings)
         return tuple(
             tuple(
                 jax.tree.map(lambda leaf, i=i: leaf[i], tree)

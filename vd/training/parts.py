@@ -58,6 +58,23 @@ class Parts(NamedTuple):
             jnp.asarray(logits_B), smoothed_targets(labels_B, config.label_smoothing)
         )
 
+    def even_logit(self, config: TrainingConfig, share: float) -> float:
+        """The logit of least mean loss where a `share` of the clips is violent.
+
+        That is what a clip gets of which nothing is known: 0 for cross-entropy of balanced
+        classes, below it where the loss weighs violent clips less.
+        """
+        import numpy as np
+
+        logit_C = np.linspace(-8, 8, 3201, dtype=np.float32)
+        loss_C = np.zeros(len(logit_C))
+        for label, weight in ((1, share), (0, 1 - share)):
+            labels_C = np.full(len(logit_C), label, np.float32)
+            losses_C = np.asarray(self.losses(logit_C, labels_C, config), np.float64)
+            loss_C += weight * np.nan_to_num(losses_C, nan=np.inf)
+        least = logit_C[loss_C <= loss_C.min() + 1e-7]  # float32's rounding
+        return float(least[np.argmin(np.abs(least))])
+
     def check(self, config: Config, dim: int) -> None:
         """Raise `VdError` unless head and loss give a float32 a clip; nothing is computed."""
         import jax
