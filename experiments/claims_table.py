@@ -69,7 +69,8 @@ the corrected resampled t-test's (Nadeau and Bengio 2003), Holm's correction ove
 stopping and threshold come from an inner validation part; every clip is tested once a seed.
 
 A promise **holds** when the whole interval keeps it and p < 0.05, **does not hold** when the whole interval breaks it, and else cannot be
-decided here; then the last column says how many clips in such groups would show the promised points, or one point.
+decided here; then the last column says how many clips in such groups would show the promised points, or one point. That
+bfloat16 doubles the speed is another matter: on a large GPU it did not ([performance.md](performance.md)).
 {lacking}"""
 
 
