@@ -6,9 +6,10 @@ features and compilation. Members train one after the other, or `members_at_once
 where that was measured it gained nothing (docs/performance.md).
 """
 
+import resource
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -84,6 +85,7 @@ def sweep(
         keep_splits(data.videos, config)
     fewest = min(len(fold.parts()["train"]) for fold in by_fold)
     errors: dict[str, BaseException] = {}
+    _allow_open_files()
     with ExitStack() as locks:
         runs = {}
         for name, member in configs.items():
@@ -101,6 +103,13 @@ def sweep(
             f"{len(errors)} of {len(rows)} members ended early; {name}: {error}"
         )
     return rows
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets a process have: every member's lock is one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):  # where the limit is not a number, as on macOS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def member_configs(
