@@ -112,6 +112,20 @@ def render_slow(path: Path, frames: int) -> Path:
     return path
 
 
+def render_late(path: Path) -> Path:
+    """Two seconds whose last frame's time is seven weeks later, and so the length."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number, image in enumerate(noisy_frames(50)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number * 40 if number < 49 else 2**32
+            frame.time_base = Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 def render_sound(path: Path) -> Path:
     """A second of silence, and no picture."""
     with av.open(str(path), "w") as container:

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.broken import render_late
 from tests.command_line import VD, vd
 from tests.fabricated import write_tiny_backbone
 from vd.atomic import lock
@@ -26,6 +27,7 @@ from vd.features.backbone import find_backbone
 from vd.features.compute import open_store
 from vd.features.extract import extract
 from vd.features.verify import verify_store
+from vd.videos.decode import probe_header
 from vd.videos.hashes import identify
 from vd.videos.manifest import read_manifest
 from vd.videos.synthetic import render_episode
@@ -364,6 +366,35 @@ def test_the_promise_is_near_and_taken_from_all_over_the_manifest(
     said = re.search(r"about ([\d,]+) images", capsys.readouterr().err)[1]
     true = sum(2 * row.frames for row in store.rows.values())
     assert 0.8 * true < int(said.replace(",", "")) < 1.35 * true
+
+
+def test_one_header_that_says_weeks_does_not_tell_of_all(
+    clips, backbone, tmp_path, capsys
+):
+    root = tmp_path / "set"
+    shutil.copytree(clips, root)
+    late = render_late(root / "train" / "violent" / "late.mkv")
+    assert probe_header(late).duration > 10**6
+    store, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
+    assert {e.outcome.outcome for e in ledger.entries} == {"used", "partial"}
+    said = re.search(r"about ([\d,]+) images", capsys.readouterr().err)[1]
+    true = sum(2 * row.frames for row in store.rows.values())
+    assert int(said.replace(",", "")) < 2 * true
+
+
+def test_without_a_temporary_folder_shared_memory_is_enough(
+    clips, backbone, tmp_path, monkeypatch
+):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    store, _ = extraction(clips, backbone, tmp_path / "cache")
+    assert len(store.rows) == 32
+    monkeypatch.setattr("vd.videos.workers._SHARED_MEMORY", tmp_path / "nowhere")
+    with pytest.raises(VdError, match="name a writable folder in TMPDIR"):
+        extraction(clips, backbone, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

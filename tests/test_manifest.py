@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
 from vd.errors import VdError
-from vd.tables import append_csv, read_csv, recover_csv, write_csv
+from vd.tables import append_csv, read_csv, recover_csv, sealed, write_csv
 from vd.videos.hashes import identify
 from vd.videos.manifest import read_manifest, write_manifest
 from vd.videos.outcome import check_file
@@ -63,6 +63,27 @@ def test_other_files_are_listed_as_ignored_and_hidden_ones_are_not(tmp_path):
         "normal/.hidden",
     )
     assert read(tmp_path).ignored == ("x.md", "normal/notes.txt")
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_folder_without_a_video_is_no_class(tmp_path, split):
+    """As vd's own cache, report and run are, when they lie in the data set."""
+    touch(tmp_path, f"{split}fight/a.mp4", f"{split}normal/b.mp4", "cache/hashes.csv")
+    touch(tmp_path, "scan/scan.csv", f"{split}runs/run/report.html")
+    manifest = read(tmp_path)
+    assert [v.name for v in manifest.videos] == [f"{split}fight/a.mp4", f"{split}normal/b.mp4"]  # fmt: skip
+    assert set(manifest.ignored) == {"cache", "scan", f"{split}runs"}
+    touch(tmp_path, f"{split}figth/c.mp4")
+    with pytest.raises(VdError, match="'figth' is no class that vd knows"):
+        read(tmp_path)
+
+
+def test_one_file_by_two_paths_is_listed_twice(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    rows = f"a.mp4,fight\n{tmp_path / 'a.mp4'},normal\nb.mp4,normal\n"
+    (tmp_path / "set.csv").write_text("path,label\n" + rows)
+    with pytest.raises(VdError, match=r"lists 'a\.mp4' 2 times"):
+        read(tmp_path / "set.csv")
 
 
 def test_a_file_beside_class_folders_of_a_split_is_listed(tmp_path):
@@ -206,15 +227,34 @@ def test_identity_is_the_content_and_unchanged_files_are_not_read_again(tmp_path
     assert first["normal/pipe.mp4"] == first["normal/empty.mp4"] == ""
     assert len(first["fight/a.mp4"]) == 64
     rows = read_csv(hashes)
-    rows[0]["sha256"] = 64 * "0"  # a second reading would replace this
+    rows[0] = sealed({**rows[0], "sha256": 64 * "0"})  # a second reading replaces it
     write_csv(hashes, rows)
     assert 64 * "0" in {v.id for v in identify(videos, hashes)}
-    rows[0]["sha256"] = "../no-hash"
+    rows[0]["sha256"] = first["fight/a.mp4"][:-1] + "x"  # not as it was written
     write_csv(hashes, rows)
     assert {v.name: v.id for v in identify(videos, hashes)} == first
     touch(tmp_path, "fight/a.mp4")
     os.utime(tmp_path / "fight/a.mp4", ns=(1, 1))
     assert {v.name: v.id for v in identify(videos, hashes)} == first
+
+
+def test_a_file_of_the_same_size_and_time_and_an_edited_hash_are_read_again(tmp_path):
+    touch(tmp_path, "fight/a.mp4", "normal/b.mp4")
+    hashes = tmp_path / "cache" / "hashes.csv"
+    videos = read(tmp_path).videos
+    first = [v.id for v in identify(videos, hashes)]
+    rows = read_csv(hashes)
+    rows[0]["sha256"], rows[1]["sha256"] = rows[1]["sha256"], rows[0]["sha256"]
+    write_csv(hashes, rows)
+    assert [v.id for v in identify(videos, hashes)] == first
+    path = videos[0].path
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    second = [v.id for v in identify(videos, hashes)]
+    assert second[0] != first[0]
+    assert second[1] == first[1]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.fabricated import features_of, make_videos, open_store
+from tests.unprivileged import open_folder, unprivileged
 from vd.atomic import lock
 from vd.errors import VdError
 from vd.features.shards import PART_FRAMES, Extracted, Spool, in_parts
@@ -203,6 +204,31 @@ def test_a_lost_index_costs_its_own_shard_alone(tmp_path):
     for video in (*make_videos(1, "w"), *make_videos(2, "x")):
         expected = features_of(video, 5)[1].reshape(5, -1)
         np.testing.assert_array_equal(last.read(video.id, 1), expected)
+
+
+def test_what_may_not_be_read_is_not_damaged():
+    with open_folder() as folder:
+        store = open_store(folder)
+        store.add(chunk(make_videos(2)), "test")
+        before = {path: path.read_bytes() for path in store.directory.iterdir()}
+        for name in ("index-00000.csv", "features-videos.array_record-00000"):
+            (store.directory / name).chmod(0)
+            with unprivileged(), pytest.raises(VdError, match=f"{name} cannot be read"):
+                verify_store(open_store(folder), ())
+            (store.directory / name).chmod(0o644)
+        after = {path: path.read_bytes() for path in store.directory.iterdir()}
+        assert after == before
+        assert verify_store(open_store(folder), ()) == []
+
+
+def test_a_stray_index_is_named_and_nothing_is_made_for_it(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(2)), "test")
+    (store.directory / "index-99999.csv").write_text("id\n")
+    files = sorted(store.directory.iterdir())
+    with pytest.raises(VdError, match=r"index-99999\.csv is no index of this store"):
+        open_store(tmp_path)
+    assert sorted(store.directory.iterdir()) == files
 
 
 def _write_for_ever(folder):

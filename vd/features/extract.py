@@ -30,6 +30,7 @@ from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
 _SAMPLE, _TIMED = 256, 32  # videos whose lengths, whose decoding tell of all
+_MOST_UNUSUAL = 20.0  # times as many seconds a byte as the median file
 _PROBE_SECONDS = 15.0  # a hanging one must not hold up the start
 
 
@@ -151,6 +152,9 @@ def promise(
     if not known:
         return 0.0
     bytes_N, seconds_N, costs_N = np.array(known).T
+    # a header may say anything, and one must not tell of all
+    usual = np.median(seconds_N / bytes_N)
+    seconds_N = np.minimum(seconds_N, _MOST_UNUSUAL * usual * bytes_N)
     seconds = sizes.sum() * seconds_N.sum() / bytes_N.sum()
     frames = seconds * frame_settings(backbone).frames_per_second
     images = frames * len(backbone.streams) * len(backbone.views)

@@ -24,17 +24,17 @@ from array_record.python.array_record_module import (
     ArrayRecordReader,
     ArrayRecordWriter,
 )
+from google.protobuf import json_format
 from jaxtyping import Float16
 
-from vd.atomic import explaining, write_text
-from vd.tables import write_csv
+from vd.atomic import explaining, reading, write_text
+from vd.tables import SEAL, sealed, write_csv
 from vd.videos.outcome import Outcome
 from vd.videos.scan import outcome_from_row
 
 PART_FRAMES = 512  # of a record at most, so that a window of a long video is read alone
 _MOST_VIDEOS, _MOST_BYTES = 64, 2**28  # a shard: what a kill costs at most
 _MOST_RECORDS = 2**31  # of a shard, that is believed
-_SEAL = "row_sha256"  # of an index row, its last column
 _SPOOL_BYTES = 2**25  # of one video in memory
 
 Part = Float16[np.ndarray, "V F S D"]
@@ -123,10 +123,9 @@ class RecordFormat:
 
     @cached_property
     def description(self) -> bytes:
-        """What TFDS keeps of the format in features.json."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.features.save_config(folder)
-            return (Path(folder) / "features.json").read_bytes()
+        """What TFDS keeps of the format in features.json, as its `save_config` writes it."""
+        told = json_format.MessageToDict(self.features.to_proto())
+        return json.dumps(told, indent=4, sort_keys=True).encode()
 
     @cached_property
     def _serializer(self) -> Any:
@@ -233,21 +232,18 @@ def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         write_text(path, "id\n")
 
 
-def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An index row with the checksum of its other values."""
-    told = {name: value for name, value in row.items() if name != _SEAL}
-    text = json.dumps([str(value) for value in told.values()])
-    return {**told, _SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-
 def checksum(records: Sequence[bytes]) -> str:
     """SHA-256 of a video's records."""
     return hashlib.sha256(b"".join(records)).hexdigest()
 
 
 def read_records(shard: Path, first: int, count: int) -> list[bytes] | None:
-    """Records of a shard as they were written; None when it is damaged there."""
+    """Records of a shard as they were written; None when it is damaged there.
+
+    Raises `VdError` when the file is there but cannot be read: that is no damage.
+    """
     try:
+        _check_readable(shard)
         with closing(ArrayRecordReader(str(shard))) as reader:
             return [bytes(r) for r in reader.read(list(range(first, first + count)))]
     except (RuntimeError, ValueError, IndexError, OSError):
@@ -255,12 +251,18 @@ def read_records(shard: Path, first: int, count: int) -> list[bytes] | None:
 
 
 def count_records(shard: Path) -> int | None:
-    """Number of records in a shard's file; None when it does not open."""
+    """Number of records in a shard's file; None when it is damaged. Raises as above."""
     try:
+        _check_readable(shard)
         with closing(ArrayRecordReader(str(shard))) as reader:
             return int(reader.num_records())
     except (RuntimeError, ValueError, OSError):
         return None
+
+
+def _check_readable(shard: Path) -> None:
+    with reading(shard), open(shard, "rb", buffering=0) as handle:
+        handle.read(1)
 
 
 def stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
@@ -271,7 +273,7 @@ def stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
     numbers = [int(row[key]) for key in ("first", "views", "stored_frames")]
     if min(numbers) < 0 or max(numbers) > _MOST_RECORDS:
         raise ValueError("an impossible number")
-    if _SEAL in row and sealed(row) != row:  # older indexes lack it
+    if SEAL in row and sealed(row) != row:  # older indexes lack it
         raise ValueError("it is not as it was written")
     return StoredVideo(
         id=row["id"],

@@ -11,7 +11,7 @@ reader opens it: `tfds.builder_from_directory(dir).as_data_source("videos")`.
 import hashlib
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -25,6 +25,7 @@ from jaxtyping import Float16, Int
 from vd.atomic import (
     explaining,
     publish,
+    reading,
     remove_orphans,
     temporary,
     write_bytes,
@@ -41,14 +42,14 @@ from vd.features.shards import (
     checksum,
     count_records,
     read_records,
-    sealed,
     stored_video,
     write_index,
 )
 from vd.progress import say
-from vd.tables import read_csv
+from vd.tables import read_csv, sealed
 
 _SPLIT = "videos"  # TFDS reserves "all"
+_MOST_LOST = 1000  # indexes that may lack before another
 _FEATURES, _INFO = "features.json", "dataset_info.json"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
 
@@ -248,9 +249,12 @@ class FeatureStore:
                 template=_TEMPLATE,
             ),
         )
-        with tempfile.TemporaryDirectory() as folder:
+        folder = temporary(self.directory / "metadata")
+        try:
+            with explaining(folder):
+                folder.mkdir()
             for number in range(len(self.lengths)):  # TFDS looks for the names alone
-                (Path(folder) / self._shard(number).name).touch()
+                (folder / self._shard(number).name).touch()
             tfds.folder_dataset.write_metadata(
                 data_dir=folder,
                 features=self._format.features,
@@ -259,7 +263,9 @@ class FeatureStore:
                 check_data=False,
             )
             for name in (_FEATURES, _INFO):  # what is compared comes last
-                write_bytes(self.directory / name, (Path(folder) / name).read_bytes())
+                write_bytes(self.directory / name, (folder / name).read_bytes())
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _described_lengths(self) -> list[int]:
         """Records of each shard as dataset_info.json has them; [] when one file is wrong."""
@@ -309,6 +315,11 @@ class FeatureStore:
         numbers = [
             int(p.stem[-5:]) for p in self.directory.glob(f"index-{'[0-9]' * 5}.csv")
         ]
+        if max(numbers, default=0) >= len(numbers) + _MOST_LOST:
+            raise VdError(
+                f"{self._index(max(numbers))} is no index of this store, which has "
+                f"{len(numbers) - 1} others; remove that file."
+            )
         for number in range(len(self.lengths), max(numbers, default=-1) + 1):
             self._read_index(self._index(number))
             self.__dict__.pop("_source", None)
@@ -318,9 +329,14 @@ class FeatureStore:
         number, before, length = len(self.lengths), sum(self.lengths), 0
         rows = {}
         try:
-            size = os.stat(self._shard(number)).st_size
-            if not path.read_bytes().endswith(b"\n"):
-                raise ValueError("it was cut")
+            with reading(path):
+                size = os.stat(self._shard(number)).st_size
+                content = path.read_bytes()
+        except FileNotFoundError:
+            size, content = 0, b""
+        try:
+            if not content.endswith(b"\n"):
+                raise ValueError("it was lost or cut")
             for row in read_csv(path):
                 stored = stored_video(row, before)
                 if stored.first != before + length:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,10 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from vd.progress import track
-from vd.tables import append_csv, recover_csv
+from vd.tables import append_csv, recover_csv, sealed
 from vd.videos.manifest import Video
 from vd.videos.outcome import check_file
 
-_HASH_COLUMNS = {"path", "size", "mtime", "sha256"}
-_SHA256 = re.compile("[0-9a-f]{64}")
 _CHUNK, _MEGABYTE = 1 << 20, 10**6
 _KEPT_EVERY_SECONDS = 2.0
 
@@ -27,15 +24,12 @@ Row = dict[str, str]
 def identify(videos: Sequence[Video], hashes_file: Path) -> list[Video]:
     """Give every readable video its content hash, size and time; unchanged files are not read.
 
-    A file is unchanged when its path, size and modification time are those in
-    `hashes_file`, which grows as hashes are made, so that an interrupt loses none. Files
+    A file is unchanged when its path, size and times of modification and of change (which
+    no program sets) are those in `hashes_file`, which grows as hashes are made, so that an
+    interrupt loses none; a row that is not as it was written does not count. Files
     that are missing, empty, unreadable or not regular get "" and 0.
     """
-    known = {
-        row["path"]: row
-        for row in recover_csv(hashes_file)
-        if set(row) == _HASH_COLUMNS and _SHA256.fullmatch(row["sha256"])
-    }
+    known = {row["path"]: row for row in recover_csv(hashes_file) if sealed(row) == row}
     now = [_describe(video.path) for video in videos]
     todo = {row["path"]: row for row in now if row and not _is_same(row, known)}
     _hash_all(list(todo.values()), known, hashes_file)
@@ -60,8 +54,12 @@ def _describe(path: Path) -> Row | None:
         status = os.stat(path)
     except OSError:  # it has gone meanwhile
         return None
-    size, mtime = str(status.st_size), str(status.st_mtime_ns)
-    return {"path": str(path.absolute()), "size": size, "mtime": mtime}
+    return {
+        "path": str(path.absolute()),
+        "size": str(status.st_size),
+        "mtime": str(status.st_mtime_ns),
+        "ctime": str(status.st_ctime_ns),
+    }
 
 
 def _is_same(row: Row, known: Mapping[str, Row]) -> bool:
@@ -117,4 +115,4 @@ def _hash(
                 events.put(len(chunk))
     except OSError:
         return None  # decoding says why
-    return None if stop.is_set() else row | {"sha256": digest.hexdigest()}
+    return None if stop.is_set() else sealed(row | {"sha256": digest.hexdigest()})

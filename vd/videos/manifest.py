@@ -122,7 +122,7 @@ def _read_folder(root: Path, config: DataConfig) -> Manifest:
     ignored: list[str] = []
     folders = []
     for entry in sorted(root.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
+        if entry.is_dir() and _may_hold_videos(entry):
             folders.append(entry)
         elif not entry.name.startswith("."):
             ignored.append(entry.name)
@@ -143,7 +143,7 @@ def _read_folder(root: Path, config: DataConfig) -> Manifest:
         for class_folder in classes or ():
             if class_folder.name.startswith("."):
                 continue
-            if not class_folder.is_dir():
+            if not class_folder.is_dir() or not _may_hold_videos(class_folder):
                 ignored.append(class_folder.relative_to(root).as_posix())
                 continue
             label = _label(class_folder.name, str(class_folder), config.positive_class)
@@ -154,6 +154,18 @@ def _read_folder(root: Path, config: DataConfig) -> Manifest:
                 else:
                     ignored.append(name)
     return Manifest(tuple(videos), tuple(ignored))
+
+
+def _may_hold_videos(folder: Path) -> bool:
+    """Whether a folder is called as a split or a class is, or some video is in it.
+
+    So a cache or a report of vd's own in the data set is none of its classes.
+    """
+    if folder.name.startswith("."):
+        return False
+    name = _normal(folder.name)
+    known = name in _SPLIT_NAMES or name in _CLASS_NAMES
+    return known or any(is_video for _, is_video in _files(folder))
 
 
 def _entries(folder: Path) -> list[Path] | None:
@@ -224,8 +236,10 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
         group = row.get("group") or ""
         name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
         videos.append(Video(path.parent / name, name, label, split, group))
-    places = Counter(os.path.normpath(video.name) for video in videos)  # b/../a is a
-    name, count = places.most_common(1)[0]
+    # b/../a is a, and so is a path from the root on
+    places = Counter(os.path.abspath(video.path) for video in videos)
+    place, count = places.most_common(1)[0]
+    name = os.path.relpath(place, os.path.abspath(path.parent))
     if count > 1:
         raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
     without = [video.name for video in videos if not video.split]

@@ -331,13 +331,23 @@ def _pulse() -> Iterator[Callable[[float], bool]]:
         ended.set()
 
 
+def _temporary_folder() -> Path:
+    """The system's folder for temporary files; raises `VdError` when there is none."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise VdError(
+            f"decoded frames have no place ({error.strerror or error}); name a writable "
+            "folder in TMPDIR."
+        ) from error
+
+
 @contextmanager
 def _exchange_folder(needed_bytes: float) -> Iterator[Path]:
     """A private folder in shared memory where it is large enough, else on the disk."""
-    root = Path(tempfile.gettempdir())
-    if os.access(_SHARED_MEMORY, os.W_OK):
-        free = shutil.disk_usage(_SHARED_MEMORY).free
-        root = _SHARED_MEMORY if free >= needed_bytes else root
+    root = _SHARED_MEMORY
+    if not os.access(root, os.W_OK) or shutil.disk_usage(root).free < needed_bytes:
+        root = _temporary_folder()
     for old in root.glob("vd-*"):
         owner = re.match(r"vd-(?P<host>.+)-(?P<pid>\d+)-", old.name)
         if owner and owner_is_dead(owner["host"], int(owner["pid"])):
