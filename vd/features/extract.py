@@ -29,7 +29,7 @@ from vd.videos.outcome import Outcome
 from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
-_SAMPLE, _TIMED = 256, 32  # videos whose lengths, whose decoding tell of all
+_SAMPLE, _TIMED = 256, 12  # videos whose lengths, whose decoding tell of all
 _MOST_UNUSUAL = 20.0  # times as many seconds a byte as the median file
 _PROBE_SECONDS = 15.0  # a hanging one must not hold up the start
 
