@@ -78,9 +78,10 @@ def torch_dataloader(paths: Sequence[Path], on_gpu: bool) -> Callable[[], None]:
     """The peer; its network is made once, its workers each time, as ours are."""
     from torch.utils.data import DataLoader
 
-    network = batched(torch_peer(channels_last=True), BATCH)
     if on_gpu:
         network = batched(torch_peer(True, "cuda", "bfloat16"), GPU_BATCH)
+    else:
+        network = batched(torch_peer(channels_last=True), BATCH)
 
     def run() -> None:
         clips: Any = Clips(paths)  # what a DataLoader takes by its methods

@@ -104,7 +104,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise VdError(
-            f"{path} cannot be read ({error.strerror or error}), and nothing was changed; "
+            f"{path} cannot be read ({error.strerror or error}) and is left as it is; "
             "mend its rights or its disk, then run the same command again."
         ) from error
 

@@ -9,10 +9,7 @@ from scipy.special import expit, ndtr
 
 FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
 _CANDIDATES = 1001
-_HOLD, _MOST = (
-    20.0,
-    0.25,
-)  # of the threshold to the loss's own (experiments/threshold.py)
+_HOLD = 20.0  # of the threshold to the loss's own (experiments/threshold.py)
 _LOG_TEMPERATURE_BOUNDS = (np.log(0.05), np.log(20.0))
 
 

@@ -149,7 +149,7 @@ def _train_and_evaluate(
     runs: Mapping[str, tuple[Config, Data, Opened]],
     at_once: int,
 ) -> dict[str, BaseException]:
-    """Train the members in groups of `at_once`, and evaluate each; returns what went wrong with any."""
+    """Train the members, `at_once` together, and evaluate each; returns what went wrong."""
     from vd.training.batches import FeatureSet
     from vd.training.lockstep import Lockstep
 
