@@ -20,12 +20,13 @@ from probe import Variant, mean_and_deviation, table
 
 from vd.atomic import writing
 from vd.cli import run_command
-from vd.config import BackboneConfig, DataConfig, usable_cores
+from vd.config import BackboneConfig, DataConfig, DecodeConfig
 from vd.errors import VdError
 from vd.progress import track
 from vd.videos.frames import FrameSettings
 from vd.videos.hashes import identify
 from vd.videos.manifest import read_manifest
+from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos
 
 RATE = 16  # stored frames a second
@@ -57,9 +58,11 @@ def extract(todo: dict[Path, Path], views: int) -> None:
 
     engine = make_engine(find_backbone(BackboneConfig()), "auto")
     paths, frames = list(todo), FrameSettings(frames_per_second=RATE)
-    decoded = decode_videos(paths, frames, workers=usable_cores(), deadline_seconds=30)
-    with track("extracting", len(todo), "clips") as ticker:
-        for piece in decoded:
+    with (
+        track("extracting", len(todo), "clips") as ticker,
+        decode_pool(frames, DecodeConfig(), len(todo)) as pool,
+    ):
+        for piece in decode_videos(paths, pool):
             path = paths[piece.index]
             if piece.outcome is None or piece.outcome.outcome == "quarantined":
                 raise VdError(f"{path} is no whole, short clip; leave it out.")

@@ -16,11 +16,12 @@ import tyro
 
 from vd.atomic import write_json
 from vd.cli import run_command
-from vd.config import DataConfig, usable_cores
+from vd.config import DataConfig, DecodeConfig
 from vd.features.efficientnet import architecture, onnx_model
 from vd.features.quantized import RANGES_FILE
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import read_manifest
+from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos
 
 NAME = "efficientnet-lite0"
@@ -67,18 +68,16 @@ def main(dataset_paths: tuple[Path, ...], clips: int = 80, seed: int = 0) -> int
         videos = read_manifest(DataConfig(path)).videos
         chosen = draw.permutation(len(videos))[:clips]
         paths = [videos[i].path for i in chosen]
-        for piece in decode_videos(
-            paths, FrameSettings(), workers=usable_cores(), deadline_seconds=30
-        ):
-            count = len(piece.images)
-            if not count:
-                continue
-            images = piece.images[[count // 3, 2 * count // 3]]
-            flat = images.reshape(-1, *images.shape[2:])
-            for name, value in zip(
-                names, session.run(outputs(), {"images": flat}), strict=True
-            ):
-                values[name].append(draw.choice(value.ravel(), SAMPLE))
+        with decode_pool(FrameSettings(), DecodeConfig(), len(paths)) as pool:
+            for piece in decode_videos(paths, pool):
+                count = len(piece.images)
+                if not count:
+                    continue
+                images = piece.images[[count // 3, 2 * count // 3]]
+                flat = images.reshape(-1, *images.shape[2:])
+                made = session.run(outputs(), {"images": flat})
+                for name, value in zip(names, made, strict=True):
+                    values[name].append(draw.choice(value.ravel(), SAMPLE))
     ranges = {
         name: np.percentile(np.concatenate(v), [TAIL, 100 - TAIL]).round(4).tolist()
         for name, v in values.items()

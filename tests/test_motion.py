@@ -29,6 +29,12 @@ def test_the_difference_is_signed_around_127_and_clipped():
     np.testing.assert_array_equal(difference(earlier, later), [[[255, 126, 0]]])
 
 
+def test_the_difference_is_exact_for_every_pair_of_values():
+    earlier, later = np.indices((256, 256), np.uint8)[..., None].repeat(3, -1)
+    plain = np.clip(127 + later.astype(int) - earlier, 0, 255)
+    np.testing.assert_array_equal(difference(earlier, later), plain)
+
+
 def test_the_square_lies_around_the_middle_of_the_motion():
     motion = still()
     motion[100:300, 50:250] = 200  # 15 to 85 % of it: 30 to 170 of 200 rows
@@ -37,6 +43,27 @@ def test_the_square_lies_around_the_middle_of_the_motion():
     assert abs(rows.stop - rows.start - 140) <= 1
     assert abs(rows.start - 130) <= 1
     assert abs(columns.start - 80) <= 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_square_is_that_of_a_plain_implementation(seed):
+    rng = np.random.default_rng(seed)
+    moved = rng.random((FINE, FINE, 1)) < 0.02 * rng.random()
+    motion = np.where(moved, rng.integers(0, 256, (FINE, FINE, 3)), 127)
+    top, left = rng.integers(0, FINE - 48, 2)
+    motion[top : top + 48, left : left + 48] = rng.integers(0, 256)
+    energy = np.abs(motion - 127).sum(2)
+    middles, lengths = [], []
+    for axis in (1, 0):
+        share = np.cumsum(energy.sum(axis)) / energy.sum()
+        low, high = np.argmax(share >= 0.15), np.argmax(share >= 0.85)
+        middles.append((low + high) / 2)
+        lengths.append(high - low)
+    side = min(max(*lengths, LEAST), FINE)
+    rows, columns = moving_square(motion.astype(np.uint8))
+    for found, middle in ((rows, middles[0]), (columns, middles[1])):
+        assert found.stop - found.start == side
+        assert found.start == int(np.clip(middle - side / 2, 0, FINE - side))
 
 
 @pytest.mark.parametrize("corner", [0, FINE - 4])

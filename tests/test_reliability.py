@@ -27,8 +27,10 @@ from tests.broken import (
     zeroed,
 )
 from tests.command_line import vd
+from vd.config import DecodeConfig
 from vd.tables import read_csv
 from vd.videos.frames import FrameSettings
+from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -217,7 +219,8 @@ def test_flipped_bits_at_100_seeds_never_crash(tmp_path):
         paths.append(tmp_path / f"{seed}.mp4")
         paths[-1].write_bytes(flipped(content, seed))
     settings = FrameSettings(height=48, width=64)
-    made = list(decode_videos(paths, settings, workers=2, deadline_seconds=20))
+    with decode_pool(settings, DecodeConfig(20, 2), len(paths)) as pool:
+        made = list(decode_videos(paths, pool))
     ends = Counter(piece.outcome.outcome for piece in made if piece.outcome is not None)
     assert sum(ends.values()) == 100
     assert ends["used"] + ends["partial"] >= 50  # most of a file is picture
@@ -244,7 +247,8 @@ def test_a_file_that_grows_and_one_that_vanishes_while_it_is_read(tmp_path):
     thread = threading.Thread(target=grow)
     thread.start()
     began = time.monotonic()
-    made = list(decode_videos(paths, FrameSettings(), workers=2, deadline_seconds=20))
+    with decode_pool(FrameSettings(), DecodeConfig(20, 2), len(paths)) as pool:
+        made = list(decode_videos(paths, pool))
     done.set()
     thread.join()
     outcomes = [piece.outcome for piece in made if piece.outcome is not None]

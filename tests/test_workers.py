@@ -21,8 +21,10 @@ from tests.broken import (
     render_lossless,
     render_slow,
 )
+from vd.config import DecodeConfig
 from vd.errors import VdError
 from vd.videos.frames import FrameSettings
+from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos, probe_videos
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
@@ -31,21 +33,24 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /
 SCRIPT = """
 import sys
 from pathlib import Path
+from vd.config import DecodeConfig
 from vd.videos.frames import FrameSettings
+from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos
 
 if __name__ == "__main__":
     paths = [Path(name) for name in sys.argv[1:]]
-    pieces = decode_videos(paths, FrameSettings(), workers=2, deadline_seconds=60)
-    for piece in pieces:
-        print(piece.outcome.outcome, flush=True)
+    limits = DecodeConfig(decode_timeout_seconds=60, decode_workers=2)
+    with decode_pool(FrameSettings(), limits, len(paths)) as pool:
+        for piece in decode_videos(paths, pool):
+            print(piece.outcome.outcome, flush=True)
 """
 
 
-def decode(paths, settings=SMALL, workers=2, deadline_seconds=60, **options):
-    return decode_videos(
-        paths, settings, workers=workers, deadline_seconds=deadline_seconds, **options
-    )
+def decode(paths, workers=2, deadline_seconds=60, stretch_seconds=30.0, **options):
+    limits = DecodeConfig(deadline_seconds, workers)
+    with decode_pool(SMALL, limits, len(paths), stretch_seconds) as pool:
+        yield from decode_videos(paths, pool, **options)
 
 
 def outcomes(pieces):
@@ -175,14 +180,18 @@ def test_nothing_to_decode():
     assert list(decode([])) == []
 
 
-def test_images_of_two_calls_at_once_do_not_mix(tmp_path):
+@pytest.mark.parametrize("pools", [1, 2])
+def test_images_of_two_calls_at_once_do_not_mix(tmp_path, pools):
     dark = render_lossless(tmp_path / "dark.mkv", grey_frames(20))
     bright = render_lossless(tmp_path / "bright.mkv", list(grey_frames(50))[30:])
     calls = decode([dark] * 4, workers=1), decode([bright] * 4, workers=1)
-    for one, other in zip(*calls, strict=True):
-        assert one.images[:, 0].max() < 40
-        assert other.images[:, 0].min() >= 60
-        assert len(one.images) == len(other.images) == 6
+    with decode_pool(SMALL, DecodeConfig(), 8) as pool:
+        if pools == 1:
+            calls = decode_videos([dark] * 4, pool), decode_videos([bright] * 4, pool)
+        for one, other in zip(*calls, strict=True):
+            assert one.images[:, 0].max() < 40
+            assert other.images[:, 0].min() >= 60
+            assert len(one.images) == len(other.images) == 6
 
 
 def test_a_video_that_misses_the_deadline_costs_itself_only(clip, slow):
@@ -282,12 +291,12 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, clip):
 def test_probes_lengths_and_the_time_that_decoding_takes(tmp_path):
     paths = [render(tmp_path / "a.mkv", noisy_frames(50))]
     paths += [tmp_path / name for name in make_broken(tmp_path)]
-    limits = {"workers": 2, "deadline_seconds": 10}
-    (length, cost), *broken = probe_videos(paths, SMALL, timed_every=1, **limits)
+    with decode_pool(SMALL, DecodeConfig(10, 2), len(paths)) as pool:
+        (length, cost), *broken = probe_videos(paths, pool, timed_every=1)
+        timed, header = probe_videos([paths[0]] * 2, pool, timed_every=2)
     assert length == 2.0
     assert cost > 0
     assert all(0 <= length <= 2 for length, _ in broken)
-    timed, header = probe_videos([paths[0]] * 2, SMALL, timed_every=2, **limits)
     assert (timed[0], header[0]) == (2.0, 2.0)
     assert timed[1] > 0
     assert np.isnan(header[1])
@@ -296,7 +305,7 @@ def test_probes_lengths_and_the_time_that_decoding_takes(tmp_path):
 def test_a_stopped_program_is_no_timeout(tmp_path):
     clip = render_slow(tmp_path / "clip.mkv", 400)  # 3 s of decoding
     script = tmp_path / "script.py"
-    text = SCRIPT.replace("deadline_seconds=60", "deadline_seconds=10")
+    text = SCRIPT.replace("timeout_seconds=60", "timeout_seconds=10")
     script.write_text(text.replace("    print", "    if piece.outcome: print"))
     with subprocess.Popen(
         [sys.executable, script, clip],

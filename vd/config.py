@@ -202,11 +202,6 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def decode_workers(config: DecodeConfig) -> int:
-    """Number of decoding processes: the setting, else one a core this process may use."""
-    return config.decode_workers or usable_cores()
-
-
 def usable_cores() -> int:
     """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux; macOS has no affinity

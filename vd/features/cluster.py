@@ -24,11 +24,12 @@ from vd.atomic import explaining, temporary
 from vd.config import Config
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
-from vd.features.compute import Progress, open_store, write_features
+from vd.features.compute import Progress, frame_settings, open_store, write_features
 from vd.features.engines import make_engine
 from vd.features.store import FeatureStore
 from vd.progress import say
 from vd.videos.manifest import Video
+from vd.videos.pool import decode_pool
 
 _CHUNK = 64  # videos a task at most
 _ROUNDS = 4  # tasks a replica at least, so that all end at about the same time
@@ -68,12 +69,14 @@ class _Replica:
                 "on all nodes."
             )
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
-        progress = list(
-            write_features(
-                videos, folder, self._backbone, self._engine, self._decode,
-                lambda item: shard.add(item, self._engine.name),
-            )
-        )  # fmt: skip
+        backbone, engine = self._backbone, self._engine
+        with decode_pool(frame_settings(backbone), self._decode, len(videos)) as pool:
+            progress = list(
+                write_features(
+                    videos, folder, pool, engine, backbone.views,
+                    lambda item: shard.add(item, engine.name),
+                )
+            )  # fmt: skip
         shard.close()
         return _Chunk(
             shard.path,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from vd.config import DecodeConfig, decode_workers
+from vd.config import DecodeConfig
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine
@@ -18,6 +18,7 @@ from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.motion import ENERGY, FINE, LEAST
 from vd.videos.outcome import Outcome
+from vd.videos.pool import DecodePool, decode_pool
 from vd.videos.scan import settled
 from vd.videos.workers import decode_videos
 
@@ -78,27 +79,15 @@ class VideoFeatures:
 
 
 def video_pieces(
-    paths: Sequence[Path],
-    backbone: Backbone,
-    engine: Engine,
-    decode: DecodeConfig,
-    views: Sequence[str] | None = None,
+    paths: Sequence[Path], pool: DecodePool, engine: Engine, views: Sequence[str]
 ) -> Iterator[VideoPiece]:
-    """Features of each video in the backbone's views, or in `views`, in order.
+    """Features of each video in the views, in order.
 
     Workers decode the next stretches while the backbone runs on this one, so neither the
     frames nor the features of a long video are in memory at once.
     """
-    pieces = decode_videos(
-        paths,
-        frame_settings(backbone),
-        workers=decode_workers(decode),
-        deadline_seconds=decode.decode_timeout_seconds,
-    )
-    for piece in pieces:
-        features = _run_views(
-            piece.images, engine, views or backbone.views, paths[piece.index]
-        )
+    for piece in decode_videos(paths, pool):
+        features = _run_views(piece.images, engine, views, paths[piece.index])
         yield VideoPiece(piece.index, features, piece.outcome)
 
 
@@ -107,26 +96,27 @@ def video_features(
     backbone: Backbone,
     engine: Engine,
     decode: DecodeConfig,
-    views: Sequence[str] | None = None,
+    views: Sequence[str],
 ) -> Iterator[VideoFeatures]:
-    """The same, a whole video at a time."""
+    """The same, a whole video at a time, from a pool of its own."""
     parts: list[Part] = []
-    for piece in video_pieces(paths, backbone, engine, decode, views):
-        parts.append(piece.features_VxFxSxD)
-        if piece.outcome is None:
-            continue
-        used = piece.outcome.outcome != "quarantined"
-        features = np.concatenate(parts, axis=1) if used else None
-        parts = []
-        yield VideoFeatures(piece.index, piece.outcome, features)
+    with decode_pool(frame_settings(backbone), decode, len(paths)) as pool:
+        for piece in video_pieces(paths, pool, engine, views):
+            parts.append(piece.features_VxFxSxD)
+            if piece.outcome is None:
+                continue
+            used = piece.outcome.outcome != "quarantined"
+            features = np.concatenate(parts, axis=1) if used else None
+            parts = []
+            yield VideoFeatures(piece.index, piece.outcome, features)
 
 
 def write_features(
     videos: Sequence[Video],
     spool_folder: Path,
-    backbone: Backbone,
+    pool: DecodePool,
     engine: Engine,
-    decode: DecodeConfig,
+    views: Sequence[str],
     append: Callable[[Extracted], None],
 ) -> Iterator[Progress]:
     """Hand each video's features to `append`; yields the progress of every stretch.
@@ -137,7 +127,7 @@ def write_features(
     """
     paths = [video.path for video in videos]
     spool = None
-    for piece in video_pieces(paths, backbone, engine, decode):
+    for piece in video_pieces(paths, pool, engine, views):
         spool = spool or Spool(spool_folder)
         spool.append(piece.features_VxFxSxD)
         outcome, video = piece.outcome, videos[piece.index]

@@ -11,9 +11,7 @@ from rich.filesize import decimal
 from vd.atomic import lock
 from vd.config import (
     Config,
-    DecodeConfig,
     ExecutorConfig,
-    decode_workers,
     usable_cores,
 )
 from vd.errors import VdError
@@ -26,12 +24,13 @@ from vd.progress import say, track
 from vd.tables import write_csv
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
+from vd.videos.pool import DecodePool, decode_pool
 from vd.videos.scan import Ledger, OutcomeLog, Sweep
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
-_SAMPLE, _TIMED = 256, 12  # videos whose lengths, whose decoding tell of all
+# of all videos those whose lengths, of these those whose decoding is measured: an eighth
+_SAMPLE, _TIMED = (32, 256), (4, 12)  # at least, at most
 _MOST_UNUSUAL = 20.0  # times as many seconds a byte as the median file
-_PROBE_SECONDS = 15.0  # a hanging one must not hold up the start
 
 
 def extract(
@@ -73,12 +72,15 @@ def extract(
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have been quicker
             while todo := lacking():
-                frames = promise(todo, store, backbone, engine, config.decode)
-                if executor.executor == "ray":
-                    done = extract_on_ray(todo, store, config, executor.ray_address)
-                else:
-                    done = _extract_here(todo, store, backbone, engine, config.decode)
-                _follow(todo, done, sweep, frames)
+                with decode_pool(
+                    frame_settings(backbone), config.decode, len(todo)
+                ) as pool:
+                    frames = promise(todo, store, backbone, engine, pool)
+                    if executor.executor == "ray":
+                        done = extract_on_ray(todo, store, config, executor.ray_address)
+                    else:
+                        done = _extract_here(todo, store, backbone, engine, pool)
+                    _follow(todo, done, sweep, frames)
     store.write_metadata()  # for any TFDS reader, were it lost too
     ledger = sweep.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
@@ -90,12 +92,12 @@ def _extract_here(
     store: FeatureStore,
     backbone: Backbone,
     engine: Engine,
-    decode: DecodeConfig,
+    pool: DecodePool,
 ) -> Iterator[Progress]:
     """Write the videos' features on this machine."""
     with store.appending(engine.name) as append:
         yield from write_features(
-            videos, store.directory, backbone, engine, decode, append
+            videos, store.directory, pool, engine, backbone.views, append
         )
 
 
@@ -129,7 +131,7 @@ def promise(
     store: FeatureStore,
     backbone: Backbone,
     engine: Engine,
-    decode: DecodeConfig,
+    pool: DecodePool,
 ) -> float:
     """Say images, hours and gigabytes before the work; returns the frames to be stored.
 
@@ -137,15 +139,10 @@ def promise(
     are measured on the spot. 0 when nothing is known. Raises `VdError` when the disk holds
     less than half of what is needed: an estimate may err, so less is a warning.
     """
-    step = -(-len(videos) // _SAMPLE)
+    step = _every(len(videos), *_SAMPLE)
     sampled = videos[::step]
-    probes = probe_videos(
-        [video.path for video in sampled],
-        frame_settings(backbone),
-        workers=decode_workers(decode),
-        deadline_seconds=min(decode.decode_timeout_seconds, _PROBE_SECONDS),
-        timed_every=max(-(-len(sampled) // _TIMED), min(8, -(-len(sampled) // 8))),
-    )
+    paths = [video.path for video in sampled]
+    probes = probe_videos(paths, pool, timed_every=_every(len(paths), *_TIMED))
     sizes = np.array([_size(video.path) for video in videos], np.float64)
     known = [(size, *probe) for size, probe in zip(sizes[::step], probes, strict=True)]
     known = [row for row in known if row[0] and row[1]]
@@ -171,6 +168,11 @@ def promise(
     # the longest video lies beside the store until its outcome is known
     _check_space(store.directory, size * (1 + sizes.max() / sizes.sum()))
     return float(frames)
+
+
+def _every(count: int, least: int, most: int) -> int:
+    """Every so many of `count` are an eighth of them, within the bounds."""
+    return -(-count // min(max(count // 8, least), most))
 
 
 def _check_space(folder: Path, needed: float) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vd import plots
-from vd.config import DecodeConfig, decode_workers
+from vd.config import DecodeConfig
 from vd.errors import VdError
 from vd.progress import duration, say
 from vd.report.facts import RunFacts
@@ -21,6 +21,7 @@ from vd.training.run_folder import videos_of
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.outcome import check_file
+from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos
 
 if TYPE_CHECKING:
@@ -112,21 +113,19 @@ def _strips(paths: Sequence[Path], decode: DecodeConfig) -> list[bytes | None]:
         return made
     settings = FrameSettings(_HEIGHT, _WIDTH, streams=("rgb",))
     kept, stride, seen = [], 1, 0
-    for piece in decode_videos(
-        paths, settings, workers=decode_workers(decode),
-        deadline_seconds=decode.decode_timeout_seconds,
-    ):  # fmt: skip
-        for image in piece.images:
-            if seen % stride == 0:
-                kept.append(image[0].copy())
-            seen += 1
-            if len(kept) > _MOST_KEPT:  # a long video: every other of those
-                kept, stride = kept[::2], 2 * stride
-        if piece.outcome is not None:
-            usable = piece.outcome.outcome != "quarantined" and kept
-            shape = piece.outcome.width / max(piece.outcome.height, 1)
-            made.append(_strip(kept, shape) if usable else None)
-            kept, stride, seen = [], 1, 0
+    with decode_pool(settings, decode, len(paths)) as pool:
+        for piece in decode_videos(paths, pool):
+            for image in piece.images:
+                if seen % stride == 0:
+                    kept.append(image[0].copy())
+                seen += 1
+                if len(kept) > _MOST_KEPT:  # a long video: every other of those
+                    kept, stride = kept[::2], 2 * stride
+            if piece.outcome is not None:
+                usable = piece.outcome.outcome != "quarantined" and kept
+                shape = piece.outcome.width / max(piece.outcome.height, 1)
+                made.append(_strip(kept, shape) if usable else None)
+                kept, stride, seen = [], 1, 0
     return made
 
 

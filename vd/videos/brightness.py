@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from vd.config import DataConfig, DecodeConfig, decode_workers
+from vd.config import DataConfig, DecodeConfig
 from vd.progress import track
 from vd.tables import append_csv, recover_csv
+from vd.videos.frames import FrameSettings
 from vd.videos.hashes import identify
 from vd.videos.manifest import Video
+from vd.videos.pool import decode_pool
 from vd.videos.workers import probe_brightnesses
 
 
@@ -26,12 +28,12 @@ def brightness(
         if any(a.id != b.id for a, b in zip(lacking, now, strict=True)):
             return None
         rows = []
-        found = probe_brightnesses(
-            [video.path for video in lacking],
-            workers=decode_workers(decode),
-            deadline_seconds=decode.decode_timeout_seconds,
-        )
-        with track("brightness", len(lacking), "videos") as ticker:
+        paths = [video.path for video in lacking]
+        with (
+            track("brightness", len(lacking), "videos") as ticker,
+            decode_pool(FrameSettings(), decode, len(lacking)) as pool,
+        ):
+            found = probe_brightnesses(paths, pool)
             for video, value in zip(lacking, found, strict=True):
                 rows.append(
                     {"id": video.id, "brightness": "" if value is None else repr(value)}

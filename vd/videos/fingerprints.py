@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from vd.config import DataConfig, DecodeConfig, decode_workers
+from vd.config import DataConfig, DecodeConfig
 from vd.errors import VdError
 from vd.progress import track
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
+from vd.videos.pool import decode_pool
 from vd.videos.scan import Ledger, OutcomeLog, Sweep, settled
 from vd.videos.workers import decode_videos
 
@@ -113,23 +114,19 @@ def _decode(
     videos: Sequence[Video], decode: DecodeConfig
 ) -> Iterator[tuple[Video, Outcome, _Made | None]]:
     """Outcome and fingerprint of each video; only one stretch's frames are in memory."""
-    pieces = decode_videos(
-        [video.path for video in videos],
-        FrameSettings(),
-        workers=decode_workers(decode),
-        deadline_seconds=decode.decode_timeout_seconds,
-    )
+    paths = [video.path for video in videos]
     parts: list[_Made] = []
-    for piece in pieces:
-        if len(piece.images):
-            parts.append(fingerprint(piece.images[:, 0]))
-        if piece.outcome is None:
-            continue
-        video = videos[piece.index]
-        outcome = settled(video, piece.outcome)
-        made = _joined(parts) if outcome.outcome != "quarantined" else None
-        parts = []
-        yield video, outcome, made
+    with decode_pool(FrameSettings(), decode, len(videos)) as pool:
+        for piece in decode_videos(paths, pool):
+            if len(piece.images):
+                parts.append(fingerprint(piece.images[:, 0]))
+            if piece.outcome is None:
+                continue
+            video = videos[piece.index]
+            outcome = settled(video, piece.outcome)
+            made = _joined(parts) if outcome.outcome != "quarantined" else None
+            parts = []
+            yield video, outcome, made
 
 
 def _joined(stretches: Sequence[_Made]) -> _Made:

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from vd.config import DataConfig, DecodeConfig, decode_workers
+from vd.config import DataConfig, DecodeConfig
 from vd.errors import LOSS_GAP, VdError
 from vd.progress import say, track
 from vd.tables import append_csv, recover_csv
 from vd.videos.frames import FrameSettings
 from vd.videos.manifest import CLASSES, SPLITS, Video
 from vd.videos.outcome import Ending, Outcome, Reason, check_file
+from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos
 
 _SIGNIFICANT = 0.01  # a gap below this p-value is no accident
@@ -218,15 +219,12 @@ def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Led
     log = OutcomeLog(data.cache_dir)
     sweep = Sweep(videos, decode)
     while todo := sweep.lacking(log.known):
-        with track("scanning", len(todo), "videos") as ticker:
-            pieces = decode_videos(
-                [video.path for video in todo],
-                FrameSettings(),
-                workers=decode_workers(decode),
-                deadline_seconds=decode.decode_timeout_seconds,
-                keep_images=False,
-            )
-            for piece in pieces:
+        paths = [video.path for video in todo]
+        with (
+            track("scanning", len(todo), "videos") as ticker,
+            decode_pool(FrameSettings(), decode, len(todo)) as pool,
+        ):
+            for piece in decode_videos(paths, pool, keep_images=False):
                 if piece.outcome is None:
                     continue
                 video = todo[piece.index]

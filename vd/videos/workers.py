@@ -1,16 +1,6 @@
-"""Decoding in processes under a deadline: a stuck worker is ended, a crashed one replaced.
-
-Workers are Pebble's, spawned (JAX runs threads, so a fork could hang). Frames come back
-as files in shared memory, not through the pipe. No worker outlives its parent.
-"""
+"""Decoding in a pool under a deadline: a stuck worker is ended, a crashed one replaced."""
 
 import math
-import multiprocessing
-import os
-import re
-import shutil
-import signal
-import socket
 import tempfile
 import threading
 import time
@@ -22,15 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired
 
-from vd.atomic import owner_is_dead
 from vd.errors import VdError
 from vd.videos.decode import (
     Position,
@@ -41,13 +29,12 @@ from vd.videos.decode import (
 )
 from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome, Tally, outcome_of
+from vd.videos.pool import AHEAD, DecodePool
 
 PROBED_SECONDS = 2.0  # of a video
+_PROBE_SECONDS = 15.0  # at most: a hanging video must not hold up the start
 _BEAT_SECONDS, _HALT_SECONDS = 0.25, 3.0
-_TASKS_A_WORKER = 200  # decoders leak memory
-_AHEAD = 2  # videos decoded beyond those in the workers
 _AHEAD_WITHOUT_IMAGES = 32  # so that a slow one stops no other
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -74,103 +61,92 @@ class _Video:
 
 
 def decode_videos(
-    paths: Sequence[Path],
-    settings: FrameSettings,
-    *,
-    workers: int,
-    deadline_seconds: float,
-    keep_images: bool = True,
-    stretch_seconds: float = 30.0,
+    paths: Sequence[Path], pool: DecodePool, keep_images: bool = True
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
-    Each stretch of at most `stretch_seconds` has the deadline. A video that misses it ends
-    as quarantined, timeout; one that crashes its worker twice as corrupt-frames. A few
-    videos are decoded ahead of the one that is asked for, so memory is bounded.
+    Each stretch of a video has the pool's deadline. A video that misses it ends as
+    quarantined, timeout; one that crashes its worker twice as corrupt-frames. A few videos
+    are decoded ahead of the one that is asked for, so memory is bounded.
 
-    Raises VdError when decoded frames find no room, or when the workers cannot start.
+    Raises VdError when decoded frames find no room.
     """
-    workers = max(1, min(workers, len(paths)))
-    ahead = _AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES
-    stretch_frames = stretch_seconds * settings.frames_per_second
-    image_bytes = settings.height * settings.width * 3
-    stretch_bytes = stretch_frames * len(settings.streams) * image_bytes
-    needed_bytes = (workers + _AHEAD) * stretch_bytes
-    with (
-        _exchange_folder(needed_bytes) as folder,
-        _pool(workers) as pool,
-        _pulse() as halted,
-    ):
-
-        def submit(video: _Video) -> None:
-            video.submitted = time.monotonic()
-            target = video.target if keep_images else None
-            arguments = [video.path, settings, video.position, stretch_seconds, target]
-            try:
-                video.future = pool.schedule(
-                    _task, args=arguments, timeout=deadline_seconds
-                )
-            except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
-                raise BrokenProcessPool(str(error)) from error
-
-        targets = (folder / f"{index}.rgb" for index in range(len(paths)))
-        waiting = map(_Video, range(len(paths)), paths, targets)
-        under_way: deque[_Video] = deque()
+    folder = Path(tempfile.mkdtemp(dir=pool.folder))  # two calls must not mix
+    most = pool.workers + (AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES)
+    targets = (folder / f"{index}.rgb" for index in range(len(paths)))
+    waiting = map(_Video, range(len(paths)), paths, targets)
+    under_way: deque[_Video] = deque()
+    with _pulse() as halted:
         while True:
-            for video in islice(waiting, workers + ahead - len(under_way)):
-                submit(video)
+            for video in islice(waiting, most - len(under_way)):
+                _submit(video, pool, keep_images)
                 under_way.append(video)
             if not under_way:
                 return
             video = under_way[0]
             outcome = _wait(video, halted)
-            images = _collect(video.target, settings)
+            images = _collect(video.target, pool.settings)
             if outcome is None:
-                submit(video)
+                _submit(video, pool, keep_images)
             else:
                 under_way.popleft()
             yield Decoded(video.index, images, outcome)
 
 
 def probe_videos(
-    paths: Sequence[Path],
-    settings: FrameSettings,
-    *,
-    workers: int,
-    deadline_seconds: float,
-    timed_every: int,
+    paths: Sequence[Path], pool: DecodePool, timed_every: int
 ) -> list[tuple[float, float]]:
     """Seconds of each video by its header, and of decoding its first `PROBED_SECONDS`.
 
     Only every so many are decoded; else that is NaN. (0, 0) where a video does not say,
     hangs or crashes.
     """
-    with _pool(max(1, min(workers, len(paths)))) as pool:
-        futures = [
-            pool.schedule(
-                _probe,
-                args=[path, settings, number % timed_every == 0],
-                timeout=deadline_seconds,
-            )
-            for number, path in enumerate(paths)
-        ]
-        wait(futures)
-        lost = 0.0, 0.0
-        return [lost if future.exception() else future.result() for future in futures]
+    futures = [
+        pool.processes.schedule(
+            _probe,
+            args=[path, pool.settings, number % timed_every == 0],
+            timeout=min(pool.deadline_seconds, _PROBE_SECONDS),
+        )
+        for number, path in enumerate(paths)
+    ]
+    wait(futures)
+    lost = 0.0, 0.0
+    return [lost if future.exception() else future.result() for future in futures]
 
 
 def probe_brightnesses(
-    paths: Sequence[Path], *, workers: int, deadline_seconds: float
+    paths: Sequence[Path], pool: DecodePool
 ) -> Iterator[float | None]:
     """Mean grey of each video's first frame; None where there is none, it hangs or crashes."""
-    with _pool(max(1, min(workers, len(paths)))) as pool:
-        futures = [
-            pool.schedule(probe_brightness, args=[path], timeout=deadline_seconds)
-            for path in paths
-        ]
-        for future in futures:
-            wait([future])
-            yield None if future.exception() else future.result()
+    futures = [
+        pool.processes.schedule(
+            probe_brightness, args=[path], timeout=pool.deadline_seconds
+        )
+        for path in paths
+    ]
+    for future in futures:
+        wait([future])
+        yield None if future.exception() else future.result()
+
+
+def _submit(video: _Video, pool: DecodePool, keep_images: bool) -> None:
+    """Have the next stretch of a video decoded."""
+    video.submitted = time.monotonic()
+    target = video.target if keep_images else None
+    try:
+        video.future = pool.processes.schedule(
+            _task,
+            args=[
+                video.path,
+                pool.settings,
+                video.position,
+                pool.stretch_seconds,
+                target,
+            ],
+            timeout=pool.deadline_seconds,
+        )
+    except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
+        raise BrokenProcessPool(str(error)) from error
 
 
 def _probe(path: Path, settings: FrameSettings, timed: bool) -> tuple[float, float]:
@@ -248,62 +224,6 @@ def _lost(video: _Video, reason: Any) -> Outcome:
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPool]:
-    """A pool that is stopped, its workers with it, however the block ends."""
-    pool = ProcessPool(
-        max_workers=workers,
-        max_tasks=_TASKS_A_WORKER,
-        initializer=_start_worker,
-        initargs=[os.getpid()],
-        context=multiprocessing.get_context("spawn"),
-    )
-    try:
-        with _signals_for_the_parent_alone():
-            pool.schedule(os.getpid)  # which starts the pool
-        yield pool
-    except BrokenProcessPool as error:
-        raise VdError(
-            "the decoding processes ended before they had work: a script that decodes "
-            'videos must do it under `if __name__ == "__main__":`, and the machine needs '
-            "free memory; mend that, or lower --decode-workers."
-        ) from error
-    finally:
-        pool.stop()
-        pool.join()
-
-
-@contextmanager
-def _signals_for_the_parent_alone() -> Iterator[None]:
-    """Threads and processes that start in the block, and theirs, do not get these signals.
-
-    A terminal sends them to all; a worker would print a traceback as it starts.
-    """
-    theirs = {signal.SIGINT, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, theirs)
-    try:
-        resource_tracker.ensure_running()  # which unblocks SIGINT
-        signal.pthread_sigmask(signal.SIG_BLOCK, theirs)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(parent: int) -> None:
-    """In the worker: die at once when told to, and never outlive the parent."""
-    # Pebble's handler is Python's, which would wait for a decoder that is stuck.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Not PR_SET_PDEATHSIG: it fires when the thread that started the worker ends.
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    """End this process when its parent has gone, even by kill −9."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
-
-
-@contextmanager
 def _pulse() -> Iterator[Callable[[float], bool]]:
     """Yield a function that says whether this process stood still at any time since then.
 
@@ -329,29 +249,3 @@ def _pulse() -> Iterator[Callable[[float], bool]]:
         yield halted
     finally:
         ended.set()
-
-
-def _temporary_folder() -> Path:
-    """The system's folder for temporary files; raises `VdError` when there is none."""
-    try:
-        return Path(tempfile.gettempdir())
-    except FileNotFoundError as error:
-        raise VdError(
-            f"decoded frames have no place ({error.strerror or error}); name a writable "
-            "folder in TMPDIR."
-        ) from error
-
-
-@contextmanager
-def _exchange_folder(needed_bytes: float) -> Iterator[Path]:
-    """A private folder in shared memory where it is large enough, else on the disk."""
-    root = _SHARED_MEMORY
-    if not os.access(root, os.W_OK) or shutil.disk_usage(root).free < needed_bytes:
-        root = _temporary_folder()
-    for old in root.glob("vd-*"):
-        owner = re.match(r"vd-(?P<host>.+)-(?P<pid>\d+)-", old.name)
-        if owner and owner_is_dead(owner["host"], int(owner["pid"])):
-            shutil.rmtree(old, ignore_errors=True)
-    prefix = f"vd-{socket.gethostname()}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder:
-        yield Path(folder)

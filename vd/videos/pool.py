@@ -1,0 +1,140 @@
+"""Processes that decode. None outlives its parent, and each is ended when it is stuck.
+
+They are Pebble's, spawned (JAX runs threads, so a fork could hang). Frames come back as
+files in shared memory, not through the pipe.
+"""
+
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import NamedTuple
+
+from pebble import ProcessPool
+
+from vd.atomic import owner_is_dead
+from vd.config import DecodeConfig, usable_cores
+from vd.errors import VdError
+from vd.videos.frames import FrameSettings
+
+AHEAD = 2  # videos decoded beyond those in the workers
+_TASKS_A_WORKER = 200  # decoders leak memory
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class DecodePool(NamedTuple):
+    """Processes that decode, and how they do it."""
+
+    processes: ProcessPool
+    workers: int
+    settings: FrameSettings
+    stretch_seconds: float  # of a video, at most, in one task
+    deadline_seconds: float  # of a task
+    folder: Path  # where frames are handed over
+
+
+@contextmanager
+def decode_pool(
+    settings: FrameSettings,
+    decode: DecodeConfig,
+    videos: int,
+    stretch_seconds: float = 30.0,
+) -> Iterator[DecodePool]:
+    """Yield a pool for so many videos; it is stopped, however the block ends.
+
+    Raises VdError when decoded frames have no place, or the workers cannot start.
+    """
+    workers = max(1, min(decode.decode_workers or usable_cores(), videos))
+    frames = stretch_seconds * settings.frames_per_second * len(settings.streams)
+    stretch_bytes = frames * settings.height * settings.width * 3
+    with _exchange_folder((workers + AHEAD) * stretch_bytes) as folder:
+        processes = ProcessPool(
+            max_workers=workers,
+            max_tasks=_TASKS_A_WORKER,
+            initializer=_start_worker,
+            initargs=[os.getpid()],
+            context=multiprocessing.get_context("spawn"),
+        )
+        try:
+            with _signals_for_the_parent_alone():
+                processes.schedule(os.getpid)  # which starts the pool
+            yield DecodePool(
+                processes, workers, settings, stretch_seconds,
+                decode.decode_timeout_seconds, folder,
+            )  # fmt: skip
+        except BrokenProcessPool as error:
+            raise VdError(
+                "the decoding processes ended before they had work: a script that decodes "
+                'videos must do it under `if __name__ == "__main__":`, and the machine needs '
+                "free memory; mend that, or lower --decode-workers."
+            ) from error
+        finally:
+            processes.stop()
+            processes.join()
+
+
+@contextmanager
+def _signals_for_the_parent_alone() -> Iterator[None]:
+    """Threads and processes that start in the block, and theirs, do not get these signals.
+
+    A terminal sends them to all; a worker would print a traceback as it starts.
+    """
+    theirs = {signal.SIGINT, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, theirs)
+    try:
+        resource_tracker.ensure_running()  # which unblocks SIGINT
+        signal.pthread_sigmask(signal.SIG_BLOCK, theirs)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(parent: int) -> None:
+    """In the worker: die at once when told to, and never outlive the parent."""
+    # Pebble's handler is Python's, which would wait for a decoder that is stuck.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Not PR_SET_PDEATHSIG: it fires when the thread that started the worker ends.
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    """End this process when its parent has gone, even by kill −9."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _temporary_folder() -> Path:
+    """The system's folder for temporary files; raises `VdError` when there is none."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise VdError(
+            f"decoded frames have no place ({error.strerror or error}); name a writable "
+            "folder in TMPDIR."
+        ) from error
+
+
+@contextmanager
+def _exchange_folder(needed_bytes: float) -> Iterator[Path]:
+    """A private folder in shared memory where it is large enough, else on the disk."""
+    root = _SHARED_MEMORY
+    if not os.access(root, os.W_OK) or shutil.disk_usage(root).free < needed_bytes:
+        root = _temporary_folder()
+    for old in root.glob("vd-*"):
+        owner = re.match(r"vd-(?P<host>.+)-(?P<pid>\d+)-", old.name)
+        if owner and owner_is_dead(owner["host"], int(owner["pid"])):
+            shutil.rmtree(old, ignore_errors=True)
+    prefix = f"vd-{socket.gethostname()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder:
+        yield Path(folder)
