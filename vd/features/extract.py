@@ -72,15 +72,15 @@ def extract(
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have been quicker
             while todo := lacking():
-                with decode_pool(
-                    frame_settings(backbone), config.decode, len(todo)
-                ) as pool:
-                    frames = promise(todo, store, backbone, engine, pool)
-                    if executor.executor == "ray":
-                        done = extract_on_ray(todo, store, config, executor.ray_address)
-                    else:
+                frames = frame_settings(backbone)
+                with decode_pool(frames, config.decode, len(todo)) as pool:
+                    expected = promise(todo, store, backbone, engine, pool)
+                    if executor.executor == "local":
                         done = _extract_here(todo, store, backbone, engine, pool)
-                    _follow(todo, done, sweep, frames)
+                        _follow(todo, done, sweep, expected)
+                if executor.executor == "ray":
+                    done = extract_on_ray(todo, store, config, executor.ray_address)
+                    _follow(todo, done, sweep, expected)
     store.write_metadata()  # for any TFDS reader, were it lost too
     ledger = sweep.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())

@@ -109,14 +109,9 @@ def _decode(
 ) -> Stretch | None:
     """Decode a stretch, from `margin` ahead of it; None when seeking landed too late."""
     settings = keeper.settings
-    stream, header = read_header(container)
-    if header.width * header.height > settings.max_pixels:
-        header = replace(header, reason="too-large")
+    stream, header = _picture_stream(container, settings)
     if header.reason:
         return _refused(header)
-    stream.thread_type = "NONE"  # processes are the parallelism
-    if header.codec == "mjpeg":  # else it fills in what a cut picture lacks
-        stream.codec_context.options = {"err_detect": "explode"}
     landed = position.origin is None or position.seconds <= margin
     if not landed and not _seek(container, stream, position, margin):
         return None
@@ -163,6 +158,18 @@ def _decode(
     end = reader.end - clock.start if stream.duration is None else 0.0
     tally = Tally(header, good, faults + holes, last, keeper.kept, end, tail)
     return Stretch(tally, after)
+
+
+def _picture_stream(container: Any, settings: FrameSettings) -> tuple[Any, Outcome]:
+    """The stream to decode, and what the header says or why it is refused."""
+    stream, header = read_header(container)
+    if header.width * header.height > settings.max_pixels:
+        header = replace(header, reason="too-large")
+    if not header.reason:
+        stream.thread_type = "NONE"  # processes are the parallelism
+        if header.codec == "mjpeg":  # else it fills in what a cut picture lacks
+            stream.codec_context.options = {"err_detect": "explode"}
+    return stream, header
 
 
 def _seek(container: Any, stream: Any, position: Position, margin: float) -> bool:
