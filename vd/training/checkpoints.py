@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,17 @@ from vd.training.step import TrainState
 # the first error reaches us as an exception
 for _logger in ("absl", "asyncio"):
     logging.getLogger(_logger).setLevel(logging.CRITICAL)
+
+_print_unraisable = sys.unraisablehook
+
+
+def _tell_unraisable(told: Any) -> None:
+    """Print what no caller can catch, but for the leaves that a failed restore gave up."""
+    if str(told.exc_value) != "Event loop is closed":
+        _print_unraisable(told)
+
+
+sys.unraisablehook = _tell_unraisable
 
 _TURN = threading.RLock()
 _FULL = "free some space, then run the same command again: it goes on from the checkpoint before."
