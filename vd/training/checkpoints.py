@@ -41,6 +41,7 @@ def _tell_unraisable(told: Any) -> None:
 sys.unraisablehook = _tell_unraisable
 
 _TURN = threading.RLock()
+_WRITE_SECONDS = 86_400  # time while the program is stopped (Ctrl-Z) counts
 _FULL = "free some space, then run the same command again: it goes on from the checkpoint before."
 
 
@@ -93,6 +94,7 @@ class Checkpoints:
             item_names=("params", "rest", "info"),
             options=ocp.CheckpointManagerOptions(
                 create=False,
+                async_options=ocp.AsyncOptions(timeout_secs=_WRITE_SECONDS),
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
