@@ -139,8 +139,9 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         written = values["format"]
         if written == FORMAT:
             identity = settings_identity(_settings(values))
-            lacking = {"engine", "preprocessing", "devices", "part_files"} - set(values)
+            lacking = {"engine", "preprocessing", "part_files"} - set(values)
             lacking |= set(Parts._fields) - set(values["identity"])
+            lacking |= {"count", "kind"} - set(values["devices"])
             if lacking or values["identity"] != values["identity"] | identity:
                 raise ValueError("not what training wrote")
     except (KeyError, TypeError, ValueError, VdError) as error:
