@@ -11,7 +11,6 @@ reader opens it: `tfds.builder_from_directory(dir).as_data_source("videos")`.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,11 +27,11 @@ from vd.atomic import (
     reading,
     remove_orphans,
     temporary,
-    write_bytes,
     write_json,
     writing,
 )
 from vd.errors import VdError
+from vd.features.metadata import SPLIT, shard_file, shard_files, write_metadata
 from vd.features.shards import (
     PART_FRAMES,
     Extracted,
@@ -48,10 +47,7 @@ from vd.features.shards import (
 from vd.progress import say
 from vd.tables import read_csv, sealed
 
-_SPLIT = "videos"  # TFDS reserves "all"
 _MOST_LOST = 1000  # indexes that may lack before another
-_FEATURES, _INFO = "features.json", "dataset_info.json"
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
 
 
 class FeatureStore:
@@ -94,9 +90,7 @@ class FeatureStore:
             self._empty(number)
         self.damaged = []
         remove_orphans(self.directory)
-        for shard in self.directory.glob(
-            f"features-{_SPLIT}.array_record-{'[0-9]' * 5}"
-        ):
+        for shard in shard_files(self.directory):
             if int(shard.name[-5:]) >= len(self.lengths):
                 say(f"{shard.name} has no index, so it is removed: it is not whole")
                 shard.unlink()
@@ -231,66 +225,19 @@ class FeatureStore:
 
         The two JSON files by which TFDS opens it, and what the features depend on.
         """
-        if not self.lengths:
-            return
-        described = self.directory.parent / "fingerprint.json"
-        write_json(described, self.description)
-        if self._described_lengths() == self.lengths:
-            return
-        split = tfds.core.SplitInfo(
-            name=_SPLIT,
-            shard_lengths=self.lengths,
-            num_bytes=0,
-            filename_template=tfds.core.ShardedFileTemplate(
-                data_dir=self.directory,
-                dataset_name="features",
-                split=_SPLIT,
-                filetype_suffix="array_record",
-                template=_TEMPLATE,
-            ),
-        )
-        folder = temporary(self.directory / "metadata")
-        try:
-            with explaining(folder):
-                folder.mkdir()
-            for number in range(len(self.lengths)):  # TFDS looks for the names alone
-                (folder / self._shard(number).name).touch()
-            tfds.folder_dataset.write_metadata(
-                data_dir=folder,
-                features=self._format.features,
-                split_infos=[split],
-                filename_template=_TEMPLATE,
-                check_data=False,
-            )
-            for name in (_FEATURES, _INFO):  # what is compared comes last
-                write_bytes(self.directory / name, (folder / name).read_bytes())
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _described_lengths(self) -> list[int]:
-        """Records of each shard as dataset_info.json has them; [] when one file is wrong."""
-        try:
-            if (self.directory / _FEATURES).read_bytes() != self._format.description:
-                return []
-            info = json.loads((self.directory / _INFO).read_text(encoding="utf-8"))
-            split = info["splits"][0]
-            lengths = [int(length) for length in split.pop("shardLengths")]
-        except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
-            return []
-        except (AttributeError, RecursionError):  # other things than TFDS writes
-            return []
-        ours = {"name": _SPLIT, "filepathTemplate": _TEMPLATE}
-        whole = info["fileFormat"] == "array_record" and info["splits"] == [ours]
-        return lengths if whole else []
+        if self.lengths:
+            described = self.directory.parent / "fingerprint.json"
+            write_json(described, self.description)
+            write_metadata(self.directory, self._format, self.lengths)
 
     @cached_property
     def _source(self) -> Any:
         """The TFDS data source over all shards."""
         self.write_metadata()
-        return tfds.builder_from_directory(self.directory).as_data_source(_SPLIT)
+        return tfds.builder_from_directory(self.directory).as_data_source(SPLIT)
 
     def _shard(self, number: int) -> Path:
-        return self.directory / f"features-{_SPLIT}.array_record-{number:05d}"
+        return shard_file(self.directory, number)
 
     def _index(self, number: int) -> Path:
         return self.directory / f"index-{number:05d}.csv"
