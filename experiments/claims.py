@@ -214,16 +214,15 @@ def without_groups(manifest: Path, copy: Path) -> Path:
 
 def of_member(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a fold and seed came to, where it stopped, and how often clipping acted."""
-    from vd.training.log import read_metrics
+    from vd.report.facts import read_facts
 
-    epochs = read_metrics(folder / row["member"])
-    best = min(epochs, key=lambda epoch: epoch["val_loss"])
+    facts = read_facts(folder / row["member"])
     kept = "fold", "seed", "n", "n_train", "threshold", "accuracy"
-    clipped = [epoch["clipped_fraction"] for epoch in epochs]
+    clipped = [epoch["clipped_fraction"] for epoch in facts.rows]
     return {
         **{name: row[name] for name in kept},
-        "best_epoch": best["epoch"],
-        "last_epoch": epochs[-1]["epoch"],
+        "best_epoch": facts.stopping.best_epoch,
+        "last_epoch": facts.stopping.epoch,
         "clipped": sum(clipped) / len(clipped),
     }
 

@@ -111,7 +111,7 @@ def _claims(of: dict[str, Line]) -> str:
     for claim, made, p in zip(told, found, corrected, strict=True):
         verdict = judge(claim, made)
         needed = (
-            f"{made.needed:,} for {made.to_show:g} points"
+            f"{made.needed:,} for {made.to_show:g} point{'s' * (made.to_show != 1)}"
             if "not be" in verdict
             else ""
         )
