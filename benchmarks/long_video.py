@@ -105,7 +105,7 @@ def memory(root: int) -> int:
     total = sum(
         file.stat().st_size
         for folder in Path("/dev/shm").glob(f"vd-*-{root}-*")
-        for file in folder.iterdir()
+        for file in folder.rglob("*.rgb")
     )
     for pid in family(root):
         try:

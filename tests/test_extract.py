@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.broken import render_late
+from tests.broken import grey_frames, noisy_frames, render, render_late
 from tests.command_line import VD, vd
 from tests.fabricated import write_tiny_backbone
 from vd.atomic import lock
@@ -382,6 +382,41 @@ def test_one_header_that_says_weeks_does_not_tell_of_all(
     assert int(said.replace(",", "")) < 2 * true
 
 
+def promised_images(said):
+    return int(re.search(r"about ([\d,]+) images", said)[1].replace(",", ""))
+
+
+def test_a_large_file_that_does_not_decode_tells_nothing_of_the_others(
+    clips, backbone, tmp_path, capsys
+):
+    root = tmp_path / "set"
+    shutil.copytree(clips, root)
+    with open(root / "train" / "violent" / "huge.mp4", "wb") as handle:
+        handle.truncate(20 * 2**30)
+    ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")[1]
+    assert len(ledger.usable()) == 32
+    assert promised_images(capsys.readouterr().err) < 32 * 3 * 8 * 2
+
+
+def test_files_of_many_bytes_a_second_tell_nothing_of_those_of_few(
+    backbone, tmp_path, capsys
+):
+    """Two seconds of raw pictures have a hundred times the bytes of the others."""
+    root = tmp_path / "set"
+    for name in ("violent", "normal"):
+        (root / name).mkdir(parents=True)
+    for number in range(80):
+        still = np.full((48, 64, 3), 3 * number, np.uint8)
+        render(root / "violent" / f"{number:02}.mp4", [still] * 50)
+    render(root / "normal" / "a.mp4", grey_frames(50))
+    render(
+        root / "normal" / "b.avi", noisy_frames(50), codec="rawvideo", pix_fmt="bgr24"
+    )
+    store, _ = extraction(root, backbone, tmp_path / "cache", preset="fast")
+    true = sum(2 * row.frames for row in store.rows.values())
+    assert 0.7 * true < promised_images(capsys.readouterr().err) < 1.4 * true
+
+
 def test_without_a_temporary_folder_shared_memory_is_enough(
     clips, backbone, tmp_path, monkeypatch
 ):
@@ -408,7 +443,7 @@ def test_a_disk_of_less_than_half_is_refused_a_small_one_warned_of(
         row.views * row.frames * 3 * 8 * 2 for row in store.rows.values()
     )  # bytes of its numbers
     monkeypatch.setattr(
-        "vd.features.extract.shutil.disk_usage",
+        "vd.features.promise.shutil.disk_usage",
         lambda path: shutil._ntuple_diskusage(0, 0, int(share * needed)),
     )
     capsys.readouterr()

@@ -1,8 +1,11 @@
 """Decoding in processes: order, deadlines, crashes, and that no worker is left behind."""
 
+import fcntl
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -256,6 +259,35 @@ def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip,
     assert exchange_folders(process.pid)
     assert outcomes(decode([clip])) == [("used", "")]
     assert not exchange_folders(process.pid)
+
+
+def test_the_exchange_folder_of_a_live_process_stays_whatever_its_number(clip):
+    """In another container it has a number that here is nobody's, or another's."""
+    name = f"vd-{socket.gethostname()}-999999999-live"
+    folder = Path(tempfile.mkdtemp(prefix=name, dir="/dev/shm"))
+    try:
+        with open(folder / "owner", "w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            assert outcomes(decode([clip])) == [("used", "")]
+            assert folder.exists()
+        assert outcomes(decode([clip])) == [("used", "")]
+        assert not folder.exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 9216)])
+def test_decoded_frames_that_vanish_are_an_error_not_a_video_without_frames(
+    clip, damage
+):
+    with decode_pool(SMALL, DecodeConfig(), 4) as pool:
+        pieces = decode_videos([clip] * 4, pool)
+        assert len(next(pieces).images) == 16
+        time.sleep(2)  # the next ones are decoded
+        for path in list(pool.folder.rglob("*.rgb")):
+            damage(path)
+        with pytest.raises(VdError, match="something else removed decoded frames"):
+            list(pieces)
 
 
 @needs_proc

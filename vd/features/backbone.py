@@ -182,6 +182,11 @@ def _side(session: Any, file: Path) -> int:
         raise VdError(
             f"--backbone {file} does not say the size of its images; give --backbone-size."
         )
+    if sides[0] != sides[1]:
+        raise VdError(
+            f"--backbone {file} takes images of {sides[0]} × {sides[1]}; export it for square "
+            "ones, to which vd resizes every frame."
+        )
     return int(sides[0])
 
 

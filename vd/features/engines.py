@@ -109,7 +109,7 @@ class OnnxEngine:
             )
         if self._channels_first:
             batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-        features = np.asarray(self._session.run(None, {self._input: batch})[0])
+        features = np.atleast_1d(self._session.run(None, {self._input: batch})[0])
         return features[:count].astype(np.float32, copy=False)
 
     def _probe(self) -> int:

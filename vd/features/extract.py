@@ -1,36 +1,24 @@
 """The store brought up to date with a data set: resumable, accounted for, nothing lost."""
 
-import shutil
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
-from rich.filesize import decimal
+from jaxtyping import Float64
 
 from vd.atomic import lock
-from vd.config import (
-    Config,
-    ExecutorConfig,
-    usable_cores,
-)
-from vd.errors import VdError
+from vd.config import Config, ExecutorConfig
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.compute import Progress, frame_settings, open_store, write_features
 from vd.features.engines import Engine, make_engine
+from vd.features.promise import promise
 from vd.features.store import FeatureStore
 from vd.features.verify import verify_store
-from vd.progress import say, track
+from vd.progress import track
 from vd.tables import write_csv
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
 from vd.videos.pool import DecodePool, decode_pool
 from vd.videos.scan import Ledger, OutcomeLog, Sweep
-from vd.videos.workers import PROBED_SECONDS, probe_videos
-
-# of all videos those whose lengths, of these those whose decoding is measured: an eighth
-_SAMPLE, _TIMED = (32, 256), (4, 12)  # at least, at most
-_MOST_UNUSUAL = 20.0  # times as many seconds a byte as the median file
 
 
 def extract(
@@ -102,17 +90,22 @@ def _extract_here(
 
 
 def _follow(
-    videos: Sequence[Video], done: Iterator[Progress], sweep: Sweep, expected: float
+    videos: Sequence[Video],
+    done: Iterator[Progress],
+    sweep: Sweep,
+    expected_N: Float64[np.ndarray, " N"],
 ) -> None:
     """Show progress, of every stretch of a long video too; `sweep` takes the outcomes.
 
-    `expected` frames tell how much is left.
+    `expected_N` frames of each video tell how much is left, until they are known.
     """
-    lost, frames = [0, 0], 0
+    lost, frames, left_N = [0, 0], 0, expected_N.copy()
     with track("extracting", len(videos), "videos") as ticker:
         for number, more, outcome in done:
             frames += more
+            left_N[number] = max(0.0, left_N[number] - more)
             if outcome is not None:
+                left_N[number] = 0
                 video = videos[number]
                 lost[video.label] += outcome.outcome == "quarantined"
                 sweep.take(video, outcome)
@@ -122,81 +115,6 @@ def _follow(
                     f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} "
                     "non-violent)"
                 )
-            share = frames / expected if expected else None
+            known = expected_N.any() and frames > 0
+            share = frames / (frames + left_N.sum()) if known else None
             ticker.advance(int(outcome is not None), note, share)
-
-
-def promise(
-    videos: Sequence[Video],
-    store: FeatureStore,
-    backbone: Backbone,
-    engine: Engine,
-    pool: DecodePool,
-) -> float:
-    """Say images, hours and gigabytes before the work; returns the frames to be stored.
-
-    Lengths are estimated from the sizes of the files, by a sample from all over; the speeds
-    are measured on the spot. 0 when nothing is known. Raises `VdError` when the disk holds
-    less than half of what is needed: an estimate may err, so less is a warning.
-    """
-    step = _every(len(videos), *_SAMPLE)
-    sampled = videos[::step]
-    paths = [video.path for video in sampled]
-    probes = probe_videos(paths, pool, timed_every=_every(len(paths), *_TIMED))
-    sizes = np.array([_size(video.path) for video in videos], np.float64)
-    known = [(size, *probe) for size, probe in zip(sizes[::step], probes, strict=True)]
-    known = [row for row in known if row[0] and row[1]]
-    if not known:
-        return 0.0
-    bytes_N, seconds_N, costs_N = np.array(known).T
-    # a header may say anything, and one must not tell of all
-    usual = np.median(seconds_N / bytes_N)
-    seconds_N = np.minimum(seconds_N, _MOST_UNUSUAL * usual * bytes_N)
-    seconds = sizes.sum() * seconds_N.sum() / bytes_N.sum()
-    frames = seconds * frame_settings(backbone).frames_per_second
-    images = frames * len(backbone.streams) * len(backbone.views)
-    rate = _images_per_second(engine, backbone.size)
-    timed_N = ~np.isnan(costs_N)
-    decoded = seconds_N[timed_N].clip(max=PROBED_SECONDS).sum()
-    decoding = seconds * costs_N[timed_N].sum() / decoded if decoded else 0.0
-    hours = (images / rate + decoding / usable_cores()) / 3600
-    size = images * engine.dim * np.float16().itemsize
-    say(
-        f"extracting {len(videos)} videos: about {images:,.0f} images at {rate:.0f} a second "
-        f"here, {hours:.2f} h with decoding, {decimal(int(size))} in {store.directory}"
-    )
-    # the longest video lies beside the store until its outcome is known
-    _check_space(store.directory, size * (1 + sizes.max() / sizes.sum()))
-    return float(frames)
-
-
-def _every(count: int, least: int, most: int) -> int:
-    """Every so many of `count` are an eighth of them, within the bounds."""
-    return -(-count // min(max(count // 8, least), most))
-
-
-def _check_space(folder: Path, needed: float) -> None:
-    """Raise `VdError` when a disk is far too small, warn when it may be."""
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    words = f"has {decimal(free)} free and about {decimal(int(needed))} are needed"
-    if needed > 2 * free:
-        raise VdError(
-            f"--cache-dir {folder} {words}; free some space or name another folder."
-        )
-    if needed > free:
-        say(f"warning: --cache-dir {folder} {words}; what fits in whole shards is kept")
-
-
-def _images_per_second(engine: Engine, side: int) -> float:
-    """Speed of the backbone, measured."""
-    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
-    engine(probe)
-    began = time.perf_counter()
-    engine(probe)
-    return len(probe) / (time.perf_counter() - began)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a regular file, 0 of anything else."""
-    return path.stat().st_size if path.is_file() else 0

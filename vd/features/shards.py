@@ -273,6 +273,8 @@ def stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
     numbers = [int(row[key]) for key in ("first", "views", "stored_frames")]
     if min(numbers) < 0 or max(numbers) > _MOST_RECORDS:
         raise ValueError("an impossible number")
+    if row["outcome"] != "quarantined" and numbers[2] == 0:
+        raise ValueError("a used video without frames")
     if SEAL in row and sealed(row) != row:  # older indexes lack it
         raise ValueError("it is not as it was written")
     return StoredVideo(

@@ -4,9 +4,10 @@ They are Pebble's, spawned (JAX runs threads, so a fork could hang). Frames come
 files in shared memory, not through the pipe.
 """
 
+import contextlib
+import fcntl
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,6 @@ from typing import NamedTuple
 
 from pebble import ProcessPool
 
-from vd.atomic import owner_is_dead
 from vd.config import DecodeConfig, usable_cores
 from vd.errors import VdError
 from vd.videos.frames import FrameSettings
@@ -30,6 +30,7 @@ from vd.videos.frames import FrameSettings
 AHEAD = 2  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _SHARED_MEMORY = Path("/dev/shm")
+_OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
 
 class DecodePool(NamedTuple):
@@ -131,10 +132,22 @@ def _exchange_folder(needed_bytes: float) -> Iterator[Path]:
     root = _SHARED_MEMORY
     if not os.access(root, os.W_OK) or shutil.disk_usage(root).free < needed_bytes:
         root = _temporary_folder()
-    for old in root.glob("vd-*"):
-        owner = re.match(r"vd-(?P<host>.+)-(?P<pid>\d+)-", old.name)
-        if owner and owner_is_dead(owner["host"], int(owner["pid"])):
-            shutil.rmtree(old, ignore_errors=True)
-    prefix = f"vd-{socket.gethostname()}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder:
+    prefix = f"vd-{socket.gethostname()}-"
+    for old in root.glob(f"{prefix}*"):
+        _remove_if_left(old)
+    prefix += f"{os.getpid()}-"
+    with (
+        tempfile.TemporaryDirectory(prefix=prefix, dir=root) as folder,
+        open(Path(folder, "owner.new"), "w") as owner,
+    ):
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            os.rename(owner.name, Path(folder, _OWNER))
         yield Path(folder)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a folder whose owner has gone; its lock tells, from another container too."""
+    with contextlib.suppress(OSError), open(folder / _OWNER) as owner:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)

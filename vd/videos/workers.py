@@ -52,10 +52,11 @@ class _Video:
 
     index: int
     path: Path
-    target: Path
+    target: Path | None  # where its images go
     future: Any = None
     position: Position = field(default_factory=Position)
     tallies: list[Tally] = field(default_factory=list)
+    kept: int = 0  # images of the stretch that was decoded last
     crashed: bool = False
     submitted: float = 0.0
 
@@ -73,21 +74,23 @@ def decode_videos(
     """
     folder = Path(tempfile.mkdtemp(dir=pool.folder))  # two calls must not mix
     most = pool.workers + (AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES)
-    targets = (folder / f"{index}.rgb" for index in range(len(paths)))
-    waiting = map(_Video, range(len(paths)), paths, targets)
+    waiting = (
+        _Video(index, path, folder / f"{index}.rgb" if keep_images else None)
+        for index, path in enumerate(paths)
+    )
     under_way: deque[_Video] = deque()
     with _pulse() as halted:
         while True:
             for video in islice(waiting, most - len(under_way)):
-                _submit(video, pool, keep_images)
+                _submit(video, pool)
                 under_way.append(video)
             if not under_way:
                 return
             video = under_way[0]
             outcome = _wait(video, halted)
-            images = _collect(video.target, pool.settings)
+            images = _collect(video, pool.settings)
             if outcome is None:
-                _submit(video, pool, keep_images)
+                _submit(video, pool)
             else:
                 under_way.popleft()
             yield Decoded(video.index, images, outcome)
@@ -129,10 +132,9 @@ def probe_brightnesses(
         yield None if future.exception() else future.result()
 
 
-def _submit(video: _Video, pool: DecodePool, keep_images: bool) -> None:
+def _submit(video: _Video, pool: DecodePool) -> None:
     """Have the next stretch of a video decoded."""
     video.submitted = time.monotonic()
-    target = video.target if keep_images else None
     try:
         video.future = pool.processes.schedule(
             _task,
@@ -141,7 +143,7 @@ def _submit(video: _Video, pool: DecodePool, keep_images: bool) -> None:
                 pool.settings,
                 video.position,
                 pool.stretch_seconds,
-                target,
+                video.target,
             ],
             timeout=pool.deadline_seconds,
         )
@@ -165,7 +167,7 @@ def _wait(video: _Video, halted: Callable[[float], bool]) -> Outcome | None:
     try:
         stretch: Stretch = video.future.result()
     except (ProcessExpired, DeadlineError) as error:
-        video.target.unlink(missing_ok=True)  # half written
+        video.kept = 0
         if isinstance(error, DeadlineError):
             # what the whole program lost, asleep or stopped, is no fault of the video
             return None if halted(video.submitted) else _lost(video, "timeout")
@@ -174,8 +176,10 @@ def _wait(video: _Video, halted: Callable[[float], bool]) -> Outcome | None:
         video.crashed = True
         return None  # the same stretch again
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise _vanished(video) from error
         raise VdError(
-            f"{video.target.parent} cannot hold decoded frames "
+            f"{video.target and video.target.parent} cannot hold decoded frames "
             f"({error.strerror or error}); free some space, or name another folder in "
             "TMPDIR."
         ) from error
@@ -183,6 +187,7 @@ def _wait(video: _Video, halted: Callable[[float], bool]) -> Outcome | None:
         error.add_note(f"while decoding {video.path}")
         raise
     video.tallies.append(stretch.tally)
+    video.kept = stretch.tally.kept
     if stretch.next is None:
         return outcome_of(video.tallies)
     video.position = stretch.next
@@ -205,16 +210,32 @@ def _task(
         )
 
 
-def _collect(target: Path, settings: FrameSettings) -> UInt8[np.ndarray, "F S H W 3"]:
-    """The images that a worker left, read-only, without a copy; the file loses its name."""
+def _collect(video: _Video, settings: FrameSettings) -> UInt8[np.ndarray, "F S H W 3"]:
+    """The images that a worker left, read-only, without a copy; the file loses its name.
+
+    Raises `VdError` unless they are as many as the worker says.
+    """
     shape = len(settings.streams), settings.height, settings.width, 3
-    count = target.stat().st_size // math.prod(shape) if target.exists() else 0
-    if count == 0:  # which cannot be mapped
-        target.unlink(missing_ok=True)
-        return np.zeros((0, *shape), np.uint8)
-    images = np.memmap(target, np.uint8, "r", shape=(count, *shape))
-    target.unlink()
+    none: np.ndarray = np.zeros((0, *shape), np.uint8)
+    if video.target is None:
+        return none
+    if not video.kept:  # an empty file, or what a lost worker half wrote
+        video.target.unlink(missing_ok=True)
+        return none
+    try:
+        images = np.memmap(video.target, np.uint8, "r").reshape(video.kept, *shape)
+        video.target.unlink()
+    except (OSError, ValueError) as error:  # gone, or cut
+        raise _vanished(video) from error
     return np.asarray(images)
+
+
+def _vanished(video: _Video) -> VdError:
+    return VdError(
+        f"something else removed decoded frames from {video.target and video.target.parent}; "
+        "name another folder for them in TMPDIR if it was no accident, and run the same "
+        "command again."
+    )
 
 
 def _lost(video: _Video, reason: Any) -> Outcome:

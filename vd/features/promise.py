@@ -1,0 +1,135 @@
+"""What an extraction will take: images, hours and gigabytes, said before the work."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int
+from rich.filesize import decimal
+
+from vd.config import usable_cores
+from vd.errors import VdError
+from vd.features.backbone import Backbone
+from vd.features.engines import Engine
+from vd.features.store import FeatureStore
+from vd.progress import say
+from vd.videos.manifest import Video
+from vd.videos.pool import DecodePool
+from vd.videos.workers import PROBED_SECONDS, probe_videos
+
+# of all videos those whose lengths, of these those whose decoding is measured: an eighth
+_SAMPLE, _TIMED = (32, 256), (4, 12)  # about so many at least, at most
+# what a header may say: so many times the seconds a byte of the median file, or so many
+_MOST_UNUSUAL, _MOST_SECONDS_A_BYTE = 20.0, 1e-3
+
+
+class _Estimate(NamedTuple):
+    """What a sample tells of all videos."""
+
+    seconds_N: Float64[np.ndarray, " N"]  # of video
+    decoding: float  # seconds of one core
+
+
+def promise(
+    videos: Sequence[Video],
+    store: FeatureStore,
+    backbone: Backbone,
+    engine: Engine,
+    pool: DecodePool,
+) -> Float64[np.ndarray, " N"]:
+    """Say what the work will take; returns the frames to be stored of each video.
+
+    Lengths are estimated from the sizes of the files, by a sample of all sizes; the speeds
+    are measured on the spot. Zeros when nothing is known. Raises `VdError` when the disk
+    holds less than half of what is needed: an estimate may err, so less is a warning.
+    """
+    estimate = _estimate([video.path for video in videos], pool)
+    frames_N = estimate.seconds_N * pool.settings.frames_per_second
+    if not frames_N.any():
+        return frames_N
+    images = frames_N.sum() * len(backbone.streams) * len(backbone.views)
+    rate = _images_per_second(engine, backbone.size)
+    hours = (images / rate + estimate.decoding / usable_cores()) / 3600
+    size = images * engine.dim * np.float16().itemsize
+    say(
+        f"extracting {len(videos)} videos: about {images:,.0f} images at {rate:.0f} a second "
+        f"here, {hours:.2f} h with decoding, {decimal(int(size))} in {store.directory}"
+    )
+    # the longest video lies beside the store until its outcome is known
+    _check_space(store.directory, size * (1 + frames_N.max() / frames_N.sum()))
+    return frames_N
+
+
+def _estimate(paths: Sequence[Path], pool: DecodePool) -> _Estimate:
+    """Lengths and cost of all files by a sample in the order of their sizes.
+
+    A file has as many seconds a byte as the next larger one in the sample, so files of
+    another kind, which have other sizes, tell nothing of it. A file of the sample that does
+    not say its length counts nothing: it will hardly decode.
+    """
+    size_N = np.array([_size(path) for path in paths], np.float64)
+    order_N = np.argsort(-size_N, kind="stable")
+    rank_S = np.arange(len(paths))[:: _every(len(paths), *_SAMPLE)]
+    sampled_S = order_N[rank_S]
+    probes = probe_videos(
+        [paths[i] for i in sampled_S], pool, _every(len(sampled_S), *_TIMED)
+    )
+    seconds_S, cost_S = np.array(probes, np.float64).T
+    known_S = (seconds_S > 0) & (size_N[sampled_S] > 0)
+    if not known_S.any():
+        return _Estimate(np.zeros(len(paths)), 0.0)
+    ratio_K = seconds_S[known_S] / size_N[sampled_S[known_S]]
+    ratio_K = ratio_K.clip(
+        max=max(_MOST_UNUSUAL * np.median(ratio_K), _MOST_SECONDS_A_BYTE)
+    )
+    ratio_N = np.empty(len(paths))
+    ratio_N[order_N] = ratio_K[_next_larger(rank_S[known_S], len(paths))]
+    ratio_N[sampled_S[~known_S]] = 0
+    seconds_N = size_N * ratio_N
+    timed_S = known_S & ~np.isnan(cost_S)
+    if not timed_S.any():
+        return _Estimate(seconds_N, 0.0)
+    # a second of a video costs as much as one of the next larger file that was decoded
+    price_T = cost_S[timed_S] / seconds_S[timed_S].clip(max=PROBED_SECONDS)
+    price_N = price_T[_next_larger(rank_S[timed_S], len(paths))]
+    return _Estimate(seconds_N, float(seconds_N[order_N] @ price_N))
+
+
+def _next_larger(rank_K: Int[np.ndarray, " K"], count: int) -> Int[np.ndarray, " N"]:
+    """For each rank by size, which of the known ones is next above, else the first."""
+    return (np.searchsorted(rank_K, np.arange(count), side="right") - 1).clip(min=0)
+
+
+def _every(count: int, least: int, most: int) -> int:
+    """Every so many of `count` are an eighth of them, within the bounds."""
+    return max(1, count // min(max(count // 8, least), most))
+
+
+def _check_space(folder: Path, needed: float) -> None:
+    """Raise `VdError` when a disk is far too small, warn when it may be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    words = f"has {decimal(free)} free and about {decimal(int(needed))} are needed"
+    if needed > 2 * free:
+        raise VdError(
+            f"--cache-dir {folder} {words}; free some space or name another folder."
+        )
+    if needed > free:
+        say(f"warning: --cache-dir {folder} {words}; what fits in whole shards is kept")
+
+
+def _images_per_second(engine: Engine, side: int) -> float:
+    """Speed of the backbone, measured."""
+    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
+    engine(probe)
+    began = time.perf_counter()
+    engine(probe)
+    return len(probe) / (time.perf_counter() - began)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a regular file, 0 of anything else."""
+    return path.stat().st_size if path.is_file() else 0
