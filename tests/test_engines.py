@@ -141,6 +141,28 @@ def test_networks_that_cannot_serve_are_one_sentence(tmp_path, network, words):
         engines.OnnxEngine(find_backbone(BackboneConfig(backbone=str(file))))
 
 
+@pytest.mark.parametrize(
+    ("shape", "axes", "words"),
+    [
+        ([64, 32], [1, 2], "takes images of 64 × 32; export it for square"),
+        ([32, 32], [0, 1, 2, 3], r"gives the shape \(1,\)"),
+    ],
+)
+def test_images_that_are_not_square_and_a_lone_number_are_said(
+    tmp_path, shape, axes, words
+):
+    node = helper.make_node("ReduceMean", ["images"], ["means"], axes=axes, keepdims=0)
+    kind = TensorProto.FLOAT
+    images = helper.make_tensor_value_info("images", kind, ["N", *shape, 3])
+    means = helper.make_tensor_value_info("means", kind, None)
+    graph = helper.make_graph([node], "means", [images], [means])
+    opset = [helper.make_opsetid("", 13)]
+    file = tmp_path / "means.onnx"
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(file))
+    with pytest.raises(VdError, match=words):
+        engines.OnnxEngine(find_backbone(BackboneConfig(backbone=str(file))))
+
+
 def test_a_flag_wins_over_wrong_metadata(tmp_path):
     file = write_tiny_backbone(tmp_path / "tiny.onnx", metadata={"vd.size": "abc"})
     backbone = find_backbone(BackboneConfig(backbone=str(file), backbone_size=32))
