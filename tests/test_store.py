@@ -71,6 +71,17 @@ def test_an_edited_index_row_is_no_video(tmp_path, column, value):
     assert open_store(tmp_path).damaged == [0]
 
 
+def test_a_used_video_without_frames_is_extracted_again(tmp_path):
+    """As an earlier version stored those whose decoded frames had vanished."""
+    open_store(tmp_path).add([Extracted("v0", USED)], "test")
+    store = open_store(tmp_path)
+    assert store.damaged == [0]
+    with lock(store.lock_file, "a test"):
+        store.recover()
+    store.add(chunk(make_videos(1)), "test")
+    assert open_store(tmp_path).rows["v0"].frames == 5
+
+
 def test_names_that_are_none_of_the_stores_are_let_alone(tmp_path):
     store = open_store(tmp_path)
     store.add(chunk(make_videos(3)), "test")
