@@ -72,7 +72,10 @@ def decode_videos(
 
     Raises VdError when decoded frames find no room.
     """
-    folder = Path(tempfile.mkdtemp(dir=pool.folder))  # two calls must not mix
+    try:
+        folder = Path(tempfile.mkdtemp(dir=pool.folder))  # two calls must not mix
+    except FileNotFoundError as error:
+        raise _vanished(pool) from error
     most = pool.workers + (AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES)
     waiting = (
         _Video(index, path, folder / f"{index}.rgb" if keep_images else None)
@@ -87,8 +90,8 @@ def decode_videos(
             if not under_way:
                 return
             video = under_way[0]
-            outcome = _wait(video, halted)
-            images = _collect(video, pool.settings)
+            outcome = _wait(video, pool, halted)
+            images = _collect(video, pool)
             if outcome is None:
                 _submit(video, pool)
             else:
@@ -162,7 +165,9 @@ def _probe(path: Path, settings: FrameSettings, timed: bool) -> tuple[float, flo
     return stretch.tally.header.duration, time.perf_counter() - began
 
 
-def _wait(video: _Video, halted: Callable[[float], bool]) -> Outcome | None:
+def _wait(
+    video: _Video, pool: DecodePool, halted: Callable[[float], bool]
+) -> Outcome | None:
     """Wait for the stretch under way; the outcome if nothing of the video is left."""
     try:
         stretch: Stretch = video.future.result()
@@ -175,11 +180,11 @@ def _wait(video: _Video, halted: Callable[[float], bool]) -> Outcome | None:
             return _lost(video, "corrupt-frames")
         video.crashed = True
         return None  # the same stretch again
+    except FileNotFoundError as error:
+        raise _vanished(pool) from error
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise _vanished(video) from error
         raise VdError(
-            f"{video.target and video.target.parent} cannot hold decoded frames "
+            f"{pool.folder} cannot hold decoded frames "
             f"({error.strerror or error}); free some space, or name another folder in "
             "TMPDIR."
         ) from error
@@ -210,11 +215,12 @@ def _task(
         )
 
 
-def _collect(video: _Video, settings: FrameSettings) -> UInt8[np.ndarray, "F S H W 3"]:
+def _collect(video: _Video, pool: DecodePool) -> UInt8[np.ndarray, "F S H W 3"]:
     """The images that a worker left, read-only, without a copy; the file loses its name.
 
     Raises `VdError` unless they are as many as the worker says.
     """
+    settings = pool.settings
     shape = len(settings.streams), settings.height, settings.width, 3
     none: np.ndarray = np.zeros((0, *shape), np.uint8)
     if video.target is None:
@@ -226,13 +232,13 @@ def _collect(video: _Video, settings: FrameSettings) -> UInt8[np.ndarray, "F S H
         images = np.memmap(video.target, np.uint8, "r").reshape(video.kept, *shape)
         video.target.unlink()
     except (OSError, ValueError) as error:  # gone, or cut
-        raise _vanished(video) from error
+        raise _vanished(pool) from error
     return np.asarray(images)
 
 
-def _vanished(video: _Video) -> VdError:
+def _vanished(pool: DecodePool) -> VdError:
     return VdError(
-        f"something else removed decoded frames from {video.target and video.target.parent}; "
+        f"something else removed decoded frames from {pool.folder}; "
         "name another folder for them in TMPDIR if it was no accident, and run the same "
         "command again."
     )
