@@ -60,8 +60,8 @@ def extract(
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have been quicker
             while todo := lacking():
-                frames = frame_settings(backbone)
-                with decode_pool(frames, config.decode, len(todo)) as pool:
+                settings = frame_settings(backbone)
+                with decode_pool(settings, config.decode, len(todo)) as pool:
                     expected = promise(todo, store, backbone, engine, pool)
                     if executor.executor == "local":
                         done = _extract_here(todo, store, backbone, engine, pool)
