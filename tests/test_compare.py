@@ -167,6 +167,8 @@ def test_the_same_predictions_show_nothing(pair, trained):
     low, high = found["accuracy_difference_ci95"]
     assert low == -high
     assert high == pytest.approx(1 - 0.025 ** (1 / 50))  # 50 groups, none differs
+    assert found["roc_auc_difference"] == 0
+    assert found["roc_auc_difference_ci95"] is None  # no resample shows its spread
     assert not found["shown"]
     assert "good and twin are equally accurate" in found["sentences"][0]
 

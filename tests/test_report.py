@@ -324,11 +324,12 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
     page = Page(out.read_text())
     printed = vd("compare", run, other, "--out", tmp_path / "c").stderr
     told = json.loads((tmp_path / "c" / "compare.json").read_text())["comparisons"][0]
-    assert page.row("run")[1] == [told["accuracy_a"], told["roc_auc_a"]]
-    assert page.row(other.name)[1][:2] == [
-        told["accuracy_b"],
-        told["accuracy_difference"],
-    ]
+    for key, row in (("b", other.name), ("a", "run"), ("difference", "difference")):
+        figures = [told[f"{name}_{key}"] for name in ("accuracy", "roc_auc")]
+        assert page.row(row)[1] == figures
+    lost = f"{100 * told['accuracy_difference']:.1f} points"
+    assert lost.replace("-", "−") in page.words
+    assert lost.startswith("-")
     sentence = told["sentences"][0]
     assert sentence in page.words
     assert sentence in printed

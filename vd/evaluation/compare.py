@@ -122,9 +122,15 @@ def _differences(
         "roc_auc_a": auc_a,
         "roc_auc_b": auc_b,
         "roc_auc_difference": None if auc_a is None or auc_b is None else auc_b - auc_a,
-        "roc_auc_difference_ci95": interval(np.concatenate(areas), paired.cluster_N),
+        "roc_auc_difference_ci95": _spread(np.concatenate(areas), paired),
     }
     return found, auc, effect
+
+
+def _spread(difference_R: Float[np.ndarray, " R"], paired: Paired) -> Interval:
+    """Interval of a difference of AUC; None when no resample shows any: not known."""
+    shows = np.nan_to_num(difference_R).any()
+    return interval(difference_R, paired.cluster_N) if shows else None
 
 
 def _mean_area(

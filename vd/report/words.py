@@ -27,23 +27,34 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:.1f} %"
 
 
+def points(value: float) -> str:
+    """A difference of two shares."""
+    return f"{_signed(100 * value, 1)} points"
+
+
 def decimal(value: float | None) -> str:
     """A number with three decimals."""
-    return UNDEFINED if value is None else f"{value:.3f}"
+    return UNDEFINED if value is None else _signed(value, 3)
 
 
-def percents(interval: Sequence[float] | None) -> str:
-    """An interval of shares in percent."""
+def percents(interval: Sequence[float] | None, unit: str = "%") -> str:
+    """An interval of shares in percent, or of their differences in points."""
     if interval is None:
         return "not known"
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+    low, high = (_signed(100 * end, 1) for end in interval)
+    return f"{low} to {high} {unit}"
 
 
 def decimals(interval: Sequence[float] | None) -> str:
     """An interval with three decimals."""
     if interval is None:
         return "not known"
-    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return f"{decimal(interval[0])} to {decimal(interval[1])}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """A number with the minus sign of prose."""
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def run_verdict(facts: RunFacts) -> list[Sentence]:
