@@ -320,7 +320,7 @@ def test_a_file_replaced_while_it_is_decoded_is_not_kept_under_its_former_hash(
         yield from decode_videos(paths, *arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr("vd.features.compute.decode_videos", decode)
+        patch.setattr("vd.features.extract.decode_videos", decode)
         store, ledger = extraction(root, backbone, cache)
     entry = next(e for e in ledger.entries if e.video.path == first)
     assert (entry.outcome.outcome, entry.outcome.reason) == ("quarantined", "changed")

@@ -151,7 +151,7 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
 
     for module in ("scan", "fingerprints"):
         monkeypatch.setattr(f"vd.videos.{module}.decode_videos", vanishing)
-    monkeypatch.setattr("vd.features.compute.decode_videos", vanishing)
+    monkeypatch.setattr("vd.features.extract.decode_videos", vanishing)
     videos = identify(read_manifest(data).videos, tmp_path / "cache" / "hashes.csv")
     found = told(ledger(videos))
     assert found.pop(gone) == (MISSING if gone == videos[0].name else USED)

@@ -324,14 +324,26 @@ def test_probes_lengths_and_the_time_that_decoding_takes(tmp_path):
     paths = [render(tmp_path / "a.mkv", noisy_frames(50))]
     paths += [tmp_path / name for name in make_broken(tmp_path)]
     with decode_pool(SMALL, DecodeConfig(10, 2), len(paths)) as pool:
-        (length, cost), *broken = probe_videos(paths, pool, timed_every=1)
-        timed, header = probe_videos([paths[0]] * 2, pool, timed_every=2)
+        (length, cost), *broken = probe_videos(paths, pool, timed_every=1)()
+        timed, header = probe_videos([paths[0]] * 2, pool, timed_every=2)()
     assert length == 2.0
     assert cost > 0
     assert all(0 <= length <= 2 for length, _ in broken)
     assert (timed[0], header[0]) == (2.0, 2.0)
     assert timed[1] > 0
     assert np.isnan(header[1])
+
+
+def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
+    clip = render(tmp_path / "a.mkv", noisy_frames(50))
+    with decode_pool(SMALL, DecodeConfig(10, 2), 2) as pool:
+        pieces = decode_videos([clip] * 2, pool)
+        whole = 16 * 2 * 48 * 64 * 3  # bytes of two seconds of both streams
+        ended = time.monotonic() + 30
+        while [p.stat().st_size for p in pool.folder.rglob("*.rgb")] != [whole] * 2:
+            assert time.monotonic() < ended
+            time.sleep(0.05)
+        assert len(list(pieces)) == 2
 
 
 def test_a_stopped_program_is_no_timeout(tmp_path):

@@ -30,6 +30,7 @@ from vd.features.store import FeatureStore
 from vd.progress import say
 from vd.videos.manifest import Video
 from vd.videos.pool import decode_pool
+from vd.videos.workers import decode_videos
 
 _CHUNK = 64  # videos a task at most
 _ROUNDS = 4  # tasks a replica at least, so that all end at about the same time
@@ -70,10 +71,11 @@ class _Replica:
             )
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
         backbone, engine = self._backbone, self._engine
+        paths = [video.path for video in videos]
         with decode_pool(frame_settings(backbone), self._decode, len(videos)) as pool:
             progress = list(
                 write_features(
-                    videos, folder, pool, engine, backbone.views,
+                    videos, decode_videos(paths, pool), folder, engine, backbone.views,
                     lambda item: shard.add(item, engine.name),
                 )
             )  # fmt: skip

@@ -1,6 +1,6 @@
 """Videos to features: decoding in other processes, overlapped with the backbone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ from vd.videos.frames import FrameSettings
 from vd.videos.manifest import Video
 from vd.videos.motion import ENERGY, FINE, LEAST
 from vd.videos.outcome import Outcome
-from vd.videos.pool import DecodePool, decode_pool
+from vd.videos.pool import decode_pool
 from vd.videos.scan import settled
-from vd.videos.workers import decode_videos
+from vd.videos.workers import Decoded, decode_videos
 
 _FORMAT = 1  # of the records; another number is another fingerprint
 
@@ -79,14 +79,17 @@ class VideoFeatures:
 
 
 def video_pieces(
-    paths: Sequence[Path], pool: DecodePool, engine: Engine, views: Sequence[str]
+    paths: Sequence[Path],
+    decoded: Iterable[Decoded],
+    engine: Engine,
+    views: Sequence[str],
 ) -> Iterator[VideoPiece]:
     """Features of each video in the views, in order.
 
     Workers decode the next stretches while the backbone runs on this one, so neither the
     frames nor the features of a long video are in memory at once.
     """
-    for piece in decode_videos(paths, pool):
+    for piece in decoded:
         features = _run_views(piece.images, engine, views, paths[piece.index])
         yield VideoPiece(piece.index, features, piece.outcome)
 
@@ -101,7 +104,8 @@ def video_features(
     """The same, a whole video at a time, from a pool of its own."""
     parts: list[Part] = []
     with decode_pool(frame_settings(backbone), decode, len(paths)) as pool:
-        for piece in video_pieces(paths, pool, engine, views):
+        decoded = decode_videos(paths, pool)
+        for piece in video_pieces(paths, decoded, engine, views):
             parts.append(piece.features_VxFxSxD)
             if piece.outcome is None:
                 continue
@@ -113,8 +117,8 @@ def video_features(
 
 def write_features(
     videos: Sequence[Video],
+    decoded: Iterable[Decoded],
     spool_folder: Path,
-    pool: DecodePool,
     engine: Engine,
     views: Sequence[str],
     append: Callable[[Extracted], None],
@@ -127,7 +131,7 @@ def write_features(
     """
     paths = [video.path for video in videos]
     spool = None
-    for piece in video_pieces(paths, pool, engine, views):
+    for piece in video_pieces(paths, decoded, engine, views):
         spool = spool or Spool(spool_folder)
         spool.append(piece.features_VxFxSxD)
         outcome, video = piece.outcome, videos[piece.index]

@@ -8,17 +8,19 @@ from jaxtyping import Float64
 from vd.atomic import lock
 from vd.config import Config, ExecutorConfig
 from vd.features.backbone import Backbone, find_backbone
+from vd.features.cluster import check_address, extract_on_ray
 from vd.features.compute import Progress, frame_settings, open_store, write_features
 from vd.features.engines import Engine, make_engine
-from vd.features.promise import promise
+from vd.features.promise import draw_sample, images_per_second, promise
 from vd.features.store import FeatureStore
 from vd.features.verify import verify_store
 from vd.progress import track
 from vd.tables import write_csv
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
-from vd.videos.pool import DecodePool, decode_pool
+from vd.videos.pool import decode_pool
 from vd.videos.scan import Ledger, OutcomeLog, Sweep
+from vd.videos.workers import decode_videos
 
 
 def extract(
@@ -35,8 +37,6 @@ def extract(
     or the store has a writer.
     """
     if executor.executor == "ray":
-        from vd.features.cluster import check_address, extract_on_ray
-
         check_address(executor.ray_address)
     backbone = find_backbone(config.backbone)
     engine = make_engine(backbone, config.backbone.engine)
@@ -60,33 +60,40 @@ def extract(
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have been quicker
             while todo := lacking():
-                settings = frame_settings(backbone)
-                with decode_pool(settings, config.decode, len(todo)) as pool:
-                    expected = promise(todo, store, backbone, engine, pool)
-                    if executor.executor == "local":
-                        done = _extract_here(todo, store, backbone, engine, pool)
-                        _follow(todo, done, sweep, expected)
-                if executor.executor == "ray":
-                    done = extract_on_ray(todo, store, config, executor.ray_address)
-                    _follow(todo, done, sweep, expected)
+                _extract_lacking(todo, store, backbone, engine, sweep, config, executor)
     store.write_metadata()  # for any TFDS reader, were it lost too
     ledger = sweep.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
     return store, ledger
 
 
-def _extract_here(
+def _extract_lacking(
     videos: Sequence[Video],
     store: FeatureStore,
     backbone: Backbone,
     engine: Engine,
-    pool: DecodePool,
-) -> Iterator[Progress]:
-    """Write the videos' features on this machine."""
-    with store.appending(engine.name) as append:
-        yield from write_features(
-            videos, store.directory, pool, engine, backbone.views, append
-        )
+    sweep: Sweep,
+    config: Config,
+    executor: ExecutorConfig,
+) -> None:
+    """Say what the work will take, and do it; `sweep` takes the outcomes."""
+    settings = frame_settings(backbone)
+    paths = [video.path for video in videos]
+    rate = images_per_second(engine, backbone.size)
+    here = executor.executor == "local"
+    with decode_pool(settings, config.decode, len(paths)) as pool:
+        sample = draw_sample(paths, pool)
+        decoded = decode_videos(paths, pool) if here else None  # behind the sample
+        expected = promise(sample, store, backbone, rate, settings.frames_per_second)
+        if decoded is not None:
+            with store.appending(engine.name) as append:
+                done = write_features(
+                    videos, decoded, store.directory, engine, backbone.views, append
+                )
+                _follow(videos, done, sweep, expected)
+            return
+    done = extract_on_ray(videos, store, config, executor.ray_address)
+    _follow(videos, done, sweep, expected)
 
 
 def _follow(

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ from vd.features.backbone import Backbone
 from vd.features.engines import Engine
 from vd.features.store import FeatureStore
 from vd.progress import say
-from vd.videos.manifest import Video
 from vd.videos.pool import DecodePool
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
@@ -26,6 +25,15 @@ _SAMPLE, _TIMED = (32, 256), (4, 12)  # about so many at least, at most
 _MOST_UNUSUAL, _MOST_SECONDS_A_BYTE = 20.0, 1e-3
 
 
+class Sample(NamedTuple):
+    """A sample of the files, by their sizes, which the workers look at."""
+
+    size_N: Float64[np.ndarray, " N"]  # bytes of all files
+    order_N: Int[np.ndarray, " N"]  # the largest first
+    rank_S: Int[np.ndarray, " S"]  # of the sample, in that order
+    probes: Callable[[], list[tuple[float, float]]]
+
+
 class _Estimate(NamedTuple):
     """What a sample tells of all videos."""
 
@@ -33,29 +41,47 @@ class _Estimate(NamedTuple):
     decoding: float  # seconds of one core
 
 
+def images_per_second(engine: Engine, side: int) -> float:
+    """Speed of the backbone, measured while nothing decodes."""
+    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
+    engine(probe)
+    began = time.perf_counter()
+    engine(probe)
+    return len(probe) / (time.perf_counter() - began)
+
+
+def draw_sample(paths: Sequence[Path], pool: DecodePool) -> Sample:
+    """Have the workers look at files of all sizes; it is not waited for."""
+    size_N = np.array([_size(path) for path in paths], np.float64)
+    order_N = np.argsort(-size_N, kind="stable")
+    rank_S = np.arange(len(paths))[:: _every(len(paths), *_SAMPLE)]
+    sampled = [paths[i] for i in order_N[rank_S]]
+    probes = probe_videos(sampled, pool, _every(len(sampled), *_TIMED))
+    return Sample(size_N, order_N, rank_S, probes)
+
+
 def promise(
-    videos: Sequence[Video],
+    sample: Sample,
     store: FeatureStore,
     backbone: Backbone,
-    engine: Engine,
-    pool: DecodePool,
+    rate: float,
+    frames_per_second: float,
 ) -> Float64[np.ndarray, " N"]:
     """Say what the work will take; returns the frames to be stored of each video.
 
-    Lengths are estimated from the sizes of the files, by a sample of all sizes; the speeds
-    are measured on the spot. Zeros when nothing is known. Raises `VdError` when the disk
-    holds less than half of what is needed: an estimate may err, so less is a warning.
+    Lengths and the cost of decoding are estimated from a sample, `rate` is the engine's in
+    images/s. Zeros when nothing is known. Raises `VdError` when the disk holds less than
+    half of what is needed: an estimate may err, so less is a warning.
     """
-    estimate = _estimate([video.path for video in videos], pool)
-    frames_N = estimate.seconds_N * pool.settings.frames_per_second
+    estimate = _estimate(sample)
+    frames_N = estimate.seconds_N * frames_per_second
     if not frames_N.any():
         return frames_N
     images = frames_N.sum() * len(backbone.streams) * len(backbone.views)
-    rate = _images_per_second(engine, backbone.size)
     hours = (images / rate + estimate.decoding / usable_cores()) / 3600
-    size = images * engine.dim * np.float16().itemsize
+    size = images * store.dim * np.float16().itemsize
     say(
-        f"extracting {len(videos)} videos: about {images:,.0f} images at {rate:.0f} a second "
+        f"extracting {len(frames_N)} videos: about {images:,.0f} images at {rate:.0f} a second "
         f"here, {hours:.2f} h with decoding, {decimal(int(size))} in {store.directory}"
     )
     # the longest video lies beside the store until its outcome is known
@@ -63,30 +89,25 @@ def promise(
     return frames_N
 
 
-def _estimate(paths: Sequence[Path], pool: DecodePool) -> _Estimate:
+def _estimate(sample: Sample) -> _Estimate:
     """Lengths and cost of all files by a sample in the order of their sizes.
 
     A file has as many seconds a byte as the next larger one in the sample, so files of
     another kind, which have other sizes, tell nothing of it. A file of the sample that does
     not say its length counts nothing: it will hardly decode.
     """
-    size_N = np.array([_size(path) for path in paths], np.float64)
-    order_N = np.argsort(-size_N, kind="stable")
-    rank_S = np.arange(len(paths))[:: _every(len(paths), *_SAMPLE)]
+    size_N, order_N, rank_S, probes = sample
     sampled_S = order_N[rank_S]
-    probes = probe_videos(
-        [paths[i] for i in sampled_S], pool, _every(len(sampled_S), *_TIMED)
-    )
-    seconds_S, cost_S = np.array(probes, np.float64).T
+    seconds_S, cost_S = np.array(probes(), np.float64).T
     known_S = (seconds_S > 0) & (size_N[sampled_S] > 0)
     if not known_S.any():
-        return _Estimate(np.zeros(len(paths)), 0.0)
+        return _Estimate(np.zeros(len(size_N)), 0.0)
     ratio_K = seconds_S[known_S] / size_N[sampled_S[known_S]]
     ratio_K = ratio_K.clip(
         max=max(_MOST_UNUSUAL * np.median(ratio_K), _MOST_SECONDS_A_BYTE)
     )
-    ratio_N = np.empty(len(paths))
-    ratio_N[order_N] = ratio_K[_next_larger(rank_S[known_S], len(paths))]
+    ratio_N = np.empty(len(size_N))
+    ratio_N[order_N] = ratio_K[_next_larger(rank_S[known_S], len(size_N))]
     ratio_N[sampled_S[~known_S]] = 0
     seconds_N = size_N * ratio_N
     timed_S = known_S & ~np.isnan(cost_S)
@@ -94,7 +115,7 @@ def _estimate(paths: Sequence[Path], pool: DecodePool) -> _Estimate:
         return _Estimate(seconds_N, 0.0)
     # a second of a video costs as much as one of the next larger file that was decoded
     price_T = cost_S[timed_S] / seconds_S[timed_S].clip(max=PROBED_SECONDS)
-    price_N = price_T[_next_larger(rank_S[timed_S], len(paths))]
+    price_N = price_T[_next_larger(rank_S[timed_S], len(size_N))]
     return _Estimate(seconds_N, float(seconds_N[order_N] @ price_N))
 
 
@@ -119,15 +140,6 @@ def _check_space(folder: Path, needed: float) -> None:
         )
     if needed > free:
         say(f"warning: --cache-dir {folder} {words}; what fits in whole shards is kept")
-
-
-def _images_per_second(engine: Engine, side: int) -> float:
-    """Speed of the backbone, measured."""
-    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
-    engine(probe)
-    began = time.perf_counter()
-    engine(probe)
-    return len(probe) / (time.perf_counter() - began)
 
 
 def _size(path: Path) -> int:

@@ -66,7 +66,7 @@ def decode_videos(
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
-    Each stretch of a video has the pool's deadline. A video that misses it ends as
+    The first videos are handed to the workers before anything is asked for. Each stretch of a video has the pool's deadline. A video that misses it ends as
     quarantined, timeout; one that crashes its worker twice as corrupt-frames. A few videos
     are decoded ahead of the one that is asked for, so memory is bounded.
 
@@ -81,14 +81,18 @@ def decode_videos(
         _Video(index, path, folder / f"{index}.rgb" if keep_images else None)
         for index, path in enumerate(paths)
     )
-    under_way: deque[_Video] = deque()
+    under_way = deque(islice(waiting, most))
+    for video in under_way:
+        _submit(video, pool)
+    return _decoded(under_way, waiting, pool)
+
+
+def _decoded(
+    under_way: deque[_Video], waiting: Iterator[_Video], pool: DecodePool
+) -> Iterator[Decoded]:
+    """The pieces of the videos under way, then of the waiting ones."""
     with _pulse() as halted:
-        while True:
-            for video in islice(waiting, most - len(under_way)):
-                _submit(video, pool)
-                under_way.append(video)
-            if not under_way:
-                return
+        while under_way:
             video = under_way[0]
             outcome = _wait(video, pool, halted)
             images = _collect(video, pool)
@@ -97,15 +101,18 @@ def decode_videos(
             else:
                 under_way.popleft()
             yield Decoded(video.index, images, outcome)
+            if outcome is not None and (following := next(waiting, None)):
+                _submit(following, pool)
+                under_way.append(following)
 
 
 def probe_videos(
     paths: Sequence[Path], pool: DecodePool, timed_every: int
-) -> list[tuple[float, float]]:
+) -> Callable[[], list[tuple[float, float]]]:
     """Seconds of each video by its header, and of decoding its first `PROBED_SECONDS`.
 
     Only every so many are decoded; else that is NaN. (0, 0) where a video does not say,
-    hangs or crashes.
+    hangs or crashes. The workers begin at once; the call of what is returned waits.
     """
     futures = [
         pool.processes.schedule(
@@ -115,9 +122,13 @@ def probe_videos(
         )
         for number, path in enumerate(paths)
     ]
-    wait(futures)
-    lost = 0.0, 0.0
-    return [lost if future.exception() else future.result() for future in futures]
+
+    def results() -> list[tuple[float, float]]:
+        wait(futures)
+        lost = 0.0, 0.0
+        return [lost if future.exception() else future.result() for future in futures]
+
+    return results
 
 
 def probe_brightnesses(
