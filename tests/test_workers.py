@@ -253,10 +253,10 @@ def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip,
     process = start_script([clip, slow, slow])
     assert process.stdout.readline() == "used\n"
     workers = workers_reading(slow, process.pid, count=2)
+    assert exchange_folders(process.pid)
     process.kill()
     assert_end(workers, seconds=2)
     process.wait()
-    assert exchange_folders(process.pid)
     assert outcomes(decode([clip])) == [("used", "")]
     assert not exchange_folders(process.pid)
 
