@@ -130,6 +130,7 @@ def write_features(
     changed since they were hashed.
     """
     paths = [video.path for video in videos]
+    spool_folder.mkdir(parents=True, exist_ok=True)
     spool = None
     for piece in video_pieces(paths, decoded, engine, views):
         spool = spool or Spool(spool_folder)
@@ -157,17 +158,19 @@ def _run_views(
     made = []
     for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
+        features = engine(images)
         with np.errstate(over="ignore"):  # said below
-            features = engine(images).astype(np.float16)
-        if np.isnan(features).any():
+            greatest = np.float16(np.abs(features).max(initial=0.0))
+        if np.isnan(greatest):  # as the maximum is with one among the values
             raise VdError(
                 f"the backbone gives NaN for an image of {path}; mend the network (a division "
                 "by a deviation of 0?), or leave that video out."
             )
-        if np.isinf(features).any():
+        if np.isinf(greatest):
             raise VdError(
                 f"the backbone gives values that float16 cannot hold for {path}; scale its "
                 "output, or check --backbone-mean and --backbone-std."
             )
-        made.append(features.reshape(frames, streams, engine.dim))
+        stored = features.astype(np.float16)
+        made.append(stored.reshape(frames, streams, engine.dim))
     return np.stack(made)

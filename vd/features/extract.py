@@ -107,6 +107,7 @@ def _follow(
     `expected_N` frames of each video tell how much is left, until they are known.
     """
     lost, frames, left_N = [0, 0], 0, expected_N.copy()
+    known = bool(expected_N.any())
     with track("extracting", len(videos), "videos") as ticker:
         for number, more, outcome in done:
             frames += more
@@ -122,6 +123,5 @@ def _follow(
                     f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} "
                     "non-violent)"
                 )
-            known = expected_N.any() and frames > 0
-            share = frames / (frames + left_N.sum()) if known else None
+            share = frames / (frames + left_N.sum()) if known and frames else None
             ticker.advance(int(outcome is not None), note, share)

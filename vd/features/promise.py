@@ -20,7 +20,7 @@ from vd.videos.pool import DecodePool
 from vd.videos.workers import PROBED_SECONDS, probe_videos
 
 # of all videos those whose lengths, of these those whose decoding is measured: an eighth
-_SAMPLE, _TIMED = (32, 256), (4, 12)  # about so many at least, at most
+_SAMPLE, _TIMED = (32, 256), (4, 8)  # about so many at least, at most
 # what a header may say: so many times the seconds a byte of the median file, or so many
 _MOST_UNUSUAL, _MOST_SECONDS_A_BYTE = 20.0, 1e-3
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -74,10 +74,9 @@ def in_parts(features_VxFxSxD: Part) -> Iterator[Part]:
 
 
 class Spool:
-    """A video's features until its outcome is known; on the disk when they are many."""
+    """A video's features until its outcome is known; in `folder` when they are many."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._file: IO[bytes] = tempfile.SpooledTemporaryFile(  # noqa: SIM115  # `close`
             _SPOOL_BYTES, "w+b", dir=str(folder)
@@ -189,7 +188,7 @@ class ShardWriter:
         self.rows.append(
             {
                 "id": item.id, "first": first, "views": views, "stored_frames": frames,
-                **asdict(item.outcome), "engine": engine,
+                **vars(item.outcome), "engine": engine,
                 "sha256": digest.hexdigest(),
             }
         )  # fmt: skip

@@ -31,7 +31,7 @@ from vd.videos.frames import FrameSettings
 from vd.videos.outcome import Outcome, Tally, outcome_of
 from vd.videos.pool import AHEAD, DecodePool
 
-PROBED_SECONDS = 2.0  # of a video
+PROBED_SECONDS = 1.0  # of a video
 _PROBE_SECONDS = 15.0  # at most: a hanging video must not hold up the start
 _BEAT_SECONDS, _HALT_SECONDS = 0.25, 3.0
 _AHEAD_WITHOUT_IMAGES = 32  # so that a slow one stops no other
