@@ -382,6 +382,40 @@ def test_one_header_that_says_weeks_does_not_tell_of_all(
     assert int(said.replace(",", "")) < 2 * true
 
 
+def test_a_liar_among_two_files_stops_nothing(backbone, tmp_path, capsys):
+    root = tmp_path / "set"
+    for name in ("violent", "normal"):
+        (root / name).mkdir(parents=True)
+    render_late(root / "violent" / "late.mkv")
+    render(root / "normal" / "a.mp4", noisy_frames(50))
+    _, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
+    assert {e.outcome.outcome for e in ledger.entries} == {"used", "partial"}
+    assert promised_images(capsys.readouterr().err) < 100_000  # not 70 million
+
+
+def test_the_promise_knows_slow_videos_and_those_that_say_no_length(
+    backbone, tmp_path, capsys
+):
+    root = tmp_path / "set"
+    for name in ("violent", "normal"):
+        (root / name).mkdir(parents=True)
+    for number in range(4):
+        render(root / "violent" / f"{number}.mp4", noisy_frames(60), fps=1)
+    render(root / "normal" / "a.mp4", noisy_frames(60), fps=1)
+    store, _ = extraction(root, backbone, tmp_path / "slow", preset="fast")
+    true = sum(2 * row.frames for row in store.rows.values())
+    assert 0.9 * true < promised_images(capsys.readouterr().err) < 1.1 * true
+    shutil.rmtree(root / "violent")
+    (root / "violent").mkdir()
+    for number in range(4):
+        live = root / "violent" / f"{number}.webm"
+        render(live, noisy_frames(60), fps=1, codec="libvpx", live="1")
+        assert probe_header(live).duration == 0
+    store, _ = extraction(root, backbone, tmp_path / "live", preset="fast")
+    true = sum(2 * row.frames for row in store.rows.values())
+    assert 0.3 * true < promised_images(capsys.readouterr().err) < 3 * true
+
+
 def promised_images(said):
     return int(re.search(r"about ([\d,]+) images", said)[1].replace(",", ""))
 
@@ -459,6 +493,9 @@ def test_values_too_large_for_float16_are_one_sentence(clips, tmp_path):
     large = write_tiny_backbone(tmp_path / "large.onnx", scale=1e5)
     with pytest.raises(VdError, match="values that float16 cannot hold"):
         extraction(clips, large, tmp_path / "cache")
+    small = write_tiny_backbone(tmp_path / "small.onnx", scale=1e-12)
+    with pytest.raises(VdError, match="values that float16 cannot hold"):
+        extraction(clips, small, tmp_path / "other")
 
 
 def test_not_a_number_is_said_before_any_video(clips, tmp_path):

@@ -324,14 +324,14 @@ def test_probes_lengths_and_the_time_that_decoding_takes(tmp_path):
     paths = [render(tmp_path / "a.mkv", noisy_frames(50))]
     paths += [tmp_path / name for name in make_broken(tmp_path)]
     with decode_pool(SMALL, DecodeConfig(10, 2), len(paths)) as pool:
-        (length, cost), *broken = probe_videos(paths, pool, timed_every=1)()
+        whole, *broken = probe_videos(paths, pool, timed_every=1)()
         timed, header = probe_videos([paths[0]] * 2, pool, timed_every=2)()
-    assert length == 2.0
-    assert cost > 0
-    assert all(0 <= length <= 2 for length, _ in broken)
-    assert (timed[0], header[0]) == (2.0, 2.0)
-    assert timed[1] > 0
-    assert np.isnan(header[1])
+    assert whole.header.duration == 2.0
+    assert whole.cost > 0
+    assert all(0 <= probe.header.duration <= 2 for probe in broken)
+    assert (timed.header.duration, header.header.duration) == (2.0, 2.0)
+    assert timed.cost > 0
+    assert np.isnan(header.cost)
 
 
 def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
@@ -346,10 +346,16 @@ def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
         assert len(list(pieces)) == 2
 
 
-def test_a_stopped_program_is_no_timeout(tmp_path):
+@pytest.mark.parametrize("before", ["", "__import__('time').sleep(14)"])
+def test_a_stopped_program_is_no_timeout(tmp_path, before):
+    """Also when it stops `before` it asks for the first video."""
     clip = render_slow(tmp_path / "clip.mkv", 400)  # 3 s of decoding
     script = tmp_path / "script.py"
     text = SCRIPT.replace("timeout_seconds=60", "timeout_seconds=10")
+    text = text.replace(
+        "for piece in decode_videos(paths, pool):",
+        f"pieces = decode_videos(paths, pool)\n        {before}\n        for piece in pieces:",
+    )
     script.write_text(text.replace("    print", "    if piece.outcome: print"))
     with subprocess.Popen(
         [sys.executable, script, clip],

@@ -62,7 +62,8 @@ def share_interval(
     When all or none have the property resampling shows no spread: then the exact binomial
     interval with a trial a group (Clopper and Pearson 1934).
     """
-    if 0 < share < 1:
+    groups = len(np.unique(group_N))
+    if 0 < share < 1 or groups < 2:
         return interval(values_R, group_N)
-    surely = float(_TAIL ** (1 / len(np.unique(group_N))))
+    surely = float(_TAIL ** (1 / groups))
     return [surely, 1.0] if share == 1 else [0.0, 1.0 - surely]

@@ -285,6 +285,8 @@ class Compare:
         for pair in result["comparisons"]:
             for sentence in pair["sentences"]:
                 say(sentence)
+        for warning in result["warnings"]:
+            say(f"WARNING: {warning}")
         return 0
 
 

@@ -144,6 +144,11 @@ def _on_all(
             f"trained on {row['trained_on']}, tested on {row['tested_on']}: accuracy "
             f"{accuracy}, {row['n']} clips"
         )
+        if row["collapsed"]:
+            say(
+                f"WARNING: CLASS COLLAPSE there in {row['collapsed']} of {row['members']} "
+                "members: nearly all predictions are one class, or a recall is under 20 %"
+            )
     return result
 
 
@@ -159,7 +164,8 @@ def _at(config: Config, dataset_path: Path, folder: Path) -> Config:
 
 def _own_cell(own: dict[str, Any], members: int) -> dict[str, Any]:
     """The cell of the data set that was trained on: its held-out folds, pooled."""
-    made: dict[str, Any] = {"n": own["n"], "members": members}
+    fallen = sum(row["collapsed"] for row in own["per_fold"])
+    made: dict[str, Any] = {"n": own["n"], "members": members, "collapsed": fallen}
     for name, told in own["over_seeds"].items():
         made |= {
             name: told["mean"],

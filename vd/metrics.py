@@ -5,6 +5,7 @@ a clip is said to be. Intervals are of resamples of whole groups (`vd.bootstrap`
 """
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,20 @@ Probabilities = Float[np.ndarray, " N"]
 Predicted = Bool[np.ndarray, " N"]
 Groups = Shaped[np.ndarray, " N"]
 
-METRICS = (
-    "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent",
-    "precision_violent", "precision_nonviolent", "f1_violent", "roc_auc",
-    "average_precision", "brier", "ece",
-)  # fmt: skip
+NAMES = {  # for people
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "recall_violent": "recall violent",
+    "recall_nonviolent": "recall non-violent",
+    "precision_violent": "precision violent",
+    "precision_nonviolent": "precision non-violent",
+    "f1_violent": "F1 violent",
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+    "brier": "Brier score",
+    "ece": "calibration error",
+}
+METRICS = tuple(NAMES)
 
 
 def recall(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None:
@@ -157,6 +167,23 @@ def intervals(
     return made
 
 
+def mean_interval(
+    mean: float,
+    resampled: Sequence[Float[np.ndarray, " R"]],
+    alone: Sequence[Interval],
+    group_N: Groups,
+) -> Interval:
+    """Interval of a metric's mean over models of the same clips, resampled together.
+
+    `alone` are the intervals of each. A share that is 0 or 1 for all shows no spread: then
+    the widest of theirs, which are exact.
+    """
+    if 0 < mean < 1:
+        return interval(np.mean(resampled, axis=0), group_N)
+    known = [found for found in alone if found is not None]
+    return max(known, key=lambda found: found[1] - found[0], default=None)
+
+
 def bootstrap_accuracy(
     correct_N: Bool[np.ndarray, " N"], group_N: Groups, seed: int = 0
 ) -> tuple[float, float] | None:
@@ -201,40 +228,55 @@ def evaluation_metrics(
         "collapsed": collapsed(labels_N, predicted_N),
         "resamples": RESAMPLES,
         "resampled_groups": len(np.unique(group_N)),
-        "warnings": _warnings(labels_N, group_N, values),
+        "warnings": [
+            *_undefined(labels_N, predicted_N, values),
+            *interval_warnings(
+                labels_N, group_N, {name: values[f"{name}_ci95"] for name in METRICS}
+            ),
+        ],
     }
 
 
-def _warnings(labels_N: Labels, group_N: Groups, values: dict[str, Any]) -> list[str]:
-    """What a reader of the figures must know, in sentences."""
-    said = []
-    undefined = [name for name in METRICS if values[name] is None]
-    if undefined:
-        present = sorted(set(labels_N.tolist()))
-        why = (
-            f"all {len(labels_N)} clips are {('non-violent', 'violent')[present[0]]}"
-            if len(present) == 1
-            else "no clip is predicted as one of the classes"
-        )
-        said.append(f"{', '.join(undefined)} undefined: {why}")
+def _undefined(
+    labels_N: Labels, predicted_N: Predicted, values: dict[str, Any]
+) -> Iterator[str]:
+    """What is undefined, and why."""
+    names = [NAMES[name] for name in METRICS if values[name] is None]
+    for said, name in enumerate(("non-violent", "violent")):
+        precisions = [n for n in names if n == f"precision {name}"]
+        if precisions:
+            yield f"precision {name} undefined: no clip is predicted to be {name}"
+        if (others := [n for n in names if "precision " not in n]) and (
+            labels_N == said
+        ).all():
+            yield f"{', '.join(others)} undefined: all clips are {name}"
+
+
+def interval_warnings(
+    labels_N: Labels, group_N: Groups, found: Mapping[str, Interval]
+) -> Iterator[str]:
+    """What a reader of the metrics' intervals must know, in sentences."""
+    counts = {
+        name: len(np.unique(group_N[labels_N == label]))
+        for label, name in enumerate(("non-violent", "violent"))
+    }
     groups = len(np.unique(group_N))
     if groups < 2:
-        said.append("no intervals: all clips are of one group, which shows no spread")
-        return said
+        yield "no intervals: all clips are of one group, which shows no spread"
+        return
     flat = [
-        name
-        for name in METRICS
-        if (ci := values[f"{name}_ci95"]) is not None
-        and math.isclose(*ci, rel_tol=1e-9, abs_tol=1e-12)
+        NAMES[name]
+        for name, ci in found.items()
+        if ci is not None and math.isclose(*ci, rel_tol=1e-9, abs_tol=1e-12)
     ]
     if flat:
-        said.append(
+        yield (
             f"{', '.join(flat)}: the same in every resample, so that the interval has no "
             "width; that is no certainty"
         )
-    if groups < 20:
-        said.append(
-            f"the intervals rest on {groups} groups only (a clip without a group is its "
-            "own); with so few they are too narrow"
+    few = [f"{count} with {name} clips" for name, count in counts.items() if count < 20]
+    if few:
+        yield (
+            f"the intervals rest on {groups} groups ({', '.join(few)}; a clip without a "
+            "group is its own); with so few they are too narrow"
         )
-    return said

@@ -17,10 +17,11 @@ from jaxtyping import Float
 
 from vd.bootstrap import RESAMPLES, Interval, interval, resample_weights, share_interval
 from vd.errors import VdError
+from vd.evaluation.crossval import collapse_of
 from vd.evaluation.pairing import Paired, Side, check_paired, pair_clips, read_sides
 from vd.evaluation.results import Member
 from vd.evaluation.verdict import sentences
-from vd.metrics import roc_auc
+from vd.metrics import collapsed, roc_auc
 from vd.paired import clips_needed, corrected_t_test, holm, mcnemar
 from vd.weighted import roc_areas
 
@@ -55,7 +56,21 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
         "resamples": RESAMPLES,
         "clips_needed_by": _SOURCE,
         "comparisons": made,
+        "warnings": [
+            f"{side.name}: {collapse_of(fallen, len(side.members))}"
+            for side in sides
+            if (fallen := _fallen(side.members))
+        ],
     }
+
+
+def _fallen(members: Sequence[Member]) -> list[str]:
+    """The names of the members that fell to one class."""
+    return [
+        member.run_dir.name
+        for member in members
+        if collapsed(member.predictions.labels_N, member.predicted_N)
+    ]
 
 
 def _compare_two(a: Side, b: Side) -> dict[str, Any]:
@@ -113,8 +128,7 @@ def _differences(
     found = interval(values_R, paired.cluster_N)
     if not difference_N.any():  # no resample shows any: as exact as for a share of none
         none = share_interval(0.0, values_R, paired.cluster_N)
-        assert none is not None
-        found = [-none[1], none[1]]
+        found = none and [-none[1], none[1]]
     alone = float(np.var(difference_N)) / len(difference_N)
     effect = float(np.var(values_R)) / alone if alone > 0 else None
     auc_a, auc_b = (_mean_area(paired, side) for side in sides)
@@ -150,13 +164,7 @@ def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
     def accuracies(members: Sequence[Member]) -> np.ndarray:
         ordered = sorted(members, key=lambda m: (m.seed, m.fold or 0))
         return np.array(
-            [
-                np.mean(
-                    (m.predictions.probability_N >= m.threshold)
-                    == (m.predictions.labels_N == 1)
-                )
-                for m in ordered
-            ]
+            [np.mean(m.predicted_N == (m.predictions.labels_N == 1)) for m in ordered]
         )
 
     tested = np.mean([len(m.predictions.paths) for m in a])

@@ -8,19 +8,20 @@ import numpy as np
 from jaxtyping import Float
 
 from vd.atomic import write_json
-from vd.bootstrap import RESAMPLES, interval, share_interval
+from vd.bootstrap import RESAMPLES
 from vd.evaluation.results import Member, Pooled, pooled_by_seed
 from vd.metrics import (
     METRICS,
+    NAMES,
     collapsed,
+    interval_warnings,
     intervals,
+    mean_interval,
     point_metrics,
     resampled_metrics,
 )
 from vd.tables import write_csv
 from vd.videos.manifest import CLASSES
-
-_SHARES = "accuracy", "recall_violent", "recall_nonviolent"  # exact when all are right
 
 Resampled = Mapping[str, Float[np.ndarray, " R"]]
 
@@ -55,7 +56,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         resampled.append(values)
     per_fold = [_of_member(member) for member in members]
     groups = len(np.unique(first.cluster_N))
-    warnings = _warnings(per_fold, groups, first.grouped)
+    over_seeds = _over_seeds(per_seed, resampled, first)
     return {
         "n": len(first.paths),
         "n_violent": int(first.labels_N.sum()),
@@ -64,11 +65,11 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "groups": groups if first.grouped else None,
         "resamples": RESAMPLES,
         "resampled_groups": groups,
-        "over_seeds": _over_seeds(per_seed, resampled, first),
+        "over_seeds": over_seeds,
         "over_folds": {name: _spread([r[name] for r in per_fold]) for name in METRICS},
         "per_seed": per_seed,
         "per_fold": per_fold,
-        "warnings": warnings,
+        "warnings": _warnings(per_fold, over_seeds, first),
     }
 
 
@@ -81,18 +82,19 @@ def _over_seeds(
         told = _spread([row[name] for row in per_seed])
         found = None
         if told["undefined"] == 0:
-            values_R = np.mean([values[name] for values in resampled], axis=0)
-            found = interval(values_R, one.cluster_N)
-            if name in _SHARES and told["mean"] in (0, 1):
-                found = share_interval(told["mean"], values_R, one.cluster_N)
+            found = mean_interval(
+                told["mean"],
+                [values[name] for values in resampled],
+                [row[f"{name}_ci95"] for row in per_seed],
+                one.cluster_N,
+            )
         made[name] = {"mean": told["mean"], "ci95": found, "sd": told["sd"]}
     return made
 
 
 def _of_member(member: Member) -> dict[str, Any]:
     """The figures of one fold and seed, at the threshold of its own validation part."""
-    said = member.predictions
-    predicted_N = said.probability_N >= member.threshold
+    said, predicted_N = member.predictions, member.predicted_N
     metrics = point_metrics(said.labels_N, said.probability_N, predicted_N)
     return {
         "fold": member.fold,
@@ -119,31 +121,38 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def _warnings(
-    per_fold: Sequence[Mapping[str, Any]], groups: int, grouped: bool
+    per_fold: Sequence[Mapping[str, Any]],
+    over_seeds: Mapping[str, Mapping[str, Any]],
+    one: Pooled,
 ) -> list[str]:
     """What a reader of the figures must know, in sentences."""
     said = []
     fallen = [row["member"] for row in per_fold if row["collapsed"]]
     if fallen:
-        said.append(
-            f"CLASS COLLAPSE in {len(fallen)} of {len(per_fold)} members ({fallen[0]} for "
-            "one): nearly all predictions are one class, or a recall is under 20 %"
-        )
-    if not grouped:
+        said.append(collapse_of(fallen, len(per_fold)))
+    if not one.grouped:
         said.append(
             "no source groups known: clips of one recording may be in several folds, and "
             "the intervals treat clips as independent"
         )
-    elif groups < 20:
-        said.append(
-            f"the intervals rest on {groups} groups only; with so few they are too narrow"
-        )
-    undefined = [name for name in METRICS if any(row[name] is None for row in per_fold)]
+    found = {name: told["ci95"] for name, told in over_seeds.items()}
+    said += interval_warnings(one.labels_N, one.cluster_N, found)
+    undefined = [
+        NAMES[name] for name in METRICS if any(row[name] is None for row in per_fold)
+    ]
     if undefined:
         said.append(
             f"{', '.join(undefined)} undefined in some fold, and left out there"
         )
     return said
+
+
+def collapse_of(fallen: Sequence[str], members: int) -> str:
+    """A sentence about the members that fell to one class."""
+    return (
+        f"CLASS COLLAPSE in {len(fallen)} of {members} members ({fallen[0]} for one): "
+        "nearly all predictions are one class, or a recall is under 20 %"
+    )
 
 
 def _rows(members: Sequence[Member]) -> list[dict[str, Any]]:

@@ -9,14 +9,20 @@ from typing import Any
 import numpy as np
 
 from vd.atomic import read_json
-from vd.bootstrap import interval
 from vd.config import DataConfig
 from vd.evaluation.evaluate import evaluate_split
 from vd.evaluation.other import Other, facts_of, open_other, without_trained
 from vd.evaluation.predictions import cluster_names
 from vd.evaluation.restore import moved, restore
 from vd.evaluation.results import Member, read_run
-from vd.metrics import METRICS, point_metrics, resampled_metrics
+from vd.metrics import (
+    METRICS,
+    collapsed,
+    intervals,
+    mean_interval,
+    point_metrics,
+    resampled_metrics,
+)
 from vd.progress import say
 from vd.training.batches import FeatureSet
 
@@ -67,12 +73,13 @@ def cell(members: Sequence[Member | None]) -> dict[str, Any]:
     The interval is of that mean over resampled groups, the same for all members.
     """
     known = [member for member in members if member is not None]
+    none = {"n": 0, "members": len(members), "collapsed": 0, **dict.fromkeys(METRICS)}
     if len(known) < len(members) or not known:
-        return {"n": 0, "members": len(members), **dict.fromkeys(METRICS)}
+        return none
     common = reduce(set.__and__, (set(m.predictions.paths) for m in known))
     if not common:
-        return {"n": 0, "members": len(members), **dict.fromkeys(METRICS)}
-    points, values = [], []
+        return none
+    points, values, found, fallen = [], [], [], 0
     for member in known:
         said = member.predictions
         inside = [i for i, path in enumerate(said.paths) if path in common]
@@ -85,14 +92,27 @@ def cell(members: Sequence[Member | None]) -> dict[str, Any]:
         arrays = said.labels_N[inside], probability_N, probability_N >= member.threshold
         points.append(point_metrics(*arrays))
         values.append(resampled_metrics(*arrays, cluster_N))
-    made: dict[str, Any] = {"n": len(common), "members": len(known)}
+        labels_N, _, said_N = arrays
+        found.append(intervals(points[-1], values[-1], labels_N, said_N, cluster_N))
+        fallen += collapsed(labels_N, said_N)
+    made: dict[str, Any] = {
+        "n": len(common), "members": len(known), "collapsed": fallen,
+    }  # fmt: skip
     for name in METRICS:
         each = [metrics[name] for metrics in points]
         some = [value for value in each if value is not None]
         whole = len(some) == len(each)
         made[name] = float(np.mean(some)) if whole else None
-        mean_R = np.mean([v[name] for v in values], axis=0)
-        made[f"{name}_ci95"] = interval(mean_R, cluster_N) if whole else None
+        made[f"{name}_ci95"] = (
+            mean_interval(
+                made[name],
+                [v[name] for v in values],
+                [one[f"{name}_ci95"] for one in found],
+                cluster_N,
+            )
+            if whole
+            else None
+        )
         made[f"{name}_sd"] = (
             float(np.std(some, ddof=1)) if whole and len(some) > 1 else None
         )
@@ -104,7 +124,10 @@ def matrix_rows(matrix: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     shown = "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc"  # fmt: skip
     rows = []
     for entry in matrix:
-        row = {key: entry[key] for key in ("trained_on", "tested_on", "n", "members")}
+        row = {
+            key: entry[key]
+            for key in ("trained_on", "tested_on", "n", "members", "collapsed")
+        }
         for name in shown:
             low, high = entry.get(f"{name}_ci95") or (None, None)
             row |= {name: entry[name], f"{name}_low": low, f"{name}_high": high}

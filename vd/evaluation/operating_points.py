@@ -85,7 +85,7 @@ def _at(
                 found = interval(values_R, group_N[counted_N])
             else:  # as exact for none, a clip's length being the mean
                 none = share_interval(0.0, values_R, group_N[counted_N])
-                assert none is not None
-                found = [0.0, none[1] * float(timed_N.sum() / whole_N.sum())]
+                a_clip = float(timed_N.sum() / whole_N.sum())
+                found = none and [0.0, none[1] * a_clip]
         made |= {name: value, f"{name}_ci95": found}
     return made

@@ -1,7 +1,8 @@
 """Test predictions of a run, or of a cross-validation, read back from its folder."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ class Member:
     train_clips: int
     predictions: Predictions
     ids: list[str]  # content hash of each clip, "" where it is not known
+
+    @property
+    def predicted_N(self) -> Bool[np.ndarray, " N"]:
+        """Which clips it says are violent, by its own threshold."""
+        predicted: np.ndarray = self.predictions.probability_N >= self.threshold
+        return predicted
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Memb
     predictions = read_predictions(run_dir / f"predictions_{name}.csv", remedy)
     content, train_clips = _splits(run_dir)
     ids = [content.get(clip, "") for clip in predictions.paths]
-    return Member(run_dir, fold, seed, threshold, train_clips, predictions, ids)
+    member = Member(run_dir, fold, seed, threshold, train_clips, predictions, ids)
+    _check_accuracy(member, values, path, f"predictions_{name}.csv", remedy)
+    return member
 
 
 def read_results(folder: Path) -> list[Member]:
@@ -92,17 +101,32 @@ def read_results(folder: Path) -> list[Member]:
             content, _ = _splits(run_dir)
             predictions = parts.pop(key)
             ids = [content.get(clip, "") for clip in predictions.paths]
-            members.append(
-                Member(
-                    run_dir, int(row["fold"]), int(row["seed"]), _threshold(row),
-                    int(row["n_train"]), predictions, ids,
-                )
+            member = Member(
+                run_dir, int(row["fold"]), int(row["seed"]), _threshold(row),
+                int(row["n_train"]), predictions, ids,
             )  # fmt: skip
+            _check_accuracy(member, row, path, table.name, remedy)
+            members.append(member)
         if parts or not members:
             raise ValueError(f"its members are not those of {table.name}")
     except (KeyError, TypeError, ValueError) as error:
         raise VdError(f"{path} is damaged ({error!r}); {remedy}.") from error
     return members
+
+
+def _check_accuracy(
+    member: Member, told: Mapping[str, Any], path: Path, table: str, remedy: str
+) -> None:
+    """Raise `VdError` unless the predictions have the accuracy that `path` tells."""
+    said = member.predictions
+    if len(set(said.paths)) < len(said.paths):
+        raise VdError(f"{path.parent / table} has a clip twice; {remedy}.")
+    counted = float(np.mean(member.predicted_N == (said.labels_N == 1)))
+    if not math.isclose(told.get("accuracy") or 0.0, counted, abs_tol=1e-9):
+        raise VdError(
+            f"{path} says accuracy {told.get('accuracy')} where {table} gives {counted:.4f}, "
+            f"so one of them was changed; {remedy}."
+        )
 
 
 def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:
@@ -118,7 +142,9 @@ def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:
     for seed, pooled in made.items():
         folder = of_seed[seed][0].run_dir.parent
         if len(set(pooled.paths)) < len(pooled.paths):
-            raise VdError(f"{folder}: seed {seed} has a clip twice; train it again.")
+            raise VdError(
+                f"{folder}: seed {seed} has a clip twice; run its vd crossval command again."
+            )
         if pooled.paths != first.paths or (pooled.fold_N != first.fold_N).any():
             raise VdError(
                 f"{folder}: seed {seed} has other clips or folds than another seed; run its "
@@ -140,7 +166,7 @@ def _pool(members: Sequence[Member]) -> Pooled:
         columns["fold"].append(np.full(len(said.paths), fold))
         columns["label"].append(said.labels_N)
         columns["probability"].append(said.probability_N)
-        columns["predicted"].append(said.probability_N >= member.threshold)
+        columns["predicted"].append(member.predicted_N)
     order = sorted(range(len(paths)), key=lambda i: (ids[i], paths[i]))
     column = {name: np.concatenate(parts)[order] for name, parts in columns.items()}
     clusters_N = cluster_names(paths, groups, ids)
@@ -179,7 +205,10 @@ def _by_member(path: Path, remedy: str) -> dict[tuple[str, str], Predictions]:
 
 def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
     """Content hash by path, and the number of clips that a run was trained on."""
-    rows = read_csv(run_dir / "splits.csv")
+    path = run_dir / "splits.csv"
+    if not path.exists():
+        raise VdError(f"{path} does not exist; put it back, or train the run again.")
+    rows = read_csv(path)
     content = {row.get("path", ""): row.get("id", "") for row in rows}
     return content, sum(row.get("split") == "train" for row in rows)
 

@@ -159,17 +159,18 @@ def _run_views(
     for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
         features = engine(images)
-        with np.errstate(over="ignore"):  # said below
-            greatest = np.float16(np.abs(features).max(initial=0.0))
+        exact = np.abs(features).max(initial=0.0)
+        with np.errstate(over="ignore", under="ignore"):  # said below
+            greatest = np.float16(exact)
         if np.isnan(greatest):  # as the maximum is with one among the values
             raise VdError(
                 f"the backbone gives NaN for an image of {path}; mend the network (a division "
                 "by a deviation of 0?), or leave that video out."
             )
-        if np.isinf(greatest):
+        if np.isinf(greatest) or greatest == 0 < exact:
             raise VdError(
-                f"the backbone gives values that float16 cannot hold for {path}; scale its "
-                "output, or check --backbone-mean and --backbone-std."
+                f"the backbone gives values that float16 cannot hold for {path}, {exact:.2g} "
+                "at most; scale its output, or check --backbone-mean and --backbone-std."
             )
         stored = features.astype(np.float16)
         made.append(stored.reshape(frames, streams, engine.dim))

@@ -110,7 +110,8 @@ class OnnxEngine:
         if self._channels_first:
             batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         features = np.atleast_1d(self._session.run(None, {self._input: batch})[0])
-        return features[:count].astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # of float64; infinity is told of later
+            return features[:count].astype(np.float32, copy=False)
 
     def _probe(self) -> int:
         """Length of the vector that a user's network gives for an image, whatever its batch."""

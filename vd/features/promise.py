@@ -15,14 +15,14 @@ from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine
 from vd.features.store import FeatureStore
-from vd.progress import say
+from vd.progress import duration, say
 from vd.videos.pool import DecodePool
-from vd.videos.workers import PROBED_SECONDS, probe_videos
+from vd.videos.workers import PROBED_SECONDS, Probe, probe_videos
 
 # of all videos those whose lengths, of these those whose decoding is measured: an eighth
 _SAMPLE, _TIMED = (32, 256), (4, 8)  # about so many at least, at most
-# what a header may say: so many times the seconds a byte of the median file, or so many
-_MOST_UNUSUAL, _MOST_SECONDS_A_BYTE = 20.0, 1e-3
+# what a header may say: so many times the frames a byte of the median file, between these
+_MOST_UNUSUAL, _FRAMES_A_BYTE = 20.0, (0.01, 0.1)
 
 
 class Sample(NamedTuple):
@@ -31,13 +31,13 @@ class Sample(NamedTuple):
     size_N: Float64[np.ndarray, " N"]  # bytes of all files
     order_N: Int[np.ndarray, " N"]  # the largest first
     rank_S: Int[np.ndarray, " S"]  # of the sample, in that order
-    probes: Callable[[], list[tuple[float, float]]]
+    probes: Callable[[], list[Probe]]
 
 
 class _Estimate(NamedTuple):
     """What a sample tells of all videos."""
 
-    seconds_N: Float64[np.ndarray, " N"]  # of video
+    frames_N: Float64[np.ndarray, " N"]  # to be stored
     decoding: float  # seconds of one core
 
 
@@ -73,50 +73,57 @@ def promise(
     images/s. Zeros when nothing is known. Raises `VdError` when the disk holds less than
     half of what is needed: an estimate may err, so less is a warning.
     """
-    estimate = _estimate(sample)
-    frames_N = estimate.seconds_N * frames_per_second
+    estimate = _estimate(sample, frames_per_second)
+    frames_N = estimate.frames_N
     if not frames_N.any():
         return frames_N
     images = frames_N.sum() * len(backbone.streams) * len(backbone.views)
-    hours = (images / rate + estimate.decoding / usable_cores()) / 3600
+    seconds = images / rate + estimate.decoding / usable_cores()
     size = images * store.dim * np.float16().itemsize
     say(
         f"extracting {len(frames_N)} videos: about {images:,.0f} images at {rate:.0f} a second "
-        f"here, {hours:.2f} h with decoding, {decimal(int(size))} in {store.directory}"
+        f"here, {duration(seconds)} with decoding, {decimal(int(size))} in "
+        f"{store.directory}"
     )
     # the longest video lies beside the store until its outcome is known
     _check_space(store.directory, size * (1 + frames_N.max() / frames_N.sum()))
     return frames_N
 
 
-def _estimate(sample: Sample) -> _Estimate:
-    """Lengths and cost of all files by a sample in the order of their sizes.
+def _estimate(sample: Sample, frames_per_second: float) -> _Estimate:
+    """Stored frames and cost of all files by a sample in the order of their sizes.
 
-    A file has as many seconds a byte as the next larger one in the sample, so files of
-    another kind, which have other sizes, tell nothing of it. A file of the sample that does
-    not say its length counts nothing: it will hardly decode.
+    A file has as many frames a byte as the next larger one in the sample that says its
+    length, so files of another kind, which have other sizes, tell nothing of it. A file of
+    the sample that does not open counts nothing.
     """
     size_N, order_N, rank_S, probes = sample
+    looked_S = probes()
     sampled_S = order_N[rank_S]
-    seconds_S, cost_S = np.array(probes(), np.float64).T
-    known_S = (seconds_S > 0) & (size_N[sampled_S] > 0)
+    seconds_S = np.array([probe.header.duration for probe in looked_S])
+    rate_S = np.array([probe.header.fps or frames_per_second for probe in looked_S])
+    rate_S = rate_S.clip(max=frames_per_second)  # of a slower video all are stored
+    opened_S = np.array([not probe.header.reason for probe in looked_S])
+    known_S = opened_S & (seconds_S > 0) & (size_N[sampled_S] > 0)
     if not known_S.any():
         return _Estimate(np.zeros(len(size_N)), 0.0)
-    ratio_K = seconds_S[known_S] / size_N[sampled_S[known_S]]
-    ratio_K = ratio_K.clip(
-        max=max(_MOST_UNUSUAL * np.median(ratio_K), _MOST_SECONDS_A_BYTE)
-    )
+    ratio_K = (seconds_S * rate_S)[known_S] / size_N[sampled_S[known_S]]
+    most = np.clip(_MOST_UNUSUAL * np.median(ratio_K), *_FRAMES_A_BYTE)
     ratio_N = np.empty(len(size_N))
-    ratio_N[order_N] = ratio_K[_next_larger(rank_S[known_S], len(size_N))]
-    ratio_N[sampled_S[~known_S]] = 0
-    seconds_N = size_N * ratio_N
+    ratio_N[order_N] = ratio_K.clip(max=most)[
+        _next_larger(rank_S[known_S], len(size_N))
+    ]
+    ratio_N[sampled_S[~opened_S]] = 0
+    frames_N = size_N * ratio_N
+    cost_S = np.array([probe.cost for probe in looked_S])
     timed_S = known_S & ~np.isnan(cost_S)
     if not timed_S.any():
-        return _Estimate(seconds_N, 0.0)
-    # a second of a video costs as much as one of the next larger file that was decoded
-    price_T = cost_S[timed_S] / seconds_S[timed_S].clip(max=PROBED_SECONDS)
+        return _Estimate(frames_N, 0.0)
+    # a frame of a video costs as much as one of the next larger file that was decoded
+    timed_frames_S = seconds_S.clip(max=PROBED_SECONDS) * rate_S
+    price_T = cost_S[timed_S] / timed_frames_S[timed_S]
     price_N = price_T[_next_larger(rank_S[timed_S], len(size_N))]
-    return _Estimate(seconds_N, float(seconds_N[order_N] @ price_N))
+    return _Estimate(frames_N, float(frames_N[order_N] @ price_N))
 
 
 def _next_larger(rank_K: Int[np.ndarray, " K"], count: int) -> Int[np.ndarray, " N"]:

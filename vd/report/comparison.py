@@ -57,6 +57,7 @@ def _verdict(result: Mapping[str, Any]) -> list[Sentence]:
         first, *others = pair["sentences"]
         made.append(Sentence("" if pair["shown"] else "Caution", f"{first}."))
         made += [Sentence("", f"{text[0].upper()}{text[1:]}.") for text in others]
+    made += [Sentence("Warning", f"{text}.") for text in result["warnings"]]
     return made
 
 

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -30,6 +30,7 @@ from vd.videos.frames import FrameSettings
 AHEAD = 2  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _SHARED_MEMORY = Path("/dev/shm")
+_BEAT_SECONDS, _HALT_SECONDS = 0.25, 3.0
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
 
@@ -42,6 +43,7 @@ class DecodePool(NamedTuple):
     stretch_seconds: float  # of a video, at most, in one task
     deadline_seconds: float  # of a task
     folder: Path  # where frames are handed over
+    halted: Callable[[float], bool]  # whether this process stood still since then
 
 
 @contextmanager
@@ -58,7 +60,10 @@ def decode_pool(
     workers = max(1, min(decode.decode_workers or usable_cores(), videos))
     frames = stretch_seconds * settings.frames_per_second * len(settings.streams)
     stretch_bytes = frames * settings.height * settings.width * 3
-    with _exchange_folder((workers + AHEAD) * stretch_bytes) as folder:
+    with (
+        _exchange_folder((workers + AHEAD) * stretch_bytes) as folder,
+        _pulse() as halted,
+    ):
         processes = ProcessPool(
             max_workers=workers,
             max_tasks=_TASKS_A_WORKER,
@@ -71,7 +76,7 @@ def decode_pool(
                 processes.schedule(os.getpid)  # which starts the pool
             yield DecodePool(
                 processes, workers, settings, stretch_seconds,
-                decode.decode_timeout_seconds, folder,
+                decode.decode_timeout_seconds, folder, halted,
             )  # fmt: skip
         except BrokenProcessPool as error:
             raise VdError(
@@ -98,6 +103,34 @@ def _signals_for_the_parent_alone() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _pulse() -> Iterator[Callable[[float], bool]]:
+    """Yield a function that says whether this process stood still at any time since then.
+
+    A stopped job (Ctrl-Z) or a frozen container stands still, while deadlines go on.
+    """
+    gaps: list[float] = []  # when each ended
+    ended = threading.Event()
+
+    def watch() -> None:
+        before = time.monotonic()
+        while not ended.wait(_BEAT_SECONDS):
+            now = time.monotonic()
+            if now - before > _HALT_SECONDS:
+                gaps.append(now)
+            before = now
+
+    def halted(since: float) -> bool:
+        time.sleep(2 * _BEAT_SECONDS)  # a beat may be on its way
+        return any(gap > since for gap in gaps)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield halted
+    finally:
+        ended.set()
 
 
 def _start_worker(parent: int) -> None:

@@ -2,18 +2,16 @@
 
 import math
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError as DeadlineError
 from concurrent.futures import wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -33,7 +31,6 @@ from vd.videos.pool import AHEAD, DecodePool
 
 PROBED_SECONDS = 1.0  # of a video
 _PROBE_SECONDS = 15.0  # at most: a hanging video must not hold up the start
-_BEAT_SECONDS, _HALT_SECONDS = 0.25, 3.0
 _AHEAD_WITHOUT_IMAGES = 32  # so that a slow one stops no other
 
 
@@ -44,6 +41,13 @@ class Decoded:
     index: int
     images: UInt8[np.ndarray, "F S H W 3"]
     outcome: Outcome | None
+
+
+class Probe(NamedTuple):
+    """What a look at a video tells."""
+
+    header: Outcome  # quarantined, with a reason where it does not open
+    cost: float  # seconds of decoding its first `PROBED_SECONDS`; NaN: not tried
 
 
 @dataclass
@@ -66,9 +70,10 @@ def decode_videos(
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
-    The first videos are handed to the workers before anything is asked for. Each stretch of a video has the pool's deadline. A video that misses it ends as
-    quarantined, timeout; one that crashes its worker twice as corrupt-frames. A few videos
-    are decoded ahead of the one that is asked for, so memory is bounded.
+    The first videos are handed to the workers before anything is asked for, and a few are
+    always decoded ahead, so memory is bounded. Each stretch of a video has the pool's
+    deadline. A video that misses it ends as quarantined, timeout; one that crashes its
+    worker twice as corrupt-frames.
 
     Raises VdError when decoded frames find no room.
     """
@@ -91,28 +96,27 @@ def _decoded(
     under_way: deque[_Video], waiting: Iterator[_Video], pool: DecodePool
 ) -> Iterator[Decoded]:
     """The pieces of the videos under way, then of the waiting ones."""
-    with _pulse() as halted:
-        while under_way:
-            video = under_way[0]
-            outcome = _wait(video, pool, halted)
-            images = _collect(video, pool)
-            if outcome is None:
-                _submit(video, pool)
-            else:
-                under_way.popleft()
-            yield Decoded(video.index, images, outcome)
-            if outcome is not None and (following := next(waiting, None)):
-                _submit(following, pool)
-                under_way.append(following)
+    while under_way:
+        video = under_way[0]
+        outcome = _wait(video, pool)
+        images = _collect(video, pool)
+        if outcome is None:
+            _submit(video, pool)
+        else:
+            under_way.popleft()
+        yield Decoded(video.index, images, outcome)
+        if outcome is not None and (following := next(waiting, None)):
+            _submit(following, pool)
+            under_way.append(following)
 
 
 def probe_videos(
     paths: Sequence[Path], pool: DecodePool, timed_every: int
-) -> Callable[[], list[tuple[float, float]]]:
-    """Seconds of each video by its header, and of decoding its first `PROBED_SECONDS`.
+) -> Callable[[], list[Probe]]:
+    """Look at each video's header, and decode the beginning of every so many.
 
-    Only every so many are decoded; else that is NaN. (0, 0) where a video does not say,
-    hangs or crashes. The workers begin at once; the call of what is returned waits.
+    One that hangs or crashes counts as unreadable. The workers begin at once; the call of
+    what is returned waits.
     """
     futures = [
         pool.processes.schedule(
@@ -123,9 +127,9 @@ def probe_videos(
         for number, path in enumerate(paths)
     ]
 
-    def results() -> list[tuple[float, float]]:
+    def results() -> list[Probe]:
         wait(futures)
-        lost = 0.0, 0.0
+        lost = Probe(Outcome("quarantined", "unreadable"), math.nan)
         return [lost if future.exception() else future.result() for future in futures]
 
     return results
@@ -165,20 +169,18 @@ def _submit(video: _Video, pool: DecodePool) -> None:
         raise BrokenProcessPool(str(error)) from error
 
 
-def _probe(path: Path, settings: FrameSettings, timed: bool) -> tuple[float, float]:
-    """In the worker: seconds of a video, and those that decoding its beginning takes."""
+def _probe(path: Path, settings: FrameSettings, timed: bool) -> Probe:
+    """In the worker: a look at a video."""
     if not timed:
-        return probe_header(path).duration, math.nan
+        return Probe(probe_header(path), math.nan)
     began = time.perf_counter()
     stretch = decode_stretch(
         path, settings, seconds=PROBED_SECONDS, keep=lambda image: None
     )
-    return stretch.tally.header.duration, time.perf_counter() - began
+    return Probe(stretch.tally.header, time.perf_counter() - began)
 
 
-def _wait(
-    video: _Video, pool: DecodePool, halted: Callable[[float], bool]
-) -> Outcome | None:
+def _wait(video: _Video, pool: DecodePool) -> Outcome | None:
     """Wait for the stretch under way; the outcome if nothing of the video is left."""
     try:
         stretch: Stretch = video.future.result()
@@ -186,7 +188,7 @@ def _wait(
         video.kept = 0
         if isinstance(error, DeadlineError):
             # what the whole program lost, asleep or stopped, is no fault of the video
-            return None if halted(video.submitted) else _lost(video, "timeout")
+            return None if pool.halted(video.submitted) else _lost(video, "timeout")
         if video.crashed:
             return _lost(video, "corrupt-frames")
         video.crashed = True
@@ -259,31 +261,3 @@ def _lost(video: _Video, reason: Any) -> Outcome:
     """The outcome of a video whose worker was lost."""
     known = outcome_of(video.tallies) if video.tallies else Outcome("quarantined")
     return replace(known, outcome="quarantined", reason=reason)
-
-
-@contextmanager
-def _pulse() -> Iterator[Callable[[float], bool]]:
-    """Yield a function that says whether this process stood still at any time since then.
-
-    A stopped job (Ctrl-Z) or a frozen container stands still, while deadlines go on.
-    """
-    gaps: list[float] = []  # when each ended
-    ended = threading.Event()
-
-    def watch() -> None:
-        before = time.monotonic()
-        while not ended.wait(_BEAT_SECONDS):
-            now = time.monotonic()
-            if now - before > _HALT_SECONDS:
-                gaps.append(now)
-            before = now
-
-    def halted(since: float) -> bool:
-        time.sleep(2 * _BEAT_SECONDS)  # a beat may be on its way
-        return any(gap > since for gap in gaps)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield halted
-    finally:
-        ended.set()
