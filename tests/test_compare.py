@@ -70,7 +70,9 @@ def write_run(run, original, rows, threshold=0.5, seed=None):
     for name in ("config.json", "metrics.jsonl", "evaluation_test.json"):
         shutil.copy(original / name, run / name)
     path = run / "evaluation_test.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"threshold": threshold}))
+    right = float(np.mean([(s >= threshold) == (y == 1) for _, y, _, s in rows]))
+    told = {"threshold": threshold, "accuracy": right}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
     write_csv(
         run / "predictions_test.csv",
         [

@@ -135,7 +135,7 @@ def test_a_detector_that_always_says_a_half_is_calibrated_on_balanced_clips():
     assert result["roc_auc"] == 0.5
     assert result["average_precision"] == 0.5
     assert result["precision_nonviolent"] is None
-    assert any("precision_nonviolent undefined" in w for w in result["warnings"])
+    assert any("precision non-violent undefined" in w for w in result["warnings"])
     assert result["collapsed"]
 
 
@@ -146,7 +146,9 @@ def test_one_class_is_null_with_a_sentence_never_zero():
     for name in ("balanced_accuracy", "recall_violent", "f1_violent", "roc_auc",
                  "average_precision", "precision_violent"):  # fmt: skip
         assert (result[name], result[f"{name}_ci95"]) == (None, None)
-    assert "all 30 clips are non-violent" in result["warnings"][0]
+    others, said = result["warnings"][:2]
+    assert said == "precision violent undefined: no clip is predicted to be violent"
+    assert others.endswith("average precision undefined: all clips are non-violent")
     assert result["recall_nonviolent"] == 1.0
     assert result["recall_nonviolent_ci95"] == [pytest.approx(0.025 ** (1 / 30)), 1.0]
 
@@ -178,7 +180,18 @@ def test_three_clips_and_one_group():
     )
     assert alone["roc_auc_ci95"] is None
     assert alone["accuracy_ci95"] is None
+    right = evaluation_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.zeros(2), 0.5)
+    assert all(right[f"{name}_ci95"] is None for name in METRICS)
     json.dumps([few, alone], allow_nan=False)
+
+
+def test_few_groups_of_one_class_are_told():
+    labels = np.repeat([1, 0], [25, 20])
+    group = np.concatenate([np.arange(25), np.repeat([25, 26], 10)])
+    score = np.where(np.arange(45) % 5, labels, 1 - labels)
+    result = evaluation_metrics(labels, score.astype(float), group, 0.5)
+    (said,) = (w for w in result["warnings"] if "too narrow" in w)
+    assert "27 groups (2 with non-violent clips;" in said
 
 
 def test_the_same_draws_in_blocks_of_any_size(monkeypatch):
@@ -315,8 +328,11 @@ def test_figures_follow_from_the_csv(run):
         if np.isnan(plain[name]):  # no clip was called so
             assert result[name] is None is result[f"{name}_ci95"]
             continue
-        low, high = result[f"{name}_ci95"]
         assert result[name] == pytest.approx(plain[name], abs=1e-12)
+        if result[f"{name}_ci95"] is None:  # of one clip that was called so
+            assert name.startswith("precision")
+            continue
+        low, high = result[f"{name}_ci95"]
         assert low <= high
     validation = read_csv(run / "predictions_val.csv")
     calm = [float(r["probability"]) for r in validation if r["label"] == "nonviolent"]

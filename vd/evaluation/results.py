@@ -121,10 +121,14 @@ def _check_accuracy(
     said = member.predictions
     if len(set(said.paths)) < len(said.paths):
         raise VdError(f"{path.parent / table} has a clip twice; {remedy}.")
+    if "accuracy" not in told:
+        raise VdError(f"{path} is damaged (it has no accuracy); {remedy}.")
+    if told["accuracy"] is None:
+        return
     counted = float(np.mean(member.predicted_N == (said.labels_N == 1)))
-    if not math.isclose(told.get("accuracy") or 0.0, counted, abs_tol=1e-9):
+    if not math.isclose(told["accuracy"], counted, abs_tol=1e-9):
         raise VdError(
-            f"{path} says accuracy {told.get('accuracy')} where {table} gives {counted:.4f}, "
+            f"{path} says accuracy {told['accuracy']} where {table} gives {counted:.4f}, "
             f"so one of them was changed; {remedy}."
         )
 
@@ -147,8 +151,8 @@ def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:
             )
         if pooled.paths != first.paths or (pooled.fold_N != first.fold_N).any():
             raise VdError(
-                f"{folder}: seed {seed} has other clips or folds than another seed; run its "
-                "vd crossval command again."
+                f"{folder}: seed {seed} has other clips or folds than another seed, or the "
+                "folder of a member is incomplete; run its vd crossval command again."
             )
     return made
 
@@ -205,10 +209,7 @@ def _by_member(path: Path, remedy: str) -> dict[tuple[str, str], Predictions]:
 
 def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
     """Content hash by path, and the number of clips that a run was trained on."""
-    path = run_dir / "splits.csv"
-    if not path.exists():
-        raise VdError(f"{path} does not exist; put it back, or train the run again.")
-    rows = read_csv(path)
+    rows = read_csv(run_dir / "splits.csv")
     content = {row.get("path", ""): row.get("id", "") for row in rows}
     return content, sum(row.get("split") == "train" for row in rows)
 
