@@ -69,8 +69,8 @@ A difference is in points of accuracy, paired over clips, folds and seeds; its 9
 the corrected resampled t-test's (Nadeau and Bengio 2003), Holm's correction over the rows of a data set in p (Holm). Early
 stopping and threshold come from an inner validation part; every clip is tested once a seed.
 
-A promise **holds** when the whole interval keeps it and p < 0.05, **does not hold** when the whole interval breaks it, and else cannot be
-decided here; then the last column says how many clips in such groups would show the promised points, or one point. That
+A promise **holds** when the whole interval keeps it and p (Holm) < 0.05, where there is a p (random folds cannot be paired
+with grouped ones), **does not hold** when the whole interval breaks it, and else cannot be decided here; then the last column says how many clips in such groups would show the promised points, or one point. That
 bfloat16 doubles the speed is another matter: on a large GPU it did not ([performance.md](performance.md)).
 
 How the threshold is found was itself chosen on these clips ([results.md](results.md), "The threshold of few validation
@@ -113,7 +113,7 @@ def _claims(of: dict[str, Line]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for claim, made, p in zip(told, found, corrected, strict=True):
-        verdict = judge(claim, made)
+        verdict = judge(claim, made, p)
         needed = (
             f"{made.needed:,} for {made.to_show:g} point{'s' * (made.to_show != 1)}"
             if "not be" in verdict
@@ -171,9 +171,12 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     )
 
 
-def judge(claim: Claim, made: Measured) -> str:
-    """Whether a promise holds, by the interval; a difference needs p < 0.05, where known."""
-    significant = made.p is None or made.p < _LEVEL
+def judge(claim: Claim, made: Measured, p: float | None) -> str:
+    """Whether a promise holds, by the interval; a difference needs `p` < 0.05, where known.
+
+    `p` is corrected for the number of rows.
+    """
+    significant = p is None or p < _LEVEL
     undecided = "cannot be decided here"
     if claim.within is not None:
         if -claim.within <= made.low and made.high <= claim.within:

@@ -175,6 +175,24 @@ def test_the_same_predictions_show_nothing(pair, trained):
     assert "good and twin are equally accurate" in found["sentences"][0]
 
 
+def test_collapse_is_told(pair, trained):
+    fallen = [(p, y, g, 0.9) for p, y, g, _ in made_up(400, 1.2, 2, 50)]
+    write_run(pair / "fallen", trained[0] / "run", fallen)
+    (said,) = compare([pair / "good", pair / "fallen"])["warnings"]
+    assert said.startswith("fallen: CLASS COLLAPSE in 1 of 1 members")
+    assert compare([pair / "good", pair / "weak"])["warnings"] == []
+
+
+def test_edited_predictions_are_refused(pair, trained, tmp_path):
+    shutil.copytree(pair / "good", tmp_path / "edited")
+    path = tmp_path / "edited" / "predictions_test.csv"
+    rows = read_csv(path)
+    rows[0]["probability"] = "0.01" if float(rows[0]["probability"]) > 0.5 else "0.99"
+    write_csv(path, rows)
+    with pytest.raises(VdError, match="so one of them was changed"):
+        compare([pair / "weak", tmp_path / "edited"])
+
+
 def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, trained):
     for seed in (7, 8):
         run = pair / f"weak{seed}"

@@ -218,6 +218,31 @@ def test_each_fold_is_judged_by_its_own_threshold(tmp_path):
         assert one.threshold == other.threshold
 
 
+def test_a_perfect_recall_rests_on_the_groups_of_its_class():
+    """Two seeds over four violent clips and two others, all right: each class by itself."""
+    labels, said = [1, 1, 1, 1, 0, 0], [0.9] * 4 + [0.1] * 2
+    result = summarise([member(0, seed, labels, said) for seed in (0, 1)])
+    over = result["over_seeds"]
+    for name, groups in (
+        ("accuracy", 6),
+        ("recall_violent", 4),
+        ("precision_nonviolent", 2),
+    ):
+        assert over[name]["ci95"] == [pytest.approx(0.025 ** (1 / groups)), 1.0]
+    assert any("ROC AUC" in w and "no certainty" in w for w in result["warnings"])
+    assert any("4 with violent clips" in warning for warning in result["warnings"])
+
+
+def test_a_cell_of_the_matrix_tells_of_collapse_and_exact_intervals():
+    right = [member(0, seed, [0, 0, 1, 1], [0.1, 0.1, 0.9, 0.9]) for seed in (0, 1)]
+    told = cell(right)
+    assert told["accuracy_ci95"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
+    assert told["recall_violent_ci95"] == [pytest.approx(0.025 ** (1 / 2)), 1.0]
+    assert told["collapsed"] == 0
+    fallen = member(0, 2, [0, 0, 1, 1], [0.9, 0.9, 0.9, 0.9])
+    assert cell([right[0], fallen])["collapsed"] == 1
+
+
 def test_a_fold_of_one_class_is_left_out_of_the_mean_and_said():
     members = [
         member(0, 0, [0, 1, 1], [0.1, 0.3, 0.9]),

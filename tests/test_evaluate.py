@@ -434,7 +434,7 @@ def test_another_label_map_is_refused(run, tmp_path):
         restore(tmp_path / "run")
 
 
-def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, tmp_path):
+def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, clips, tmp_path):
     shutil.copytree(run.parent, tmp_path, dirs_exist_ok=True)
     arguments = [
         "--checkpoint-dir",
@@ -444,6 +444,11 @@ def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, tmp_path)
     ]
     (tmp_path / "nowhere").mkdir()
     arguments += ["--dataset-path", tmp_path / "nowhere"]
+    refused = vd("evaluate", *arguments, code=2)
+    assert "has none of the clips" in refused.stderr  # of a data set that is another
+    first = read_csv(run / "predictions_test.csv")[0]["path"]
+    (tmp_path / "nowhere" / first).parent.mkdir(parents=True)
+    shutil.copy(clips / first, tmp_path / "nowhere" / first)
     kept = vd("evaluate", *arguments)
     assert "brightness" in json.loads(kept.stdout)["slices"]  # as first seen
     (tmp_path / "cache" / "brightness.csv").unlink()

@@ -87,7 +87,8 @@ def learning_curves(
                 Line2D([], [], color="black", ls=style, label=label)
                 for _, label, style in lines
             ]
-            axis.legend(handles=styles, fontsize=8)
+            place = "lower right" if "at 0.5" in title else "best"
+            axis.legend(handles=styles, fontsize=8, loc=place)
         if "at 0.5" in title:
             axis.set_ylim(-0.02, 1.02)
         else:
@@ -190,7 +191,8 @@ def confusion(
     axis = figure.subplots()
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        text = f"{counts[row, column]}\n{100 * share:.0f} %"
+        of_class = f"{100 * share:.0f} %" if counts[row].any() else "–"
+        text = f"{counts[row, column]}\n{of_class}"
         colour = "white" if share > 0.5 else "black"
         axis.text(
             column, row, text, ha="center", va="center", color=colour, fontsize=14
@@ -209,19 +211,21 @@ def roc(
     """ROC curve; with one class only, a sentence in its place."""
     figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
     if len(np.unique(labels_N)) == 2:
+        axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
         false_alarms, hits, _ = roc_curve(labels_N, probability_N)
         area = np.trapezoid(hits, false_alarms)
         axis.plot(false_alarms, hits, color=_BLUE, label=f"area {area:.3f}")
+        axis.legend(loc="lower right")
     else:
-        axis.text(0.5, 0.6, "undefined: one class only", ha="center")
+        axis.text(0.5, 0.5, "undefined: one class only", ha="center")
     axis.set(
         xlabel="false alarms (share of non-violent)",
         ylabel="recall of violent",
         title="ROC",
+        xlim=(-0.05, 1.05),
+        ylim=(-0.05, 1.05),
     )
-    axis.legend(loc="lower right")
     axis.grid(alpha=0.3)
     return figure
 
@@ -270,20 +274,30 @@ def reliability(
     labels_N: Int[np.ndarray, " N"],
     probability_N: Float[np.ndarray, " N"],
     bins: int = 10,
+    times: int = 1,
 ) -> Figure:
     """Observed frequency, with its interval, against predicted probability.
 
-    The bins hold equally many clips, as in the expected calibration error.
+    The bins hold equally many clips, as in the expected calibration error; clips of equal
+    probability count as their mean. With each clip `times` times in the arrays, once a
+    seed, intervals are as wide as for once.
     """
     figure = Figure(figsize=(4.8, 4.4), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], ":", color=_GREY, label="perfect")
     order = np.argsort(probability_N, kind="stable")
+    _, same_N, counts = np.unique(
+        probability_N, return_inverse=True, return_counts=True
+    )
+    mean_N = (np.bincount(same_N, labels_N) / counts)[same_N]
     parts = np.array_split(order, min(bins, len(order)))
-    label = f"{len(order)} clips in {len(parts)} bins, 95 % intervals"
+    clips = f"{len(order) // times} clips" + (f" × {times} seeds" if times > 1 else "")
+    label = (
+        f"{clips} in {len(parts)} bins; 95 % intervals\nas if clips were independent"
+    )
     for part in parts:
-        predicted, observed = np.mean(probability_N[part]), np.mean(labels_N[part])
-        low, high = _wilson(float(observed), len(part))
+        predicted, observed = np.mean(probability_N[part]), np.mean(mean_N[part])
+        low, high = _wilson(float(observed), len(part) / times)
         axis.vlines(predicted, low, high, color=_BLUE, alpha=0.4)
         axis.plot(predicted, observed, "o", color=_BLUE, label=label)
         label = "_"  # one entry in the legend
@@ -296,7 +310,7 @@ def reliability(
     return figure
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
+def _wilson(share: float, count: float) -> tuple[float, float]:
     """95 % interval of a share of `count` (Wilson 1927)."""
     middle = count * share + 1.96**2 / 2
     half = 1.96 * np.sqrt(count * share * (1 - share) + 1.96**2 / 4)

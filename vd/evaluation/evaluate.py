@@ -62,6 +62,11 @@ def evaluate(
         )
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
     everything = videos_of(run_dir, config.data.dataset_path)
+    if dataset_path is not None and not any(v.path.exists() for v in everything):
+        raise VdError(
+            f"--dataset-path {dataset_path} has none of the clips of {run_dir}; leave it out "
+            "to use the stored features, or evaluate another data set with --on."
+        )
     videos = [video for video in everything if split in (video.split, "all")]
     if not videos:
         raise VdError(
@@ -194,7 +199,7 @@ def summary(result: dict[str, Any]) -> str:
     auc, found = result["roc_auc"], result["accuracy_ci95"]
     between = f"{percent(found[0])} to {percent(found[1])}" if found else "undefined"
     text = (
-        f"{result['split']}: accuracy {percent(result['accuracy'])} "
+        f"{result['split']}{', views averaged' * result['tta']}: accuracy {percent(result['accuracy'])} "
         f"(95 % interval {between}, {result['n']} clips), "
         f"recall violent {percent(result['recall_violent'])}, non-violent "
         f"{percent(result['recall_nonviolent'])}, ROC AUC "

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from vd.bootstrap import interval, resample_weights, share_interval
 from vd.calibration import FALSE_ALARMS, Calibration
 
+STRICT = f"false_alarms_{FALSE_ALARMS:.0%}".replace("%", "_percent")
 _SECONDS_AN_HOUR = 3600
 
 
@@ -25,7 +26,7 @@ def operating_points(
     """
     thresholds = {
         "best_balanced_accuracy": (fitted.threshold, fitted.threshold_source),
-        f"false_alarms_{FALSE_ALARMS:.0%}".replace("%", "_percent"): (
+        STRICT: (
             fitted.false_alarm_threshold,
             f"validation, at most {FALSE_ALARMS:.0%} of the non-violent clips",
         ),

@@ -148,6 +148,10 @@ def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) ->
             f"--on {dataset_path} does not exist; name a folder of class folders or a CSV "
             "with the columns path,label."
         )
+    if name.endswith("_tta"):
+        raise VdError(
+            f"--name {name} is what --tta calls its files; give a name of another ending."
+        )
     told = f"give the files of --on {dataset_path} another name with --name"
     if re.sub("(_tta)+$", "", name) in _TAKEN or Path(name).name != name:
         raise VdError(f"{name!r} cannot be the name of another data set; {told}.")

@@ -1,13 +1,15 @@
 """A finished run restored: its best checkpoint, calibration, and the features it needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vd import calibration
 from vd.atomic import read_json
 from vd.config import Config
 from vd.errors import VdError
+from vd.evaluation.operating_points import STRICT
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.compute import features_description, open_store
 from vd.features.extract import extract
@@ -73,12 +75,20 @@ def read_calibration(run_dir: Path) -> calibration.Calibration:
     written = run_dir / "evaluation_val.json"
     if written.exists():
         told = read_json(written, "delete it, and the training command writes it again")
-        for name in ("temperature", "threshold"):
-            if not isinstance(told, dict) or told.get(name) != values[name]:
+        for name in ("temperature", "threshold", "false_alarm_threshold"):
+            if not isinstance(told, dict) or _told(told, name) != values.get(name):
                 raise VdError(
                     f"{path} has another {name} than {written.name}; {remedy}."
                 )
     return fitted
+
+
+def _told(evaluation: Mapping[str, Any], name: str) -> Any:
+    """A value of calibration.json, as an evaluation has it."""
+    if name != "false_alarm_threshold":
+        return evaluation.get(name)
+    point = (evaluation.get("operating_points") or {}).get(STRICT)
+    return point and point.get("threshold")
 
 
 def moved(

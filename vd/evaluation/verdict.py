@@ -36,7 +36,9 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
     if found is not None:
         low, high = sorted(sign * 100 * end for end in found)
         between = f"95 % interval {_signed(low)} to {_signed(high)}"
-    p = "no p-value" if pair["p"] is None else f"p = {pair['p']:.2g}"
+    p = "no p-value: all folds say the same"
+    if pair["p"] is not None:
+        p = f"p = {pair['p']:.2g}"
     if comparisons > 1 and pair["p_holm"] is not None:
         p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
     verdict = "shown" if pair["shown"] else "not shown"
@@ -93,7 +95,7 @@ def _areas(pair: dict[str, Any]) -> str:
 
 def _signed(value: float, digits: int = 1) -> str:
     """A number with the minus sign of prose."""
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:z.{digits}f}".replace("-", "−")
 
 
 def table_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,10 +119,11 @@ def table(result: dict[str, Any]) -> str:
     """The comparison in aligned columns."""
 
     def number(value: Any, digits: int = 3) -> str:
-        return "–" if value is None else f"{value:.{digits}f}"
+        return "–" if value is None else f"{value:z.{digits}f}"
 
+    p = "p" if len(result["comparisons"]) == 1 else "p (Holm)"
     lines = [
-        ["", "accuracy", "ROC AUC", "accuracy: difference", "95 % interval", "p", ""]
+        ["", "accuracy", "ROC AUC", "accuracy: difference", "95 % interval", p, ""]
     ]
     first = result["comparisons"][0]
     lines.append([first["a"], number(first["accuracy_a"]), number(first["roc_auc_a"])])

@@ -5,21 +5,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vd.metrics import NAMES
 from vd.pages import render
 from vd.report import words
 
+_NO_SHARES = "roc_auc", "average_precision", "brier", "ece"
 METRICS = {  # what the page calls them, and whether they are shares
-    "accuracy": ("accuracy", True),
-    "balanced_accuracy": ("balanced accuracy", True),
-    "recall_violent": ("recall violent", True),
-    "recall_nonviolent": ("recall non-violent", True),
-    "precision_violent": ("precision violent", True),
-    "precision_nonviolent": ("precision non-violent", True),
-    "f1_violent": ("F1 violent", True),
-    "roc_auc": ("ROC AUC", False),
-    "average_precision": ("average precision", False),
-    "brier": ("Brier score (0 is best)", False),
-    "ece": ("calibration error (0 is best)", False),
+    key: (
+        f"{name} (0 is best)" if key in ("brier", "ece") else name,
+        key not in _NO_SHARES,
+    )
+    for key, name in NAMES.items()
 }
 
 

@@ -106,7 +106,8 @@ def of_pooled(
             "Precision–recall curve of each seed",
         ),
         picture(
-            plots.reliability(labels_N, probability_N), "Reliability over all seeds"
+            plots.reliability(labels_N, probability_N, times=len(pooled)),
+            "Reliability over all seeds",
         ),
     ]
 

@@ -15,6 +15,7 @@ from vd.errors import VdError
 from vd.evaluation.curves import curve
 from vd.evaluation.other import dataset_name
 from vd.evaluation.results import pooled_by_seed, read_results
+from vd.progress import duration
 from vd.report import pictures
 from vd.report.comparison import comparison_page
 from vd.report.facts import RunFacts, check_intervals, checked, read_facts
@@ -77,6 +78,7 @@ def write_quick(run_dir: Path) -> None:
 def run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
     """The page of a run."""
     told, said = facts.test, facts.member.predictions
+    hours = told.get("nonviolent_hours")
     found = worst([facts.member])
     runs = {facts.folder: facts}
     with checked(
@@ -89,7 +91,7 @@ def run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
             facts=facts,
             verdict=run_verdict(facts),
             points=told.get("operating_points"),
-            hours=told.get("nonviolent_hours"),
+            length=duration(3600 * hours) if hours else None,
             slices=told.get("slices"),
             curves=pictures.curves(facts.rows),
             test=pictures.of_test(said.labels_N, said.probability_N, told),

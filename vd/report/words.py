@@ -54,7 +54,7 @@ def decimals(interval: Sequence[float] | None) -> str:
 
 def _signed(value: float, digits: int) -> str:
     """A number with the minus sign of prose."""
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:z.{digits}f}".replace("-", "−")
 
 
 def run_verdict(facts: RunFacts) -> list[Sentence]:
@@ -86,7 +86,11 @@ def run_verdict(facts: RunFacts) -> list[Sentence]:
         )
     if told["groups"] is None:
         made.append(Sentence("Caution", _NO_GROUPS))
-    made += [Sentence("Caution", _sentence(text)) for text in told["warnings"]]
+    made += [
+        Sentence("Caution", _sentence(text))
+        for text in told["warnings"]
+        if not text.startswith(NO_GROUPS)
+    ]
     made.append(loss(facts.described))
     made += _training(facts)
     made.append(
