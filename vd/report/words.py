@@ -85,7 +85,7 @@ def run_verdict(facts: RunFacts) -> list[Sentence]:
             )
         )
     if told["groups"] is None:
-        made.append(Sentence("Caution", _NO_GROUPS))
+        made.append(Sentence("Caution", _sentence(_NO_GROUPS)))
     made += [
         Sentence("Caution", _sentence(text))
         for text in told["warnings"]
