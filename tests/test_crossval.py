@@ -126,7 +126,10 @@ def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
             "is the folder of a run",
         ),
         (["--checkpoint-dir", backbone], "is a file; name a folder"),
-        (["--cross-dataset", tmp_path / "gone"], "gone does not exist"),
+        (
+            ["--cross-dataset", tmp_path / "gone"],
+            f"--cross-dataset {tmp_path / 'gone'} does not",
+        ),
         (["--cross-dataset", clips], "are both called set"),
     ]:
         done = vd(*arguments(clips, backbone, tmp_path, *more), code=2)

@@ -84,7 +84,10 @@ def test_temperature_undoes_a_known_scaling():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=20_000) * 2
     labels = (rng.uniform(size=20_000) < 1 / (1 + np.exp(-logits))).astype(int)
-    assert fit(3 * logits, labels).temperature == pytest.approx(3, rel=0.05)
+    fitted = fit(3 * logits, labels)
+    assert fitted.temperature == pytest.approx(3, rel=0.05)
+    assert not fitted.uninformative
+    assert fit(-logits, labels).uninformative  # worse than nothing
 
 
 def test_a_part_without_a_mistake_gives_no_certainty():

@@ -10,7 +10,8 @@ from scipy.special import expit, ndtr
 FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
 _CANDIDATES = 1001
 _HOLD = 20.0  # of the threshold to the loss's own (experiments/threshold.py)
-_LOG_TEMPERATURE_BOUNDS = (np.log(0.05), np.log(20.0))
+_TEMPERATURES = (0.05, 20.0)  # the least and the most that is tried
+_NEAR = 1.001  # to the end of what is tried
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Calibration:
             raise ValueError("temperature or threshold out of range")
         if not 0 <= (self.false_alarm_threshold or 0) <= 2:
             raise ValueError("false_alarm_threshold out of range")
+
+    @property
+    def uninformative(self) -> bool:
+        """Whether the fit went to the largest temperature: the logits tell hardly anything."""
+        return self.temperature * _NEAR >= _TEMPERATURES[1]
 
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """Probability of violence from raw logits, in float64."""
@@ -57,7 +63,7 @@ def fit(
         return float(np.mean(np.logaddexp(0.0, scaled) - targets_N * scaled))
 
     found = minimize_scalar(
-        negative_log_likelihood, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded"
+        negative_log_likelihood, bounds=np.log(_TEMPERATURES), method="bounded"
     )
     temperature = float(np.exp(found.x))
     probability_N = expit(logit_N / temperature)

@@ -81,6 +81,11 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
         told = read_json(before, "delete it, and the same command writes it again")
         if told.get("seeds") == sorted(grid.seeds):  # the same members say the same
             facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
+        else:
+            say(
+                f"crossval.json told of the seeds {told.get('seeds')}: it is written anew"
+            )
+            (before.parent / "matrix.csv").unlink(missing_ok=True)
     result = write_crossval(config.run.checkpoint_dir, members, facts)
     say(summary(result))
     return result
@@ -99,7 +104,13 @@ def _names(config: Config, others: Sequence[Path]) -> dict[str, Path]:
                 "each data set once, and rename one of two folders or files."
             )
         made[name] = path
-        read_manifest(replace(config.data, dataset_path=path))
+        try:
+            read_manifest(replace(config.data, dataset_path=path))
+        except VdError as error:
+            told = str(error).replace("--dataset-path", "--cross-dataset")
+            raise (
+                error if path == config.data.dataset_path else VdError(told)
+            ) from None
     return made
 
 

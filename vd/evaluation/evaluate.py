@@ -136,6 +136,11 @@ def _figures(
             "no source groups known: clips of one recording may be in train and test, and "
             "the interval treats clips as independent"
         )
+    if fitted.uninformative:
+        warnings.append(
+            f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
+            "validation the detector told hardly anything"
+        )
     if fitted.false_alarm_threshold is None:
         warnings.append(
             "no operating point at 5 % false alarms: the run was calibrated by an earlier "
