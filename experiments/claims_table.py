@@ -133,7 +133,7 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     """
     import numpy as np
 
-    from vd.bootstrap import resample_weights
+    from vd.bootstrap import resample_weights, share_interval
     from vd.paired import clips_needed, corrected_t_test
 
     same_folds = base["clusters"] == better["clusters"]
@@ -150,6 +150,9 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
         [(w * difference_N).sum(1) / w.sum(1) for w in resample_weights(cluster_N)]
     )
     low, high = np.quantile(values_R, [0.025, 0.975])
+    if not difference_N.any():  # as exact as for a share of none, as in vd compare
+        none = share_interval(0.0, values_R, cluster_N)
+        low, high = (-none[1], none[1]) if none else (low, high)
     accuracies = [
         {(row["fold"], row["seed"]): row["accuracy"] for row in line["members"]}
         for line in (base, better)

@@ -52,6 +52,8 @@ def test_a_difference_is_paired_over_clips_and_groups(table):
     # the third group gains 3 of 4, the others nothing: drawn 0 to 3 times of 3
     assert (made.low, made.high) == (0.0, pytest.approx(75.0))
     assert made.needed > 0
+    same = table.measure(base, {**base, "cell": "b"}, table.Claim("", "a", "b"))
+    assert same.high == -same.low == pytest.approx(100 * (1 - 0.025 ** (1 / 3)))
     with pytest.raises(ValueError, match="tested other clips"):
         table.measure(base, {**better, "clusters": [0] * 6}, table.Claim("", "a", "b"))
 
