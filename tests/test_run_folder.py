@@ -10,6 +10,8 @@ import pytest
 
 from tests.command_line import digests, train, vd
 from tests.fabricated import write_tiny_backbone
+from vd.errors import VdError
+from vd.evaluation.restore import read_calibration
 
 
 def test_another_setting_in_the_same_folder_is_named(trained, clips, backbone):
@@ -75,11 +77,14 @@ def test_evaluate_names_a_damaged_file_and_overwrites_nothing(
     assert digests(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("name", ["temperature", "threshold"])
-def test_an_edited_calibration_is_not_used(trained, clips, tmp_path, name):
+def test_an_edited_calibration_is_not_used(trained, clips, tmp_path):
     shutil.copytree(trained[0] / "run", tmp_path / "run")
     path = tmp_path / "run" / "calibration.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {name: 0.625}))
+    written = json.loads(path.read_text())
+    for name in ("temperature", "false_alarm_threshold", "threshold"):
+        path.write_text(json.dumps(written | {name: 0.625}))
+        with pytest.raises(VdError, match=f"another {name} than evaluation_val.json"):
+            read_calibration(tmp_path / "run")
     video = next(clips.rglob("*.mp4"))
     for command in (["evaluate"], ["predict", video]):
         done = vd(*command, "--checkpoint-dir", tmp_path / "run", code=2)
