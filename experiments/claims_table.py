@@ -70,8 +70,8 @@ the corrected resampled t-test's (Nadeau and Bengio 2003), Holm's correction ove
 stopping and threshold come from an inner validation part; every clip is tested once a seed.
 
 A promise **holds** when the whole interval keeps it and p (Holm) < 0.05, where there is a p (random folds cannot be paired
-with grouped ones), **does not hold** when the whole interval breaks it, and else cannot be decided here; then the last column says how many clips in such groups would show the promised points, or one point. That
-bfloat16 doubles the speed is another matter: on a large GPU it did not ([performance.md](performance.md)).
+with grouped ones), **does not hold** when the whole interval breaks it, and else cannot be decided here; then the last
+column says how many clips in such groups would show the promised points, or one point. That bfloat16 doubles the speed is another matter: on a large GPU it did not ([performance.md](performance.md)).
 
 How the threshold is found was itself chosen on these clips ([results.md](results.md), "The threshold of few validation
 clips"), so accuracies, and what alpha does to them, flatter; ROC AUC does not depend on it. By the rule before it

@@ -124,6 +124,7 @@ def _on_all(
     """The same on every other data set, and the matrix of all."""
     from vd.evaluation.matrix import cell, folder_of, matrix_rows, say_of_other
     from vd.evaluation.results import read_results
+    from vd.metrics import COLLAPSE
     from vd.tables import write_csv
 
     folder = config.run.checkpoint_dir
@@ -158,7 +159,7 @@ def _on_all(
         if row["collapsed"]:
             say(
                 f"WARNING: CLASS COLLAPSE there in {row['collapsed']} of {row['members']} "
-                "members: nearly all predictions are one class, or a recall is under 20 %"
+                f"members: {COLLAPSE}"
             )
     return result
 

@@ -26,6 +26,7 @@ from vd.weighted import (
     weighted_metrics,
 )
 
+COLLAPSE = "nearly all predictions are one class, or a recall is under 20 %"
 _COLLAPSED_RECALL = 0.20
 _COLLAPSED_SHARE = 0.98
 
@@ -243,8 +244,7 @@ def _undefined(
     """What is undefined, and why."""
     names = [NAMES[name] for name in METRICS if values[name] is None]
     for said, name in enumerate(("non-violent", "violent")):
-        precisions = [n for n in names if n == f"precision {name}"]
-        if precisions:
+        if f"precision {name}" in names:
             yield f"precision {name} undefined: no clip is predicted to be {name}"
         if (others := [n for n in names if "precision " not in n]) and (
             labels_N == said

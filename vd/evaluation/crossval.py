@@ -11,6 +11,7 @@ from vd.atomic import write_json
 from vd.bootstrap import RESAMPLES
 from vd.evaluation.results import Member, Pooled, pooled_by_seed
 from vd.metrics import (
+    COLLAPSE,
     METRICS,
     NAMES,
     collapsed,
@@ -151,7 +152,7 @@ def collapse_of(fallen: Sequence[str], members: int) -> str:
     """A sentence about the members that fell to one class."""
     return (
         f"CLASS COLLAPSE in {len(fallen)} of {members} members ({fallen[0]} for one): "
-        "nearly all predictions are one class, or a recall is under 20 %"
+        f"{COLLAPSE}"
     )
 
 

@@ -20,7 +20,7 @@ from vd.evaluation.restore import (
     restore,
 )
 from vd.evaluation.slices import seconds, slice_values, slices
-from vd.metrics import evaluation_metrics
+from vd.metrics import COLLAPSE, evaluation_metrics
 from vd.scoring import score
 from vd.training.batches import FeatureSet
 from vd.training.run_folder import videos_of
@@ -213,5 +213,5 @@ def summary(result: dict[str, Any]) -> str:
     for warning in result.get("warnings", ()):
         text += f"\nwarning: {warning}"
     if result["collapsed"]:
-        text += "\nWARNING: CLASS COLLAPSE: nearly all predictions are one class, or a recall is under 20 %"
+        text += f"\nWARNING: CLASS COLLAPSE: {COLLAPSE}"
     return text

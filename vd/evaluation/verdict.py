@@ -35,7 +35,7 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
     between = "no interval, for all clips are of one group"
     if found is not None:
         low, high = sorted(sign * 100 * end for end in found)
-        between = f"95 % interval {_signed(low)} to {_signed(high)}"
+        between = f"95 % interval {signed(low)} to {signed(high)}"
     p = "no p-value: all folds say the same"
     if pair["p"] is not None:
         p = f"p = {pair['p']:.2g}"
@@ -86,14 +86,14 @@ def _areas(pair: dict[str, Any]) -> str:
         return "ROC AUC is undefined: all clips are of one class"
     between = ""
     if found is not None:
-        between = f", 95 % interval {_signed(found[0], 3)} to {_signed(found[1], 3)}"
+        between = f", 95 % interval {signed(found[0], 3)} to {signed(found[1], 3)}"
     return (
         f"ROC AUC: {pair['b']} {pair['roc_auc_b']:.3f}, {pair['a']} "
-        f"{pair['roc_auc_a']:.3f}, difference {_signed(difference, 3)}{between}"
+        f"{pair['roc_auc_a']:.3f}, difference {signed(difference, 3)}{between}"
     )
 
 
-def _signed(value: float, digits: int = 1) -> str:
+def signed(value: float, digits: int = 1) -> str:
     """A number with the minus sign of prose."""
     return f"{value:z.{digits}f}".replace("-", "−")
 

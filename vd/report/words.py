@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vd.config import DataConfig
+from vd.evaluation.verdict import signed
+from vd.metrics import COLLAPSE
 from vd.report.facts import RunFacts
 from vd.videos.scan import is_excessive
 
@@ -29,19 +31,19 @@ def percent(value: float | None) -> str:
 
 def points(value: float) -> str:
     """A difference of two shares."""
-    return f"{_signed(100 * value, 1)} points"
+    return f"{signed(100 * value, 1)} points"
 
 
 def decimal(value: float | None) -> str:
     """A number with three decimals."""
-    return UNDEFINED if value is None else _signed(value, 3)
+    return UNDEFINED if value is None else signed(value, 3)
 
 
 def percents(interval: Sequence[float] | None, unit: str = "%") -> str:
     """An interval of shares in percent, or of their differences in points."""
     if interval is None:
         return "not known"
-    low, high = (_signed(100 * end, 1) for end in interval)
+    low, high = (signed(100 * end, 1) for end in interval)
     return f"{low} to {high} {unit}"
 
 
@@ -50,11 +52,6 @@ def decimals(interval: Sequence[float] | None) -> str:
     if interval is None:
         return "not known"
     return f"{decimal(interval[0])} to {decimal(interval[1])}"
-
-
-def _signed(value: float, digits: int) -> str:
-    """A number with the minus sign of prose."""
-    return f"{value:z.{digits}f}".replace("-", "−")
 
 
 def run_verdict(facts: RunFacts) -> list[Sentence]:
@@ -80,8 +77,7 @@ def run_verdict(facts: RunFacts) -> list[Sentence]:
         made.append(
             Sentence(
                 "Warning",
-                "CLASS COLLAPSE: nearly all predictions are one class, or a recall is under "
-                "20 %. The accuracy says nothing.",
+                f"CLASS COLLAPSE: {COLLAPSE}. The accuracy says nothing.",
             )
         )
     if told["groups"] is None:
