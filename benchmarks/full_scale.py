@@ -35,9 +35,10 @@ from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.devices import training_devices
 from vd.features.store import FeatureStore
 from vd.model import Detector, init_params
-from vd.training import batches
-from vd.training.batches import FeatureSet, training_batches
+from vd.training import feature_set
+from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoints
+from vd.training.feature_set import FeatureSet
 from vd.training.log import read_metrics
 from vd.training.loop import train
 from vd.training.optimizer import learning_rate, make_optimizer
@@ -64,14 +65,14 @@ def main(
     `memory_share` of the machine's memory is what a set may take that is not read at
     random; 0 reads all at random. With 0 `epochs` growth alone is measured.
     """
-    share = batches._MEMORY_SHARE if memory_share is None else memory_share
+    share = feature_set._MEMORY_SHARE if memory_share is None else memory_share
     total = validation + int(max(sizes) * videos)
     made = [
         Video(Path(str(i)), str(i), i % 2, "train", "", f"{i:064x}")
         for i in range(total)
     ]
     try:
-        with mock.patch.object(batches, "_MEMORY_SHARE", share):
+        with mock.patch.object(feature_set, "_MEMORY_SHARE", share):
             store = open_store(folder)
             fill(store, [video.id for video in made])
             val, train_videos = made[:validation], made[validation:]
@@ -109,7 +110,7 @@ def measure_epoch(
 
     drop(shards(folder))
     reset_peak()
-    sets = FeatureSet(videos, store), FeatureSet(validation, store)
+    sets = FeatureSet(videos, store, devices), FeatureSet(validation, store)
     run_dir = folder / "run"
     run_dir.mkdir()
     with mock.patch.object(Checkpoints, "save", timed):
@@ -133,18 +134,22 @@ def measure_growth(
     rounds: int,
 ) -> None:
     """Steps on sets of several sizes, which take turns."""
-    sets = {size: FeatureSet(videos[:count], store) for size, count in counts.items()}
+    devices = training_devices(None, BATCH)
+    sets = {
+        size: FeatureSet(videos[:count], store, devices)
+        for size, count in counts.items()
+    }
     drop(shards(folder))
     config, dim = settings(folder, epochs=100), sets[1].dim
     optimizer = make_optimizer(config.training, learning_rate(config.training, 341))
-    train_step = make_train_step(config, optimizer, training_devices(None, BATCH))
+    train_step = make_train_step(config, optimizer, devices)
 
     def first_state() -> TrainState:
         params = init_params(Detector(config.model), dim, jax.random.key(0))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     runs = {
-        size: timed_rounds(config, train_step, first_state(), data, steps)
+        size: timed_rounds(config, train_step, first_state(), data, steps, len(devices))
         for size, data in sets.items()
     }
     taken: dict[float, list[tuple[float, float]]] = {size: [] for size in sets}
@@ -169,9 +174,10 @@ def timed_rounds(
     state: TrainState,
     data: FeatureSet,
     steps: int,
+    devices: int,
 ) -> Iterator[tuple[float, float]]:
     """Seconds a step, and the share of them waiting for input, a round at a time."""
-    made = training_batches(data, config.training, 32, BATCH, 0)
+    made = training_batches(data, config.training, 32, BATCH, 0, devices)
     while True:
         late, waited = None, 0.0
         for number in range(UNCOUNTED + steps):
@@ -191,6 +197,8 @@ def timed_rounds(
 
 def how_read(data: FeatureSet) -> str:
     """Where a set's features come from."""
+    if data._take is not None:
+        return "on the device"
     return "at random" if data._memory is None else "in memory"
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.members
 
-The detector as it is, batches of 64 clips × 32 frames × 2560 values on the host, float32.
+The detector as it is, batches of 64 clips × 32 frames × 2560 values on the devices
+already, float32.
 Each member is a thread that asks for its steps, as in `vd sweep`. `ours` is all members in
 one program, `theirs` the same members one after the other, each alone in the program.
 """
@@ -79,7 +80,9 @@ class Training:
         features = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
         mask = np.ones((BATCH, FRAMES), np.float32)
         labels = (np.arange(BATCH) % 2).astype(np.float32)
-        self._batch = Batch(features, mask, labels, np.arange(BATCH))
+        arrays = features, mask, labels, np.arange(BATCH)
+        over = (a.reshape(len(devices), -1, *a.shape[1:]) for a in arrays)
+        self._batch = Batch(*map(jax.pmap(lambda a: a, devices=devices), over))
         self._lockstep.enter(configs)
         self.milliseconds()  # which compiles
 

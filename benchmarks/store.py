@@ -31,7 +31,8 @@ from vd.config import TrainingConfig
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training import batches
-from vd.training.batches import FeatureSet, training_batches
+from vd.training.batches import training_batches
+from vd.training.feature_set import FeatureSet
 from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
 

@@ -2,9 +2,9 @@
 
     pip install '.[bench]' && python -m benchmarks.train_step
 
-Batches of 64 clips × 32 frames × 2560 values, float16 on the host as they are stored;
-hidden size 128, float32. A step is all of it: conversion, dropout, focal loss, gradient,
-clipping, AdamW. Two shapes: `default` projects the features to 256 first, `direct` does
+Batches of 64 clips × 32 frames × 2560 values, float16 as they are stored, on the host or,
+by `--on-gpu`, for all peers on the GPU already, where training has them; hidden size 128,
+float32. A step is all of it: conversion, dropout, focal loss, gradient, clipping, AdamW. Two shapes: `default` projects the features to 256 first, `direct` does
 not. Every peer has all cores, or the first GPU where there is one, gives the same logits
 for the same parameters (checked) and trains on the same batch:
 
@@ -40,7 +40,7 @@ from benchmarks.train_step_peers import (
     Step,
     check,
     flax_step,
-    settled,
+    settle,
     torch_step,
 )
 from vd.config import Config, DataConfig, ModelConfig
@@ -61,26 +61,30 @@ def main(
     steps: int = 4,
     devices: int | None = None,
     shapes: tuple[str, ...] = tuple(SHAPES),
+    on_gpu: bool = False,
 ) -> None:
     """A JSON line a shape and peer; each round takes `steps` steps of each."""
     ours = training_devices(devices, BATCH)
-    on_gpu = ours[0].platform == "gpu"
+    gpu = ours[0].platform == "gpu"
     draw = np.random.default_rng(0)
-    features = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
+    features: Any = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
     labels = (np.arange(BATCH) % 2).astype(np.float32)
     for shape in shapes:
         model = ModelConfig(projection_size=SHAPES[shape], mixed_precision=False)
         config = Config(DataConfig(Path()), model=model)
         params = jax.device_get(init_params(Detector(model), DIM, jax.random.key(0)))
-        detectors = [FlaxDetector, CudnnDetector][: 1 + on_gpu]
+        detectors = [FlaxDetector, CudnnDetector][: 1 + gpu]
         check(config, params, features[:8], detectors)
+        theirs = torch.from_numpy(features)
+        if on_gpu:
+            features, theirs = jax.device_put(features, ours[0]), theirs.to(DEVICE)
         runs = {
             "ours": our_step(config, params, features, labels, ours),
-            "torch": torch_step(config, params, features, labels),
+            "torch": torch_step(config, params, theirs, labels),
             "flax": flax_step(config, params, features, labels),
             **products(),
         }
-        if on_gpu:
+        if gpu:
             half = replace(config, model=replace(model, mixed_precision=True))
             runs["cudnn"] = flax_step(config, params, features, labels, CudnnDetector)
             runs["bfloat16"] = our_step(half, params, features, labels, ours)
@@ -94,15 +98,16 @@ def main(
 
 
 def our_step(
-    config: Config, params: Any, features: np.ndarray, labels: np.ndarray, devices: Any
+    config: Config, params: Any, features: Any, labels: np.ndarray, devices: Any
 ) -> Step:
-    """The step as the training loop calls it, with a batch on the host."""
+    """The step as the training loop calls it."""
     schedule = learning_rate(config.training, STEPS_PER_EPOCH)
     optimizer = make_optimizer(config.training, schedule)
     step = make_train_step(config, optimizer, devices)
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     mask = np.ones((BATCH, FRAMES), np.float32)
-    batch = Batch(features, mask, labels, np.arange(BATCH))
+    arrays = features, mask, labels, np.arange(BATCH)
+    batch = Batch(*(a.reshape(len(devices), -1, *a.shape[1:]) for a in arrays))
 
     def run() -> Any:
         nonlocal state
@@ -122,7 +127,7 @@ def products() -> dict[str, Step]:
     jax_a, jax_b = jnp.asarray(a), jnp.asarray(b)
     product = jax.jit(jnp.matmul)
     return {
-        "torch_product": lambda: settled(torch_a @ torch_b),
+        "torch_product": lambda: torch_a @ torch_b,
         "xla_product": lambda: product(jax_a, jax_b),
     }
 
@@ -147,7 +152,7 @@ def interleaved(
             began = time.perf_counter()
             for _ in range(steps):
                 done = run()
-            jax.block_until_ready(done)
+            settle(done)
             if number:
                 times[name].append(1000 * (time.perf_counter() - began) / steps)
     return times

@@ -30,7 +30,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def flax_step(
     config: Config,
     params: Any,
-    features: np.ndarray,
+    features: Any,
     labels: np.ndarray,
     detector: "type[FlaxDetector] | None" = None,
 ) -> Step:
@@ -131,11 +131,11 @@ class CudnnDetector(FlaxDetector):
 
 
 def torch_step(
-    config: Config, params: Any, features: np.ndarray, labels: np.ndarray
+    config: Config, params: Any, x: torch.Tensor, labels: np.ndarray
 ) -> Step:
-    """A step of the torch model on all cores."""
+    """A step of the torch model on all cores, or on the GPU."""
     torch.set_num_threads(usable_cores())
-    model = TorchDetector(config.model, params, features.shape[-1]).to(DEVICE)
+    model = TorchDetector(config.model, params, x.shape[-1]).to(DEVICE)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     settings = config.training
@@ -147,8 +147,8 @@ def torch_step(
         lr=settings.learning_rate,
         fused=True,
     )
-    x, y = torch.from_numpy(features), torch.from_numpy(labels).to(DEVICE)
-    if DEVICE.type == "cuda":
+    y = torch.from_numpy(labels).to(DEVICE)
+    if DEVICE.type != x.device.type:
         x = x.pin_memory()
     targets = y * (1 - settings.label_smoothing) + settings.label_smoothing / 2
 
@@ -166,7 +166,7 @@ def torch_step(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip_norm)
         optimizer.step()
-        return settled(loss)
+        return loss
 
     return run
 
@@ -208,11 +208,11 @@ class TorchDetector(torch.nn.Module):
         return self.logit(pooled)[:, 0]
 
 
-def settled(value: torch.Tensor) -> torch.Tensor:
-    """A value of torch's, after all its work on the device has ended."""
-    if DEVICE.type == "cuda":
+def settle(done: Any) -> None:
+    """Wait until the work behind a step's result has ended."""
+    if isinstance(done, torch.Tensor) and DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return value
+    jax.block_until_ready(done)
 
 
 def check(

@@ -8,7 +8,7 @@ import numpy as np
 from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
-from vd.training.batches import FeatureSet
+from vd.training.feature_set import FeatureSet
 from vd.training.log import read_metrics
 from vd.training.loop import train
 from vd.videos.manifest import Video
@@ -44,7 +44,7 @@ def open_store(cache_dir, **description):
     return FeatureStore(Path(cache_dir), {"made": "up", **description}, STREAMS, DIM)
 
 
-def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0):
+def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0, devices=()):
     """A feature set of `videos`, stored and read back."""
     store = open_store(cache_dir)
     chunk = [
@@ -58,7 +58,7 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0):
     ]
     if chunk:
         store.add(chunk, "test")
-    return FeatureSet(videos, store)
+    return FeatureSet(videos, store, devices)
 
 
 def train_on_numbers(

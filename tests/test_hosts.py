@@ -217,9 +217,10 @@ def test_each_process_makes_its_rows_of_every_batch(tmp_path):
     made = list(zip(batches(), *parts, strict=True))
     assert len(made) == 5
     for whole, first, second in made:
-        assert len(first.labels_B) == len(second.labels_B) == 2
+        assert first.labels_B.shape == second.labels_B.shape == (1, 2)
         for arrays in zip(whole, first, second, strict=True):
-            np.testing.assert_array_equal(arrays[0], np.concatenate(arrays[1:]))
+            together = np.concatenate(arrays[1:], axis=1)
+            np.testing.assert_array_equal(arrays[0], together)
 
 
 @pytest.mark.parametrize(

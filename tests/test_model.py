@@ -10,10 +10,11 @@ from tests.fabricated import make_set, make_videos
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.model import Detector, apply, draw_dropout, init_params
 from vd.scoring import SCORING_BATCH, score
-from vd.training.batches import Batch, training_batches
+from vd.training import feature_set, validation
+from vd.training.batches import training_batches
 from vd.training.optimizer import learning_rate, make_optimizer
 from vd.training.step import TrainState, make_train_step
-from vd.training.validation import validate
+from vd.training.validation import Validation
 
 SMALL = ModelConfig(
     clip_frames=8, projection_size=16, hidden_size=8, mixed_precision=False
@@ -113,13 +114,15 @@ def make_training(tmp_path, devices, model=SMALL, **settings):
         }
     )
     config = Config(data=DataConfig(tmp_path), model=model, training=training)
-    data = make_set(tmp_path, make_videos(24))
+    devices_held = jax.local_devices()[:devices]
+    data = make_set(tmp_path, make_videos(24), devices=devices_held)
     schedule = learning_rate(training, 3)
     optimizer = make_optimizer(training, schedule)
     step = make_train_step(config, optimizer, jax.local_devices()[:devices])
     params = init_params(Detector(model), data.dim, jax.random.key(0))
     state = TrainState(np.zeros((), np.int32), params, optimizer.init(params))
-    return step, state, training_batches(data, training, SMALL.clip_frames, 8, 0)
+    frames = SMALL.clip_frames
+    return step, state, training_batches(data, training, frames, 8, 0, devices)
 
 
 def test_two_devices_follow_one_within_rounding(tmp_path):
@@ -162,7 +165,7 @@ def test_validation_is_exact_for_any_size(tmp_path, params, count):
     """Against each clip alone, one by one, in float64."""
     data = make_set(tmp_path, make_videos(count))
     config = Config(data=DataConfig(tmp_path), model=SMALL)
-    made = validate(config, params, data)
+    made = Validation(config, data).metrics(params)
     logits = [float(score(HEAD, params, [[data.read(i, 0)]])[0]) for i in range(count)]
     right = [
         (logit >= 0) == video.label
@@ -192,46 +195,37 @@ def test_one_batch_can_be_learnt_by_heart(tmp_path):
     assert float(metrics.loss) < 1e-2
 
 
-def test_batches_are_a_function_of_seed_and_step(tmp_path):
-    data = make_set(tmp_path, make_videos(10))
-    config = TrainingConfig(epochs=3, batch_size=4, seed=3)
-    first = list(training_batches(data, config, 8, 4, 0))
-    assert len(first) == 3 * (10 // 4)
-    later = list(training_batches(data, config, 8, 4, 4))
-    for a, b in zip(first[4:], later, strict=True):
-        for x, y in zip(a, b, strict=True):
-            np.testing.assert_array_equal(x, y)
-    other = next(training_batches(data, TrainingConfig(epochs=3, seed=4), 8, 4, 0))
-    assert not np.array_equal(other.features_BxTxD, first[0].features_BxTxD)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_features_held_by_devices_train_as_those_of_the_host(
+    tmp_path, monkeypatch, devices
+):
+    step, state, batches = make_training(tmp_path, devices)
+    expected = []
+    for batch in list(batches)[:6]:
+        state, metrics = step(state, batch)
+        expected.append(float(metrics.loss))
+    monkeypatch.setattr(feature_set, "fits", lambda size, devices: bool(devices))
+    step, state, batches = make_training(tmp_path, devices)
+    held = list(batches)[:6]
+    assert all(
+        batch.features_BxTxD.devices() == set(jax.local_devices()[:devices])
+        for batch in held
+    )
+    losses = []
+    for batch in held:
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses == expected
 
 
-def test_an_epoch_takes_each_video_at_most_once(tmp_path):
-    data = make_set(tmp_path, make_videos(12), frames=lambda i: 3 + i, signal=0)
-    config = TrainingConfig(epochs=2, augmentation=False)
-    batches = list(training_batches(data, config, 32, 4, 0))
-    for epoch in (batches[:3], batches[3:]):
-        lengths = np.concatenate([batch.mask_BxT.sum(axis=1) for batch in epoch])
-        assert sorted(lengths) == list(range(3, 15))  # each length is one video
-
-
-def test_reading_at_random_gives_what_memory_gives(tmp_path):
-    data = make_set(tmp_path, make_videos(9))
-    config = TrainingConfig(epochs=1)
-    from_memory = list(training_batches(data, config, 8, 4, 0))
-    data._memory = None  # as when the set does not fit
-    from_store = list(training_batches(data, config, 8, 4, 0))
-    for a, b in zip(from_memory, from_store, strict=True):
-        np.testing.assert_array_equal(a.features_BxTxD, b.features_BxTxD)
-
-
-def test_spatial_augmentation_draws_both_views(tmp_path):
-    data = make_set(tmp_path, make_videos(2), frames=lambda i: 6)
-    config = TrainingConfig(epochs=40, temporal_jitter=0.0)
-    seen = {
-        batch.features_BxTxD[row].tobytes()
-        for batch in training_batches(data, config, 6, 2, 0)
-        for row in range(2)
-    }
-    expected = {data.read(i, view).tobytes() for i in range(2) for view in range(2)}
-    assert seen == expected
-    assert isinstance(next(training_batches(data, config, 6, 2, 0)), Batch)
+def test_windows_kept_on_the_device_score_alike(tmp_path, params, monkeypatch):
+    data = make_set(tmp_path, make_videos(SCORING_BATCH + 3))
+    config = Config(data=DataConfig(tmp_path), model=SMALL)
+    expected = Validation(config, data).metrics(params)
+    sizes = []
+    monkeypatch.setattr(validation, "fits", lambda size, *_: sizes.append(size) or True)
+    kept = Validation(config, data)
+    monkeypatch.setattr(type(data), "read", None)  # nothing is read again
+    assert kept.metrics(params) == kept.metrics(params) == expected
+    windows = sum(-(-frames // SMALL.clip_frames) for frames in data.frames_N)
+    assert sizes == [windows * SMALL.clip_frames * data.dim * 2]

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import jax
 
     from vd.model import Head
-    from vd.training.batches import FeatureSet
+    from vd.training.feature_set import FeatureSet
     from vd.training.loop import Member, Trained
     from vd.training.parts import Loss
 
@@ -77,10 +77,11 @@ def run(
             return _finished(run_dir)
         if data.videos != data.given:
             keep_splits(data.videos, config)
-        from vd.training.batches import FeatureSet
+        from vd.training.feature_set import FeatureSet
 
+        holders = {} if joint else {"train": opened.devices}
         sets = {
-            split: FeatureSet(clips, data.store)
+            split: FeatureSet(clips, data.store, holders.get(split, ()))
             for split, clips in data.parts().items()
         }
         say_before_training(config, parts, sets["train"], opened.devices)

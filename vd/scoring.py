@@ -33,21 +33,29 @@ def score(
     views: Iterable[Sequence[Float16[np.ndarray, "F D"]]],
 ) -> Float64[np.ndarray, " N"]:
     """Logit of each video: the mean over its views (usually one) and their windows."""
-    function, device = _compiled(head), jax.local_devices()[0]
-    params = jax.device_put(params, device)
-    sums: list[float] = []
-    counts: list[int] = []
-    for batch in _batches(views, head.config.clip_frames):
-        logits_B = np.asarray(function(params, batch.features_BxTxD, batch.mask_BxT))
-        for owner, logit in zip(batch.owner_B, logits_B, strict=True):
-            if owner < 0:
-                continue  # padding
-            if owner == len(sums):
-                sums.append(0.0)
-                counts.append(0)
-            sums[owner] += float(logit)
-            counts[owner] += 1
-    return np.array(sums, np.float64) / np.maximum(counts, 1)
+    return score_batches(head, params, window_batches(views, head.config.clip_frames))
+
+
+def score_batches(
+    head: Head, params: Params, batches: Iterable[Windows]
+) -> Float64[np.ndarray, " N"]:
+    """Logit of each video of `window_batches`; their arrays may be on the device already."""
+    function = _compiled(head)
+    params = jax.device_put(params, scoring_device())
+    owners, logits = [np.zeros(0, int)], [np.zeros(0, np.float32)]
+    late: Array | None = None  # fetched when the next batch is under way
+    for batch in batches:
+        made = function(params, batch.features_BxTxD, batch.mask_BxT)
+        owners.append(batch.owner_B)
+        if late is not None:
+            logits.append(np.asarray(late))
+        late = made
+    if late is not None:
+        logits.append(np.asarray(late))
+    owner_M, logit_M = np.concatenate(owners), np.concatenate(logits)
+    real_M = owner_M >= 0  # else padding
+    sum_N = np.bincount(owner_M[real_M], logit_M[real_M].astype(np.float64))
+    return sum_N / np.bincount(owner_M[real_M])
 
 
 def score_windows(
@@ -57,6 +65,11 @@ def score_windows(
     return score(head, params, ([window] for window in windows))
 
 
+def scoring_device() -> jax.Device:
+    """The one device that scores."""
+    return jax.local_devices()[0]
+
+
 @cache
 def _compiled(head: Head) -> Callable[[Params, Any, Any], Array]:
     """The scoring program of a head; it runs where its parameters are."""
@@ -64,7 +77,7 @@ def _compiled(head: Head) -> Callable[[Params, Any, Any], Array]:
     return jax.jit(partial(apply, head))
 
 
-def _batches(
+def window_batches(
     views: Iterable[Sequence[Float16[np.ndarray, "F D"]]], clip_frames: int
 ) -> Iterator[Windows]:
     """Batches of SCORING_BATCH windows; the last is filled with rows that count nowhere."""

@@ -33,7 +33,7 @@ from vd.training.run_folder import check_folder
 from vd.videos.splits import fold_splits, keep_splits
 
 if TYPE_CHECKING:
-    from vd.training.batches import FeatureSet
+    from vd.training.feature_set import FeatureSet
     from vd.training.lockstep import Lockstep
     from vd.training.loop import Trained
 
@@ -150,10 +150,11 @@ def _train_and_evaluate(
     at_once: int,
 ) -> dict[str, BaseException]:
     """Train the members, `at_once` together, and evaluate each; returns what went wrong."""
-    from vd.training.batches import FeatureSet
+    from vd.training.feature_set import FeatureSet
     from vd.training.lockstep import Lockstep
 
-    everything = FeatureSet(data.ledger.usable(), data.store)
+    batch_size, devices = next(iter(runs.values()))[2]
+    everything = FeatureSet(data.ledger.usable(), data.store, devices)
     made = {
         name: Run(
             config,
@@ -162,7 +163,6 @@ def _train_and_evaluate(
         )
         for name, (config, of, opened) in runs.items()
     }
-    batch_size, devices = next(iter(made.values())).opened
     steps = {name: len(run.sets["train"]) // batch_size for name, run in made.items()}
     configs = {name: run.config for name, run in made.items()}
     lockstep = Lockstep(configs, steps, parts, devices)

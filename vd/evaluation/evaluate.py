@@ -22,7 +22,7 @@ from vd.evaluation.restore import (
 from vd.evaluation.slices import seconds, slice_values, slices
 from vd.metrics import COLLAPSE, evaluation_metrics
 from vd.scoring import score
-from vd.training.batches import FeatureSet
+from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import videos_of
 from vd.videos.brightness import brightness
 

@@ -24,7 +24,7 @@ from vd.metrics import (
     resampled_metrics,
 )
 from vd.progress import say
-from vd.training.batches import FeatureSet
+from vd.training.feature_set import FeatureSet
 
 _REMEDY = "delete it, and the same command evaluates again"
 

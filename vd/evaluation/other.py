@@ -13,7 +13,7 @@ from vd.evaluation.evaluate import evaluate_split
 from vd.evaluation.restore import features_of_others, moved, restore
 from vd.features.store import FeatureStore
 from vd.progress import say
-from vd.training.batches import FeatureSet
+from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import dataset_fingerprint, videos_of
 from vd.videos.hashes import identify
 from vd.videos.manifest import Video, read_manifest

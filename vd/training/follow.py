@@ -9,7 +9,8 @@ from vd.features.compute import open_store
 from vd.hosts import Hosts
 from vd.progress import say
 from vd.training import run_folder
-from vd.training.batches import FeatureSet, training_batches
+from vd.training.batches import training_batches
+from vd.training.feature_set import FeatureSet
 from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.loop import begin
 from vd.training.meeting import devices_of_all, look
@@ -37,7 +38,7 @@ def follow(config: Config, parts: Parts, hosts: Hosts) -> NoReturn:
         state = share_state(state, hosts)
         batches = training_batches(
             data, settings, config.model.clip_frames, batch_size, int(state.step),
-            hosts.rows(batch_size),
+            len(devices) // hosts.count, hosts.rows(batch_size),
         )  # fmt: skip
         while (todo := hosts.hear()) is not None:  # steps that the epoch lacks
             for _ in range(todo):

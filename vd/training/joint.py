@@ -15,14 +15,7 @@ from vd.hosts import Hosts
 from vd.training.batches import Batch
 from vd.training.interruption import Interruption
 from vd.training.parts import Parts
-from vd.training.step import (
-    AXIS,
-    StepMetrics,
-    TrainState,
-    TrainStep,
-    make_step,
-    over_devices,
-)
+from vd.training.step import AXIS, StepMetrics, TrainState, TrainStep, make_step
 
 _ONE_SIGNAL_SECONDS = 1.0  # Slurm's comes twice: to the process and by its parent
 
@@ -78,9 +71,8 @@ def make_joint_step(
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         nonlocal late
-        stacked = Batch(*(over_devices(array, here) for array in batch))
         came_D = np.full(here, interruption.own, np.int32)
-        state, metrics, came = parallel(state, stacked, came_D)
+        state, metrics, came = parallel(state, batch, came_D)
         if late is not None:
             interruption.agree(int(late))
         late = came

@@ -20,7 +20,7 @@ from vd.config import Config
 from vd.training.batches import Batch
 from vd.training.optimizer import learning_rate, make_optimizer
 from vd.training.parts import Parts
-from vd.training.step import StepMetrics, TrainState, TrainStep, make_step, over_devices
+from vd.training.step import StepMetrics, TrainState, TrainStep, make_step
 
 _AXIS = "devices"
 
@@ -75,7 +75,6 @@ class Lockstep:
             )
             for name, config in configs.items()
         }
-        self._devices = len(devices)
         self._program = _program(next(iter(configs.values())), parts, devices)
         self._turn = threading.Condition()
         self._group = 0
@@ -126,7 +125,7 @@ class Lockstep:
         )  # what stands in an empty place is dropped
         try:
             states = tuple(self._asked[member][0] for member in places)
-            batches = tuple(self._split(self._asked[member][1]) for member in places)
+            batches = tuple(self._asked[member][1] for member in places)
             settings = [self._settings[member] for member in places]
             values = Settings(*map(np.stack, zip(*settings, strict=True)))
             results = self._program(states, batches, values)
@@ -142,10 +141,6 @@ class Lockstep:
         while (half := -(-places // 2)) >= members and half < places:
             places = half
         return places
-
-    def _split(self, batch: Batch) -> Batch:
-        """A member's batch over the devices."""
-        return Batch(*(over_devices(array, self._devices) for array in batch))
 
 
 def _program(config: Config, parts: Parts, devices: Sequence[jax.Device]) -> Any:

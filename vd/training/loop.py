@@ -28,9 +28,10 @@ from vd.errors import VdError
 from vd.hosts import ALONE, Hosts
 from vd.model import Params, init_params
 from vd.progress import say
-from vd.training.batches import Batch, FeatureSet, training_batches
+from vd.training.batches import Batch, training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.early_stopping import EarlyStopping
+from vd.training.feature_set import FeatureSet
 from vd.training.interruption import Interruption
 from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.log import EpochSums, MetricsLog
@@ -38,7 +39,7 @@ from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
 from vd.training.parts import BUILT_IN, Parts
 from vd.training.profiling import profiling
 from vd.training.step import StepMetrics, TrainState, TrainStep, make_train_step
-from vd.training.validation import validate
+from vd.training.validation import Validation
 from vd.training.watch import Watch, watching
 
 
@@ -105,11 +106,11 @@ def train(
         ):
             batches = training_batches(
                 train_set, settings, config.model.clip_frames, batch_size,
-                int(at.state.step), hosts.rows(batch_size),
+                int(at.state.step), len(devices) // hosts.count, hosts.rows(batch_size),
             )  # fmt: skip
             at = _Run(
-                config, parts, val_set, batch_size, steps, schedule, step, batches,
-                checkpoints, log, watch, interruption, hosts,
+                config, Validation(config, val_set, parts), batch_size, steps, schedule, step,
+                batches, checkpoints, log, watch, interruption, hosts,
             ).go_on(at)  # fmt: skip
         if not interruption.came:
             checkpoints.wait()
@@ -145,8 +146,7 @@ class _Run:
     """A run under way, and all that its epochs need."""
 
     config: Config
-    parts: Parts
-    val_set: FeatureSet
+    validation: Validation
     batch_size: int
     steps: int  # an epoch
     schedule: optax.Schedule
@@ -206,7 +206,7 @@ class _Run:
     def _finish_epoch(self, at: Checkpoint) -> Checkpoint:
         """Validation, the epoch's line, early stopping, checkpoint."""
         began, step = time.perf_counter(), int(at.state.step)
-        metrics = validate(self.config, at.state.params, self.val_set, self.parts)
+        metrics = self.validation.metrics(at.state.params)
         self._check_finite({"val_loss": metrics["val_loss"]}, step)
         row = {
             "epoch": at.epoch,

@@ -71,8 +71,8 @@ def make_train_step(
     devices: Sequence[jax.Device],
     parts: Parts = BUILT_IN,
 ) -> TrainStep:
-    """The step over `devices`: takes and returns the state un-stacked, a batch on the host."""
-    parallel = jax.pmap(
+    """The step over `devices`: takes and returns the state un-stacked, a batch over them."""
+    parallel: TrainStep = jax.pmap(
         make_step(config, optimizer, parts, AXIS),
         axis_name=AXIS,
         in_axes=(None, 0),
@@ -80,18 +80,7 @@ def make_train_step(
         devices=list(devices),
         donate_argnums=0,
     )
-
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        stacked = Batch(*(over_devices(array, len(devices)) for array in batch))
-        result: tuple[TrainState, StepMetrics] = parallel(state, stacked)
-        return result
-
-    return run
-
-
-def over_devices(array: Any, devices: int) -> Any:
-    """(B, …) → (devices, B / devices, …)."""
-    return array.reshape(devices, -1, *array.shape[1:])
+    return parallel
 
 
 def _example_keys(seed: int, step: Array, index_B: Any) -> Array:

@@ -1,0 +1,133 @@
+"""The features of a part: in memory when they fit, on the GPUs too, else read at random."""
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float16, Int
+
+from vd.features.store import FeatureStore
+from vd.videos.manifest import Video
+
+_MEMORY_SHARE = 1 / 6  # of a set; a run has three, so half of the memory at most
+_DEVICE_SHARE = 1 / 2  # of what JAX may take
+
+
+class FeatureSet:
+    """The features of some videos.
+
+    Where `devices` to train on have a memory of their own and it holds them, each has a
+    copy, and a batch is gathered there.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        store: FeatureStore,
+        devices: Sequence[jax.Device] = (),
+    ) -> None:
+        self.videos, self.store = list(videos), store
+        self.labels_N = np.array([video.label for video in videos], np.float32)
+        rows = [store.rows[video.id] for video in videos]
+        self.frames_N = np.array([row.frames for row in rows], np.int64)
+        self.views = min(row.views for row in rows)
+        self.dim = store.streams * store.dim
+        self._offset_N = (
+            np.cumsum(self.views * self.frames_N) - self.views * self.frames_N
+        )
+        self._memory = self._load()
+        self._take: Callable[[Any], Any] | None = None
+        if self._memory is not None and fits(self._memory.nbytes, devices):
+            self._take = take_on(devices, self._memory)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def part(self, videos: Sequence[Video]) -> "FeatureSet":
+        """Some of the videos, over the same memory."""
+        places = {video.id: index for index, video in enumerate(self.videos)}
+        chosen = [places[video.id] for video in videos]
+        made = copy.copy(self)
+        made.videos = list(videos)
+        made.labels_N = np.array([video.label for video in videos], np.float32)
+        made.frames_N, made._offset_N = self.frames_N[chosen], self._offset_N[chosen]
+        return made
+
+    def read(self, index: int, view: int) -> Float16[np.ndarray, "F D"]:
+        """Features of one view of one video."""
+        if self._memory is None:
+            return self.store.read(self.videos[index].id, view)
+        start = self._offset_N[index] + view * self.frames_N[index]
+        return self._memory[start : start + self.frames_N[index]]
+
+    def gather(
+        self,
+        index_NxB: Int[np.ndarray, "N B"],
+        view_NxB: Int[np.ndarray, "N B"],
+        frames_NxBxT: Int[np.ndarray, "N B T"],
+    ) -> Float16[np.ndarray | jax.Array, "N B T D"]:
+        """The named frames of the named views, for N devices; on them where they have a copy."""
+        if self._memory is None:
+            clips = np.ndindex(index_NxB.shape)
+            flat = [
+                self.store.read(
+                    self.videos[index_NxB[at]].id, int(view_NxB[at]), frames_NxBxT[at]
+                )
+                for at in clips
+            ]
+            return np.stack(flat).reshape(*frames_NxBxT.shape, self.dim)
+        start_NxB = self._offset_N[index_NxB] + view_NxB * self.frames_N[index_NxB]
+        rows_NxBxT = start_NxB[..., None] + frames_NxBxT
+        if self._take is not None:
+            made: jax.Array = self._take(rows_NxBxT)
+            return made
+        return self._memory[rows_NxBxT]
+
+    def _load(self) -> Float16[np.ndarray, "R D"] | None:
+        """Every frame of every view in one array, when it takes its share of memory."""
+        rows = int(self.views * self.frames_N.sum())
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if rows * self.dim * np.float16().itemsize > memory_bytes * _MEMORY_SHARE:
+            return None
+        memory = np.empty((rows, self.dim), np.float16)
+        for index, video in enumerate(self.videos):
+            for view in range(self.views):
+                start = self._offset_N[index] + view * self.frames_N[index]
+                memory[start : start + self.frames_N[index]] = self.store.read(
+                    video.id, view
+                )
+        return memory
+
+
+def fits(
+    size: int, devices: Sequence[jax.Device], share: float = _DEVICE_SHARE
+) -> bool:
+    """Whether each device has a memory of its own, and this share of it holds `size` bytes.
+
+    A CPU has none: JAX reads the host's.
+    """
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    return bool(limits) and size <= share * min(limits)
+
+
+def take_on(
+    devices: Sequence[jax.Device], memory_RxD: Float16[np.ndarray, "R D"]
+) -> Callable[[Int[np.ndarray, "N B T"]], Float16[jax.Array, "N B T D"]]:
+    """A gather of rows on the devices, each of which gets a copy of the memory."""
+    everywhere = NamedSharding(Mesh(np.array(devices), "devices"), PartitionSpec())
+    held_RxD = jax.device_put(memory_RxD, everywhere)  # else pmap would, at every call
+    take = jax.pmap(
+        lambda memory, rows: memory.at[rows].get(mode="promise_in_bounds"),
+        in_axes=(None, 0),
+        devices=list(devices),
+    )
+
+    def run(rows_NxBxT: Int[np.ndarray, "N B T"]) -> Float16[jax.Array, "N B T D"]:
+        made: jax.Array = take(held_RxD, rows_NxBxT.astype(np.uint32))
+        return made
+
+    return run
