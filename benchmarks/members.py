@@ -1,108 +1,127 @@
-"""Milliseconds a member-step when 1, 4 and 16 members of a sweep train as one program.
+"""Milliseconds a member-step of a sweep whose members train as one program, or in turn.
 
-    python -m benchmarks.members
+    python -m benchmarks.members --folder SCRATCH
 
-The detector as it is, batches of 64 clips × 32 frames × 2560 values on the devices
-already, float32.
-Each member is a thread that asks for its steps, as in `vd sweep`. `ours` is all members in
-one program, `theirs` the same members one after the other, each alone in the program.
+Synthetic records of real shape in the real store, the detector as it is, batches of 64,
+float32: each member is an ordinary run in a thread of its own, as in `vd sweep`, with its
+batches, validation and checkpoints, in `epochs` epochs. `ours` is `together` members at
+once, `theirs` the same number in turn; those in turn and those together alternate.
 """
 
 import json
-import threading
+import shutil
 import time
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import jax
-import numpy as np
 import tyro
 
+from benchmarks.store import fill, open_store
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.devices import training_devices
-from vd.model import Detector, init_params
-from vd.training.batches import Batch
+from vd.sweep import Run, train_members
+from vd.training.feature_set import FeatureSet
 from vd.training.lockstep import Lockstep
-from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.opening import Opened
 from vd.training.parts import BUILT_IN
-from vd.training.step import TrainState
+from vd.videos.manifest import Video
 
-BATCH, FRAMES, DIM = 64, 32, 2560
-STEPS_PER_EPOCH = 341
+BATCH = 64
 
 
 def main(
-    members: tuple[int, ...] = (1, 4, 16), steps: int = 10, rounds: int = 5
+    folder: Path,
+    together: tuple[int, ...] = (2, 4, 8),
+    videos: int = 1280,
+    validation: int = 256,
+    epochs: int = 2,
+    rounds: int = 3,
 ) -> None:
-    """A JSON line a number of members."""
-    config = Config(DataConfig(Path()), model=ModelConfig(mixed_precision=False))
-    devices = training_devices(None, BATCH)
-    alone = Training(config, 1, devices, steps)
-    for count in members:
-        together = alone if count == 1 else Training(config, count, devices, steps)
-        ours, theirs = [], []
-        for _ in range(rounds):
-            ours.append(together.milliseconds())
-            theirs.append(alone.milliseconds())
-        line = {
-            "benchmark": "members",
-            "peer": "one_by_one",
-            "members": count,
-            "unit": "ms/member-step",
-            "ours": round(median(ours), 3),
-            "theirs": round(median(theirs), 3),
-            "ratio": round(median(theirs) / median(ours), 3),
-            "device": devices[0].device_kind,
+    """A JSON line a number of members; what is written into `folder` is removed at the end."""
+    try:
+        store = open_store(folder)
+        names = [f"{i:064x}" for i in range(videos + validation)]
+        fill(store, names)
+        made = [Video(Path(n), n, i % 2, "", "", n) for i, n in enumerate(names)]
+        devices = training_devices(None, BATCH)
+        everything = FeatureSet(made, store, devices)
+        sets = {
+            "train": everything.part(made[validation:]),
+            "val": everything.part(made[:validation]),
         }
-        print(json.dumps(line), flush=True)
+        sweep = Sweep(folder, sets, Opened(BATCH, devices), epochs)
+        for number in together:
+            (
+                sweep.milliseconds(number, 1),
+                sweep.milliseconds(number, number),
+            )  # compiles
+            times = [
+                (sweep.milliseconds(number, number), sweep.milliseconds(number, 1))
+                for _ in range(rounds)
+            ]
+            ours, theirs = map(median, zip(*times, strict=True))
+            line = {
+                "benchmark": "members",
+                "peer": "in_turn",
+                "members": number,
+                "unit": "ms/member-step",
+                "ours": round(ours, 3),
+                "theirs": round(theirs, 3),
+                "ratio": round(theirs / ours, 3),
+                "device": devices[0].device_kind,
+            }
+            print(json.dumps(line), flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-class Training:
-    """Members that differ in their seeds, compiled and ready to step."""
+class Sweep:
+    """Members that differ in their seeds."""
 
-    def __init__(self, config: Config, count: int, devices: Any, steps: int) -> None:
-        training = [TrainingConfig(seed=seed) for seed in range(count)]
-        configs = {
-            str(t.seed): Config(config.data, model=config.model, training=t)
-            for t in training
-        }
-        lengths = dict.fromkeys(configs, STEPS_PER_EPOCH)
-        self._lockstep = Lockstep(configs, lengths, BUILT_IN, devices)
-        self._steps = steps
-        params = init_params(Detector(config.model), DIM, jax.random.key(0))
-        rate = learning_rate(config.training, STEPS_PER_EPOCH)
-        moments = make_optimizer(config.training, rate).init(params)
-        start = TrainState(np.zeros((), np.int32), params, moments)  # type: ignore[arg-type]  # as a checkpoint has it
-        self._states = dict.fromkeys(configs, start)
-        self._take = {name: self._lockstep.step_of(name) for name in configs}
-        draw = np.random.default_rng(0)
-        features = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
-        mask = np.ones((BATCH, FRAMES), np.float32)
-        labels = (np.arange(BATCH) % 2).astype(np.float32)
-        arrays = features, mask, labels, np.arange(BATCH)
-        over = (a.reshape(len(devices), -1, *a.shape[1:]) for a in arrays)
-        self._batch = Batch(*map(jax.pmap(lambda a: a, devices=devices), over))
-        self._lockstep.enter(configs)
-        self.milliseconds()  # which compiles
+    def __init__(
+        self, folder: Path, sets: dict[str, FeatureSet], opened: Opened, epochs: int
+    ) -> None:
+        self._folder, self._sets, self._opened = folder, sets, opened
+        training = TrainingConfig(epochs=epochs, warmup_epochs=0)
+        model = ModelConfig(mixed_precision=False)
+        self._config = Config(DataConfig(folder), model=model, training=training)
+        self._steps = len(sets["train"]) // BATCH
+        self._numbers = count()
+        self._programs: dict[int, Lockstep] = {}
 
-    def milliseconds(self) -> float:
-        """Time a member-step."""
-
-        def train(name: str) -> None:
-            for _ in range(self._steps):
-                self._states[name], _ = self._take[name](
-                    self._states[name], self._batch
-                )
-
-        threads = [threading.Thread(target=train, args=[name]) for name in self._take]
+    def milliseconds(self, members: int, at_once: int) -> float:
+        """Time a member-step when so many train, `at_once` together."""
+        groups = [range(begin, begin + at_once) for begin in range(0, members, at_once)]
+        program = self._programs.get(members) or self._program(members)
         began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        jax.block_until_ready(self._states)
-        return 1000 * (time.perf_counter() - began) / self._steps / len(threads)
+        for seeds in groups:
+            runs = {str(seed): self._run(seed) for seed in seeds}
+            _, errors = train_members(BUILT_IN, runs, program)
+            if errors:
+                raise next(iter(errors.values()))
+        steps = members * self._steps * self._config.training.epochs
+        return 1000 * (time.perf_counter() - began) / steps
+
+    def _program(self, members: int) -> Lockstep:
+        """The program of all members, kept: JAX compiles it once a number at once."""
+        configs = {str(seed): self._run(seed).config for seed in range(members)}
+        lengths = dict.fromkeys(configs, self._steps)
+        made = Lockstep(configs, lengths, BUILT_IN, self._opened.devices)
+        self._programs[members] = made
+        return made
+
+    def _run(self, seed: int) -> Run:
+        """A member in a folder of its own."""
+        run_dir = self._folder / "runs" / str(next(self._numbers))
+        run_dir.mkdir(parents=True)
+        config = self._config
+        training = replace(config.training, seed=seed)
+        run = replace(config.run, checkpoint_dir=run_dir)
+        return Run(
+            replace(config, training=training, run=run), self._sets, self._opened
+        )
 
 
 if __name__ == "__main__":

@@ -67,27 +67,27 @@ def main(
     ours = training_devices(devices, BATCH)
     gpu = ours[0].platform == "gpu"
     draw = np.random.default_rng(0)
-    features: Any = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
+    features = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
     labels = (np.arange(BATCH) % 2).astype(np.float32)
+    given, theirs = features, torch.from_numpy(features)
+    if on_gpu:
+        given, theirs = jax.device_put(features, ours[0]), theirs.to(DEVICE)
     for shape in shapes:
         model = ModelConfig(projection_size=SHAPES[shape], mixed_precision=False)
         config = Config(DataConfig(Path()), model=model)
         params = jax.device_get(init_params(Detector(model), DIM, jax.random.key(0)))
         detectors = [FlaxDetector, CudnnDetector][: 1 + gpu]
         check(config, params, features[:8], detectors)
-        theirs = torch.from_numpy(features)
-        if on_gpu:
-            features, theirs = jax.device_put(features, ours[0]), theirs.to(DEVICE)
         runs = {
-            "ours": our_step(config, params, features, labels, ours),
+            "ours": our_step(config, params, given, labels, ours),
             "torch": torch_step(config, params, theirs, labels),
-            "flax": flax_step(config, params, features, labels),
+            "flax": flax_step(config, params, given, labels),
             **products(),
         }
         if gpu:
             half = replace(config, model=replace(model, mixed_precision=True))
-            runs["cudnn"] = flax_step(config, params, features, labels, CudnnDetector)
-            runs["bfloat16"] = our_step(half, params, features, labels, ours)
+            runs["cudnn"] = flax_step(config, params, given, labels, CudnnDetector)
+            runs["bfloat16"] = our_step(half, params, given, labels, ours)
         times = interleaved(runs, rounds, steps)
         fastest = min(products(), key=lambda name: median(times[name]))
         share = flops(config) / (2 * np.prod(PRODUCT))

@@ -173,7 +173,7 @@ def _train_and_evaluate(
     while group := dict(islice(left, at_once)):
         begun += len(group)
         say(f"member {begun} of {len(made)}: {', '.join(group)}")
-        trained, failed = _train(parts, group, lockstep)
+        trained, failed = train_members(parts, group, lockstep)
         for name, best in trained.items():
             say(f"{name}:")
             try:
@@ -186,7 +186,7 @@ def _train_and_evaluate(
     return errors
 
 
-def _train(
+def train_members(
     parts: Parts, runs: Mapping[str, Run], lockstep: "Lockstep"
 ) -> tuple[dict[str, "Trained"], dict[str, BaseException]]:
     """Train each member in a thread of its own; returns the trained, and what went wrong."""

@@ -40,15 +40,10 @@ def draw_clips(
     for index, starts in zip(index_B.tolist(), starts_B.tolist(), strict=True):
         state["state"]["counter"][:] = 0, 0, step, index
         bits.state = state  # a quarter of what a generator of its own costs
-        drawn.append(
-            (
-                generator.integers(views),
-                generator.integers(starts),
-                generator.uniform(-1.0, 1.0),
-                generator.uniform(-1.0, 1.0),
-            )
-        )
-    return ClipDraws(*map(np.array, zip(*drawn, strict=True)))
+        view, start = generator.integers(views), generator.integers(starts)
+        drawn.append((view, start, *generator.random(2).tolist()))
+    view_B, start_B, stretch_B, shift_B = map(np.array, zip(*drawn, strict=True))
+    return ClipDraws(view_B, start_B, 2 * stretch_B - 1, 2 * shift_B - 1)
 
 
 def middle_clips(stored_B: Int[np.ndarray, " B"], clip_frames: int) -> ClipDraws:
