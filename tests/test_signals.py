@@ -6,7 +6,7 @@ import sys
 import pytest
 
 SCRIPT = """
-import os, signal, sys, time
+import ctypes, os, signal, sys, time
 from vd.cli import run_command
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -39,17 +39,38 @@ def impatient():
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(5)
 
+def swallowed():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except KeyboardInterrupt as interrupt:  # as a library does that is being imported
+        raise ImportError("initialization failed") from interrupt
+
+def in_c():
+    run = ctypes.pythonapi.PyRun_String
+    run.restype, run.argtypes = ctypes.py_object, [ctypes.c_char_p, ctypes.c_int, *[ctypes.py_object] * 2]
+    code = b"import os, time; os.kill(os.getpid(), 15); time.sleep(5)"
+    run(code, 257, {}, {})
+
 run_command(globals()[sys.argv[1]])
 """
 
 
 @pytest.mark.parametrize(
     ("what", "code", "printed"),
-    [("dropped", 143, ""), ("echoed", 143, "cleaned up\n"), ("impatient", 129, "")],
+    [
+        ("dropped", 143, ""),
+        ("echoed", 143, "cleaned up\n"),
+        ("impatient", 129, ""),
+        ("swallowed", 143, ""),
+        ("in_c", 143, ""),
+    ],
 )
-def test_one_signal_ends_a_command_once(what, code, printed):
+def test_one_signal_ends_a_command_once(what, code, printed, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, what],
+        [sys.executable, "-m", "script", what],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,

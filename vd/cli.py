@@ -30,7 +30,7 @@ from vd.config import (
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.hosts import join, leave, several, unexpected
 from vd.progress import say
-from vd.signals import FirstSignal
+from vd.signals import FirstSignal, end_at_once
 from vd.supervisor import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -409,14 +409,17 @@ def run_command(command: Callable[[], int]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         reason = f"{where}{error.strerror or error}"
         code, said = USAGE, f"vd: {reason}; name another file or folder."
-    except KeyboardInterrupt:
-        code, said = came.exit_code, f"vd: {INTERRUPTED}"
-        came.ignore()
-    except Exception as error:  # noqa: BLE001  # raised again in a process alone
-        code, said = unexpected(error)
+    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # raised again, if alone
+        if isinstance(error, Exception) and not came.came:
+            code, said = unexpected(error)
+        else:  # C code may make another error of an interrupt
+            code, said = came.exit_code, f"vd: {INTERRUPTED}"
+            came.ignore()
     if said:
         say(said)
     leave(code, said)  # of several processes the others end, too
+    if came.came:
+        end_at_once(code)
     sys.exit(code)
 
 

@@ -1,11 +1,13 @@
 """The first signal ends a command; what a terminal or a scheduler sends twice ends it once."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
 from types import FrameType
+from typing import NoReturn
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _ONE_SIGNAL_SECONDS = 1.0  # Slurm's comes twice: to the process and by its parent
@@ -21,6 +23,11 @@ class FirstSignal:
     def __init__(self) -> None:
         self.number: int = signal.SIGINT
         self._since: float | None = None
+
+    @property
+    def came(self) -> bool:
+        """Whether a signal has come."""
+        return self._since is not None
 
     @property
     def exit_code(self) -> int:
@@ -54,3 +61,17 @@ class FirstSignal:
             return
         self._since = None
         threading.Timer(0.05, os.kill, (os.getpid(), self.number)).start()
+
+
+def end_at_once(code: int, last_words: str = "") -> NoReturn:
+    """End the process without Python's own exit; the last words go to standard error.
+
+    After a signal that would end by SIGINT where C code ran Python when it came, and can
+    crash in a library that is half loaded.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, last_words.encode())
+    os._exit(code)

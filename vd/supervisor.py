@@ -6,7 +6,6 @@ Python writes where the parent would; what C++ writes comes to the parent, who s
 nothing else explains the end.
 """
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from typing import IO, NoReturn
 
 from vd.errors import USAGE
 from vd.progress import say
+from vd.signals import end_at_once
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 START_SECONDS = 300  # in which all processes of a run must have been started
@@ -50,12 +50,7 @@ def started_by_parent() -> int | None:
 
 def end(code: int) -> NoReturn:
     """End a child at once, without the waits of JAX's own exit; the parent knows the code."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    with contextlib.suppress(OSError):
-        os.write(2, f"\n{_ENDS}{code}\n".encode())
-    os._exit(code)
+    end_at_once(code, f"\n{_ENDS}{code}\n")
 
 
 def supervise() -> int:
