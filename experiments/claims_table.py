@@ -41,7 +41,11 @@ CLAIMS = (
     Claim("a cosine that ends where the run does (85)", "optimized", "horizon85"),
     Claim("batch 32 instead of 64, equal epochs", "optimized", "batch32"),
     Claim("batch 128 instead of 64, equal epochs", "optimized", "batch128"),
-    Claim("batch 32 instead of 64, equal steps", "optimized", "batch32_steps"),
+    Claim(
+        "batch 32 instead of 64, equal steps (but 2 epochs of warmup for 2.5)",
+        "optimized",
+        "batch32_steps",
+    ),
     Claim("batch 128 instead of 64, equal steps", "optimized", "batch128_steps"),
     Claim("label smoothing 0.1 instead of none", "smoothing0", "optimized"),
     Claim("label smoothing 0.1 instead of 0.05", "smoothing005", "optimized"),
@@ -71,7 +75,7 @@ stopping and threshold come from an inner validation part; every clip is tested 
 
 A promise **holds** when the whole interval keeps it and p (Holm) < 0.05, where there is a p (random folds cannot be paired
 with grouped ones), **does not hold** when the whole interval breaks it, and else cannot be decided here; then the last
-column says how many clips in such groups would show the promised points, or one point. That bfloat16 doubles the speed is another matter: on a large GPU it did not ([performance.md](performance.md)).
+column says how many clips in such groups would show the promised points, or one point, by McNemar's test (Connor 1987). That bfloat16 doubles the speed is another matter: on a large GPU it did not ([performance.md](performance.md)).
 
 How the threshold is found was itself chosen on these clips ([results.md](results.md), "The threshold of few validation
 clips"), so accuracies, and what alpha does to them, flatter; ROC AUC does not depend on it. By the rule before it

@@ -97,6 +97,19 @@ def test_a_second_time_changes_nothing(crossed, clips, backbone):
     assert digests(crossed[0] / "cv") == before
 
 
+def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_path):
+    shutil.copytree(crossed[0], tmp_path / "again")
+    folder = tmp_path / "again" / "cv"
+    for name in ("report.html", "matrix.csv"):
+        (folder / name).write_text("of two seeds")
+    done = vd(*arguments(clips, backbone, tmp_path / "again", "--seeds", "1"))
+    assert "crossval.json told of the seeds [0, 1]: it is written anew" in done.stderr
+    assert json.loads((folder / "crossval.json").read_text())["seeds"] == [1]
+    assert not (folder / "report.html").exists()
+    assert not (folder / "matrix.csv").exists()
+    assert (folder / "fold-0_seed-0" / "report.html").exists()  # the member is kept
+
+
 def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
     asked = list(map(str, arguments(clips, backbone, tmp_path)))
     shutil.copytree(crossed[0] / "cache", tmp_path / "cache")

@@ -83,9 +83,11 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
             facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
         else:
             say(
-                f"crossval.json told of the seeds {told.get('seeds')}: it is written anew"
+                f"crossval.json told of the seeds {told.get('seeds')}: it is written anew; "
+                "matrix.csv and report.html, if any, are deleted (vd report makes a new one)"
             )
-            (before.parent / "matrix.csv").unlink(missing_ok=True)
+            for name in ("matrix.csv", "report.html"):
+                (before.parent / name).unlink(missing_ok=True)
     result = write_crossval(config.run.checkpoint_dir, members, facts)
     say(summary(result))
     return result

@@ -54,7 +54,8 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
     by_folds = pair["corrected_t_test"] is not None
     needed = pair["clips_needed_for_1_point"]
     second = (
-        f"to show a difference of 1 point at least {needed:,} clips would be needed"
+        f"to show a difference of 1 point by McNemar's test at least {needed:,} clips would "
+        "be needed"
         + (
             f", {pair['clips_needed_in_such_groups']:,} in groups like these"
             if pair["groups"] is not None
