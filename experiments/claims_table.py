@@ -79,7 +79,7 @@ column says how many clips in such groups would show the promised points, or one
 
 How the threshold is found was itself chosen on these clips ([results.md](results.md), "The threshold of few validation
 clips"), so accuracies, and what alpha does to them, flatter; ROC AUC does not depend on it. By the rule before it
-alpha 0.5 was +0.7 points on SCFD (-1.1 to +2.8).
+alpha 0.5 was +0.7 points on SCFD (−1.1 to +2.8).
 {lacking}"""
 
 
@@ -124,7 +124,8 @@ def _claims(of: dict[str, Line]) -> str:
             else ""
         )
         rows.append(
-            f"| {claim.words} | {made.difference:+.1f} | {made.low:+.1f} to {made.high:+.1f} "
+            f"| {claim.words} | {_points(made.difference)} | {_points(made.low)} to "
+            f"{_points(made.high)} "
             f"| {_p(made.p)} | {_p(p)} | {verdict} | {needed} |"
         )
     return "\n".join(rows) + "\n"
@@ -228,6 +229,10 @@ def _cells(of: dict[str, Line]) -> str:
     known = "no groups known" if groups is None else f"{groups} groups"
     clips = next(iter(of.values()))["n"]
     return "\n".join([f"{clips} clips, {known}.\n", *rows]) + "\n"
+
+
+def _points(value: float) -> str:
+    return f"{value:+z.1f}".replace("-", "−")
 
 
 def _p(value: float | None) -> str:

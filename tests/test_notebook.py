@@ -103,8 +103,11 @@ def test_runs_of_one_clip_list_are_compared(
     notebook = execute([run, altered(run, tmp_path / "b")], monkeypatch)
     (compared,) = (r for r in table_rows(notebook) if r[-1] in ("shown", "not shown"))
     assert compared[0] == f"{tmp_path.name}/b"
-    assert compared[1] == "+0.0 points"
-    assert "equally accurate" in words(notebook)
+    assert compared[1] == "0.0 points"
+    said = words(notebook)
+    assert "equally accurate" in said
+    assert "by McNemar's test at least" in said
+    assert "does not tell a setting's effect from a seed's" in said
 
 
 def test_a_run_under_way_has_curves_only(
