@@ -99,7 +99,7 @@ def _watch_places(places, on_begin):
             places.end("write")
 
     loop.make_train_step, loop._Run._add = make, add
-    wrap(loop, "validate", "evaluation")
+    wrap(loop.Validation, "metrics", "evaluation")
     Checkpoints.wait = finish_write
     save = Checkpoints.save
 

@@ -158,7 +158,9 @@ def test_nan_stops_with_step_metric_and_last_good_checkpoint(tmp_path, monkeypat
 
 
 def test_a_validation_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "validate", lambda *_: {"val_loss": float("inf")})
+    monkeypatch.setattr(
+        loop.Validation, "metrics", lambda *_: {"val_loss": float("inf")}
+    )
     with pytest.raises(VdError, match=r"val_loss is inf at step 4, and there is no"):
         train_on_numbers(tmp_path, epochs=3)
 
