@@ -104,6 +104,7 @@ def point_metrics(
     """`METRICS` and `accuracy_at_0.5`, by name. Brier score: Brier (1950)."""
     violent = labels_N == 1
     recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
+    precisions = [precision(labels_N, predicted_N, label) for label in (0, 1)]
     known = [r for r in recalls if r is not None]
     f1 = (
         sk.f1_score(labels_N, predicted_N, zero_division=0.0) if violent.any() else None
@@ -114,8 +115,8 @@ def point_metrics(
         "accuracy_at_0.5": float(np.mean((probability_N >= 0.5) == violent)),
         "recall_violent": recalls[1],
         "recall_nonviolent": recalls[0],
-        "precision_violent": precision(labels_N, predicted_N, 1),
-        "precision_nonviolent": precision(labels_N, predicted_N, 0),
+        "precision_violent": None if recalls[1] is None else precisions[1],
+        "precision_nonviolent": None if recalls[0] is None else precisions[0],
         "f1_violent": None if f1 is None else float(f1),
         "roc_auc": roc_auc(labels_N, probability_N),
         "average_precision": average_precision(labels_N, probability_N),
@@ -243,13 +244,14 @@ def _undefined(
 ) -> Iterator[str]:
     """What is undefined, and why."""
     names = [NAMES[name] for name in METRICS if values[name] is None]
-    for said, name in enumerate(("non-violent", "violent")):
-        if f"precision {name}" in names:
+    classes = list(enumerate(("non-violent", "violent")))
+    for said, name in classes:
+        if (predicted_N != said).all():
+            names.remove(f"precision {name}")
             yield f"precision {name} undefined: no clip is predicted to be {name}"
-        if (others := [n for n in names if "precision " not in n]) and (
-            labels_N == said
-        ).all():
-            yield f"{', '.join(others)} undefined: all clips are {name}"
+    for said, name in classes:
+        if names and (labels_N == said).all():
+            yield f"{', '.join(names)} undefined: all clips are {name}"
 
 
 def interval_warnings(

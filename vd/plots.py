@@ -20,6 +20,7 @@ from vd.errors import VdError
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 _RUNS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", _GREY)
 _STYLES = ("-", "--", "-.")  # told apart without colour, too
+_LONGEST_NAME = 28  # of which two stand side by side
 _FORMATS = (".png", ".pdf", ".svg")
 # Panels of the learning curves: metric, what the legend calls it, style of its line.
 _PANELS = {
@@ -79,7 +80,8 @@ def learning_curves(
                 (names[name],) = axis.plot(
                     epochs, values, style, marker=dot, color=colour
                 )
-        axis.set(title=title, xlabel="epoch")
+        axis.set(xlabel="epoch")
+        axis.set_title(title, loc="left", fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
         if len(lines) > 1:
@@ -87,16 +89,17 @@ def learning_curves(
                 Line2D([], [], color="black", ls=style, label=label)
                 for _, label, style in lines
             ]
-            place = "lower right" if "at 0.5" in title else "best"
-            axis.legend(handles=styles, fontsize=8, loc=place)
+            axis.legend(  # beside the title, where it hides no curve
+                handles=styles, fontsize=8, ncols=2, frameon=False, loc="lower right",
+                bbox_to_anchor=(1.0, 0.98), borderaxespad=0.0,
+            )  # fmt: skip
         if "at 0.5" in title:
             axis.set_ylim(-0.02, 1.02)
         else:
             axis.set_ylim(bottom=0)
     if len(runs) > 1:
-        figure.legend(
-            list(names.values()), list(names), loc="outside lower center", ncols=3
-        )
+        short = [abbreviated(name) for name in names]
+        figure.legend(list(names.values()), short, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -125,7 +128,7 @@ def bands(
             )
             whole = np.array([row["members"] == most for row in rows], bool)
             dot = "." if whole.sum() == 1 else ""
-            label = f"{plain(name)} ({most} run{'s' if most != 1 else ''})"
+            label = f"{abbreviated(name)} ({most} run{'s' if most != 1 else ''})"
             (lines[label],) = axis.plot(
                 epochs[whole], mean[whole], style, marker=dot, color=colour
             )
@@ -166,15 +169,19 @@ def phases(
             ha="center", va="top", fontsize=9, rotation=0 if last - first > 1 else 90,
         )  # fmt: skip
     axis.set(xlabel="epoch", ylabel="loss", xlim=(0.5, len(rows) + 0.5))
-    axis.set_ylim(bottom=0)
-    axis.margins(y=0.15)
+    axis.set_ylim(0, 1.2 * axis.get_ylim()[1])  # room for the names
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
-def plain(name: str) -> str:
-    """A name that matplotlib shows as it is: no formula in dollars, no half characters."""
+def abbreviated(name: str, most: int = _LONGEST_NAME) -> str:
+    """A name for a legend or a title, as it is: no formula in dollars, no half characters.
+
+    A long one loses its middle, for names of folders differ at their ends.
+    """
+    if len(name) > most:
+        name = f"{name[: most // 3]}…{name[-(most - most // 3 - 1) :]}"
     return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
@@ -244,15 +251,16 @@ def rates(
         runs.items(), cycle(_RUNS), cycle(_STYLES), strict=False
     ):
         if len(np.unique(labels_N)) < 2:
-            axis.plot([], [], label=f"{plain(name)}: one class only")
+            axis.plot([], [], label=f"{abbreviated(name)}: one class only")
         elif kind == "roc":
             false_alarms, hits, _ = roc_curve(labels_N, p_N)
-            axis.plot(false_alarms, hits, style, color=colour, label=plain(name))
+            axis.plot(false_alarms, hits, style, color=colour, label=abbreviated(name))
         else:
             precision, recall, _ = precision_recall_curve(labels_N, p_N)
             axis.step(
-                recall, precision, style, where="post", color=colour, label=plain(name)
-            )
+                recall, precision, style, where="post", color=colour,
+                label=abbreviated(name),
+            )  # fmt: skip
     if kind == "roc":
         axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
         axis.set(xlabel="false alarms (share of non-violent)", title="ROC")

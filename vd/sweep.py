@@ -42,6 +42,9 @@ _AXES = {  # setting by the grid's list of its values
     "focal_gammas": "focal_gamma", "label_smoothings": "label_smoothing",
     "grad_clip_norms": "grad_clip_norm", "dropout_rates": "dropout_rate",
 }  # fmt: skip
+_OF_ALL = (
+    "sweep.csv", "crossval.json", "predictions.csv", "matrix.csv", "report.html",
+)  # fmt: skip
 _SHOWN = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc"
 
 
@@ -88,6 +91,9 @@ def sweep(
     _allow_open_files()
     with ExitStack() as locks:
         runs = {}
+        if config.run.fresh:  # what tells of the members that are deleted next
+            for told in _OF_ALL:
+                (config.run.checkpoint_dir / told).unlink(missing_ok=True)
         for name, member in configs.items():
             locks.enter_context(lock(member.run.checkpoint_dir / ".lock", "vd sweep"))
             of_fold = by_fold[fold_of[name] or 0]

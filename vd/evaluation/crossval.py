@@ -1,5 +1,6 @@
 """A cross-validation told: pooled out-of-fold predictions, and figures over folds and seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from jaxtyping import Float
 
 from vd.atomic import write_json
 from vd.bootstrap import RESAMPLES
+from vd.errors import VdError
 from vd.evaluation.results import Member, Pooled, pooled_by_seed
 from vd.metrics import (
     COLLAPSE,
@@ -72,6 +74,25 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "per_fold": per_fold,
         "warnings": _warnings(per_fold, over_seeds, first),
     }
+
+
+def check_told(
+    told: Mapping[str, Any], pooled: Mapping[int, Pooled], path: Path, remedy: str
+) -> None:
+    """Raise `VdError` unless crossval.json tells the means that the predictions have."""
+    figures = [
+        point_metrics(one.labels_N, one.probability_N, one.predicted_N)
+        for one in pooled.values()
+    ]
+    for name in METRICS:
+        mean = _spread([row[name] for row in figures])["mean"]
+        said = told["over_seeds"][name]["mean"]
+        same = said is None if mean is None else isinstance(said, int | float)
+        if not same or (mean is not None and not math.isclose(said, mean)):
+            raise VdError(
+                f"{path} says {NAMES[name]} {said!r} where predictions.csv gives {mean}, so "
+                f"one of them was changed; {remedy}."
+            )
 
 
 def _over_seeds(

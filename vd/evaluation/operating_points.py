@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from vd.bootstrap import interval, resample_weights, share_interval
+from vd.bootstrap import resample_weights, share_interval
 from vd.calibration import FALSE_ALARMS, Calibration
 
 STRICT = f"false_alarms_{FALSE_ALARMS:.0%}".replace("%", "_percent")
@@ -80,13 +80,11 @@ def _at(
                         for weights in blocks
                     ]
                 )
-            if name != "false_alarms_per_hour":
-                found = share_interval(value, values_R, group_N[counted_N])
-            elif part_N.any():
-                found = interval(values_R, group_N[counted_N])
-            else:  # as exact for none, a clip's length being the mean
-                none = share_interval(0.0, values_R, group_N[counted_N])
+            share = float(part_N[counted_N].mean())
+            found = share_interval(share, values_R, group_N[counted_N])
+            if found and name == "false_alarms_per_hour" and share in (0, 1):
+                # as exact for none and for all, a clip's length being the mean
                 a_clip = float(timed_N.sum() / whole_N.sum())
-                found = none and [0.0, none[1] * a_clip]
+                found = [end * a_clip for end in found]
         made |= {name: value, f"{name}_ci95": found}
     return made

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int, Shaped
 from vd.atomic import read_json
 from vd.errors import VdError
 from vd.evaluation.predictions import Predictions, cluster_names, read_predictions
+from vd.metrics import METRICS, NAMES, point_metrics
 from vd.tables import read_csv
 from vd.training.run_folder import read_settings
 
@@ -69,7 +70,7 @@ def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Memb
     content, train_clips = _splits(run_dir)
     ids = [content.get(clip, "") for clip in predictions.paths]
     member = Member(run_dir, fold, seed, threshold, train_clips, predictions, ids)
-    _check_accuracy(member, values, path, f"predictions_{name}.csv", remedy)
+    _check_figures(member, values, path, f"predictions_{name}.csv", remedy)
     return member
 
 
@@ -105,7 +106,7 @@ def read_results(folder: Path) -> list[Member]:
                 run_dir, int(row["fold"]), int(row["seed"]), _threshold(row),
                 int(row["n_train"]), predictions, ids,
             )  # fmt: skip
-            _check_accuracy(member, row, path, table.name, remedy)
+            _check_figures(member, row, path, table.name, remedy)
             members.append(member)
         if parts or not members:
             raise ValueError(f"its members are not those of {table.name}")
@@ -114,23 +115,26 @@ def read_results(folder: Path) -> list[Member]:
     return members
 
 
-def _check_accuracy(
+def _check_figures(
     member: Member, told: Mapping[str, Any], path: Path, table: str, remedy: str
 ) -> None:
-    """Raise `VdError` unless the predictions have the accuracy that `path` tells."""
+    """Raise `VdError` unless the predictions have the figures that `path` tells."""
     said = member.predictions
     if len(set(said.paths)) < len(said.paths):
         raise VdError(f"{path.parent / table} has a clip twice; {remedy}.")
-    if "accuracy" not in told:
-        raise VdError(f"{path} is damaged (it has no accuracy); {remedy}.")
-    if told["accuracy"] is None:
-        return
-    counted = float(np.mean(member.predicted_N == (said.labels_N == 1)))
-    if not math.isclose(told["accuracy"], counted, abs_tol=1e-9):
-        raise VdError(
-            f"{path} says accuracy {told['accuracy']} where {table} gives {counted:.4f}, "
-            f"so one of them was changed; {remedy}."
-        )
+    if not len(said.paths):
+        raise VdError(f"{path.parent / table} has no clip; {remedy}.")
+    counted = point_metrics(said.labels_N, said.probability_N, member.predicted_N)
+    for name in METRICS:
+        value, found = told.get(name), counted[name]
+        same = value is None and found is None
+        if isinstance(value, int | float) and found is not None:
+            same = math.isclose(value, found, abs_tol=1e-9)
+        if not same:
+            raise VdError(
+                f"{path} says {NAMES[name]} {value!r} where {table} gives {found}, so one "
+                f"of them was changed; {remedy}."
+            )
 
 
 def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:

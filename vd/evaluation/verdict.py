@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vd.atomic import make_folder, write_json
+from vd.errors import VdError
 from vd.evaluation.curves import write_curves
 from vd.evaluation.results import read_results
 from vd.progress import say
@@ -14,6 +15,10 @@ _FEW_GROUPS = 20
 
 def write_comparison(out: Path, result: dict[str, Any]) -> None:
     """Write compare.json, compare.csv, and curves over seeds as curves.csv and curves.png."""
+    if any((out / name).exists() for name in ("config.json", "crossval.json")):
+        raise VdError(
+            f"--out {out} is the folder of a run or a cross-validation; name another one."
+        )
     make_folder(out, "--out")
     curves = {
         name: [member.run_dir for member in read_results(Path(folder))]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from vd.atomic import read_json
 from vd.calibration import Calibration
 from vd.config import Config
@@ -126,7 +128,9 @@ def _metrics(run_dir: Path) -> list[dict[str, Any]]:
     rows = read_metrics(run_dir)
     with checked(path, _TRAIN):
         lines = path.read_bytes().splitlines() if path.exists() else []
-        if not rows or len(rows) < len(lines):
+        if not lines:
+            raise ValueError("it has no epoch")
+        if len(rows) < len(lines):
             raise ValueError(f"line {len(rows) + 1} is none of ours")
         for row in rows:
             for key in ("epoch", *_CURVES):
@@ -153,7 +157,7 @@ def checked(path: Path, remedy: str) -> Iterator[None]:
     """Turn what damaged content raises in the block into one sentence."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
         raise VdError(f"{path} is damaged ({error!r}); {remedy}.") from error
 
 

@@ -121,6 +121,6 @@ def of_sides(sides: Mapping[str, Pooled]) -> list[Picture]:
     ]
     for name, one in sides.items():
         figure = plots.reliability(one.labels_N, one.probability_N)
-        figure.axes[0].set_title(f"Reliability of {plots.plain(name)}")
+        figure.axes[0].set_title(f"Reliability of {plots.abbreviated(name)}")
         made.append(picture(figure, f"Reliability diagram of {name}"))
     return made

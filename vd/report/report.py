@@ -12,6 +12,7 @@ from typing import Any
 
 from vd.atomic import read_json, write_text
 from vd.errors import VdError
+from vd.evaluation.crossval import check_told
 from vd.evaluation.curves import curve
 from vd.evaluation.other import dataset_name
 from vd.evaluation.results import pooled_by_seed, read_results
@@ -58,6 +59,8 @@ def report(
             "a comparison belongs to none of its folders; name a file by --out."
         )
     path = out or folders[0] / "report.html"
+    if path.suffix.casefold() not in (".html", ".htm"):
+        raise VdError(f"--out {path} is a page; give it a name that ends in .html.")
     if path.is_dir():
         raise VdError(f"--out {path} is a folder; name a file in it.")
     if len(folders) > 1:
@@ -158,6 +161,7 @@ def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> st
     shown = _shown(found, runs, mistakes, dataset_path)
     with checked(path, _AGAIN):
         check_intervals(values["over_seeds"])
+        check_told(values, pooled, path, _AGAIN)
         return page(
             "crossval.html.j2",
             title=f"Report of {folder.resolve().name}",

@@ -68,8 +68,8 @@ def run_verdict(facts: RunFacts) -> list[Sentence]:
         beats_majority(accuracy, between, n, violent),
         Sentence(
             "",
-            f"It finds {percent(told['recall_violent'])} of the violent clips and leaves "
-            f"{percent(told['recall_nonviolent'])} of the others in peace; ROC AUC "
+            f"Recall of violent clips {percent(told['recall_violent'])}, of the others "
+            f"{percent(told['recall_nonviolent'])}; ROC AUC "
             f"{decimal(told['roc_auc'])} ({decimals(told['roc_auc_ci95'])}).",
         ),
     ]
@@ -96,7 +96,20 @@ def run_verdict(facts: RunFacts) -> list[Sentence]:
             f"calibration error, {decimals(told['ece_ci95'])}).",
         )
     )
-    return made
+    return made + _below_interval(told["ece"], told["ece_ci95"])
+
+
+def _below_interval(
+    ece: float | None, between: Sequence[float] | None
+) -> list[Sentence]:
+    """Why a calibration error may lie outside its own interval."""
+    if ece is None or between is None or ece >= between[0]:
+        return []
+    text = (
+        "The calibration error lies below its interval: resamples repeat clips, which raises "
+        "it, so the interval is too high."
+    )
+    return [Sentence("Caution", text)]
 
 
 def beats_majority(
@@ -108,6 +121,8 @@ def beats_majority(
     always = f"always saying {name} would be right on {percent(share)}"
     if accuracy is None:
         return Sentence("Caution", f"Its accuracy is undefined; {always}.")
+    if violent in (0, n):
+        return Sentence("Caution", f"All clips are {name}: a constant is always right.")
     if accuracy <= share:
         return Sentence("Warning", f"It is no better than a constant: {always}.")
     if between is None:
@@ -194,8 +209,17 @@ def crossval_verdict(
     for text in values["warnings"]:
         kind = "Warning" if text.startswith("CLASS COLLAPSE") else "Caution"
         made.append(Sentence(kind, _sentence(text)))
+    made += _below_interval(of["ece"]["mean"], of["ece"]["ci95"])
     made.append(loss(described))
-    return made
+    return made + [
+        Sentence(
+            "Warning",
+            f"CLASS COLLAPSE in {cell['collapsed']} of {cell['members']} members trained on "
+            f"{cell['trained_on']} and tested on {cell['tested_on']}: {COLLAPSE}.",
+        )
+        for cell in values.get("matrix", [])
+        if cell["collapsed"] and cell["trained_on"] != cell["tested_on"]
+    ]
 
 
 def _sentence(text: str) -> str:

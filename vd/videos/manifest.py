@@ -63,7 +63,7 @@ def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
     """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
 
     Raises `VdError` for a wrong path, an unknown class or split name, a class without
-    a clip unless `both_classes` is off, a missing column, and a path that is listed twice.
+    a clip (with `both_classes` off: the positive one that was named), a missing column, and a path that is listed twice.
     """
     path = config.dataset_path
     if path.is_dir():
@@ -85,6 +85,11 @@ def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
         videos = tuple(_group_from_path(videos, config.group_from))
     if both_classes:
         check_classes(videos, config)
+    elif config.positive_class and not any(video.label for video in videos):
+        raise VdError(
+            f"--positive-class {config.positive_class} is no class of {path}; give the name "
+            "of the violent one as its folder or label has it, or leave it out."
+        )
     return dataclasses.replace(manifest, videos=videos)
 
 
