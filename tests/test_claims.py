@@ -117,7 +117,16 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
         assert bits.count("1") / 32 == pytest.approx(line["accuracy"]["mean"])
         weighted = sum(row["accuracy"] * row["n"] for row in line["members"]) / 32
         assert weighted == pytest.approx(line["accuracy"]["mean"])
-    assert "rows lack a cell so far" in (out / "claims_quick.md").read_text()
+    told = (out / "claims_quick.md").read_text()
+    assert (
+        "2 of 4 cells are not there yet (original on scfd, original on hockey)" in told
+    )
     before = digests(out)
+    with open(out / "claims_quick.jsonl", "a") as handle:
+        handle.write('{"dataset": "hockey", "cell": "orig')  # as a kill leaves it
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     assert digests(out) == before
+    command[command.index("optimized")] = "alpha05"
+    refused = subprocess.run(list(map(str, command)), check=False, capture_output=True)
+    assert refused.returncode == 2
+    assert b"--quick has the cells optimized and original only" in refused.stderr

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from tests.command_line import vd
+from tests.command_line import digests, vd
 from vd.errors import VdError
 from vd.evaluation.compare import compare
 from vd.evaluation.crossval import write_crossval
@@ -17,6 +17,7 @@ from vd.evaluation.curves import curve, write_curves
 from vd.evaluation.predictions import Predictions
 from vd.evaluation.results import Member
 from vd.evaluation.verdict import table, table_rows
+from vd.metrics import point_metrics
 from vd.paired import clips_needed, corrected_t_test, holm, mcnemar
 from vd.tables import read_csv, write_csv
 
@@ -70,8 +71,11 @@ def write_run(run, original, rows, threshold=0.5, seed=None):
     for name in ("config.json", "metrics.jsonl", "evaluation_test.json"):
         shutil.copy(original / name, run / name)
     path = run / "evaluation_test.json"
-    right = float(np.mean([(s >= threshold) == (y == 1) for _, y, _, s in rows]))
-    told = {"threshold": threshold, "accuracy": right}
+    labels, score = (np.array([row[i] for row in rows]) for i in (1, 3))
+    told = {
+        "threshold": threshold,
+        **point_metrics(labels, score, score >= threshold),
+    }
     path.write_text(json.dumps(json.loads(path.read_text()) | told))
     write_csv(
         run / "predictions_test.csv",
@@ -306,6 +310,13 @@ def test_the_command_writes_what_it_says(pair, tmp_path, trained):
     ]:
         with pytest.raises(VdError, match=words):
             compare(wrong)
+    both = pair / "weak", pair / "good"
+    kept = digests(pair / "good")
+    assert (
+        "is the folder of a run"
+        in vd("compare", *both, "--out", both[1], code=2).stderr
+    )
+    assert digests(pair / "good") == kept
 
 
 def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):

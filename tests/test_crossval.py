@@ -110,6 +110,22 @@ def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_p
     assert (folder / "fold-0_seed-0" / "report.html").exists()  # the member is kept
 
 
+def test_a_fresh_one_that_fails_leaves_nothing_of_the_former(
+    crossed, clips, backbone, tmp_path
+):
+    """Not even figures, which would be taken for those of the new settings."""
+    shutil.copytree(crossed[0], tmp_path / "again")
+    folder = tmp_path / "again" / "cv"
+    asked = map(str, arguments(clips, backbone, tmp_path / "again", "--fresh"))
+    with subprocess.Popen([*VD, *asked], stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (folder / "crossval.json").exists():
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    assert not (folder / "predictions.csv").exists()
+    with pytest.raises(VdError, match="has not ended; run its command again"):
+        read_results(folder)
+
+
 def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
     asked = list(map(str, arguments(clips, backbone, tmp_path)))
     shutil.copytree(crossed[0] / "cache", tmp_path / "cache")

@@ -146,11 +146,20 @@ def test_one_class_is_null_with_a_sentence_never_zero():
     for name in ("balanced_accuracy", "recall_violent", "f1_violent", "roc_auc",
                  "average_precision", "precision_violent"):  # fmt: skip
         assert (result[name], result[f"{name}_ci95"]) == (None, None)
-    others, said = result["warnings"][:2]
+    said, others = result["warnings"][:2]
     assert said == "precision violent undefined: no clip is predicted to be violent"
     assert others.endswith("average precision undefined: all clips are non-violent")
     assert result["recall_nonviolent"] == 1.0
     assert result["recall_nonviolent_ci95"] == [pytest.approx(0.025 ** (1 / 30)), 1.0]
+
+
+def test_precision_of_a_class_without_a_clip_is_undefined():
+    labels, probability = np.ones(4, int), np.array([0.1, 0.6, 0.7, 0.8])
+    result = evaluation_metrics(labels, probability, np.arange(4), 0.5)
+    assert result["precision_violent"] == 1
+    assert result["precision_nonviolent"] is None  # one clip is said to be so
+    assert "precision non-violent" in result["warnings"][0]
+    assert result["warnings"][0].endswith("undefined: all clips are violent")
 
 
 def test_perfect_and_random_predictions():
@@ -232,6 +241,14 @@ def test_operating_points_by_hand():
     low, high = balanced["false_alarms_per_hour_ci95"]
     assert low == 0
     assert high >= 1
+    every = operating_points(
+        labels, probability, np.arange(6), length, Calibration(1.0, 0.1, "v")
+    )["best_balanced_accuracy"]
+    assert every["false_alarms_per_hour"] == pytest.approx(3.0)  # all, of known length
+    assert every["false_alarms_per_hour_ci95"] == [
+        pytest.approx(3 * 0.025 ** (1 / 3)),
+        pytest.approx(3.0),
+    ]
     none = operating_points(
         labels, probability, np.arange(6), length, Calibration(1.0, 0.95, "v")
     )

@@ -153,6 +153,13 @@ def test_a_video_in_place_of_a_data_set_is_named(tmp_path):
         read(tmp_path / "a.mp4")
 
 
+def test_a_positive_class_that_nobody_has_is_refused_with_one_class_too(tmp_path):
+    touch(tmp_path, "foo/a.mp4", "bar/b.mp4")
+    config = DataConfig(tmp_path, positive_class="zzz")
+    with pytest.raises(VdError, match="--positive-class zzz is no class of"):
+        read_manifest(config, both_classes=False)
+
+
 def test_positive_class_makes_every_other_class_negative(tmp_path):
     touch(tmp_path, "assault/a.mp4", "street/b.mp4", "shop/c.mp4")
     labels = [v.label for v in read(tmp_path, positive_class="Assault").videos]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from tests.command_line import SMALL, digests, train, vd
 from vd.cli import Train
 from vd.config import to_json
 from vd.errors import VdError
-from vd.metrics import METRICS
+from vd.metrics import METRICS, evaluation_metrics, point_metrics
 from vd.report.report import report
 from vd.report.words import beats_majority, loss
 from vd.tables import read_csv, write_csv
@@ -65,6 +66,13 @@ class Page(HTMLParser):
         return found
 
 
+class Edit(NamedTuple):
+    """Another value in a JSON file."""
+
+    key: str
+    value: object
+
+
 def said(folder, tmp_path, mistakes=0, **more):
     """The page of a folder."""
     return report([folder], tmp_path / "page.html", mistakes, **more).read_text()
@@ -87,7 +95,12 @@ def all_wrong(run, to):
         row["probability"] = p if row["label"] == "violent" else 1 - p
     write_csv(to / "predictions_test.csv", rows)
     path = to / "evaluation_test.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.0}))
+    told = json.loads(path.read_text())
+    labels = np.array([int(row["label"] == "violent") for row in rows])
+    probability = np.array([float(row["probability"]) for row in rows])
+    figures = point_metrics(labels, probability, probability >= told["threshold"])
+    assert figures["accuracy"] == 0
+    path.write_text(json.dumps(told | figures))
     return to
 
 
@@ -171,12 +184,22 @@ def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
 
 
 def test_what_is_undefined_is_said_and_never_zero(run, tmp_path):
-    gone = {"roc_auc": None, "roc_auc_ci95": None, "accuracy_ci95": None}
-    page = Page(said(altered(run, tmp_path / "run", **gone), tmp_path))
+    rows = read_csv(run / "predictions_test.csv")
+    probability = np.array([float(row["probability"]) for row in rows])
+    threshold = json.loads((run / "evaluation_test.json").read_text())["threshold"]
+    found = evaluation_metrics(
+        np.ones(len(rows), int), probability, np.arange(len(rows)), threshold
+    )
+    folder = altered(run, tmp_path / "run", **found)
+    write_csv(
+        folder / "predictions_test.csv", [row | {"label": "violent"} for row in rows]
+    )
+    page = Page(said(folder, tmp_path))
     texts, values = page.row("ROC AUC")
     assert texts[1:3] == ["undefined", "not known"]
     assert len(values) == 1  # of validation
     assert "ROC AUC undefined (not known)" in page.words
+    assert "All clips are violent: a constant is always right" in page.words
 
 
 def test_the_verdict_weighs_by_words():
@@ -344,6 +367,9 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
         ("evaluation_test.json", None, "is not evaluated; run its training command"),
         ("evaluation_test.json", "{", "evaluation_test.json is damaged"),
         ("evaluation_test.json", '{"threshold": 0.5}', "evaluation_test.json is damaged"),
+        ("evaluation_test.json", Edit("accuracy", "abc"), "says accuracy 'abc' where"),
+        ("evaluation_test.json", Edit("roc_auc", 0.99), "says ROC AUC 0.99 where"),
+        ("evaluation_test.json", Edit("slices", 3), "evaluation_test.json is damaged"),
         ("evaluation_val.json", "[]", "evaluation_val.json is damaged"),
         ("calibration.json", None, "training has not ended"),
         ("calibration.json", "{}", "calibration.json is damaged"),
@@ -359,6 +385,9 @@ def test_what_lacks_or_is_damaged_is_one_sentence(
 ):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
+    if isinstance(content, Edit):
+        told = json.loads((folder / file).read_text())
+        content = json.dumps(told | {content.key: content.value})
     (folder / file).unlink() if content is None else (folder / file).write_text(content)
     before = digests(folder)
     with pytest.raises(VdError) as raised:
@@ -376,6 +405,7 @@ def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):
     assert not list((tmp_path / "empty").iterdir())
     for arguments, words in (
         (([run], tmp_path), "is a folder"),
+        (([run], run / "config.json"), r"let its name end in \.html"),
         (([run], None, -1), "--mistakes is -1"),
         (([],), "was given no folder"),
     ):

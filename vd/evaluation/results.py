@@ -126,7 +126,9 @@ def _check_figures(
         raise VdError(f"{path.parent / table} has no clip; {remedy}.")
     counted = point_metrics(said.labels_N, said.probability_N, member.predicted_N)
     for name in METRICS:
-        value, found = told.get(name), counted[name]
+        if name not in told:
+            raise VdError(f"{path} is damaged (it has no {NAMES[name]}); {remedy}.")
+        value, found = told[name], counted[name]
         same = value is None and found is None
         if isinstance(value, int | float) and found is not None:
             same = math.isclose(value, found, abs_tol=1e-9)

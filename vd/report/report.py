@@ -59,10 +59,10 @@ def report(
             "a comparison belongs to none of its folders; name a file by --out."
         )
     path = out or folders[0] / "report.html"
-    if path.suffix.casefold() not in (".html", ".htm"):
-        raise VdError(f"--out {path} is a page; give it a name that ends in .html.")
     if path.is_dir():
         raise VdError(f"--out {path} is a folder; name a file in it.")
+    if path.suffix.casefold() not in (".html", ".htm"):
+        raise VdError(f"--out {path} is to be a page; let its name end in .html.")
     if len(folders) > 1:
         made = comparison_page(folders)
     elif (folders[0] / "config.json").exists():
