@@ -4,6 +4,7 @@ Heavy modules are imported by the command that needs them, so that help and erro
 quick and a decoding worker, which imports the main script again, stays light.
 """
 
+import atexit
 import json
 import os
 import signal
@@ -419,6 +420,7 @@ def run_command(command: Callable[[], int]) -> None:
         say(said)
     leave(code, said)  # of several processes the others end, too
     if came.came:
+        atexit._run_exitfuncs()  # semaphores are given back; end_at_once says why not more
         end_at_once(code)
     sys.exit(code)
 

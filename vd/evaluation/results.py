@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float64, Int, Shaped
 from vd.atomic import read_json
 from vd.errors import VdError
 from vd.evaluation.predictions import Predictions, cluster_names, read_predictions
-from vd.metrics import METRICS, NAMES, point_metrics
 from vd.tables import read_csv
 from vd.training.run_folder import read_settings
 
@@ -119,6 +118,8 @@ def _check_figures(
     member: Member, told: Mapping[str, Any], path: Path, table: str, remedy: str
 ) -> None:
     """Raise `VdError` unless the predictions have the figures that `path` tells."""
+    from vd.metrics import METRICS, NAMES, point_metrics
+
     said = member.predictions
     if len(set(said.paths)) < len(said.paths):
         raise VdError(f"{path.parent / table} has a clip twice; {remedy}.")
