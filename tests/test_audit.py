@@ -11,10 +11,11 @@ import pytest
 from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
 from vd.audit.audit import audit
-from vd.audit.leakage import groups_cut, read_predictions, video_pairs, without_leaks
+from vd.audit.leakage import groups_cut, video_pairs, without_leaks
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
-from vd.errors import VdError
+from vd.evaluation.predictions import Predictions
+from vd.evaluation.results import Member
 from vd.tables import read_csv, write_csv
 from vd.videos.duplicates import Pair, find_pairs
 from vd.videos.manifest import Video
@@ -143,15 +144,13 @@ def test_leaked_clips_are_left_out_by_hand(tmp_path):
         video(n, label, split, "g" if n in "cd" else "")
         for n, label, split in zip(names, labels, splits, strict=True)
     ]
-    rows = [
-        {"path": n, "label": ("nonviolent", "violent")[label], "probability": p}
-        for n, label, p in zip("abc", labels[:3], (0.9, 0.2, 0.1), strict=True)
-    ]
-    write_csv(tmp_path / "predictions_test.csv", rows)
-    (tmp_path / "evaluation_test.json").write_text('{"threshold": 0.5}')
+    said = Predictions(
+        list("abc"), ["", "", "g"], np.array(labels[:3]), np.array([0.9, 0.2, 0.1]),
+        np.zeros(3),
+    )  # fmt: skip
+    tested = Member(tmp_path, None, 0, 0.5, 1, said, ["", "", ""])
     pairs = video_pairs(videos, [Pair("id-a", "id-d", "duplicate", 0.9, False, 0.0)])
-    predictions = read_predictions(tmp_path, videos)
-    counted = without_leaks(predictions, videos, pairs)["test"]
+    counted = without_leaks(tested, videos, pairs)["test"]
     assert counted["all"] == {"clips": 3, "left_out": 0, "accuracy": 2 / 3}
     assert counted["without_shared_footage"] == {
         "clips": 2,
@@ -166,56 +165,29 @@ def test_leaked_clips_are_left_out_by_hand(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    ("table", "told"),
-    [
-        (None, "predictions_test.csv does not exist"),
-        ("path,label\na,violent\n", "predictions_test.csv is damaged"),
-        ("path,label,probability\na,violent,nan\n", "predictions_test.csv is damaged"),
-        ("path,label,probability\na,violent,0.9\n", "1 rows .* the run's 2 .* 'b'"),
-        (
-            "path,label,probability\na,violent,0.9\n./b,violent,0.9\n",
-            "2 rows .* 2 test clips, './b' for one",
-        ),
-        (
-            "path,label,probability\na,violent,1\na,violent,1\nb,violent,1\n",
-            "3 rows that are not the run's 2 test clips",
-        ),
-    ],
-)
-def test_predictions_that_are_not_those_of_the_test_clips_are_refused(
-    tmp_path, table, told
-):
-    videos = [video("a", 1, "test"), video("b", 1, "test"), video("c", 0, "train")]
-    evaluation = tmp_path / "evaluation_test.json"
-    evaluation.write_text('{"threshold": 0.5}')
-    if table is not None:
-        (tmp_path / "predictions_test.csv").write_text(table)
-    with pytest.raises(VdError, match=told):
-        read_predictions(tmp_path, videos)
-    (tmp_path / "predictions_test.csv").touch()
-    for text in ("{}", "[]", '{"threshold": null}'):
-        evaluation.write_text(text)
-        with pytest.raises(VdError, match=r"evaluation_test\.json has no threshold"):
-            read_predictions(tmp_path, videos)
-    evaluation.unlink()
-    with pytest.raises(VdError, match=r"evaluation_test\.json does not exist"):
-        read_predictions(tmp_path, videos)
-
-
-def test_a_run_with_cut_predictions_is_refused_before_the_work(
+def test_a_run_whose_predictions_are_not_its_test_clips_is_refused_before_the_work(
     trained, clips, backbone, tmp_path
 ):
     run = tmp_path / "run"
     shutil.copytree(trained[0] / "run", run)
     table = run / "predictions_test.csv"
-    table.write_bytes(b"".join(table.read_bytes().splitlines(keepends=True)[:-3]))
-    done = vd(
-        "audit", "--dataset-path", clips, "--cache-dir", tmp_path / "cache", "--report-dir",
-        tmp_path / "report", "--backbone", backbone, "--checkpoint-dir", run, code=2,
-    )  # fmt: skip
-    assert "has 5 rows that are not the run's 8 test clips" in done.stderr
-    assert not (tmp_path / "report" / "ledger.csv").exists()
+    whole = table.read_bytes()
+    clip = read_csv(table)[0]["path"]
+    for changed, told in (
+        (
+            whole.replace(clip.encode(), b"a-stranger"),
+            "8 clips that are not the run's 8",
+        ),
+        (b"".join(whole.splitlines(keepends=True)[:-3]), "one of them was changed"),
+        (None, "predictions_test.csv does not exist"),
+    ):
+        table.unlink() if changed is None else table.write_bytes(changed)
+        done = vd(
+            "audit", "--dataset-path", clips, "--cache-dir", tmp_path / "cache", "--report-dir",
+            tmp_path / "report", "--backbone", backbone, "--checkpoint-dir", run, code=2,
+        )  # fmt: skip
+        assert told in done.stderr
+        assert not (tmp_path / "report" / "ledger.csv").exists()
 
 
 def test_pairs_of_files_and_groups_cut_by_hand():

@@ -179,6 +179,21 @@ def test_the_same_predictions_show_nothing(pair, trained):
     assert "good and twin are equally accurate" in found["sentences"][0]
 
 
+def test_right_on_all_against_wrong_on_all_is_no_certainty(trained, tmp_path):
+    """All twelve groups differ: as exact as the interval of a share of 1."""
+    clips = [(f"{i}.mp4", i % 2, f"g{i % 12}") for i in range(24)]
+    for name, right in (("right", True), ("wrong", False)):
+        rows = [(p, y, g, 0.9 if (y == 1) == right else 0.1) for p, y, g in clips]
+        write_run(tmp_path / name, trained[0] / "run", rows)
+    least = 0.025 ** (1 / 12)
+    for names, ends in (("wrong right", [least, 1]), ("right wrong", [-1, -least])):
+        found = compare([tmp_path / n for n in names.split()])["comparisons"][0]
+        assert found["accuracy_difference_ci95"] == pytest.approx(ends)
+        assert found["shown"]
+        assert abs(found["roc_auc_difference"]) == 1
+        assert found["roc_auc_difference_ci95"] is None  # all resamples show the same
+
+
 def test_collapse_is_told(pair, trained):
     fallen = [(p, y, g, 0.9) for p, y, g, _ in made_up(400, 1.2, 2, 50)]
     write_run(pair / "fallen", trained[0] / "run", fallen)

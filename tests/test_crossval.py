@@ -94,6 +94,7 @@ def test_a_second_time_changes_nothing(crossed, clips, backbone):
     before = digests(crossed[0] / "cv")
     done = vd(*arguments(clips, backbone, crossed[0]))
     assert "4 members, 4 of them finished" in done.stderr
+    assert "another grid" not in done.stderr
     assert digests(crossed[0] / "cv") == before
 
 
@@ -108,6 +109,8 @@ def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_p
     assert not (folder / "report.html").exists()
     assert not (folder / "matrix.csv").exists()
     assert (folder / "fold-0_seed-0" / "report.html").exists()  # the member is kept
+    assert "2 runs in" in done.stderr
+    assert "another grid (fold-0_seed-0 for one); they stay" in done.stderr
 
 
 def test_a_fresh_one_that_fails_leaves_nothing_of_the_former(

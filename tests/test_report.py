@@ -167,6 +167,7 @@ def test_figures_are_those_of_the_files(run, tmp_path):
     best = 1 + losses.index(min(losses))
     assert f"after 3 of at most 3 epochs; the figures are of epoch {best}" in page.words
     assert len(page.images) == 4 + 4  # curves, and the test part
+    assert f"is off by {told[0]['ece_by_chance']:.3f} on so many clips" in page.words
 
 
 def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
@@ -333,6 +334,8 @@ def test_a_cross_validation_has_a_page(crossval, tmp_path):
     assert [row[0][0] for row in members] == [r["member"] for r in told["per_fold"]]
     assert [row[1][1] for row in members] == [r["accuracy"] for r in told["per_fold"]]
     assert f"{100 * of['mean']:.1f} % are judged right" in page.words
+    by = r"scored one by one by fold-\d_seed-\d, at its threshold 0\.\d{3};"
+    assert re.search(by, page.words)
     assert "vd crossval" in page.words
     assert "--folds 2 --seeds 0 1" in page.words
     member = Page(said(crossval / "fold-0_seed-0", tmp_path))
@@ -377,7 +380,12 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
         ("metrics.jsonl", "[1]\n", "metrics.jsonl is damaged"),
         ("metrics.jsonl", None, "metrics.jsonl is damaged"),
         ("ledger.csv", "path\nx\n", "ledger.csv is damaged"),
-        ("predictions_test.csv", "path,label\na,violent\n", "predictions_test.csv is damaged"),
+        ("predictions_test.csv", "path,label\na,violent\n", "damaged (it lacks 'group')"),
+        ("predictions_test.csv", "path,group,label\na,,fight\n", "damaged ('fight' is no class)"),
+        (
+            "predictions_test.csv", "path,group,label,probability\na,,violent,x\n",
+            "damaged ('x' is no probability)",
+        ),
     ],
 )  # fmt: skip
 def test_what_lacks_or_is_damaged_is_one_sentence(

@@ -85,6 +85,10 @@ def test_an_edited_calibration_is_not_used(trained, clips, tmp_path):
         path.write_text(json.dumps(written | {name: 0.625}))
         with pytest.raises(VdError, match=f"another {name} than evaluation_val.json"):
             read_calibration(tmp_path / "run")
+    (tmp_path / "run" / "evaluation_val.json").rename(tmp_path / "away.json")
+    with pytest.raises(VdError, match=f"another {name} than evaluation_test.json"):
+        read_calibration(tmp_path / "run")
+    (tmp_path / "away.json").rename(tmp_path / "run" / "evaluation_val.json")
     video = next(clips.rglob("*.mp4"))
     for command in (["evaluate"], ["predict", video]):
         done = vd(*command, "--checkpoint-dir", tmp_path / "run", code=2)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vd.atomic import lock, read_json
 from vd.config import Config, validate
-from vd.errors import VdError
+from vd.errors import VdError, damage
 from vd.hosts import ALONE, Hosts, joined, several
 from vd.progress import say
 from vd.training import run_folder
@@ -159,7 +159,7 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     try:
         say(summary(result))
     except (KeyError, TypeError) as error:
-        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
     return result
 
 

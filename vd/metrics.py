@@ -98,6 +98,22 @@ def expected_calibration_error(
     return float(calibration_errors(labels_N, probability_N, once_1xN, bins)[0])
 
 
+def calibration_error_by_chance(
+    probability_N: Probabilities, draws: int = 100
+) -> float:
+    """What a calibrated detector with these probabilities shows on average.
+
+    The mean of the expected calibration error over labels drawn by the probabilities: the
+    fewer the clips, the higher (Bröcker and Smith 2007).
+    """
+    generator = np.random.Generator(np.random.Philox(0))
+    drawn_RxN = generator.random((draws, len(probability_N))) < probability_N
+    errors_R = calibration_errors(
+        drawn_RxN.astype(int), probability_N, np.ones(drawn_RxN.shape), ECE_BINS
+    )
+    return float(np.mean(errors_R))
+
+
 def point_metrics(
     labels_N: Labels, probability_N: Probabilities, predicted_N: Predicted
 ) -> dict[str, float | None]:
@@ -227,6 +243,7 @@ def evaluation_metrics(
         values |= {name: value, f"{name}_ci95": found[f"{name}_ci95"]}
     return {
         **values,
+        "ece_by_chance": calibration_error_by_chance(probability_N),
         "collapsed": collapsed(labels_N, predicted_N),
         "resamples": RESAMPLES,
         "resampled_groups": len(np.unique(group_N)),

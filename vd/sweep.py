@@ -8,7 +8,7 @@ where that was measured it gained nothing (docs/performance.md).
 
 import resource
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice, product
@@ -100,6 +100,7 @@ def sweep(
             if (opened := open_run(member, parts, of_fold, fewest=fewest)) is not None:
                 runs[name] = member, of_fold, opened
         say(f"{len(configs)} members, {len(configs) - len(runs)} of them finished")
+        _say_former(config.run.checkpoint_dir, configs)
         if runs:
             errors = _train_and_evaluate(parts, data, runs, grid.members_at_once)
         rows = [_row(name, member, name in errors) for name, member in configs.items()]
@@ -109,6 +110,16 @@ def sweep(
             f"{len(errors)} of {len(rows)} members ended early; {name}: {error}"
         )
     return rows
+
+
+def _say_former(folder: Path, members: Container[str]) -> None:
+    """Name the runs in the folder that are of another grid: they stay."""
+    runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if former := [name for name in runs if name not in members]:
+        say(
+            f"note: {len(former)} runs in {folder} are of another grid ({former[0]} for one); "
+            "they stay as they are and count in no figure"
+        )
 
 
 def _allow_open_files() -> None:

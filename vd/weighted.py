@@ -69,12 +69,16 @@ def roc_areas(
 
 
 def calibration_errors(
-    labels_N: Labels, probability_N: Probabilities, weights_RxN: Weights, bins: int
+    labels_N: Int[np.ndarray, "*R N"],
+    probability_N: Probabilities,
+    weights_RxN: Weights,
+    bins: int,
 ) -> Values:
     """Mean |confidence − frequency| over bins of equal count (Nguyen and O'Connor 2015).
 
-    The bins are those of each resample. Clips of equal probability count as their mean, so
-    their order, and a bin's end among them, change nothing.
+    The bins are those of each resample, the labels the same for all or each one's own. Clips
+    of equal probability count as their mean, so their order, and a bin's end among them,
+    change nothing.
     """
     order = _Order(probability_N)
     return _calibration_errors(order, labels_N, weights_RxN[:, order.order], bins)
@@ -116,12 +120,12 @@ def _areas(
 
 
 def _calibration_errors(
-    order: _Order, labels_N: Labels, sorted_RxN: Weights, bins: int
+    order: _Order, labels_N: Int[np.ndarray, "*R N"], sorted_RxN: Weights, bins: int
 ) -> Values:
     """The same with clips in order."""
-    gap_N = order.probability_N - labels_N[order.order]
+    gap_xN = order.probability_N - labels_N[..., order.order]
     count_RxU = order.cumulated(sorted_RxN)
-    gap_RxU = order.cumulated(sorted_RxN * gap_N)
+    gap_RxU = order.cumulated(sorted_RxN * gap_xN)
     made = []
     for count_U, gap_U in zip(count_RxU, gap_RxU, strict=True):
         total = round(count_U[-1])

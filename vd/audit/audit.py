@@ -18,7 +18,7 @@ import numpy as np
 from vd.atomic import make_folder, write_json, write_text
 from vd.audit import shortcuts
 from vd.audit.findings import findings
-from vd.audit.leakage import groups_cut, read_predictions, video_pairs, without_leaks
+from vd.audit.leakage import groups_cut, read_tested, video_pairs, without_leaks
 from vd.audit.page import audit_page, shown_pairs
 from vd.config import Config
 from vd.errors import VdError
@@ -54,10 +54,10 @@ def audit(
     given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
     own_splits = any(video.split for video in given)
     relabelled: list[str] = []
-    predictions = None
+    tested = None
     if run_dir is not None:
         videos, relabelled = _as_in_run(given, run_dir, config.data.dataset_path)
-        predictions = read_predictions(run_dir, videos)
+        tested = read_tested(run_dir, videos)
     else:
         videos = given if own_splits else kept_splits(given, config)
     ledger, fingerprints = fingerprint_videos(videos, config.data, config.decode)
@@ -74,7 +74,7 @@ def audit(
         "groups": len({v.group for v in usable if v.group}) or None,
         "groups_cut": groups_cut(usable),
         "relabelled": relabelled,
-        "run": predictions and without_leaks(predictions, usable, pairs),
+        "run": tested and without_leaks(tested, usable, pairs),
         "one_class_groups": _one_class_groups(usable),
         "shortcuts": _shortcuts(ledger, fingerprints, found, backbone, config),
     }

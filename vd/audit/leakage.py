@@ -7,9 +7,8 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Literal
 
-from vd.atomic import read_json
 from vd.errors import VdError
-from vd.tables import read_csv
+from vd.evaluation.results import Member, read_run
 from vd.videos.duplicates import Pair
 from vd.videos.manifest import CLASSES, Video
 
@@ -105,63 +104,26 @@ def groups_cut(videos: Iterable[Video]) -> list[dict[str, Any]]:
     ]
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a run said of its test clips: whether it was right, by name."""
-
-    run_dir: Path
-    threshold: float
-    correct: Mapping[str, bool]
-
-
-def read_predictions(run_dir: Path, videos: Iterable[Video]) -> Predictions:
-    """A run's predictions of its test clips; `videos` carry the run's splits.
+def read_tested(run_dir: Path, videos: Iterable[Video]) -> Member:
+    """What a run said of its test clips; `videos` carry the run's splits.
 
     Raises `VdError` when the run is not evaluated, or its predictions are damaged or not
-    those of its test clips, each once: what they lacked would pass for free of leaks.
+    those of its test clips: what they lacked would pass for free of leaks.
     """
-    remedy = "run vd evaluate on the run to write it again"
-    evaluation, path = (
-        run_dir / "evaluation_test.json",
-        run_dir / "predictions_test.csv",
-    )
-    for file in (evaluation, path):
-        if not file.exists():
-            raise VdError(f"{file} does not exist; {remedy}.")
-    try:
-        threshold = float(read_json(evaluation, remedy)["threshold"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{evaluation} has no threshold; {remedy}.") from error
-    rows = read_csv(path)
-    try:
-        correct = {
-            row["path"]: (_probability(row) >= threshold)
-            == bool(CLASSES.index(row["label"]))
-            for row in rows
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+    member = read_run(run_dir)
+    told = set(member.predictions.paths)
     names = {video.name for video in videos if video.split == "test"}
-    if len(rows) != len(names) or correct.keys() != names:
-        odd = min(correct.keys() ^ names, default=None)
-        told = f", {odd!r} for one that differs" if odd is not None else ""
+    if told != names:
         raise VdError(
-            f"{path} has {len(rows)} rows that are not the run's {len(names)} test clips"
-            f"{told}; {remedy}."
+            f"{run_dir / 'predictions_test.csv'} has {len(told)} clips that are not the run's "
+            f"{len(names)} test clips ({min(told ^ names)!r} for one that differs); run vd "
+            "evaluate on the run to write it again."
         )
-    return Predictions(run_dir, threshold, correct)
-
-
-def _probability(row: Mapping[str, str]) -> float:
-    """The probability in a row; raises `ValueError` when it is none."""
-    value = float(row["probability"])
-    if not 0 <= value <= 1:
-        raise ValueError(f"{value} is no probability")
-    return value
+    return member
 
 
 def without_leaks(
-    predictions: Predictions, videos: Sequence[Video], pairs: Iterable[VideoPair]
+    tested: Member, videos: Sequence[Video], pairs: Iterable[VideoPair]
 ) -> dict[str, Any]:
     """A run's test accuracy with all its predictions, and without the leaked clips.
 
@@ -175,14 +137,15 @@ def without_leaks(
             leaked["footage" if pair.same_footage else "scene"].add(clip.name)
     cut = {row["group"] for row in groups_cut(videos)}
     leaked["group"] = {v.name for v in videos if v.split == "test" and v.group in cut}
-    correct = predictions.correct
+    said = tested.predictions
+    right_N = tested.predicted_N == (said.labels_N == 1)
+    correct = dict(zip(said.paths, right_N.tolist(), strict=True))
     rows = {"all": _accuracy(correct, set())}
     seen: set[str] = set()
     for reason, names in leaked.items():
         seen = seen | names
         rows[f"without_shared_{reason}"] = _accuracy(correct, seen)
-    run = str(predictions.run_dir)
-    return {"run": run, "threshold": predictions.threshold, "test": rows}
+    return {"run": str(tested.run_dir), "threshold": tested.threshold, "test": rows}
 
 
 def _accuracy(correct: Mapping[str, bool], left_out: set[str]) -> dict[str, Any]:

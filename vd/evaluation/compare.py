@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from vd.bootstrap import RESAMPLES, Interval, interval, resample_weights, share_interval
 from vd.errors import VdError
@@ -125,10 +125,7 @@ def _differences(
         )
         areas.append(auc_b_R - auc_a_R)
     values_R = np.concatenate(accuracy)
-    found = interval(values_R, paired.cluster_N)
-    if not difference_N.any():  # no resample shows any: as exact as for a share of none
-        none = share_interval(0.0, values_R, paired.cluster_N)
-        found = none and [-none[1], none[1]]
+    found = _accuracy_interval(difference_N, values_R, paired.cluster_N)
     alone = float(np.var(difference_N)) / len(difference_N)
     effect = float(np.var(values_R)) / alone if alone > 0 else None
     auc_a, auc_b = (_mean_area(paired, side) for side in sides)
@@ -141,9 +138,30 @@ def _differences(
     return found, auc, effect
 
 
+def _accuracy_interval(
+    difference_N: Float[np.ndarray, " N"],
+    values_R: Float[np.ndarray, " R"],
+    cluster_N: Shaped[np.ndarray, " N"],
+) -> Interval:
+    """Interval of the mean difference; where no resample shows another, that of a share.
+
+    None of the clips, or all of them, differ then: as exact as for a share of 0 or 1.
+    """
+    mean = float(np.mean(difference_N))
+    if np.any(difference_N != mean) or abs(mean) not in (0.0, 1.0):
+        return interval(values_R, cluster_N)
+    share = share_interval(abs(mean), values_R, cluster_N)
+    if share is None:
+        return None
+    low, high = share
+    if mean == 0:
+        return [-high, high]
+    return [low, high] if mean > 0 else [-high, -low]
+
+
 def _spread(difference_R: Float[np.ndarray, " R"], paired: Paired) -> Interval:
-    """Interval of a difference of AUC; None when no resample shows any: not known."""
-    shows = np.nan_to_num(difference_R).any()
+    """Interval of a difference of AUC; None when all resamples show the same: not known."""
+    shows = len(np.unique(difference_R[np.isfinite(difference_R)])) > 1
     return interval(difference_R, paired.cluster_N) if shows else None
 
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int, Shaped
 
-from vd.errors import VdError
+from vd.errors import VdError, damage
 from vd.tables import read_csv, write_csv
-from vd.videos.manifest import CLASSES, Video
+from vd.videos.manifest import CLASSES, Video, class_label
 
 
 class Predictions(NamedTuple):
@@ -59,19 +59,22 @@ def read_predictions(path: Path, remedy: str) -> Predictions:
         return Predictions(
             [row["path"] for row in rows],
             [row["group"] for row in rows],
-            np.array([CLASSES.index(row["label"]) for row in rows]),
+            np.array([class_label(row["label"]) for row in rows]),
             np.array([_number(row, "probability", 0, 1) for row in rows]),
             np.array([_number(row, "logit", -math.inf, math.inf) for row in rows]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
 
 
 def _number(row: Mapping[str, str], name: str, low: float, high: float) -> float:
     """A number of a row; raises `ValueError` when it is none, or out of range."""
-    value = float(row[name])
+    try:
+        value = float(row[name])
+    except ValueError:
+        value = math.nan
     if not low <= value <= high:
-        raise ValueError(f"{value} is no {name}")
+        raise ValueError(f"{row[name]!r} is no {name}")
     return value
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vd import calibration
 from vd.atomic import read_json
 from vd.config import Config
-from vd.errors import VdError
+from vd.errors import VdError, damage
 from vd.evaluation.operating_points import STRICT
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.compute import features_description, open_store
@@ -64,16 +64,18 @@ def restore(run_dir: Path) -> Restored:
 
 
 def read_calibration(run_dir: Path) -> calibration.Calibration:
-    """The run's calibration.json, checked against what its validation was told."""
+    """The run's calibration.json, checked against what validation and test were told."""
     path = run_dir / "calibration.json"
     remedy = "delete it, and the training command fits it again"
     values = read_json(path, remedy)
     try:
         fitted = calibration.Calibration(**values)
     except (TypeError, ValueError) as error:
-        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
-    written = run_dir / "evaluation_val.json"
-    if written.exists():
+        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
+    for split in ("val", "test"):
+        written = run_dir / f"evaluation_{split}.json"
+        if not written.exists():
+            continue
         told = read_json(written, "delete it, and the training command writes it again")
         for name in ("temperature", "threshold", "false_alarm_threshold"):
             if not isinstance(told, dict) or _told(told, name) != values.get(name):

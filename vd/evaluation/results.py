@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Shaped
 
 from vd.atomic import read_json
-from vd.errors import VdError
+from vd.errors import VdError, damage
 from vd.evaluation.predictions import Predictions, cluster_names, read_predictions
 from vd.tables import read_csv
 from vd.training.run_folder import read_settings
@@ -64,7 +64,9 @@ def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Memb
     try:
         threshold = _threshold(values)
     except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{path} has no threshold ({error!r}); {remedy}.") from error
+        raise VdError(
+            f"{path} has no threshold ({damage(error)}); {remedy}."
+        ) from error
     predictions = read_predictions(run_dir / f"predictions_{name}.csv", remedy)
     content, train_clips = _splits(run_dir)
     ids = [content.get(clip, "") for clip in predictions.paths]
@@ -110,7 +112,7 @@ def read_results(folder: Path) -> list[Member]:
         if parts or not members:
             raise ValueError(f"its members are not those of {table.name}")
     except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{path} is damaged ({error!r}); {remedy}.") from error
+        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
     return members
 
 

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from vd.atomic import read_json
 from vd.calibration import Calibration
 from vd.config import Config
-from vd.errors import VdError
+from vd.errors import VdError, damage
 from vd.evaluation.restore import read_calibration
 from vd.evaluation.results import Member, read_run
 from vd.metrics import METRICS
@@ -158,7 +158,7 @@ def checked(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
-        raise VdError(f"{path} is damaged ({error!r}); {remedy}.") from error
+        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
 
 
 def _number(values: Mapping[str, Any], key: str) -> None:

@@ -21,6 +21,7 @@ class Mistake:
     wrong: int
     times: int
     run_dir: Path  # of the first model that was wrong
+    threshold: float  # its own
 
     @property
     def truth(self) -> str:
@@ -51,7 +52,7 @@ def worst(members: Sequence[Member]) -> list[Mistake]:
             made.append(
                 Mistake(
                     path, int(label), group, float(np.mean(each)), len(wrong), len(tested),
-                    wrong[0].run_dir,
+                    wrong[0].run_dir, wrong[0].threshold,
                 )
             )  # fmt: skip
     return sorted(made, key=lambda m: (-m.wrong / m.times, -m.distance, m.name))

@@ -93,10 +93,18 @@ def run_verdict(facts: RunFacts) -> list[Sentence]:
         Sentence(
             "",
             f"Its probabilities are off by {decimal(told['ece'])} on average (expected "
-            f"calibration error, {decimals(told['ece_ci95'])}).",
+            f"calibration error, {decimals(told['ece_ci95'])}){_by_chance(told)}.",
         )
     )
     return made + _below_interval(told["ece"], told["ece_ci95"])
+
+
+def _by_chance(told: Mapping[str, Any]) -> str:
+    """What the calibration error is to be held against; "" of an earlier version's file."""
+    chance = told.get("ece_by_chance")
+    if chance is None:
+        return ""
+    return f"; by chance, a calibrated one is off by {decimal(chance)} on so many clips"
 
 
 def _below_interval(

@@ -13,10 +13,10 @@ from typing import Any
 import vd
 from vd.atomic import read_json, remove_orphans, write_json
 from vd.config import Config, from_json, to_json, validate
-from vd.errors import VdError
+from vd.errors import VdError, damage
 from vd.tables import read_csv
 from vd.training.parts import Parts
-from vd.videos.manifest import CLASSES, Video, split_rows
+from vd.videos.manifest import CLASSES, Video, class_label, split_rows
 
 FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
@@ -145,7 +145,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             if lacking or values["identity"] != values["identity"] | identity:
                 raise ValueError("not what training wrote")
     except (KeyError, TypeError, ValueError, VdError) as error:
-        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
     if written != FORMAT:
         raise VdError(
             f"{path} has format {written} and this version of vd reads {FORMAT}; use the "
@@ -187,7 +187,7 @@ def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
             Video(
                 path=root / row["path"],
                 name=row["path"],
-                label=CLASSES.index(row["label"]),
+                label=class_label(row["label"]),
                 split=row["split"],
                 group=row["group"],
                 id=row["id"],
