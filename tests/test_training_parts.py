@@ -105,15 +105,27 @@ def test_decay_shrinks_matrices_and_leaves_biases():
     np.testing.assert_allclose(moved["bias"], 1)
 
 
-def test_gradients_are_clipped_by_their_global_norm():
-    config = TrainingConfig(grad_clip_norm=1.0)
+@pytest.mark.parametrize(
+    ("limit", "factor"), [(1.0, 1 / 50), (49.0, 0.98), (50.0, 1), (60.0, 1), (0.0, 1)]
+)
+def test_gradients_are_clipped_by_their_global_norm(limit, factor):
+    """Of 3-4-5 by hand, and as optax does; one that needs no clipping keeps its bits."""
+    config = TrainingConfig(grad_clip_norm=limit)
     optimizer = make_optimizer(config, optax.constant_schedule(0.1))
     params = {"w": jnp.zeros((1, 2)), "b": jnp.zeros(1)}
     grads = {"w": jnp.array([[30.0, 0.0]]), "b": jnp.array([40.0])}
     _, state = optimizer.update(grads, optimizer.init(params), params)
     first_moment = optax.tree.get(state, "mu")  # 0.1 × the clipped gradient
-    np.testing.assert_allclose(first_moment["w"], [[0.06, 0.0]], rtol=1e-5)
-    np.testing.assert_allclose(first_moment["b"], [0.08], rtol=1e-5)
+    np.testing.assert_allclose(first_moment["w"], [[3 * factor, 0.0]], rtol=1e-5)
+    np.testing.assert_allclose(first_moment["b"], [4 * factor], rtol=1e-5)
+    plain = optax.chain(
+        optax.clip_by_global_norm(limit or np.inf),
+        optax.adamw(0.1, weight_decay=config.weight_decay),
+    )
+    _, theirs = plain.update(grads, plain.init(params), params)
+    for name, moment in optax.tree.get(theirs, "mu").items():
+        rounding = 0 if limit in (0.0, 60.0) else 1e-6
+        np.testing.assert_allclose(first_moment[name], moment, rtol=rounding)
 
 
 def run_stopping(values, **settings):

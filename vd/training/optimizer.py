@@ -48,12 +48,27 @@ def make_optimizer(
     config: TrainingConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
     """Clip by global norm (0: not at all), then AdamW with decay on matrices alone."""
-    norm = jnp.asarray(config.grad_clip_norm)
 
     def is_matrix(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     return optax.chain(
-        optax.clip_by_global_norm(jnp.where(norm > 0, norm, jnp.inf)),
+        _clip_by_global_norm(config.grad_clip_norm),
         optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_matrix),
     )
+
+
+def _clip_by_global_norm(limit: Any) -> optax.GradientTransformation:
+    """Gradients times min(1, limit / their norm), a limit of 0 being none (Pascanu et al. 2013).
+
+    `optax.clip_by_global_norm` divides each gradient, and XLA on a CPU writes the quotients
+    out as arrays of their own: a fifth more of the update's time.
+    """
+    limit = jnp.asarray(limit)
+    limit = jnp.where(limit > 0, limit, jnp.inf)
+
+    def clip(grads: optax.Updates, _: optax.Params | None = None) -> optax.Updates:
+        factor = jnp.minimum(1.0, limit / optax.tree.norm(grads))
+        return jax.tree.map(lambda grad: factor * grad, grads)
+
+    return optax.stateless(clip)
