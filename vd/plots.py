@@ -212,31 +212,6 @@ def confusion(
     return figure
 
 
-def roc(
-    labels_N: Int[np.ndarray, " N"], probability_N: Float[np.ndarray, " N"]
-) -> Figure:
-    """ROC curve; with one class only, a sentence in its place."""
-    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
-    axis = figure.subplots()
-    if len(np.unique(labels_N)) == 2:
-        axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
-        false_alarms, hits, _ = roc_curve(labels_N, probability_N)
-        area = np.trapezoid(hits, false_alarms)
-        axis.plot(false_alarms, hits, color=_BLUE, label=f"area {area:.3f}")
-        axis.legend(loc="lower right")
-    else:
-        axis.text(0.5, 0.5, "undefined: one class only", ha="center")
-    axis.set(
-        xlabel="false alarms (share of non-violent)",
-        ylabel="recall of violent",
-        title="ROC",
-        xlim=(-0.05, 1.05),
-        ylim=(-0.05, 1.05),
-    )
-    axis.grid(alpha=0.3)
-    return figure
-
-
 def rates(
     runs: Mapping[str, tuple[Int[np.ndarray, " N"], Float[np.ndarray, " N"]]],
     kind: Literal["roc", "precision-recall"],

@@ -20,7 +20,7 @@ from vd.evaluation.restore import (
     restore,
 )
 from vd.evaluation.slices import seconds, slice_values, slices
-from vd.metrics import COLLAPSE, evaluation_metrics
+from vd.metrics import COLLAPSE, evaluation_metrics, roc_auc
 from vd.scoring import score
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import videos_of
@@ -172,9 +172,11 @@ def _draw(
 ) -> None:
     """Confusion matrix, ROC curve and reliability diagram."""
     labels_N, threshold = data.labels_N.astype(int), restored.calibration.threshold
+    area = roc_auc(labels_N, probability_N)
+    name = "undefined" if area is None else f"area {area:.3f}"
     figures = {
         "confusion": plots.confusion(labels_N, probability_N, threshold),
-        "roc": plots.roc(labels_N, probability_N),
+        "roc": plots.rates({name: (labels_N, probability_N)}, "roc"),
         "reliability": plots.reliability(labels_N, probability_N),
     }
     for picture, figure in figures.items():
