@@ -14,15 +14,8 @@ from vd.tables import read_csv, write_csv
 from vd.videos.groups import merge_groups
 from vd.videos.hashes import identify
 from vd.videos.manifest import Video, read_manifest
-from vd.videos.splits import (
-    assign,
-    folds,
-    keep_splits,
-    kept_splits,
-    split,
-    splits_file,
-    with_splits,
-)
+from vd.videos.splits import assign, folds, split, with_splits
+from vd.videos.splits_file import keep_splits, kept_splits, splits_file
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 

@@ -31,7 +31,8 @@ from vd.training.opening import (
 from vd.training.parts import Parts
 from vd.videos.hashes import identify
 from vd.videos.manifest import Video, read_manifest
-from vd.videos.splits import for_folds, keep_splits, with_splits
+from vd.videos.splits import for_folds, with_splits
+from vd.videos.splits_file import keep_splits
 
 if TYPE_CHECKING:
     import jax

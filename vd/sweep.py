@@ -30,7 +30,8 @@ from vd.tables import write_csv
 from vd.training.opening import Data, Opened, check_devices
 from vd.training.parts import BUILT_IN, Parts
 from vd.training.run_folder import check_folder
-from vd.videos.splits import fold_splits, keep_splits
+from vd.videos.splits import fold_splits
+from vd.videos.splits_file import keep_splits
 
 if TYPE_CHECKING:
     from vd.training.feature_set import FeatureSet

@@ -33,7 +33,7 @@ from vd.videos.groups import merge_groups
 from vd.videos.hashes import identify
 from vd.videos.manifest import CLASSES, Video, read_manifest
 from vd.videos.scan import Ledger, report
-from vd.videos.splits import kept_splits
+from vd.videos.splits_file import kept_splits
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
 

@@ -1,8 +1,6 @@
-"""Splits and folds: grouped, stratified, seeded, and kept when clips are added."""
+"""Splits and folds: grouped, stratified, seeded; the splits file keeps what was assigned."""
 
 import dataclasses
-import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,18 +10,17 @@ import numpy as np
 from vd.config import Config, DataConfig
 from vd.errors import VdError
 from vd.progress import say
-from vd.tables import read_csv, write_csv
 from vd.videos.groups import components, merge_groups
 from vd.videos.hashes import identify
-from vd.videos.manifest import (
-    SPLITS,
-    Video,
-    read_manifest,
-    split_rows,
-    write_manifest,
+from vd.videos.manifest import SPLITS, Video, read_manifest, write_manifest
+from vd.videos.splits_file import (
+    keep_splits,
+    kept_pairs,
+    kept_rows,
+    say_dropped,
+    splits_file,
 )
 
-_COLUMNS = {"path", "label", "split", "group", "id"}
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 _RWF_2000 = {"train", "val"}  # the parts that this data set has, and others like it
 
@@ -108,8 +105,8 @@ def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos without splits; groups that the splits file knows are kept together."""
     if not any(video.split for video in videos):
         readable = [video for video in videos if video.id]
-        rows = [] if config.splits.resplit else _kept_rows(config)
-        merged = merge_groups(readable, _kept_pairs(rows))
+        rows = [] if config.splits.resplit else kept_rows(config)
+        merged = merge_groups(readable, kept_pairs(rows))
         grouped = {video.name: video for video in merged}
         videos = [grouped.get(video.name, video) for video in videos]
     return [dataclasses.replace(video, split="") for video in videos]
@@ -136,7 +133,7 @@ def split(
             f"--dataset-path {config.data.dataset_path} has splits already; drop its "
             "split folders or column to have splits assigned."
         )
-    _kept_rows(config)  # a wrong --splits-file is said before anything is decoded
+    kept_rows(config)  # a wrong --splits-file is said before anything is decoded
     videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
     if merge_duplicates:
         from vd.videos.duplicates import find_pairs
@@ -153,15 +150,6 @@ def split(
         write_manifest(manifest_file, videos)
         say(f"written: {manifest_file}")
     return videos
-
-
-def splits_file(config: Config) -> Path:
-    """Where the assigned splits of a data set are kept."""
-    if config.splits.splits_file is not None:
-        return config.splits.splits_file
-    path = Path(os.path.abspath(config.data.dataset_path))  # without ..
-    key = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return config.data.cache_dir / "splits" / f"{path.stem}-{key}.csv"
 
 
 def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
@@ -192,24 +180,6 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     given = "mend the given splits, or leave one of the two out"
     _check_leaks(videos, given if present else "assign all anew with --resplit")
     return list(videos)
-
-
-def keep_splits(videos: Sequence[Video], config: Config) -> None:
-    """Write the splits file when `with_splits` assigned what it lacks or has otherwise."""
-    path = splits_file(config)
-    rows = split_rows(video for video in videos if video.id)
-    old = {row.get("id"): row for row in read_csv(path)}
-    told = ("split", "group")
-    if all(
-        row["id"] in old and all(old[row["id"]].get(t, "") == row[t] for t in told)
-        for row in rows
-    ):
-        return
-    for row in rows:
-        old.pop(row["id"], None)
-    gone = [{key: row.get(key, "") for key in rows[0]} for row in old.values()]
-    write_csv(path, rows + gone)
-    say(f"splits kept in {path}")
 
 
 def _count_splits(videos: Sequence[Video]) -> list[str]:
@@ -265,24 +235,13 @@ def _check_classes(videos: Sequence[Video], config: DataConfig) -> None:
             )
 
 
-def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
-    """The videos with the splits and merged groups of the splits file; none is assigned."""
-    named = config.splits.splits_file
-    if named is not None and not named.exists():
-        raise VdError(f"--splits-file {named} does not exist; name one that vd wrote.")
-    rows = _kept_rows(config)
-    parts = {row["id"]: row["split"] for row in rows}
-    grouped = merge_groups(videos, _kept_pairs(rows))
-    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in grouped]
-
-
 def _assigned(
     videos: Sequence[Video], shares: Mapping[str, float], config: Config
 ) -> list[Video]:
     """Splits from the splits file, the others anew."""
-    rows = _kept_rows(config)
+    rows = kept_rows(config)
     if config.splits.resplit:
-        _say_dropped(rows, videos, splits_file(config))
+        say_dropped(rows, videos, splits_file(config))
         rows = []
     kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
     if kept:
@@ -290,59 +249,7 @@ def _assigned(
             f"splits kept in {splits_file(config)} are used; --resplit assigns them anew"
         )
     readable = [video for video in videos if video.id]
-    readable = merge_groups(readable, _kept_pairs(rows))
+    readable = merge_groups(readable, kept_pairs(rows))
     parts = assign(readable, shares, config.splits.split_seed, kept)
     assigned = {v.name: dataclasses.replace(v, split=parts[v.id]) for v in readable}
     return [assigned.get(v.name, dataclasses.replace(v, split="")) for v in videos]
-
-
-def _kept_rows(config: Config) -> list[dict[str, str]]:
-    """The rows of the splits file, checked; [] when there is none."""
-    path = splits_file(config)
-    if (path.parent / "config.json").exists():
-        raise VdError(
-            f"--splits-file {path} belongs to a run and would be changed; copy it, and name "
-            "the copy."
-        )
-    rows = read_csv(path)
-    names = set(rows[0]) if rows else set()
-    ours = {"id", "split"} <= names <= _COLUMNS
-    if path.exists() and path.stat().st_size and not ours:
-        raise VdError(
-            f"--splits-file {path} is no splits file, or has no row: it must have the "
-            "columns id,split and no other than path,label,group; name another file, or "
-            "delete it."
-        )
-    for row in rows:
-        if row["split"] not in ("", *SPLITS) and not config.splits.resplit:
-            raise VdError(
-                f"--splits-file {path}: {row['split'] or 'nothing'!r} is no split "
-                f"({row.get('path') or row['id']}); write train, val or test, or assign all anew with "
-                "--resplit."
-            )
-    return rows
-
-
-def _kept_pairs(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    """Pairs of ids that hold the groups of the splits file together."""
-    first: dict[str, str] = {}  # id by group
-    named = [row for row in rows if row.get("group")]
-    return [(first.setdefault(row["group"], row["id"]), row["id"]) for row in named]
-
-
-def _say_dropped(
-    rows: Sequence[Mapping[str, str]], videos: Sequence[Video], path: Path
-) -> None:
-    """Say which groups --resplit forgets, that only the splits file knows."""
-    given = {video.id: video.group for video in videos}
-    dropped = {
-        row["group"]
-        for row in rows
-        if row.get("group") and given.get(row["id"], row["group"]) != row["group"]
-    }
-    if dropped:
-        say(
-            f"WARNING: --resplit drops {len(dropped)} groups that only {path} knew "
-            f"({min(dropped)!r} for one); vd split --resplit --merge-duplicates makes those "
-            "of duplicates again"
-        )
