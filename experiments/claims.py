@@ -36,10 +36,11 @@ from vd.config import (
     RunConfig,
     TrainingConfig,
 )
-from vd.errors import VdError
+from vd.errors import VdError, damage
 from vd.progress import say
 from vd.tables import read_csv, write_csv
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 FOLDS, SEEDS = 5, (0, 1, 2, 3, 4)
 EPOCHS, WARMUP, PATIENCE, BATCH = 150, 5, 15, 64
 QUICK = "optimized", "original"
@@ -108,7 +109,7 @@ def main(
     data_dir: Path,
     cache_dir: Path,
     runs_dir: Path,
-    out: Path = Path("docs"),
+    out: Path = DOCS,
     only: tuple[str, ...] = (),
     quick: bool = False,
 ) -> None:
@@ -117,12 +118,20 @@ def main(
     `quick` is two cells a data set of two folds, one seed and four epochs, to try the study.
     """
     log = out / ("claims_quick.jsonl" if quick else "claims.jsonl")
-    out.mkdir(parents=True, exist_ok=True)
     if unknown := set(only) - {*MAIN, *FURTHER}:
         raise VdError(
             f"--only {min(unknown)} is no cell; {', '.join((*MAIN, *FURTHER))} are."
         )
-    done = {(line["dataset"], line["cell"]) for line in read_lines(log)}
+    settings = {(cell.dataset, cell.name): cell.settings for cell in cells()}
+    done = {
+        (line["dataset"], line["cell"]): line["settings"] for line in read_lines(log)
+    }
+    for (dataset, name), was in done.items():
+        if was != settings.get((dataset, name)):
+            raise VdError(
+                f"{log} has the cell {name} on {dataset} with settings that are not those of "
+                "this script; delete that line, and it is run again."
+            )
     named = [
         (cell.dataset, cell.name) for cell in cells() if not quick or cell.name in QUICK
     ]
@@ -140,6 +149,7 @@ def main(
             continue
         say(f"cell {cell.name} on {cell.dataset}")
         line = run_cell(cell, data_dir, cache_dir, runs_dir, quick)
+        out.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as handle:
             handle.write(json.dumps(line) + "\n")
             handle.flush()
@@ -157,7 +167,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    lines = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            lines.append(json.loads(line))
+            _ = [lines[-1][key] for key in ("dataset", "cell", "settings", "correct")]
+        except (ValueError, KeyError, TypeError) as error:
+            raise VdError(
+                f"{path}, line {number} is damaged ({damage(error)}); delete that line, and "
+                "its cell is run again."
+            ) from error
+    return lines
 
 
 def run_cell(

@@ -4,7 +4,7 @@
 
 Source:   the recipe's variant for balanced data
 Promised: +0.3 to 0.7 points over `optimized.py`
-Measured: docs/results.md
+Measured: docs/claims.md
 """
 
 from vd.cli import experiment

@@ -4,7 +4,7 @@
 
 Source:   the recipe's variant for small memory
 Promised: 300 to 500 steps an epoch are called the sweet spot
-Measured: docs/results.md
+Measured: docs/claims.md
 """
 
 from vd.cli import experiment

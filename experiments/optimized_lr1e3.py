@@ -4,7 +4,7 @@
 
 Source:   the recipe's variant with a longer warmup
 Promised: as good as `optimized.py`
-Measured: docs/results.md
+Measured: docs/claims.md
 """
 
 from vd.cli import experiment

@@ -4,7 +4,7 @@
 
 Source:   the recipe's first form
 Promised: the baseline that the others are said to beat
-Measured: docs/results.md
+Measured: docs/claims.md
 """
 
 from vd.cli import experiment

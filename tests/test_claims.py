@@ -130,3 +130,20 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     refused = subprocess.run(list(map(str, command)), check=False, capture_output=True)
     assert refused.returncode == 2
     assert b"--quick has the cells optimized and original only" in refused.stderr
+    command[command.index("alpha05")] = "optimized"
+    log = out / "claims_quick.jsonl"
+    whole = log.read_text()
+    first = json.loads(whole.splitlines()[0])
+    stale = json.dumps(first | {"settings": {"epochs": 7}}) + "\n"
+    for text, told in (
+        ("garbage\n" + whole, b"claims_quick.jsonl, line 1 is damaged"),
+        (whole + "{}\n", b"line 3 is damaged (it lacks 'dataset')"),
+        (stale, b"the cell optimized on scfd with settings that are not those of"),
+    ):
+        log.write_text(text)
+        refused = subprocess.run(
+            list(map(str, command)), check=False, capture_output=True
+        )
+        assert refused.returncode == 2
+        assert told in refused.stderr
+        assert log.read_text() == text

@@ -44,6 +44,12 @@ def test_corrected_t_test_by_hand():
     assert corrected_t_test(np.array([0.1]), 0.25) is None
     assert corrected_t_test(np.zeros(4), 0.25)["p"] == 1.0
     assert corrected_t_test(np.full(4, 0.1), 0.25)["p"] is None
+    # a sixth more in every fold, but for rounding
+    more = np.array([5, 4, 3, 2, 6]) / 6 - np.array([4, 3, 2, 1, 5]) / 6
+    assert np.ptp(more) > 0
+    assert corrected_t_test(more, 0.25)["p"] is None
+    none = corrected_t_test(np.array([1e-17, 0.0, -1e-17]), 0.25)
+    assert (none["t"], none["p"]) == (0.0, 1.0)
 
 
 def test_holm_by_hand():
@@ -246,6 +252,9 @@ def test_three_clips_one_class_and_one_group(trained, tmp_path):
         assert not found["shown"]
         assert (found["roc_auc_difference"] is None) == (name == "calm")
         assert (found["accuracy_difference_ci95"] is None) == (name == "one")
+        caution = found["sentences"][-1]
+        assert ("one group shows no spread" in caution) == (name == "one")
+        assert ("it is too narrow" in caution) == (name != "one")
         table(result)
 
 
@@ -358,6 +367,55 @@ def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):
             )
     write_crossval(folder, members, {})
     return folder
+
+
+def said_right(count, right, fold, seed, folder):
+    """A member of which so many of its clips, each its own group, are judged right."""
+    labels = np.arange(count) % 2
+    score = np.where(np.arange(count) < right, labels, 1 - labels) * 0.8 + 0.1
+    names = [f"{fold}-{i}" for i in range(count)]
+    said = Predictions(names, names, labels, score, score)
+    run = folder / f"fold-{fold}_seed-{seed}"
+    return Member(run, fold, seed, 0.5, 2 * count, said, [""] * count)
+
+
+def crossed_of(folder, right):
+    """A cross-validation of folds of six clips: how many are right, a row a seed."""
+    members = [
+        said_right(6, count, fold, seed, folder)
+        for seed, counts in enumerate(right)
+        for fold, count in enumerate(counts)
+    ]
+    folder.mkdir()
+    write_crossval(folder, members, {})
+    return folder
+
+
+def test_what_differs_by_rounding_alone_is_no_difference(tmp_path):
+    base = crossed_of(tmp_path / "base", [[4, 3, 2], [3, 2, 1]])
+    one_more = crossed_of(tmp_path / "one more", [[5, 4, 3], [4, 3, 2]])
+    found = compare([base, one_more])["comparisons"][0]
+    assert found["p"] is None
+    assert not found["shown"]
+    assert "no p-value: all folds say the same" in found["sentences"][0]
+    a = crossed_of(tmp_path / "a", [[4, 3, 2], [3, 2, 1], [5, 5, 1]])
+    b = crossed_of(tmp_path / "b", [[3, 4, 2], [2, 2, 2], [5, 4, 2]])
+    found = compare([a, b])["comparisons"][0]
+    assert found["accuracy_difference"] == 0
+    assert found["sentences"][0].startswith("a and b are equally accurate")
+
+
+def test_holms_correction_counts_the_p_values_that_there_are(tmp_path):
+    base = crossed_of(tmp_path / "base", [[4, 3, 2], [3, 2, 1]])
+    others = [
+        crossed_of(tmp_path / "more", [[5, 4, 3], [4, 3, 2]]),
+        crossed_of(tmp_path / "some", [[5, 5, 2], [3, 4, 1]]),
+        crossed_of(tmp_path / "few", [[4, 5, 2], [3, 2, 2]]),
+    ]
+    more, some, _ = compare([base, *others])["comparisons"]
+    assert more["p"] is None
+    assert "Holm" not in more["sentences"][0]
+    assert "after Holm's correction for 2" in some["sentences"][0]
 
 
 def test_cross_validations_by_fold_and_seed(tmp_path):

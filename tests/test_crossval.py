@@ -223,6 +223,20 @@ def test_trained_on_one_tested_on_the_other(matrix):
     assert digests(folder / "cv") == before
 
 
+def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
+    folder, asked = matrix
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    asked = [str(part).replace(str(folder), str(tmp_path)) for part in asked]
+    inner = tmp_path / "other" / "a"
+    violent = sorted((inner / "violent").glob("clip*.mp4"))
+    violent[0].rename(inner / "nonviolent" / "calm-after-all.mp4")
+    before = digests(tmp_path / "cv")
+    done = vd(*asked, code=2)
+    assert "on-a" in done.stderr
+    assert "another run" in done.stderr
+    assert digests(tmp_path / "cv") == before
+
+
 def member(fold, seed, labels, probability, threshold=0.5, groups=None, start=0):
     """A member that tested the clips c<start>, c<start + 1>, …"""
     count = len(labels)

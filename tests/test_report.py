@@ -20,7 +20,10 @@ from tests.command_line import SMALL, digests, train, vd
 from vd.cli import Train
 from vd.config import to_json
 from vd.errors import VdError
-from vd.metrics import METRICS, evaluation_metrics, point_metrics
+from vd.evaluation.operating_points import operating_points
+from vd.evaluation.predictions import cluster_names
+from vd.evaluation.restore import read_calibration
+from vd.metrics import METRICS, evaluation_metrics
 from vd.report.report import report
 from vd.report.words import beats_majority, loss
 from vd.tables import read_csv, write_csv
@@ -78,14 +81,6 @@ def said(folder, tmp_path, mistakes=0, **more):
     return report([folder], tmp_path / "page.html", mistakes, **more).read_text()
 
 
-def altered(run, to, **evaluation):
-    """A copy of a run with other figures in its test evaluation."""
-    shutil.copytree(run, to)
-    path = to / "evaluation_test.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | evaluation))
-    return to
-
-
 def all_wrong(run, to):
     """A copy of a run whose test predictions are all wrong, the first clip most."""
     shutil.copytree(run, to)
@@ -94,14 +89,30 @@ def all_wrong(run, to):
         p = 0.001 * (1 + i)
         row["probability"] = p if row["label"] == "violent" else 1 - p
     write_csv(to / "predictions_test.csv", rows)
-    path = to / "evaluation_test.json"
-    told = json.loads(path.read_text())
-    labels = np.array([int(row["label"] == "violent") for row in rows])
-    probability = np.array([float(row["probability"]) for row in rows])
-    figures = point_metrics(labels, probability, probability >= told["threshold"])
-    assert figures["accuracy"] == 0
-    path.write_text(json.dumps(told | figures))
+    assert told_again(to)["accuracy"] == 0
     return to
+
+
+def told_again(folder):
+    """Write what the test predictions give now into the evaluation beside them."""
+    path = folder / "evaluation_test.json"
+    told = json.loads(path.read_text())
+    rows = read_csv(folder / "predictions_test.csv")
+    content = {row["path"]: row["id"] for row in read_csv(folder / "splits.csv")}
+    paths = [row["path"] for row in rows]
+    clusters = cluster_names(
+        paths, [row["group"] for row in rows], [content[p] for p in paths]
+    )
+    arrays = (
+        np.array([int(row["label"] == "violent") for row in rows]),
+        np.array([float(row["probability"]) for row in rows]),
+        clusters,
+    )
+    seconds = np.ones(len(rows))
+    points = operating_points(*arrays, seconds, read_calibration(folder))
+    told |= evaluation_metrics(*arrays, told["threshold"])
+    path.write_text(json.dumps(told | {"operating_points": points}))
+    return told
 
 
 @pytest.fixture(scope="module")
@@ -186,15 +197,12 @@ def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
 
 def test_what_is_undefined_is_said_and_never_zero(run, tmp_path):
     rows = read_csv(run / "predictions_test.csv")
-    probability = np.array([float(row["probability"]) for row in rows])
-    threshold = json.loads((run / "evaluation_test.json").read_text())["threshold"]
-    found = evaluation_metrics(
-        np.ones(len(rows), int), probability, np.arange(len(rows)), threshold
-    )
-    folder = altered(run, tmp_path / "run", **found)
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
     write_csv(
         folder / "predictions_test.csv", [row | {"label": "violent"} for row in rows]
     )
+    told_again(folder)
     page = Page(said(folder, tmp_path))
     texts, values = page.row("ROC AUC")
     assert texts[1:3] == ["undefined", "not known"]
@@ -218,7 +226,7 @@ def test_the_verdict_weighs_by_words():
 
 
 def test_collapse_and_loss_gap_are_loud(run, tmp_path):
-    folder = altered(run, tmp_path / "run", collapsed=True)
+    folder = all_wrong(run, tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     config["ledger"]["loss_gap"] = {
         "lost_violent": 0.6, "lost_nonviolent": 0.1, "gap": 0.5, "p": 0.0001,
@@ -265,6 +273,7 @@ def test_hostile_names_are_escaped(run, tmp_path):
         if table != "ledger.csv":
             rows = [{k: v for k, v in row.items() if k != "outcome"} for row in rows]
         write_csv(folder / table, rows)
+    told_again(folder)
     for mistakes in (0, 3):
         text = said(folder, tmp_path, mistakes)
         assert "<script" not in text
@@ -373,6 +382,10 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
         ("evaluation_test.json", Edit("accuracy", "abc"), "says accuracy 'abc' where"),
         ("evaluation_test.json", Edit("roc_auc", 0.99), "says ROC AUC 0.99 where"),
         ("evaluation_test.json", Edit("slices", 3), "evaluation_test.json is damaged"),
+        ("evaluation_test.json", Edit("n_violent", 5), "its n_violent are not those of"),
+        ("evaluation_test.json", Edit("accuracy_ci95", [0.8, 0.9]), "its accuracy_ci95 are not"),
+        ("evaluation_test.json", Edit("warnings", []), "it lacks a warning"),
+        ("evaluation_val.json", Edit("collapsed", None), "its collapsed are not those of"),
         ("evaluation_val.json", "[]", "evaluation_val.json is damaged"),
         ("calibration.json", None, "training has not ended"),
         ("calibration.json", "{}", "calibration.json is damaged"),
@@ -403,6 +416,38 @@ def test_what_lacks_or_is_damaged_is_one_sentence(
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert digests(folder) == before
+
+
+def test_changed_operating_points_have_no_page(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "evaluation_test.json"
+    told = json.loads(path.read_text())
+    for point in told["operating_points"].values():
+        point["false_alarm_share"] = 0.123
+    path.write_text(json.dumps(told))
+    with pytest.raises(VdError, match="its operating_points are not those of"):
+        report([tmp_path / "run"], mistakes=0)
+
+
+def test_a_changed_crossval_has_no_page(crossval, tmp_path):
+    shutil.copytree(crossval, tmp_path / "cv")
+    (tmp_path / "cv" / "report.html").unlink(missing_ok=True)
+    path = tmp_path / "cv" / "crossval.json"
+    told = json.loads(path.read_text())
+    folds = told["over_folds"] | {
+        "accuracy": told["over_folds"]["accuracy"] | {"min": 0.9}
+    }
+    for key, value in (
+        ("n", 360), ("over_folds", folds), ("warnings", []), ("seeds", [0, 7]),
+    ):  # fmt: skip
+        path.write_text(json.dumps(told | {key: value}))
+        with pytest.raises(VdError, match=f"another {key} than predictions.csv gives"):
+            report([tmp_path / "cv"], mistakes=0)
+    members = [told["per_fold"][0] | {"n_train": 2000}, *told["per_fold"][1:]]
+    path.write_text(json.dumps(told | {"per_fold": members}))
+    with pytest.raises(VdError, match="fold-0_seed-0 was trained on"):
+        report([tmp_path / "cv"], mistakes=0)
+    assert not (tmp_path / "cv" / "report.html").exists()
 
 
 def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):

@@ -130,17 +130,18 @@ def _on_all(
     from vd.tables import write_csv
 
     folder = config.run.checkpoint_dir
-    matrix = []
-    for trained, path in names.items():
-        here = (
-            folder if path == config.data.dataset_path else folder_of(folder, trained)
-        )
-        if here == folder:
-            own = first
-        else:
+    folders = {
+        name: folder if path == config.data.dataset_path else folder_of(folder, name)
+        for name, path in names.items()
+    }
+    results = dict.fromkeys(names, first)
+    for trained, here in folders.items():  # all, before any is tested on another
+        if here != folder:
             say(f"trained on {trained}:")
-            own = _on_one(_at(config, path, here), grid, parts)
-        members = read_results(here)
+            results[trained] = _on_one(_at(config, names[trained], here), grid, parts)
+    matrix = []
+    for trained, own in results.items():
+        members = read_results(folders[trained])
         for tested, other in names.items():
             if tested == trained:
                 told = _own_cell(own, len(members))

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 _LEVEL, _POWER = 0.05, 0.80
+_ROUNDING = 1e-9  # of differences of shares that are equal
 
 
 def mcnemar(
@@ -39,8 +40,8 @@ def corrected_t_test(
     result: dict[str, Any] = {
         "differences": count, "mean": mean, "sd": variance**0.5, "t": None, "p": None,
     }  # fmt: skip
-    if np.ptp(differences_J) == 0:
-        return result | ({"t": 0.0, "p": 1.0} if mean == 0 else {})
+    if np.ptp(differences_J) < _ROUNDING:
+        return result | ({"t": 0.0, "p": 1.0} if abs(mean) < _ROUNDING else {})
     t = mean / np.sqrt((1 / count + test_to_train) * variance)
     return result | {"t": float(t), "p": float(2 * stats.t.sf(abs(t), count - 1))}
 

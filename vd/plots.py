@@ -169,7 +169,7 @@ def phases(
             ha="center", va="top", fontsize=9, rotation=0 if last - first > 1 else 90,
         )  # fmt: skip
     axis.set(xlabel="epoch", ylabel="loss", xlim=(0.5, len(rows) + 0.5))
-    axis.set_ylim(0, 1.2 * axis.get_ylim()[1])  # room for the names
+    axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the names
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure

@@ -48,7 +48,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     for pair, p in zip(made, corrected, strict=True):
         pair["p_holm"] = p
         pair["shown"] = _is_shown(pair)
-        pair["sentences"] = sentences(pair, len(made))
+        pair["sentences"] = sentences(pair, sum(p is not None for p in corrected))
     return {
         "baseline": sides[0].name,
         "folders": {side.name: str(side.folder.absolute()) for side in sides},
@@ -81,6 +81,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
     ).mean(axis=0)
     accuracy, auc, effect = _differences(paired, difference_N)
     discordant = float(np.mean(paired.correct_a_KxN != paired.correct_b_KxN))
+    gained = int(paired.correct_b_KxN.sum()) - int(paired.correct_a_KxN.sum())
     tests = [
         {"seed_a": seed_a, "seed_b": seed_b, **mcnemar(correct_a_N, correct_b_N)}
         for seed_a, seed_b, correct_a_N, correct_b_N in zip(
@@ -97,7 +98,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         "groups": len(np.unique(paired.cluster_N)) if paired.grouped else None,
         "accuracy_a": float(np.mean(paired.correct_a_KxN)),
         "accuracy_b": float(np.mean(paired.correct_b_KxN)),
-        "accuracy_difference": float(np.mean(difference_N)),
+        "accuracy_difference": gained / paired.correct_a_KxN.size,  # 0 where equal
         "accuracy_difference_ci95": accuracy,
         **auc,
         "mcnemar": tests,

@@ -1,6 +1,5 @@
 """A cross-validation told: pooled out-of-fold predictions, and figures over folds and seeds."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from jaxtyping import Float
 from vd.atomic import write_json
 from vd.bootstrap import RESAMPLES
 from vd.errors import VdError
-from vd.evaluation.results import Member, Pooled, pooled_by_seed
+from vd.evaluation.results import Member, Pooled, agrees, pooled_by_seed
 from vd.metrics import (
     COLLAPSE,
     METRICS,
@@ -77,21 +76,14 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
 
 
 def check_told(
-    told: Mapping[str, Any], pooled: Mapping[int, Pooled], path: Path, remedy: str
+    told: Mapping[str, Any], members: Sequence[Member], path: Path, remedy: str
 ) -> None:
-    """Raise `VdError` unless crossval.json tells the means that the predictions have."""
-    figures = [
-        point_metrics(one.labels_N, one.probability_N, one.predicted_N)
-        for one in pooled.values()
-    ]
-    for name in METRICS:
-        mean = _spread([row[name] for row in figures])["mean"]
-        said = told["over_seeds"][name]["mean"]
-        same = said is None if mean is None else isinstance(said, int | float)
-        if not same or (mean is not None and not math.isclose(said, mean)):
+    """Raise `VdError` unless crossval.json tells what the predictions give."""
+    for key, value in summarise(members).items():
+        if not agrees(told[key], value):
             raise VdError(
-                f"{path} says {NAMES[name]} {said!r} where predictions.csv gives {mean}, so "
-                f"one of them was changed; {remedy}."
+                f"{path} has another {key} than predictions.csv gives, so one of them was "
+                f"changed; {remedy}."
             )
 
 

@@ -51,7 +51,10 @@ class Pooled:
 
 
 def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Member:
-    """A finished run; raises `VdError` for an unfinished or damaged one."""
+    """What a finished run said in the evaluation of that name.
+
+    Raises `VdError` for an unfinished or damaged one.
+    """
     seed = read_settings(run_dir).training.seed
     path = run_dir / f"evaluation_{name}.json"
     if not path.exists():
@@ -100,7 +103,9 @@ def read_results(folder: Path) -> list[Member]:
     try:
         for row in told["per_fold"]:
             run_dir, key = folder / row["member"], (str(row["fold"]), str(row["seed"]))
-            content, _ = _splits(run_dir)
+            content, train_clips = _splits(run_dir)
+            if train_clips not in (0, row["n_train"]):
+                raise ValueError(f"{run_dir.name} was trained on {train_clips} clips")
             predictions = parts.pop(key)
             ids = [content.get(clip, "") for clip in predictions.paths]
             member = Member(
@@ -131,15 +136,28 @@ def _check_figures(
     for name in METRICS:
         if name not in told:
             raise VdError(f"{path} is damaged (it has no {NAMES[name]}); {remedy}.")
-        value, found = told[name], counted[name]
-        same = value is None and found is None
-        if isinstance(value, int | float) and found is not None:
-            same = math.isclose(value, found, abs_tol=1e-9)
-        if not same:
+        if not agrees(told[name], counted[name]):
             raise VdError(
-                f"{path} says {NAMES[name]} {value!r} where {table} gives {found}, so one "
-                f"of them was changed; {remedy}."
+                f"{path} says {NAMES[name]} {told[name]!r} where {table} gives "
+                f"{counted[name]}, so one of them was changed; {remedy}."
             )
+
+
+def agrees(told: Any, counted: Any) -> bool:
+    """Whether JSON tells what was counted, numbers up to rounding; it may tell more."""
+    if isinstance(counted, dict):
+        return isinstance(told, dict) and all(
+            agrees(told[key], value) for key, value in counted.items() if key in told
+        )
+    if isinstance(counted, list):
+        return (
+            isinstance(told, list)
+            and len(told) == len(counted)
+            and all(map(agrees, told, counted))
+        )
+    if isinstance(counted, float) and isinstance(told, int | float):
+        return math.isclose(told, counted, abs_tol=1e-9)
+    return bool(told == counted)
 
 
 def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:

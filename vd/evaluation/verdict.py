@@ -47,8 +47,11 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
     if comparisons > 1 and pair["p_holm"] is not None:
         p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
     verdict = "shown" if pair["shown"] else "not shown"
+    points = f"{100 * abs(difference):.1f}"
+    if points == "0.0":
+        points = f"{100 * abs(difference):.1g}"
     first = (
-        f"{better} is better than {worse} by {100 * abs(difference):.1f} points of accuracy, "
+        f"{better} is better than {worse} by {points} points of accuracy, "
         f"{between} ({pair['test']}: {p}): {verdict}"
     )
     if difference == 0:
@@ -69,20 +72,29 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
         + f": one alone is right on {100 * pair['discordant_share']:.1f} % of the "
         f"{pair['n']} clips"
     )
-    caution = (
-        "no source groups known: the interval treats clips as independent"
-        if pair["groups"] is None
-        else f"the interval resamples {pair['groups']} groups"
-        + ("; McNemar's test treats clips as independent" * (not by_folds))
-    )
-    if (groups := pair["groups"] or pair["n"]) < _FEW_GROUPS:
-        caution += f"; with so few ({groups}) it is too narrow"
+    return [first, _areas(pair), second, _caution(pair, by_folds)]
+
+
+def _caution(pair: dict[str, Any], by_folds: bool) -> str:
+    """What interval and test rest on."""
+    groups = pair["groups"]
+    if groups is None:
+        caution = "no source groups known: the interval treats clips as independent"
+    elif pair["accuracy_difference_ci95"] is None:
+        caution = "one group shows no spread: there is no interval"
+    else:
+        caution = f"the interval resamples {groups} groups"
+    if groups is not None and not by_folds:
+        caution += "; McNemar's test treats clips as independent"
+    resampled = groups or pair["n"]
+    if pair["accuracy_difference_ci95"] is not None and resampled < _FEW_GROUPS:
+        caution += f"; with so few ({resampled}) it is too narrow"
     if not by_folds:
         caution += (
             "; one training run of each does not tell a setting's effect from a seed's: "
             "vd crossval with several --seeds does"
         )
-    return [first, _areas(pair), second, caution]
+    return caution
 
 
 def _areas(pair: dict[str, Any]) -> str:

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 
 from vd.atomic import read_json
 from vd.calibration import Calibration
 from vd.config import Config
 from vd.errors import VdError, damage
+from vd.evaluation.operating_points import operating_points
+from vd.evaluation.predictions import cluster_names
 from vd.evaluation.restore import read_calibration
-from vd.evaluation.results import Member, read_run
-from vd.metrics import METRICS
+from vd.evaluation.results import Member, agrees, read_run
+from vd.metrics import METRICS, evaluation_metrics
 from vd.tables import read_csv
 from vd.training.early_stopping import EarlyStopping
 from vd.training.log import read_metrics
@@ -24,7 +27,8 @@ from vd.training.watch import overfits
 EVALUATE = "run vd evaluate on the run to write it again"
 _TRAIN = "put back the file that training wrote, or train the run again"
 _NUMBERS = "threshold", "temperature", *METRICS
-_SAID = "n", "n_violent", "groups", "resampled_groups", "collapsed", "warnings"
+_OWN = "train", "val", "test", "all"  # whose clips' contents the run knows
+_SAID = "split", "n", "n_violent", "groups", "resampled_groups", "collapsed", "warnings"
 _COUNTED = "split", "class", "found", "used", "partial", "quarantined", "reasons"
 _CURVES = (
     "train_loss", "val_loss", "train_accuracy", "val_accuracy", "val_recall_violent",
@@ -88,13 +92,13 @@ def read_facts(run_dir: Path) -> RunFacts:
         for key in ("gap", "p", "lost_violent", "lost_nonviolent"):
             _number(described["ledger"]["loss_gap"], key)
         _ = dict(described["packages"]), described["git_revision"], described["devices"]
-    evaluations = _evaluations(run_dir)
-    with checked(run_dir / "predictions_test.csv", EVALUATE):
-        if len(member.predictions.paths) != evaluations["test"]["n"]:
-            raise ValueError("its rows are not the clips of evaluation_test.json")
+    evaluations, fitted = _evaluations(run_dir), read_calibration(run_dir)
+    for name, told in evaluations.items():
+        if told["split"] in _OWN:
+            _check_told(told, read_run(run_dir, name=name), fitted, name)
     return RunFacts(
-        run_dir, described, config, read_calibration(run_dir), evaluations,
-        _metrics(run_dir), _ledger(run_dir), member,
+        run_dir, described, config, fitted, evaluations, _metrics(run_dir),
+        _ledger(run_dir), member,
     )  # fmt: skip
 
 
@@ -115,6 +119,32 @@ def _evaluations(run_dir: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError("n_violent is no part of n")
         made[_name(path)] = values
     return made
+
+
+def _check_told(
+    told: Mapping[str, Any], member: Member, fitted: Calibration, name: str
+) -> None:
+    """Raise `VdError` unless an evaluation tells what its predictions give.
+
+    But for alarms an hour and slices, which need the lengths and kinds of clips.
+    """
+    said = member.predictions
+    arrays = said.labels_N, said.probability_N
+    cluster_N = cluster_names(said.paths, said.groups, member.ids)
+    counted = evaluation_metrics(*arrays, cluster_N, member.threshold)
+    warnings = set(counted.pop("warnings"))
+    points = operating_points(*arrays, cluster_N, np.zeros(len(said.paths)), fitted)
+    counted["operating_points"] = {
+        name: point and {k: v for k, v in point.items() if "per_hour" not in k}
+        for name, point in points.items()
+    }
+    path = member.run_dir / f"evaluation_{name}.json"
+    with checked(path, EVALUATE):
+        for key, value in counted.items():
+            if not agrees(told.get(key, value), value):
+                raise ValueError(f"its {key} are not those of predictions_{name}.csv")
+        if not warnings <= set(told["warnings"]):
+            raise ValueError("it lacks a warning")
 
 
 def _name(path: Path) -> str:
@@ -176,11 +206,3 @@ def _interval(value: Any) -> None:
         low, high = value
         if not low <= high:
             raise ValueError(f"{value!r} is no interval")
-
-
-def check_intervals(figures: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise unless every metric has a mean, or None, and an interval, or None."""
-    for name in METRICS:
-        _number(figures[name], "mean")
-        _number(figures[name], "sd")
-        _interval(figures[name]["ci95"])

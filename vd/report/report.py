@@ -19,7 +19,7 @@ from vd.evaluation.results import pooled_by_seed, read_results
 from vd.progress import duration
 from vd.report import pictures
 from vd.report.comparison import comparison_page
-from vd.report.facts import RunFacts, check_intervals, checked, read_facts
+from vd.report.facts import RunFacts, checked, read_facts
 from vd.report.mistakes import Mistake, worst
 from vd.report.page import ledger_rows, page
 from vd.report.settings import all_settings, command, crossval_command
@@ -160,8 +160,7 @@ def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> st
     )
     shown = _shown(found, runs, mistakes, dataset_path)
     with checked(path, _AGAIN):
-        check_intervals(values["over_seeds"])
-        check_told(values, pooled, path, _AGAIN)
+        check_told(values, members, path, _AGAIN)
         return page(
             "crossval.html.j2",
             title=f"Report of {folder.resolve().name}",
