@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
+from claims_lines import TOLD, read_lines
 from claims_table import write_table
 
-from vd.atomic import write_text
 from vd.cli import run_command
 from vd.config import (
     BackboneConfig,
@@ -36,7 +36,7 @@ from vd.config import (
     RunConfig,
     TrainingConfig,
 )
-from vd.errors import VdError, damage
+from vd.errors import VdError
 from vd.progress import say
 from vd.tables import read_csv, write_csv
 
@@ -44,7 +44,6 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 FOLDS, SEEDS = 5, (0, 1, 2, 3, 4)
 EPOCHS, WARMUP, PATIENCE, BATCH = 150, 5, 15, 64
 QUICK = "optimized", "original"
-TOLD = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc", "ece", "brier"
 
 
 def at_equal_steps(batch_size: int) -> dict[str, Any]:
@@ -157,27 +156,6 @@ def main(
         shutil.rmtree(runs_dir / cell.dataset / cell.name)
         write_table(read_lines(log), log.with_suffix(".md"), named)
     write_table(read_lines(log), log.with_suffix(".md"), named)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The finished cells; a last line that a kill cut is dropped, from the file too."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
-    lines = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-            _ = [lines[-1][key] for key in ("dataset", "cell", "settings", "correct")]
-        except (ValueError, KeyError, TypeError) as error:
-            raise VdError(
-                f"{path}, line {number} is damaged ({damage(error)}); delete that line, and "
-                "its cell is run again."
-            ) from error
-    return lines
 
 
 def run_cell(

@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     difference: float
     low: float
     high: float
-    p: float | None  # of the corrected t-test
+    p: float | None  # of the corrected t-test; None where nothing pairs the folds
     needed: int  # clips that would show `to_show` points
     to_show: float
 
@@ -71,7 +71,8 @@ Made by `experiments/claims.py` from [{log}]({log}), a line a cell: {folds} fold
 cell `bfloat16`; what a cell has otherwise than `optimized` is in its row. In the study itself, docs/claims.md, the clips are the
 public ones of [results.md](results.md).
 A difference is in points of accuracy, paired over clips, folds and seeds; its 95 % interval resamples whole groups; p is
-the corrected resampled t-test's (Nadeau and Bengio 2003), Holm's correction over the rows of a data set in p (Holm). Early
+the corrected resampled t-test's (Nadeau and Bengio 2003), or the largest of McNemar's where all folds differ by the same;
+Holm's correction over the rows of a data set in p (Holm). Early
 stopping and threshold come from an inner validation part; every clip is tested once a seed.
 
 A promise **holds** when the whole interval keeps it and p (Holm) < 0.05, where there is a p (random folds cannot be paired
@@ -151,7 +152,7 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     import numpy as np
 
     from vd.bootstrap import resample_weights, share_interval
-    from vd.paired import clips_needed, corrected_t_test
+    from vd.paired import clips_needed, corrected_t_test, mcnemar
 
     same_folds = base["clusters"] == better["clusters"]
     random = better["cell"] == "random_folds"
@@ -176,7 +177,13 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     ]
     apart = np.array([accuracies[1][key] - accuracies[0][key] for key in accuracies[0]])
     share = float(np.mean([row["n"] / row["n_train"] for row in base["members"]]))
-    tested = corrected_t_test(apart, share) if same_folds else None
+    p: float | None = None
+    if same_folds:
+        tested = corrected_t_test(apart, share)
+        p = tested["p"] if tested else None
+        if p is None:  # all folds differ by the same
+            pairs = zip(right_a == 1, right_b == 1, strict=True)
+            p = max(mcnemar(*pair)["p"] for pair in pairs)
     alone = float(np.var(difference_N)) / len(difference_N)
     effect = max(1.0, float(np.var(values_R)) / alone) if alone else 1.0
     to_show = claim.least or claim.within or 1.0
@@ -185,7 +192,7 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
         100 * float(difference_N.mean()),
         100 * float(low),
         100 * float(high),
-        tested["p"] if tested else None,
+        p,
         int(np.ceil(needed * effect)),
         to_show,
     )

@@ -58,6 +58,18 @@ def test_a_difference_is_paired_over_clips_and_groups(table):
         table.measure(base, {**better, "clusters": [0] * 6}, table.Claim("", "a", "b"))
 
 
+def test_where_all_folds_gain_the_same_mcnemars_test_decides(table):
+    base, better = line("a", ["100100", "100100"]), line("b", ["110110", "110110"])
+    claim = table.Claim("", "a", "b", 0.0)
+    made = table.measure(base, better, claim)
+    assert made.p == 0.5  # two clips of each seed
+    assert table.judge(claim, made, made.p) == "cannot be decided here"
+    random = table.measure(base, {**better, "cell": "random_folds"}, claim)
+    assert random.p == 0.5
+    apart = {**better, "cell": "random_folds", "clusters": [0, 1, 2, 3, 4, 5]}
+    assert table.measure(base, apart, claim).p is None  # no fold to pair with
+
+
 @pytest.mark.parametrize(
     ("least", "within", "low", "high", "verdict"),
     [
@@ -137,7 +149,9 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     stale = json.dumps(first | {"settings": {"epochs": 7}}) + "\n"
     for text, told in (
         ("garbage\n" + whole, b"claims_quick.jsonl, line 1 is damaged"),
-        (whole + "{}\n", b"line 3 is damaged (it lacks 'dataset')"),
+        (whole + "{}\n", b"line 3 is damaged (it lacks 'clips')"),
+        (whole + whole.splitlines()[0] + "\n", b"repeats the cell optimized on scfd"),
+        (whole.replace('"correct": ["', '"correct": ["1', 1), b"bits differ in number"),
         (stale, b"the cell optimized on scfd with settings that are not those of"),
     ):
         log.write_text(text)

@@ -254,6 +254,7 @@ def test_three_clips_one_class_and_one_group(trained, tmp_path):
         assert (found["accuracy_difference_ci95"] is None) == (name == "one")
         caution = found["sentences"][-1]
         assert ("one group shows no spread" in caution) == (name == "one")
+        assert "in groups like these" not in found["sentences"][2]
         assert ("it is too narrow" in caution) == (name != "one")
         table(result)
 
@@ -395,27 +396,22 @@ def test_what_differs_by_rounding_alone_is_no_difference(tmp_path):
     base = crossed_of(tmp_path / "base", [[4, 3, 2], [3, 2, 1]])
     one_more = crossed_of(tmp_path / "one more", [[5, 4, 3], [4, 3, 2]])
     found = compare([base, one_more])["comparisons"][0]
-    assert found["p"] is None
+    assert found["corrected_t_test"]["p"] is None
+    assert found["test"] == "McNemar's exact test"
+    assert found["p"] == mcnemar(np.zeros(3, bool), np.ones(3, bool))["p"] == 0.25
     assert not found["shown"]
-    assert "no p-value: all folds say the same" in found["sentences"][0]
+    assert "leaves the t-test nothing to go by" in found["sentences"][-1]
+    none = crossed_of(tmp_path / "none", [[0, 0, 0], [0, 0, 0]])
+    every = crossed_of(tmp_path / "every", [[6, 6, 6], [6, 6, 6]])
+    found = compare([none, every])["comparisons"][0]
+    assert found["p"] == pytest.approx(2 * 0.5**18)  # 18 clips, all the one way
+    assert found["shown"]
+    assert "< 0.0001" in table(compare([none, every]))
     a = crossed_of(tmp_path / "a", [[4, 3, 2], [3, 2, 1], [5, 5, 1]])
     b = crossed_of(tmp_path / "b", [[3, 4, 2], [2, 2, 2], [5, 4, 2]])
     found = compare([a, b])["comparisons"][0]
     assert found["accuracy_difference"] == 0
     assert found["sentences"][0].startswith("a and b are equally accurate")
-
-
-def test_holms_correction_counts_the_p_values_that_there_are(tmp_path):
-    base = crossed_of(tmp_path / "base", [[4, 3, 2], [3, 2, 1]])
-    others = [
-        crossed_of(tmp_path / "more", [[5, 4, 3], [4, 3, 2]]),
-        crossed_of(tmp_path / "some", [[5, 5, 2], [3, 4, 1]]),
-        crossed_of(tmp_path / "few", [[4, 5, 2], [3, 2, 2]]),
-    ]
-    more, some, _ = compare([base, *others])["comparisons"]
-    assert more["p"] is None
-    assert "Holm" not in more["sentences"][0]
-    assert "after Holm's correction for 2" in some["sentences"][0]
 
 
 def test_cross_validations_by_fold_and_seed(tmp_path):

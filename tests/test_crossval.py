@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vd.evaluation.crossval import summarise, write_crossval
 from vd.evaluation.matrix import cell
 from vd.evaluation.predictions import Predictions
 from vd.evaluation.results import Member, pooled_by_seed, read_results
+from vd.report.report import report
 from vd.tables import read_csv, write_csv
 from vd.training.log import read_metrics
 from vd.videos.synthetic import render_dataset
@@ -223,6 +225,20 @@ def test_trained_on_one_tested_on_the_other(matrix):
     assert digests(folder / "cv") == before
 
 
+def test_a_changed_matrix_has_no_page(matrix, tmp_path):
+    folder, _ = matrix
+    shutil.copytree(folder / "cv", tmp_path / "cv")
+    report([tmp_path / "cv"], mistakes=0)
+    path = tmp_path / "cv" / "crossval.json"
+    told = json.loads(path.read_text())
+    for place in range(4):
+        changed = json.loads(json.dumps(told))
+        changed["matrix"][place]["accuracy"] = 0.999
+        path.write_text(json.dumps(changed))
+        with pytest.raises(VdError, match=r"its cell of .* is not that of"):
+            report([tmp_path / "cv"], mistakes=0)
+
+
 def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
     folder, asked = matrix
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -311,6 +327,17 @@ def test_seeds_over_other_clips_are_refused():
     twice = [member(0, 0, [0, 1], [0.1, 0.9]), member(1, 0, [0, 1], [0.1, 0.9])]
     with pytest.raises(VdError, match="has a clip twice"):
         pooled_by_seed(twice)
+
+
+def test_copies_of_a_clip_count_as_one_in_a_cell():
+    """Six clips, each of five names: as wide as for six, whatever their number."""
+    labels, score = np.arange(6) % 2, [0.1, 0.1, 0.1, 0.9, 0.9, 0.1]
+    one = member(0, 0, labels, score)
+    five = member(0, 0, np.repeat(labels, 5), np.repeat(score, 5))
+    five = replace(five, ids=[f"id{i // 5}" for i in range(30)])
+    apart = replace(five, ids=[f"id{i}" for i in range(30)])
+    widths = [np.ptp(cell([said])["accuracy_ci95"]) for said in (one, five, apart)]
+    assert widths[1] == widths[0] > 1.5 * widths[2]
 
 
 def test_a_cell_counts_what_no_member_knew():

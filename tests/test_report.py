@@ -393,6 +393,7 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
         ("metrics.jsonl", "[1]\n", "metrics.jsonl is damaged"),
         ("metrics.jsonl", None, "metrics.jsonl is damaged"),
         ("ledger.csv", "path\nx\n", "ledger.csv is damaged"),
+        ("splits.csv", "", "splits.csv is missing, damaged or changed"),
         ("predictions_test.csv", "path,label\na,violent\n", "damaged (it lacks 'group')"),
         ("predictions_test.csv", "path,group,label\na,,fight\n", "damaged ('fight' is no class)"),
         (

@@ -124,7 +124,13 @@ def _on_all(
     first: dict[str, Any],
 ) -> dict[str, Any]:
     """The same on every other data set, and the matrix of all."""
-    from vd.evaluation.matrix import cell, folder_of, matrix_rows, say_of_other
+    from vd.evaluation.matrix import (
+        cell,
+        folder_of,
+        matrix_rows,
+        own_cell,
+        say_of_other,
+    )
     from vd.evaluation.results import read_results
     from vd.metrics import COLLAPSE
     from vd.tables import write_csv
@@ -144,7 +150,7 @@ def _on_all(
         members = read_results(folders[trained])
         for tested, other in names.items():
             if tested == trained:
-                told = _own_cell(own, len(members))
+                told = own_cell(own, len(members))
             else:
                 data = replace(config.data, dataset_path=other)
                 told = cell(say_of_other(members, data, tested))
@@ -175,16 +181,3 @@ def _at(config: Config, dataset_path: Path, folder: Path) -> Config:
         splits=replace(config.splits, splits_file=None),  # of the first data set
         run=replace(config.run, checkpoint_dir=folder),
     )
-
-
-def _own_cell(own: dict[str, Any], members: int) -> dict[str, Any]:
-    """The cell of the data set that was trained on: its held-out folds, pooled."""
-    fallen = sum(row["collapsed"] for row in own["per_fold"])
-    made: dict[str, Any] = {"n": own["n"], "members": members, "collapsed": fallen}
-    for name, told in own["over_seeds"].items():
-        made |= {
-            name: told["mean"],
-            f"{name}_ci95": told["ci95"],
-            f"{name}_sd": own["over_folds"][name]["sd"],
-        }
-    return made

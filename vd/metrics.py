@@ -252,6 +252,7 @@ def evaluation_metrics(
             *interval_warnings(
                 labels_N, group_N, {name: values[f"{name}_ci95"] for name in METRICS}
             ),
+            *below_interval(values["ece"], values["ece_ci95"]),
         ],
     }
 
@@ -269,6 +270,15 @@ def _undefined(
     for said, name in classes:
         if names and (labels_N == said).all():
             yield f"{', '.join(names)} undefined: all clips are {name}"
+
+
+def below_interval(ece: float | None, found: Interval) -> Iterator[str]:
+    """Why a calibration error may lie outside its own interval."""
+    if ece is not None and found is not None and ece < found[0]:
+        yield (
+            "the calibration error lies below its interval: resamples repeat clips, which "
+            "raises it, so the interval is too high"
+        )
 
 
 def interval_warnings(

@@ -3,8 +3,9 @@
 1. Both are read; unless they tested the same clips in the same folds nothing is compared.
 2. The difference of accuracy, and of ROC AUC, is taken clip by clip, the mean over seeds;
    its interval resamples whole groups.
-3. McNemar's exact test, of each seed; a corrected t-test over folds and seeds; the p-value
-   of the one that fits is corrected for the number of comparisons.
+3. McNemar's exact test, of each seed; a corrected t-test over folds and seeds. The latter's
+   p-value counts where there is one, else the largest of McNemar's; it is corrected for the
+   number of comparisons.
 4. A difference is shown when its interval leaves out 0 and that p-value is under 0.05.
 """
 
@@ -48,7 +49,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
     for pair, p in zip(made, corrected, strict=True):
         pair["p_holm"] = p
         pair["shown"] = _is_shown(pair)
-        pair["sentences"] = sentences(pair, sum(p is not None for p in corrected))
+        pair["sentences"] = sentences(pair, len(made))
     return {
         "baseline": sides[0].name,
         "folders": {side.name: str(side.folder.absolute()) for side in sides},
@@ -89,7 +90,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         )
     ]
     t_test = _t_test(a.members, b.members)
-    by_folds = t_test is not None
+    by_folds = t_test is not None and t_test["p"] is not None
     needed = clips_needed(discordant, _POINT)
     return {
         "a": a.name,
@@ -104,7 +105,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         "mcnemar": tests,
         "corrected_t_test": t_test,
         "test": "corrected resampled t-test" if by_folds else "McNemar's exact test",
-        "p": t_test["p"] if t_test is not None else tests[0]["p"],
+        "p": t_test["p"] if t_test and by_folds else max(test["p"] for test in tests),
         "discordant_share": discordant,
         "clips_needed_for_1_point": needed,
         "design_effect": effect,
@@ -128,7 +129,7 @@ def _differences(
     values_R = np.concatenate(accuracy)
     found = _accuracy_interval(difference_N, values_R, paired.cluster_N)
     alone = float(np.var(difference_N)) / len(difference_N)
-    effect = float(np.var(values_R)) / alone if alone > 0 else None
+    effect = float(np.var(values_R)) / alone if found and alone > 0 else None
     auc_a, auc_b = (_mean_area(paired, side) for side in sides)
     auc = {
         "roc_auc_a": auc_a,

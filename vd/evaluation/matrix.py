@@ -1,6 +1,6 @@
 """Trained on one data set, tested on others: what members of a cross-validation say there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -10,11 +10,12 @@ import numpy as np
 
 from vd.atomic import read_json
 from vd.config import DataConfig
+from vd.evaluation.crossval import summarise
 from vd.evaluation.evaluate import evaluate_split
 from vd.evaluation.other import Other, facts_of, open_other, without_trained
 from vd.evaluation.predictions import cluster_names
 from vd.evaluation.restore import moved, restore
-from vd.evaluation.results import Member, read_run
+from vd.evaluation.results import Member, agrees, read_results, read_run
 from vd.metrics import (
     METRICS,
     collapsed,
@@ -64,7 +65,9 @@ def _member_on(
             restored, everything.part(videos), run_dir, other.name, more=facts
         )
         say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
-    return read_run(run_dir, member.fold, other.name)
+    content = {video.name: video.id for video in videos}
+    said = read_run(run_dir, member.fold, other.name)
+    return replace(said, ids=[content[path] for path in said.predictions.paths])
 
 
 def cell(members: Sequence[Member | None]) -> dict[str, Any]:
@@ -86,7 +89,7 @@ def cell(members: Sequence[Member | None]) -> dict[str, Any]:
         cluster_N = cluster_names(
             [said.paths[i] for i in inside],
             [said.groups[i] for i in inside],
-            [""] * len(inside),
+            [member.ids[i] for i in inside],
         )
         probability_N = said.probability_N[inside]
         arrays = said.labels_N[inside], probability_N, probability_N >= member.threshold
@@ -117,6 +120,45 @@ def cell(members: Sequence[Member | None]) -> dict[str, Any]:
             float(np.std(some, ddof=1)) if whole and len(some) > 1 else None
         )
     return made
+
+
+def own_cell(own: dict[str, Any], members: int) -> dict[str, Any]:
+    """The cell of the data set that was trained on: its held-out folds, pooled."""
+    fallen = sum(row["collapsed"] for row in own["per_fold"])
+    made: dict[str, Any] = {"n": own["n"], "members": members, "collapsed": fallen}
+    for name, told in own["over_seeds"].items():
+        made |= {
+            name: told["mean"],
+            f"{name}_ci95": told["ci95"],
+            f"{name}_sd": own["over_folds"][name]["sd"],
+        }
+    return made
+
+
+def check_matrix(folder: Path, own: str, told: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless a cell tells what its members' predictions give.
+
+    `own` is the name of the first data set. But for intervals on other data: its copies of
+    clips are not known here.
+    """
+    trained, tested = told["trained_on"], told["tested_on"]
+    members = read_results(folder if trained == own else folder_of(folder, trained))
+    if trained == tested:
+        counted = own_cell(summarise(members), len(members))
+    else:
+        counted = cell(
+            [
+                read_run(one.run_dir, one.fold, tested)
+                if (one.run_dir / f"evaluation_{tested}.json").exists()
+                else None
+                for one in members
+            ]
+        )
+        counted = {k: v for k, v in counted.items() if not k.endswith("_ci95")}
+    if not agrees(told, counted):
+        raise ValueError(
+            f"its cell of {trained} and {tested} is not that of the predictions"
+        )
 
 
 def matrix_rows(matrix: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -41,10 +41,8 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
     if found is not None:
         low, high = sorted(sign * 100 * end for end in found)
         between = f"95 % interval {signed(low)} to {signed(high)}"
-    p = "no p-value: all folds say the same"
-    if pair["p"] is not None:
-        p = f"p = {pair['p']:.2g}"
-    if comparisons > 1 and pair["p_holm"] is not None:
+    p = f"p = {pair['p']:.2g}"
+    if comparisons > 1:
         p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
     verdict = "shown" if pair["shown"] else "not shown"
     points = f"{100 * abs(difference):.1f}"
@@ -59,37 +57,40 @@ def sentences(pair: dict[str, Any], comparisons: int) -> list[str]:
             f"{pair['a']} and {pair['b']} are equally accurate, {between} ({pair['test']}: "
             f"{p}): no difference is shown"
         )
-    by_folds = pair["corrected_t_test"] is not None
     needed = pair["clips_needed_for_1_point"]
     second = (
         f"to show a difference of 1 point by McNemar's test at least {needed:,} clips would "
         "be needed"
         + (
             f", {pair['clips_needed_in_such_groups']:,} in groups like these"
-            if pair["groups"] is not None
+            if pair["groups"] is not None and pair["design_effect"] is not None
             else ""
         )
         + f": one alone is right on {100 * pair['discordant_share']:.1f} % of the "
         f"{pair['n']} clips"
     )
-    return [first, _areas(pair), second, _caution(pair, by_folds)]
+    return [first, _areas(pair), second, _caution(pair)]
 
 
-def _caution(pair: dict[str, Any], by_folds: bool) -> str:
+def _caution(pair: dict[str, Any]) -> str:
     """What interval and test rest on."""
-    groups = pair["groups"]
+    groups, t_test = pair["groups"], pair["corrected_t_test"]
     if groups is None:
         caution = "no source groups known: the interval treats clips as independent"
     elif pair["accuracy_difference_ci95"] is None:
         caution = "one group shows no spread: there is no interval"
     else:
         caution = f"the interval resamples {groups} groups"
-    if groups is not None and not by_folds:
+    if t_test is not None and t_test["p"] is None:
+        caution += (
+            "; all folds differ by the same, which leaves the t-test nothing to go by"
+        )
+    if groups is not None and pair["test"].startswith("McNemar"):
         caution += "; McNemar's test treats clips as independent"
     resampled = groups or pair["n"]
     if pair["accuracy_difference_ci95"] is not None and resampled < _FEW_GROUPS:
         caution += f"; with so few ({resampled}) it is too narrow"
-    if not by_folds:
+    if t_test is None:
         caution += (
             "; one training run of each does not tell a setting's effect from a seed's: "
             "vd crossval with several --seeds does"
@@ -133,6 +134,11 @@ def table_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def told_p(p: float | None) -> str:
+    """A p-value for a table."""
+    return "–" if p is None else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
 def table(result: dict[str, Any]) -> str:
     """The comparison in aligned columns."""
 
@@ -151,7 +157,7 @@ def table(result: dict[str, Any]) -> str:
             [
                 pair["b"], number(pair["accuracy_b"]), number(pair["roc_auc_b"]),
                 number(pair["accuracy_difference"]),
-                f"{number(found[0])} to {number(found[1])}", number(pair["p_holm"], 4),
+                f"{number(found[0])} to {number(found[1])}", told_p(pair["p_holm"]),
                 "shown" if pair["shown"] else "not shown",
             ]
         )  # fmt: skip

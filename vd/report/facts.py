@@ -21,7 +21,7 @@ from vd.metrics import METRICS, evaluation_metrics
 from vd.tables import read_csv
 from vd.training.early_stopping import EarlyStopping
 from vd.training.log import read_metrics
-from vd.training.run_folder import read_config, read_settings
+from vd.training.run_folder import read_config, read_settings, videos_of
 from vd.training.watch import overfits
 
 EVALUATE = "run vd evaluate on the run to write it again"
@@ -94,8 +94,10 @@ def read_facts(run_dir: Path) -> RunFacts:
         _ = dict(described["packages"]), described["git_revision"], described["devices"]
     evaluations, fitted = _evaluations(run_dir), read_calibration(run_dir)
     for name, told in evaluations.items():
+        said = read_run(run_dir, name=name)
         if told["split"] in _OWN:
-            _check_told(told, read_run(run_dir, name=name), fitted, name)
+            _check_told(told, said, fitted, name)
+    videos_of(run_dir, config.data.dataset_path)  # splits.csv, too, is whole
     return RunFacts(
         run_dir, described, config, fitted, evaluations, _metrics(run_dir),
         _ledger(run_dir), member,

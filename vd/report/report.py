@@ -14,6 +14,7 @@ from vd.atomic import read_json, write_text
 from vd.errors import VdError
 from vd.evaluation.crossval import check_told
 from vd.evaluation.curves import curve
+from vd.evaluation.matrix import check_matrix
 from vd.evaluation.other import dataset_name
 from vd.evaluation.results import pooled_by_seed, read_results
 from vd.progress import duration
@@ -161,6 +162,8 @@ def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> st
     shown = _shown(found, runs, mistakes, dataset_path)
     with checked(path, _AGAIN):
         check_told(values, members, path, _AGAIN)
+        for row in values.get("matrix", []):
+            check_matrix(folder, dataset_name(first.config.data.dataset_path), row)
         return page(
             "crossval.html.j2",
             title=f"Report of {folder.resolve().name}",

@@ -89,35 +89,20 @@ def run_verdict(facts: RunFacts) -> list[Sentence]:
     ]
     made.append(loss(facts.described))
     made += _training(facts)
-    made.append(
-        Sentence(
-            "",
-            f"Its probabilities are off by {decimal(told['ece'])} on average (expected "
-            f"calibration error, {decimals(told['ece_ci95'])}){_by_chance(told)}.",
-        )
-    )
-    return made + _below_interval(told["ece"], told["ece_ci95"])
+    made.append(_calibration(told["ece"], told["ece_ci95"], told.get("ece_by_chance")))
+    return made
 
 
-def _by_chance(told: Mapping[str, Any]) -> str:
-    """What the calibration error is to be held against; "" of an earlier version's file."""
-    chance = told.get("ece_by_chance")
-    if chance is None:
-        return ""
-    return f"; by chance, a calibrated one is off by {decimal(chance)} on so many clips"
-
-
-def _below_interval(
-    ece: float | None, between: Sequence[float] | None
-) -> list[Sentence]:
-    """Why a calibration error may lie outside its own interval."""
-    if ece is None or between is None or ece >= between[0]:
-        return []
-    text = (
-        "The calibration error lies below its interval: resamples repeat clips, which raises "
-        "it, so the interval is too high."
-    )
-    return [Sentence("Caution", text)]
+def _calibration(
+    ece: float | None, between: Sequence[float] | None, chance: float | None
+) -> Sentence:
+    """The calibration error, held against that of chance (unknown to earlier versions)."""
+    told = f"expected calibration error, {decimals(between)}"
+    held = ""
+    if chance is not None:
+        held = f"; by chance, a calibrated one is off by {decimal(chance)} on so many clips"
+    text = f"Its probabilities are off by {decimal(ece)} on average ({told}){held}."
+    return Sentence("", text)
 
 
 def beats_majority(
@@ -214,10 +199,11 @@ def crossval_verdict(
             f"{percent(folds['max'])}: so much hangs on which clips are tested.",
         ),
     ]
+    ece = of["ece"]["mean"], of["ece"]["ci95"]
+    made.append(_calibration(*ece, values.get("ece_by_chance")))
     for text in values["warnings"]:
         kind = "Warning" if text.startswith("CLASS COLLAPSE") else "Caution"
         made.append(Sentence(kind, _sentence(text)))
-    made += _below_interval(of["ece"]["mean"], of["ece"]["ci95"])
     made.append(loss(described))
     return made + [
         Sentence(
