@@ -146,7 +146,7 @@ def _check_told(
             if not agrees(told.get(key, value), value):
                 raise ValueError(f"its {key} are not those of predictions_{name}.csv")
         if not warnings <= set(told["warnings"]):
-            raise ValueError("it lacks a warning")
+            raise ValueError("it lacks a warning that the predictions give")
 
 
 def _name(path: Path) -> str:
