@@ -9,7 +9,7 @@ under way goes on from its finished runs. The table is written anew after every 
 `claims_table.py`.
 
 Source:   the recipe (README); DATA holds scfd/manifest.csv and hockey/manifest.csv
-Cost:     30 cells of 25 runs each; the first ones took 3 to 10 minutes each on two busy cores
+Cost:     30 cells of 25 runs each, 5.9 hours together on two cores that did other work too
 Promised: each row of docs/claims.md says what
 Measured: docs/claims.md
 """
