@@ -237,6 +237,13 @@ def test_a_changed_matrix_has_no_page(matrix, tmp_path):
         path.write_text(json.dumps(changed))
         with pytest.raises(VdError, match=r"its cell of .* is not that of"):
             report([tmp_path / "cv"], mistakes=0)
+    run = tmp_path / "cv" / "fold-0_seed-0"
+    path = run / "evaluation_a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.999}))
+    with pytest.raises(
+        VdError, match=r"accuracy 0\.999 where predictions_a\.csv gives"
+    ):
+        report([run], mistakes=0)
 
 
 def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
