@@ -60,7 +60,9 @@ def _check(line: Line) -> None:
         raise ValueError("its accuracy is not that of its bits")
     _ = [float(line[name]["mean"]) for name in TOLD]
     _ = [float(half[key]) for half in line["at_half"] for key in _HALF]
-    _ = dict(line["settings"]), line["groups"], line["dataset"] + line["cell"] + ""
+    _ = dict(line["settings"]), line["groups"]
+    if not (isinstance(line["dataset"], str) and isinstance(line["cell"], str)):
+        raise TypeError("its data set or cell is no name")
 
 
 def _check_beside(line: Line, others: list[Line]) -> None:

@@ -151,8 +151,8 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     """
     import numpy as np
 
-    from vd.bootstrap import resample_weights, share_interval
-    from vd.paired import clips_needed, corrected_t_test, mcnemar
+    from vd.bootstrap import difference_interval, resample_weights
+    from vd.paired import clips_needed, corrected_t_test, deciding_p, mcnemar
 
     same_folds = base["clusters"] == better["clusters"]
     random = better["cell"] == "random_folds"
@@ -167,10 +167,8 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     values_R = np.concatenate(
         [(w * difference_N).sum(1) / w.sum(1) for w in resample_weights(cluster_N)]
     )
-    low, high = np.quantile(values_R, [0.025, 0.975])
-    if not difference_N.any():  # as exact as for a share of none, as in vd compare
-        none = share_interval(0.0, values_R, cluster_N)
-        low, high = (-none[1], none[1]) if none else (low, high)
+    found = difference_interval(difference_N, values_R, cluster_N)
+    low, high = found or (float("nan"),) * 2
     accuracies = [
         {(row["fold"], row["seed"]): row["accuracy"] for row in line["members"]}
         for line in (base, better)
@@ -179,19 +177,17 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     share = float(np.mean([row["n"] / row["n_train"] for row in base["members"]]))
     p: float | None = None
     if same_folds:
-        tested = corrected_t_test(apart, share)
-        p = tested["p"] if tested else None
-        if p is None:  # all folds differ by the same
-            pairs = zip(right_a == 1, right_b == 1, strict=True)
-            p = max(mcnemar(*pair)["p"] for pair in pairs)
+        seeds = zip(right_a == 1, right_b == 1, strict=True)
+        tests = [mcnemar(a, b) for a, b in seeds]
+        p = deciding_p(corrected_t_test(apart, share), tests)
     alone = float(np.var(difference_N)) / len(difference_N)
     effect = max(1.0, float(np.var(values_R)) / alone) if alone else 1.0
     to_show = claim.least or claim.within or 1.0
     needed = clips_needed(float(np.mean(right_a != right_b)), to_show / 100)
     return Measured(
         100 * float(difference_N.mean()),
-        100 * float(low),
-        100 * float(high),
+        100 * low,
+        100 * high,
         p,
         int(np.ceil(needed * effect)),
         to_show,

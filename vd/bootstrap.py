@@ -67,3 +67,24 @@ def share_interval(
         return interval(values_R, group_N)
     surely = float(_TAIL ** (1 / groups))
     return [surely, 1.0] if share == 1 else [0.0, 1.0 - surely]
+
+
+def difference_interval(
+    difference_N: Float[np.ndarray, " N"],
+    values_R: Float[np.ndarray, " R"],
+    group_N: Shaped[np.ndarray, " N"],
+) -> Interval:
+    """The same of a mean over clips of differences in -1 to 1, `values_R` over resamples.
+
+    When none of the clips differ, or all do by 1, it is as exact as that of a share.
+    """
+    mean = float(np.mean(difference_N))
+    if np.any(difference_N != mean) or abs(mean) not in (0.0, 1.0):
+        return interval(values_R, group_N)
+    share = share_interval(abs(mean), values_R, group_N)
+    if share is None:
+        return None
+    low, high = share
+    if mean == 0:
+        return [-high, high]
+    return [low, high] if mean > 0 else [-high, -low]

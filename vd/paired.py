@@ -1,6 +1,6 @@
 """Paired tests of two detectors on the same clips: arrays in, numbers out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,15 @@ def corrected_t_test(
         return result | ({"t": 0.0, "p": 1.0} if abs(mean) < _ROUNDING else {})
     t = mean / np.sqrt((1 / count + test_to_train) * variance)
     return result | {"t": float(t), "p": float(2 * stats.t.sf(abs(t), count - 1))}
+
+
+def deciding_p(
+    t_test: Mapping[str, Any] | None, tests: Sequence[Mapping[str, Any]]
+) -> float:
+    """The p-value of the corrected t-test, or where it has none the largest of McNemar's."""
+    if t_test is not None and t_test["p"] is not None:
+        return float(t_test["p"])
+    return max(float(test["p"]) for test in tests)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

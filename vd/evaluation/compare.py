@@ -14,16 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
-from vd.bootstrap import RESAMPLES, Interval, interval, resample_weights, share_interval
+from vd.bootstrap import (
+    RESAMPLES,
+    Interval,
+    difference_interval,
+    interval,
+    resample_weights,
+)
 from vd.errors import VdError
 from vd.evaluation.crossval import collapse_of
 from vd.evaluation.pairing import Paired, Side, check_paired, pair_clips, read_sides
 from vd.evaluation.results import Member
 from vd.evaluation.verdict import sentences
 from vd.metrics import collapsed, roc_auc
-from vd.paired import clips_needed, corrected_t_test, holm, mcnemar
+from vd.paired import clips_needed, corrected_t_test, deciding_p, holm, mcnemar
 from vd.weighted import roc_areas
 
 _SIGNIFICANT = 0.05
@@ -105,7 +111,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         "mcnemar": tests,
         "corrected_t_test": t_test,
         "test": "corrected resampled t-test" if by_folds else "McNemar's exact test",
-        "p": t_test["p"] if t_test and by_folds else max(test["p"] for test in tests),
+        "p": deciding_p(t_test, tests),
         "discordant_share": discordant,
         "clips_needed_for_1_point": needed,
         "design_effect": effect,
@@ -127,7 +133,7 @@ def _differences(
         )
         areas.append(auc_b_R - auc_a_R)
     values_R = np.concatenate(accuracy)
-    found = _accuracy_interval(difference_N, values_R, paired.cluster_N)
+    found = difference_interval(difference_N, values_R, paired.cluster_N)
     alone = float(np.var(difference_N)) / len(difference_N)
     effect = float(np.var(values_R)) / alone if found and alone > 0 else None
     auc_a, auc_b = (_mean_area(paired, side) for side in sides)
@@ -138,27 +144,6 @@ def _differences(
         "roc_auc_difference_ci95": _spread(np.concatenate(areas), paired),
     }
     return found, auc, effect
-
-
-def _accuracy_interval(
-    difference_N: Float[np.ndarray, " N"],
-    values_R: Float[np.ndarray, " R"],
-    cluster_N: Shaped[np.ndarray, " N"],
-) -> Interval:
-    """Interval of the mean difference; where no resample shows another, that of a share.
-
-    None of the clips, or all of them, differ then: as exact as for a share of 0 or 1.
-    """
-    mean = float(np.mean(difference_N))
-    if np.any(difference_N != mean) or abs(mean) not in (0.0, 1.0):
-        return interval(values_R, cluster_N)
-    share = share_interval(abs(mean), values_R, cluster_N)
-    if share is None:
-        return None
-    low, high = share
-    if mean == 0:
-        return [-high, high]
-    return [low, high] if mean > 0 else [-high, -low]
 
 
 def _spread(difference_R: Float[np.ndarray, " R"], paired: Paired) -> Interval:
