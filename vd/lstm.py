@@ -7,17 +7,29 @@ of the forward direction before those of the backward one.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn import sigmoid
 from jaxtyping import Array, Float
 
 from vd.dense import dense
 
-Residuals = tuple[Array, ...]
+
+class _Factors(NamedTuple):
+    """Partial derivatives at each frame, all that the gradient multiplies by.
+
+    by_gates: of the cell c by the inputs of i, f and g, of the output h by that of o.
+    h_by_c: of h by c. c_by_c: of c by the cell before.
+    """
+
+    by_gates_BxTx8H: Array
+    h_by_c_BxTx2H: Array
+    c_by_c_BxTx2H: Array
+
+
+Residuals = tuple[Array, _Factors, Array, Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -33,59 +45,93 @@ def lstm(
     padding before or after a clip changes nothing. `dtype` is that of the recurrent
     product; gates are float32.
     """
-    return _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype)[0]
+    return _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=False)[0]
 
 
 def _forward(
-    inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
-) -> tuple[Array, Residuals]:
-    """Outputs, and what the gradient needs: activated gates and the cells before each step.
+    inputs_BxTx8H: Array,
+    mask_BxT: Array,
+    recurrent_2xHx4H: Array,
+    dtype: Any,
+    keep: bool,
+) -> tuple[Array, _Factors]:
+    """Outputs and, where `keep` says so, the factors, made while a frame is in the cache.
 
     Each step reads and writes its frames where they lie: a scan would reverse, split and
-    transpose whole arrays. The activated gates take the place of their inputs.
+    transpose whole arrays. The factors by gates take the place of the gates' inputs.
     """
     batch, frames = mask_BxT.shape
     hidden = recurrent_2xHx4H.shape[1]
     weights = _apart(*recurrent_2xHx4H.astype(dtype))
 
     def step(number: Array, carry: Any) -> Any:
-        states, (h_BxTx2H, cell_BxTx2H, gates_BxTx8H) = carry
+        states, h_BxTx2H, factors = carry
         after = []
         for d, time in enumerate((number, frames - 1 - number)):
-            h, c = states[d]
-            gates = _read(gates_BxTx8H, time, d, 4 * hidden)
-            i, f, g, o = jnp.split(
-                gates + _product(h.astype(dtype), weights[d]), 4, axis=-1
-            )
-            i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
-            cell_BxTx2H = _write(cell_BxTx2H, c, time, d)
+            h, before = states[d]
+            inputs = _read(factors.by_gates_BxTx8H, time, d, 4 * hidden)
+            gates = _activate(inputs + _product(h.astype(dtype), weights[d]))
             mask = _read(mask_BxT[..., None], time, 0, 1)
-            c = mask * (f * c + i * g)
-            h = mask * o * jnp.tanh(c)
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            c = mask * (f * before + i * g)
+            tanh_c = jnp.tanh(c)
+            h = mask * o * tanh_c
             h_BxTx2H = _write(h_BxTx2H, h, time, d)
-            gates = jnp.concatenate([i, f, g, o], axis=-1)
-            gates_BxTx8H = _write(gates_BxTx8H, gates, time, d)
+            if keep:
+                by_gates = (
+                    mask * g * i * (1 - i),
+                    mask * before * f * (1 - f),
+                    mask * i * (1 - g**2),
+                    mask * tanh_c * o * (1 - o),
+                )
+                by_c = o * (1 - tanh_c**2), mask * f
+                factors = _keep(factors, by_gates, by_c, time, d)
             after.append((h, c))
-        return tuple(after), (h_BxTx2H, cell_BxTx2H, gates_BxTx8H)
+        return tuple(after), h_BxTx2H, factors
 
     empty_BxTx2H = jnp.zeros((batch, frames, 2 * hidden), jnp.float32)
-    kept = empty_BxTx2H, empty_BxTx2H, inputs_BxTx8H.astype(jnp.float32)
-    _, kept = jax.lax.fori_loop(0, frames, step, (_zero_states(batch, hidden), kept))
-    return kept[0], (*kept, mask_BxT, recurrent_2xHx4H)
+    factors = _Factors(inputs_BxTx8H.astype(jnp.float32), empty_BxTx2H, empty_BxTx2H)
+    carry = _zero_states(batch, hidden), empty_BxTx2H, factors
+    _, h_BxTx2H, factors = jax.lax.fori_loop(0, frames, step, carry)
+    return h_BxTx2H, factors
+
+
+def _activate(inputs_Bx4H: Array) -> Array:
+    """tanh of the cell gate, sigmoid of the others, as one tanh: σ(x) = ½ tanh(½ x) + ½."""
+    scale_1x4 = jnp.array([[0.5, 0.5, 1.0, 0.5]])
+    scale_1x4H = jnp.repeat(scale_1x4, inputs_Bx4H.shape[-1] // 4, axis=-1)
+    return scale_1x4H * jnp.tanh(scale_1x4H * inputs_Bx4H) + (1 - scale_1x4H)
+
+
+def _keep(
+    factors: _Factors, by_gates: Any, by_c: Any, time: Any, direction: int
+) -> _Factors:
+    """The factors with one direction's of one frame; gate by gate, which takes no copy."""
+    by_gates_BxTx8H, h_by_c_BxTx2H, c_by_c_BxTx2H = factors
+    for gate, part in enumerate(by_gates):
+        by_gates_BxTx8H = _write(by_gates_BxTx8H, part, time, 4 * direction + gate)
+    return _Factors(
+        by_gates_BxTx8H,
+        _write(h_by_c_BxTx2H, by_c[0], time, direction),
+        _write(c_by_c_BxTx2H, by_c[1], time, direction),
+    )
 
 
 def _fwd(
     inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
 ) -> tuple[Array, tuple[Residuals, Array]]:
-    output, residuals = _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype)
-    return output, (residuals, jnp.zeros((), inputs_BxTx8H.dtype))
+    h_BxTx2H, factors = _forward(
+        inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=True
+    )
+    residuals = h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H
+    return h_BxTx2H, (residuals, jnp.zeros((), inputs_BxTx8H.dtype))
 
 
 def _bwd(
     dtype: Any, saved: tuple[Residuals, Array], dh_BxTx2H: Array
 ) -> tuple[Array, Array, Array]:
     """Backpropagation through time; weight gradients are one product each after it."""
-    (h_BxTx2H, cell_BxTx2H, gates_BxTx8H, mask_BxT, recurrent_2xHx4H), like = saved
+    (h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H), like = saved
     batch, frames = mask_BxT.shape
     hidden = recurrent_2xHx4H.shape[1]
     transposed = _apart(*(w_Hx4H.T.astype(dtype) for w_Hx4H in recurrent_2xHx4H))
@@ -94,28 +140,19 @@ def _bwd(
         states, dgates_BxTx8H = carry
         after = []
         for d, time in enumerate((frames - 1 - number, number)):
-            dh_next, dc_next = states[d]
-            gates = _read(gates_BxTx8H, time, d, 4 * hidden)
-            i, f, g, o = jnp.split(gates, 4, axis=-1)
-            c = _read(cell_BxTx2H, time, d, hidden)  # before the step
-            mask = _read(mask_BxT[..., None], time, 0, 1)
-            tanh_c = jnp.tanh(mask * (f * c + i * g))
-            dh = mask * (_read(dh_BxTx2H, time, d, hidden) + dh_next)
-            dc = mask * dc_next + dh * o * (1 - tanh_c**2)
-            dgates = jnp.concatenate(
-                [
-                    dc * g * i * (1 - i),
-                    dc * c * f * (1 - f),
-                    dc * i * (1 - g**2),
-                    dh * tanh_c * o * (1 - o),
-                ],
-                axis=-1,
+            by_gates, h_by_c, c_by_c = (
+                _read(part, time, d, part.shape[-1] // 2) for part in factors
             )
+            dh_next, dc_next = states[d]
+            dh = _read(dh_BxTx2H, time, d, hidden) + dh_next
+            dc = dc_next + dh * h_by_c
+            # put together first: products of parts XLA would form one number at a time
+            dgates = jnp.concatenate([dc, dc, dc, dh], axis=-1) * by_gates
             dgates_BxTx8H = _write(dgates_BxTx8H, dgates, time, d)
-            after.append((_product(dgates.astype(dtype), transposed[d]), dc * f))
+            after.append((_product(dgates.astype(dtype), transposed[d]), dc * c_by_c))
         return tuple(after), dgates_BxTx8H
 
-    carry = _zero_states(batch, hidden), jnp.zeros_like(gates_BxTx8H)
+    carry = _zero_states(batch, hidden), jnp.zeros_like(factors.by_gates_BxTx8H)
     _, dgates_BxTx8H = jax.lax.fori_loop(0, frames, step, carry)
     before = (
         jnp.pad(h_BxTx2H[:, :-1, :hidden], ((0, 0), (1, 0), (0, 0))),
@@ -147,17 +184,17 @@ def _zero_states(batch: int, hidden: int) -> Any:
     return (zeros, zeros), (zeros, zeros)
 
 
-def _read(array_BxTxN: Array, time: Any, direction: int, size: int) -> Array:
-    """(B, size): one direction's part of one frame."""
-    begin = (0, time, direction * size)
+def _read(array_BxTxN: Array, time: Any, number: int, size: int) -> Array:
+    """(B, size): one part of one frame, all parts being of that size."""
+    begin = (0, time, number * size)
     return jax.lax.dynamic_slice(array_BxTxN, begin, (array_BxTxN.shape[0], 1, size))[
         :, 0
     ]
 
 
-def _write(array_BxTxN: Array, part: Array, time: Any, direction: int) -> Array:
-    """The array with one direction's part of one frame put in place."""
-    begin = (0, time, direction * part.shape[-1])
+def _write(array_BxTxN: Array, part: Array, time: Any, number: int) -> Array:
+    """The array with one part of one frame put in place."""
+    begin = (0, time, number * part.shape[-1])
     return jax.lax.dynamic_update_slice(array_BxTxN, part[:, None], begin)
 
 
