@@ -3,6 +3,7 @@
 import grain
 import jax
 import numpy as np
+import pytest
 
 from tests.fabricated import make_set, make_videos
 from vd.config import TrainingConfig
@@ -40,6 +41,18 @@ def test_reading_at_random_gives_what_memory_gives(tmp_path):
     from_store = list(training_batches(data, config, 8, 4, 0))
     for a, b in zip(from_memory, from_store, strict=True):
         np.testing.assert_array_equal(a.features_BxTxD, b.features_BxTxD)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_cpu_takes_a_batch_where_it_lies(in_memory, tmp_path):
+    data = make_set(tmp_path, make_videos(9))
+    if not in_memory:
+        data._memory = None
+    for batch in training_batches(data, TrainingConfig(epochs=2), 8, 4, 0):
+        host = batch.features_BxTxD
+        taken = jax.device_put(host, jax.devices("cpu")[0])
+        assert taken.unsafe_buffer_pointer() == host.ctypes.data
+        np.testing.assert_array_equal(taken, host)
 
 
 def test_an_epochs_order_is_grains(tmp_path):

@@ -1,6 +1,7 @@
 """The features of a part: in memory when they fit, on the GPUs too, else read at random."""
 
 import copy
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from vd.videos.manifest import Video
 
 _MEMORY_SHARE = 1 / 6  # of a set; a run has three, so half of the memory at most
 _DEVICE_SHARE = 1 / 2  # of what JAX may take
+_ALIGNED = 64  # bytes; arrays that begin elsewhere are copied by XLA
 
 
 class FeatureSet:
@@ -79,13 +81,17 @@ class FeatureSet:
                 )
                 for at in clips
             ]
-            return np.stack(flat).reshape(*frames_NxBxT.shape, self.dim)
+            made_CxTxD = host_array((len(flat), *flat[0].shape))
+            np.stack(flat, out=made_CxTxD)
+            return made_CxTxD.reshape(*frames_NxBxT.shape, self.dim)
         start_NxB = self._offset_N[index_NxB] + view_NxB * self.frames_N[index_NxB]
         rows_NxBxT = start_NxB[..., None] + frames_NxBxT
         if self._take is not None:
             made: jax.Array = self._take(rows_NxBxT)
             return made
-        return self._memory[rows_NxBxT]
+        made_NxBxTxD = host_array((*rows_NxBxT.shape, self.dim))
+        # "wrap": into `out` as it is, where "raise" goes by way of a copy
+        return self._memory.take(rows_NxBxT, axis=0, out=made_NxBxTxD, mode="wrap")
 
     def _load(self) -> Float16[np.ndarray, "R D"] | None:
         """Every frame of every view in one array, when it takes its share of memory."""
@@ -101,6 +107,14 @@ class FeatureSet:
                     video.id, view
                 )
         return memory
+
+
+def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
+    """An array, not yet filled, that JAX takes where it lies, without a copy, on a CPU."""
+    size = math.prod(shape) * np.float16().itemsize
+    raw = np.empty(size + _ALIGNED, np.uint8)
+    begin = -raw.ctypes.data % _ALIGNED
+    return raw[begin : begin + size].view(np.float16).reshape(shape)
 
 
 def fits(
