@@ -6,7 +6,8 @@ Batches of 64 clips × 32 frames × 2560 values, float16 as they are stored, on 
 by `--on-gpu`, for all peers on the GPU already, where training has them; hidden size 128,
 float32. A step is all of it: conversion, dropout, focal loss, gradient, clipping, AdamW. Two shapes: `default` projects the features to 256 first, `direct` does
 not. Every peer has all cores, or the first GPU where there is one, gives the same logits
-for the same parameters (checked) and trains on the same batch:
+for the same parameters (checked) and trains on the same batch; torch in a process of its
+own, since vd sets how its process keeps memory:
 
 - torch: nn.LSTM, fused AdamW
 - flax: nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell)) under jit
@@ -20,8 +21,9 @@ rounds, which other work on the machine disturbs least.
 """
 
 import json
-import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,24 +31,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 import tyro
 
 from benchmarks.train_step_peers import (
-    DEVICE,
     STEPS_PER_EPOCH,
     CudnnDetector,
     FlaxDetector,
     Step,
+    TorchProcess,
     check,
     flax_step,
-    settle,
-    torch_step,
+    timed,
 )
 from vd.config import Config, DataConfig, ModelConfig
 from vd.devices import training_devices
 from vd.model import Detector, init_params
 from vd.training.batches import Batch
+from vd.training.feature_set import host_array
 from vd.training.optimizer import learning_rate, make_optimizer
 from vd.training.step import TrainState, make_train_step
 
@@ -54,6 +55,9 @@ BATCH, FRAMES, DIM = 64, 32, 2560
 ROWS = BATCH * FRAMES
 SHAPES = {"default": 256, "direct": 0}
 PRODUCT = (ROWS, DIM, 1024)
+PRODUCTS = "torch_product", "xla_product"
+
+Timer = Callable[[int], float]  # milliseconds a step, of so many in a row
 
 
 def main(
@@ -67,11 +71,13 @@ def main(
     ours = training_devices(devices, BATCH)
     gpu = ours[0].platform == "gpu"
     draw = np.random.default_rng(0)
-    features = draw.normal(size=(BATCH, FRAMES, DIM)).astype(np.float16)
+    features = host_array((BATCH, FRAMES, DIM))
+    features[:] = draw.normal(size=features.shape)
     labels = (np.arange(BATCH) % 2).astype(np.float32)
-    given, theirs = features, torch.from_numpy(features)
-    if on_gpu:
-        given, theirs = jax.device_put(features, ours[0]), theirs.to(DEVICE)
+    given = jax.device_put(features, ours[0]) if on_gpu else features
+    factors = [
+        draw.normal(size=size).astype(np.float32) for size in (PRODUCT[:2], PRODUCT[1:])
+    ]
     for shape in shapes:
         model = ModelConfig(projection_size=SHAPES[shape], mixed_precision=False)
         config = Config(DataConfig(Path()), model=model)
@@ -80,16 +86,21 @@ def main(
         check(config, params, features[:8], detectors)
         runs = {
             "ours": our_step(config, params, given, labels, ours),
-            "torch": torch_step(config, params, theirs, labels),
             "flax": flax_step(config, params, given, labels),
-            **products(),
+            "xla_product": xla_product(*factors),
         }
         if gpu:
             half = replace(config, model=replace(model, mixed_precision=True))
             runs["cudnn"] = flax_step(config, params, given, labels, CudnnDetector)
             runs["bfloat16"] = our_step(half, params, given, labels, ours)
-        times = interleaved(runs, rounds, steps)
-        fastest = min(products(), key=lambda name: median(times[name]))
+        timers: dict[str, Timer] = {
+            name: partial(timed, run) for name, run in runs.items()
+        }
+        with TorchProcess(config, params, features, labels, factors, on_gpu) as torch:
+            timers["torch"] = partial(torch.timed, "step")
+            timers["torch_product"] = partial(torch.timed, "product")
+            times = interleaved(timers, rounds, steps)
+        fastest = min(PRODUCTS, key=lambda name: median(times[name]))
         share = flops(config) / (2 * np.prod(PRODUCT))
         times["floor"] = [share * taken for taken in times[fastest]]
         for peer in ("torch", "flax", "cudnn", "bfloat16", "floor"):
@@ -117,19 +128,11 @@ def our_step(
     return run
 
 
-def products() -> dict[str, Step]:
-    """One large matrix product on all cores, in torch and in XLA."""
-    rows, inner, columns = PRODUCT
-    draw = np.random.default_rng(1)
-    a = draw.normal(size=(rows, inner)).astype(np.float32)
-    b = draw.normal(size=(inner, columns)).astype(np.float32)
-    torch_a, torch_b = (torch.from_numpy(x).to(DEVICE) for x in (a, b))
+def xla_product(a: np.ndarray, b: np.ndarray) -> Step:
+    """One large matrix product on all cores."""
     jax_a, jax_b = jnp.asarray(a), jnp.asarray(b)
     product = jax.jit(jnp.matmul)
-    return {
-        "torch_product": lambda: torch_a @ torch_b,
-        "xla_product": lambda: product(jax_a, jax_b),
-    }
+    return lambda: product(jax_a, jax_b)
 
 
 def flops(config: Config) -> int:
@@ -143,18 +146,15 @@ def flops(config: Config) -> int:
 
 
 def interleaved(
-    runs: dict[str, Step], rounds: int, steps: int
+    timers: dict[str, Timer], rounds: int, steps: int
 ) -> dict[str, list[float]]:
     """Milliseconds a step in each round; a first round, which compiles, is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times: dict[str, list[float]] = {name: [] for name in timers}
     for number in range(rounds + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            for _ in range(steps):
-                done = run()
-            settle(done)
+        for name, timer in timers.items():
+            taken = timer(steps)
             if number:
-                times[name].append(1000 * (time.perf_counter() - began) / steps)
+                times[name].append(taken)
     return times
 
 
