@@ -21,12 +21,13 @@ rounds, which other work on the machine disturbs least.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,12 +65,19 @@ def main(
     rounds: int = 15,
     steps: int = 4,
     devices: int | None = None,
-    shapes: tuple[str, ...] = tuple(SHAPES),
+    shapes: tuple[Literal["default", "direct"], ...] = ("default", "direct"),
     on_gpu: bool = False,
 ) -> None:
     """A JSON line a shape and peer; each round takes `steps` steps of each."""
+    asked = 1 if devices is None else devices
+    if min(rounds, steps, asked, len(shapes)) < 1 or BATCH % asked:
+        sys.exit(
+            f"--rounds, --steps, --shapes: at least one; --devices: a divisor of {BATCH}"
+        )
     ours = training_devices(devices, BATCH)
     gpu = ours[0].platform == "gpu"
+    if on_gpu and not gpu:
+        sys.exit("--on-gpu needs a GPU, and JAX finds none here")
     draw = np.random.default_rng(0)
     features = host_array((BATCH, FRAMES, DIM))
     features[:] = draw.normal(size=features.shape)

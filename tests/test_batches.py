@@ -55,6 +55,17 @@ def test_a_cpu_takes_a_batch_where_it_lies(in_memory, tmp_path):
         np.testing.assert_array_equal(taken, host)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_frame_past_the_end_of_its_video_is_refused(in_memory, tmp_path):
+    data = make_set(tmp_path, make_videos(3), frames=lambda i: 6)
+    if not in_memory:
+        data._memory = None
+    first = np.zeros((1, 1), np.int64)
+    assert data.gather(first, first, np.array([[[5]]])).shape[:3] == (1, 1, 1)
+    with pytest.raises(IndexError):
+        data.gather(first, first, np.array([[[6]]]))
+
+
 def test_an_epochs_order_is_grains(tmp_path):
     data = make_set(tmp_path, make_videos(10), signal=0)
     config = TrainingConfig(epochs=3, augmentation=False, seed=3)

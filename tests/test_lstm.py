@@ -76,6 +76,22 @@ def test_gradient_equals_autodiff():
         np.testing.assert_allclose(our, their, atol=2e-6)
 
 
+def test_gradient_of_shut_gates_holes_and_an_empty_clip_equals_autodiff():
+    inputs, mask, recurrent = _inputs(7)
+    inputs = inputs - 16  # all gates near 0 and the cell's at -1
+    mask[0, 2], mask[2] = 0.0, 0.0
+
+    def gradient(function):
+        def loss(x, w):
+            return jnp.sum(function(x, mask, w))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(inputs, recurrent)
+
+    for our, their in zip(gradient(lstm), gradient(autodiff_lstm), strict=True):
+        assert np.any(their)
+        np.testing.assert_allclose(our, their, rtol=1e-4, atol=0)
+
+
 def test_gradient_equals_finite_differences():
     inputs, mask, recurrent = _inputs(3)
     check_grads(

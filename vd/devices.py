@@ -12,8 +12,7 @@ from vd.errors import VdError
 from vd.progress import say
 
 _MOST_CPU_DEVICES = 8
-# <malloc.h>: M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-_KEEP_FREED_MEMORY = {-8: 1, -3: 2**30, -1: 2**31 - 1}
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
 
 def prepare_jax(cpu_devices: int = 1) -> None:
@@ -38,12 +37,16 @@ def _keep_freed_memory() -> None:
     """Have the C library keep what a step frees for the next one.
 
     It would give arrays of tens of MiB back to the system, which zeroes each page of them
-    when it is next touched: up to a fifth of a step. glibc alone has these settings.
+    when it is next touched: up to a fifth of a step. Only glibc has these settings, before
+    2.35 with too low a limit (the other two alone would do harm); a user's own stay.
     """
+    if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        for setting, value in _KEEP_FREED_MEMORY.items():
-            mallopt(setting, value)
+        if mallopt(_M_MMAP_THRESHOLD, 2**30):
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_M_ARENA_MAX, 1)
 
 
 def training_devices(requested: int | None, batch_size: int) -> list[jax.Device]:

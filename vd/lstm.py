@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn import sigmoid
 from jaxtyping import Array, Float
 
 from vd.dense import dense
@@ -41,8 +42,8 @@ def lstm(
 ) -> Float[Array, "B T 2H"]:
     """Run an LSTM in both directions over gate inputs that already hold W·x + b.
 
-    Returns the outputs h, side by side. The state is held at 0 wherever the mask is 0, so
-    padding before or after a clip changes nothing. `dtype` is that of the recurrent
+    Returns the outputs h, side by side. The mask is 0 or 1; the state is held at 0 wherever
+    it is 0, so padding before or after a clip changes nothing. `dtype` is that of the recurrent
     product; gates are float32.
     """
     return _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=False)[0]
@@ -97,10 +98,9 @@ def _forward(
 
 
 def _activate(inputs_Bx4H: Array) -> Array:
-    """tanh of the cell gate, sigmoid of the others, as one tanh: σ(x) = ½ tanh(½ x) + ½."""
-    scale_1x4 = jnp.array([[0.5, 0.5, 1.0, 0.5]])
-    scale_1x4H = jnp.repeat(scale_1x4, inputs_Bx4H.shape[-1] // 4, axis=-1)
-    return scale_1x4H * jnp.tanh(scale_1x4H * inputs_Bx4H) + (1 - scale_1x4H)
+    """tanh of the cell gate, sigmoid of the others; both of all, which is one pass."""
+    gate_1x4H = jnp.arange(inputs_Bx4H.shape[-1])[None] // (inputs_Bx4H.shape[-1] // 4)
+    return jnp.where(gate_1x4H == 2, jnp.tanh(inputs_Bx4H), sigmoid(inputs_Bx4H))
 
 
 def _keep(

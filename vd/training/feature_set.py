@@ -89,6 +89,8 @@ class FeatureSet:
         if self._take is not None:
             made: jax.Array = self._take(rows_NxBxT)
             return made
+        if np.any(frames_NxBxT >= self.frames_N[index_NxB][..., None]):
+            raise IndexError("a frame past the end of its video")
         made_NxBxTxD = host_array((*rows_NxBxT.shape, self.dim))
         # "wrap": into `out` as it is, where "raise" goes by way of a copy
         return self._memory.take(rows_NxBxT, axis=0, out=made_NxBxTxD, mode="wrap")
@@ -110,7 +112,10 @@ class FeatureSet:
 
 
 def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
-    """An array, not yet filled, that JAX takes where it lies, without a copy, on a CPU."""
+    """An array, not yet filled, that JAX takes where it lies, without a copy, on a CPU.
+
+    Over several devices each part does that is a multiple of 64 bytes.
+    """
     size = math.prod(shape) * np.float16().itemsize
     raw = np.empty(size + _ALIGNED, np.uint8)
     begin = -raw.ctypes.data % _ALIGNED
