@@ -43,6 +43,7 @@ from benchmarks.train_step_peers import (
     check,
     flax_step,
     timed,
+    torch_runs,
 )
 from vd.config import Config, DataConfig, ModelConfig
 from vd.devices import training_devices
@@ -104,7 +105,8 @@ def main(
         timers: dict[str, Timer] = {
             name: partial(timed, run) for name, run in runs.items()
         }
-        with TorchProcess(config, params, features, labels, factors, on_gpu) as torch:
+        make = partial(torch_runs, config, params, features, labels, factors, on_gpu)
+        with TorchProcess(make) as torch:
             timers["torch"] = partial(torch.timed, "step")
             timers["torch_product"] = partial(torch.timed, "product")
             times = interleaved(timers, rounds, steps)

@@ -214,20 +214,11 @@ class TorchDetector(torch.nn.Module):
 
 
 class TorchProcess:
-    """Torch's step and its product of `factors`, in a process of their own."""
+    """What `make` makes, `torch_runs` with its arguments, in a process of its own."""
 
-    def __init__(
-        self,
-        config: Config,
-        params: Any,
-        features: np.ndarray,
-        labels: np.ndarray,
-        factors: Sequence[np.ndarray],
-        on_gpu: bool,
-    ) -> None:
+    def __init__(self, make: Callable[[], dict[str, Step]]) -> None:
         context = multiprocessing.get_context("spawn")
-        given = config, params, features, labels, factors, on_gpu
-        self._pool = ProcessPoolExecutor(1, context, _build, given)
+        self._pool = ProcessPoolExecutor(1, context, _start, (make,))
 
     def __enter__(self) -> Self:
         return self
@@ -240,22 +231,26 @@ class TorchProcess:
         return self._pool.submit(_timed_there, name, steps).result()
 
 
-_torch_runs: dict[str, Step] = {}  # in that process
+_runs: dict[str, Step] = {}  # in that process
 
 
-def _build(
+def _start(make: Callable[[], dict[str, Step]]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _runs.update(make())
+
+
+def torch_runs(
     config: Config,
     params: Any,
     features: np.ndarray,
     labels: np.ndarray,
     factors: Sequence[np.ndarray],
     on_gpu: bool,
-) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+) -> dict[str, Step]:
+    """Torch's step and its product of the factors."""
     x = torch.from_numpy(features).to(DEVICE if on_gpu else "cpu")
     a, b = (torch.from_numpy(factor).to(DEVICE) for factor in factors)
-    _torch_runs["step"] = torch_step(config, params, x, labels)
-    _torch_runs["product"] = lambda: a @ b
+    return {"step": torch_step(config, params, x, labels), "product": lambda: a @ b}
 
 
 def _end_with_parent() -> None:
@@ -265,7 +260,7 @@ def _end_with_parent() -> None:
 
 
 def _timed_there(name: str, steps: int) -> float:
-    return timed(_torch_runs[name], steps)
+    return timed(_runs[name], steps)
 
 
 def timed(run: Step, steps: int) -> float:

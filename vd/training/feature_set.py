@@ -84,13 +84,13 @@ class FeatureSet:
             made_CxTxD = host_array((len(flat), *flat[0].shape))
             np.stack(flat, out=made_CxTxD)
             return made_CxTxD.reshape(*frames_NxBxT.shape, self.dim)
+        if np.any(frames_NxBxT >= self.frames_N[index_NxB][..., None]):
+            raise IndexError("a frame past the end of its video")
         start_NxB = self._offset_N[index_NxB] + view_NxB * self.frames_N[index_NxB]
         rows_NxBxT = start_NxB[..., None] + frames_NxBxT
         if self._take is not None:
             made: jax.Array = self._take(rows_NxBxT)
             return made
-        if np.any(frames_NxBxT >= self.frames_N[index_NxB][..., None]):
-            raise IndexError("a frame past the end of its video")
         made_NxBxTxD = host_array((*rows_NxBxT.shape, self.dim))
         # "wrap": into `out` as it is, where "raise" goes by way of a copy
         return self._memory.take(rows_NxBxT, axis=0, out=made_NxBxTxD, mode="wrap")
