@@ -35,10 +35,9 @@ from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.devices import training_devices
 from vd.features.store import FeatureStore
 from vd.model import Detector, init_params
-from vd.training import feature_set
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoints
-from vd.training.feature_set import FeatureSet
+from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 from vd.training.log import read_metrics
 from vd.training.loop import train
 from vd.training.optimizer import learning_rate, make_optimizer
@@ -58,28 +57,27 @@ def main(
     steps: int = 40,
     rounds: int = 3,
     epochs: int = 1,
-    memory_share: float | None = None,
+    memory_share: float = TRAINED_SHARE,
 ) -> None:
     """A JSON line a measure; what is written into `folder` is removed at the end.
 
     `memory_share` of the machine's memory is what a set may take that is not read at
     random; 0 reads all at random. With 0 `epochs` growth alone is measured.
     """
-    share = feature_set._MEMORY_SHARE if memory_share is None else memory_share
     total = validation + int(max(sizes) * videos)
     made = [
         Video(Path(str(i)), str(i), i % 2, "train", "", f"{i:064x}")
         for i in range(total)
     ]
     try:
-        with mock.patch.object(feature_set, "_MEMORY_SHARE", share):
-            store = open_store(folder)
-            fill(store, [video.id for video in made])
-            val, train_videos = made[:validation], made[validation:]
-            if epochs:
-                measure_epoch(folder, store, train_videos[:videos], val, epochs)
-            counts = {size: int(size * videos) for size in sizes}
-            measure_growth(folder, store, train_videos, counts, steps, rounds)
+        store = open_store(folder)
+        fill(store, [video.id for video in made])
+        val, train_videos = made[:validation], made[validation:]
+        if epochs:
+            first = train_videos[:videos]
+            measure_epoch(folder, store, first, val, epochs, memory_share)
+        counts = {size: int(size * videos) for size in sizes}
+        measure_growth(folder, store, train_videos, counts, steps, rounds, memory_share)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -99,6 +97,7 @@ def measure_epoch(
     videos: Sequence[Video],
     validation: Sequence[Video],
     epochs: int,
+    share: float,
 ) -> None:
     """Whole epochs by the training loop, from files that the page cache has dropped."""
     devices = training_devices(None, BATCH)
@@ -110,7 +109,7 @@ def measure_epoch(
 
     drop(shards(folder))
     reset_peak()
-    sets = FeatureSet(videos, store, devices), FeatureSet(validation, store)
+    sets = FeatureSet(videos, store, devices, share), FeatureSet(validation, store)
     run_dir = folder / "run"
     run_dir.mkdir()
     with mock.patch.object(Checkpoints, "save", timed):
@@ -132,11 +131,12 @@ def measure_growth(
     counts: dict[float, int],
     steps: int,
     rounds: int,
+    share: float,
 ) -> None:
     """Steps on sets of several sizes, which take turns."""
     devices = training_devices(None, BATCH)
     sets = {
-        size: FeatureSet(videos[:count], store, devices)
+        size: FeatureSet(videos[:count], store, devices, share)
         for size, count in counts.items()
     }
     drop(shards(folder))

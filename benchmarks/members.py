@@ -22,7 +22,7 @@ from benchmarks.store import fill, open_store
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.devices import training_devices
 from vd.sweep import Run, train_members
-from vd.training.feature_set import FeatureSet
+from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 from vd.training.lockstep import Lockstep
 from vd.training.opening import Opened
 from vd.training.parts import BUILT_IN
@@ -46,7 +46,7 @@ def main(
         fill(store, names)
         made = [Video(Path(n), n, i % 2, "", "", n) for i, n in enumerate(names)]
         devices = training_devices(None, BATCH)
-        everything = FeatureSet(made, store, devices)
+        everything = FeatureSet(made, store, devices, TRAINED_SHARE)
         sets = {
             "train": everything.part(made[validation:]),
             "val": everything.part(made[:validation]),

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from unittest import mock
 
 import numpy as np
 import tyro
@@ -30,7 +29,6 @@ import tyro
 from vd.config import TrainingConfig
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
-from vd.training import feature_set
 from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
 from vd.videos.manifest import Video
@@ -120,8 +118,7 @@ def measure_batches(store: FeatureStore, names: list[str]) -> None:
         for i, name in enumerate(names[:4096])
     ]
     config = TrainingConfig(epochs=1)
-    with mock.patch.object(feature_set, "_MEMORY_SHARE", 0.0):  # as if too large for it
-        data = FeatureSet(videos, store)
+    data = FeatureSet(videos, store, share=0.0)  # as if too large for memory
     for _ in range(2):
         made = iter(training_batches(data, config, 32, 64, 0))
         next(made)

@@ -1,14 +1,18 @@
 """Training batches: functions of (seed, step), from memory, from devices, from files."""
 
+import os
+import shutil
+
 import grain
 import jax
 import numpy as np
 import pytest
 
-from tests.fabricated import make_set, make_videos
+from tests.fabricated import make_set, make_videos, open_store
 from vd.config import TrainingConfig
+from vd.errors import VdError
 from vd.training.batches import Batch, training_batches
-from vd.training.feature_set import fits
+from vd.training.feature_set import TRAINED_SHARE, FeatureSet, fits
 
 
 def test_batches_are_a_function_of_seed_and_step(tmp_path):
@@ -37,17 +41,31 @@ def test_reading_at_random_gives_what_memory_gives(tmp_path):
     data = make_set(tmp_path, make_videos(9))
     config = TrainingConfig(epochs=1)
     from_memory = list(training_batches(data, config, 8, 4, 0))
-    data._memory = None  # as when the set does not fit
-    from_store = list(training_batches(data, config, 8, 4, 0))
+    at_random = FeatureSet(data.videos, data.store, share=0.0)
+    from_store = list(training_batches(at_random, config, 8, 4, 0))
     for a, b in zip(from_memory, from_store, strict=True):
         np.testing.assert_array_equal(a.features_BxTxD, b.features_BxTxD)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_cpu_takes_a_batch_where_it_lies(in_memory, tmp_path):
-    data = make_set(tmp_path, make_videos(9))
-    if not in_memory:
-        data._memory = None
+def test_a_set_to_train_on_may_take_more_memory_than_one_to_score(
+    tmp_path, monkeypatch
+):
+    made = make_set(tmp_path, make_videos(9), frames=lambda i: 8)
+    taken = 9 * 2 * 8 * 12 * np.float16().itemsize  # videos, views, frames, values
+    machine = {"SC_PHYS_PAGES": 6 * taken, "SC_PAGE_SIZE": 1}
+    monkeypatch.setattr(os, "sysconf", machine.__getitem__)
+    trained = FeatureSet(made.videos, open_store(tmp_path), share=TRAINED_SHARE)
+    scored = FeatureSet(made.videos, open_store(tmp_path))
+    shutil.rmtree(made.store.directory)
+    np.testing.assert_array_equal(trained.read(4, 1), made.read(4, 1))
+    with pytest.raises(VdError):  # it was to be read from there
+        scored.read(4, 1)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_a_cpu_takes_a_batch_where_it_lies(share, tmp_path):
+    made = make_set(tmp_path, make_videos(9))
+    data = FeatureSet(made.videos, made.store, share=share)
     for batch in training_batches(data, TrainingConfig(epochs=2), 8, 4, 0):
         host = batch.features_BxTxD
         taken = jax.device_put(host, jax.devices("cpu")[0])
@@ -55,11 +73,10 @@ def test_a_cpu_takes_a_batch_where_it_lies(in_memory, tmp_path):
         np.testing.assert_array_equal(taken, host)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_frame_past_the_end_of_its_video_is_refused(in_memory, tmp_path):
-    data = make_set(tmp_path, make_videos(3), frames=lambda i: 6)
-    if not in_memory:
-        data._memory = None
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_a_frame_past_the_end_of_its_video_is_refused(share, tmp_path):
+    made = make_set(tmp_path, make_videos(3), frames=lambda i: 6)
+    data = FeatureSet(made.videos, made.store, share=share)
     first = np.zeros((1, 1), np.int64)
     assert data.gather(first, first, np.array([[[5]]])).shape[:3] == (1, 1, 1)
     with pytest.raises(IndexError):

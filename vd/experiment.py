@@ -78,11 +78,12 @@ def run(
             return _finished(run_dir)
         if data.videos != data.given:
             keep_splits(data.videos, config)
-        from vd.training.feature_set import FeatureSet
+        from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 
-        holders = {} if joint else {"train": opened.devices}
+        holders = () if joint else opened.devices
+        places = {"train": (holders, TRAINED_SHARE / hosts.count)}
         sets = {
-            split: FeatureSet(clips, data.store, holders.get(split, ()))
+            split: FeatureSet(clips, data.store, *places.get(split, ()))
             for split, clips in data.parts().items()
         }
         say_before_training(config, parts, sets["train"], opened.devices)

@@ -168,11 +168,12 @@ def _train_and_evaluate(
     at_once: int,
 ) -> dict[str, BaseException]:
     """Train the members, `at_once` together, and evaluate each; returns what went wrong."""
-    from vd.training.feature_set import FeatureSet
+    from vd.training.feature_set import TRAINED_SHARE, FeatureSet
     from vd.training.lockstep import Lockstep
 
     batch_size, devices = next(iter(runs.values()))[2]
-    everything = FeatureSet(data.ledger.usable(), data.store, devices)
+    videos = data.ledger.usable()
+    everything = FeatureSet(videos, data.store, devices, TRAINED_SHARE)
     made = {
         name: Run(
             config,

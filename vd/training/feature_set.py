@@ -12,15 +12,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float16, Int
 
 from vd.features.store import FeatureStore
+from vd.progress import track
 from vd.videos.manifest import Video
 
-_MEMORY_SHARE = 1 / 6  # of a set; a run has three, so half of the memory at most
+# of the machine's memory; one to train on and two to score are half of it at most
+TRAINED_SHARE, _SCORED_SHARE = 1 / 3, 1 / 12
 _DEVICE_SHARE = 1 / 2  # of what JAX may take
 _ALIGNED = 64  # bytes; arrays that begin elsewhere are copied by XLA
 
 
 class FeatureSet:
-    """The features of some videos.
+    """The features of some videos, in memory where they take at most `share` of it.
 
     Where `devices` to train on have a memory of their own and it holds them, each has a
     copy, and a batch is gathered there.
@@ -31,6 +33,7 @@ class FeatureSet:
         videos: Sequence[Video],
         store: FeatureStore,
         devices: Sequence[jax.Device] = (),
+        share: float = _SCORED_SHARE,
     ) -> None:
         self.videos, self.store = list(videos), store
         self.labels_N = np.array([video.label for video in videos], np.float32)
@@ -41,7 +44,7 @@ class FeatureSet:
         self._offset_N = (
             np.cumsum(self.views * self.frames_N) - self.views * self.frames_N
         )
-        self._memory = self._load()
+        self._memory = self._load(share)
         self._take: Callable[[Any], Any] | None = None
         if self._memory is not None and fits(self._memory.nbytes, devices):
             self._take = take_on(devices, self._memory)
@@ -95,19 +98,21 @@ class FeatureSet:
         # "wrap": into `out` as it is, where "raise" goes by way of a copy
         return self._memory.take(rows_NxBxT, axis=0, out=made_NxBxTxD, mode="wrap")
 
-    def _load(self) -> Float16[np.ndarray, "R D"] | None:
-        """Every frame of every view in one array, when it takes its share of memory."""
+    def _load(self, share: float) -> Float16[np.ndarray, "R D"] | None:
+        """Every frame of every view in one array, unless it takes more than its share."""
         rows = int(self.views * self.frames_N.sum())
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if rows * self.dim * np.float16().itemsize > memory_bytes * _MEMORY_SHARE:
+        if rows * self.dim * np.float16().itemsize > memory_bytes * share:
             return None
         memory = np.empty((rows, self.dim), np.float16)
-        for index, video in enumerate(self.videos):
-            for view in range(self.views):
-                start = self._offset_N[index] + view * self.frames_N[index]
-                memory[start : start + self.frames_N[index]] = self.store.read(
-                    video.id, view
-                )
+        with track("features into memory", len(self), "videos") as ticker:
+            for index, video in enumerate(self.videos):
+                for view in range(self.views):
+                    start = self._offset_N[index] + view * self.frames_N[index]
+                    memory[start : start + self.frames_N[index]] = self.store.read(
+                        video.id, view
+                    )
+                ticker.advance()
         return memory
 
 

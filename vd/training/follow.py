@@ -10,7 +10,7 @@ from vd.hosts import Hosts
 from vd.progress import say
 from vd.training import run_folder
 from vd.training.batches import training_batches
-from vd.training.feature_set import FeatureSet
+from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.loop import begin
 from vd.training.meeting import devices_of_all, look
@@ -69,4 +69,4 @@ def _training_set(config: Config, parts: Parts, hosts: Hosts) -> FeatureSet:
             f"the features of {len(lacking)} clips that process 0 has; give all processes "
             "one cache on a shared file system."
         )
-    return FeatureSet(train, store)
+    return FeatureSet(train, store, share=TRAINED_SHARE / hosts.count)
