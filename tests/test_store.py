@@ -8,15 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.fabricated import features_of, make_videos, open_store
 from tests.unprivileged import open_folder, unprivileged
 from vd.atomic import lock
 from vd.errors import VdError
-from vd.features.shards import PART_FRAMES, Extracted, Spool, in_parts
+from vd.features.shards import PART_FRAMES, Extracted, RecordFormat, Spool, in_parts
 from vd.features.verify import verify_store
 from vd.tables import read_csv, write_csv
 from vd.videos.outcome import Outcome
@@ -150,6 +153,23 @@ def test_the_bytes_of_a_record_are_the_same_in_every_process(tmp_path):
     for record in store.read_records(0, stored):
         places = [record.rindex(key) for key in (b"features", b"id", b"part", b"view")]
         assert places == sorted(places)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_record_is_what_tfds_reads_in_it_and_no_other(data):
+    streams, dim, frames = (data.draw(st.integers(1, 4)) for _ in range(3))
+    form = RecordFormat(streams, dim)
+    part = data.draw(hnp.arrays(np.float16, (2, frames, streams, dim)))
+    for view, record in enumerate(form.serialize("v0", 7, part)):
+        name, features = form.parse(record)
+        theirs = form.features.deserialize_example_np(record)
+        assert name == ("v0", view, 7)
+        assert (theirs["id"], theirs["view"], theirs["part"]) == (b"v0", view, 7)
+        flat = theirs["features"].reshape(frames, -1)
+        np.testing.assert_array_equal(features, flat)
+        with pytest.raises((ValueError, LookupError)):
+            form.parse(record[: data.draw(st.integers(0, len(record) - 1))])
 
 
 def test_grows_by_shards_and_keeps_quarantined_outcomes(tmp_path):

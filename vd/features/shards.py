@@ -25,7 +25,9 @@ from array_record.python.array_record_module import (
     ArrayRecordWriter,
 )
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 from jaxtyping import Float16
+from tensorflow_datasets.proto import tf_example_pb2
 
 from vd.atomic import explaining, reading, write_text
 from vd.tables import SEAL, sealed, write_csv
@@ -107,6 +109,7 @@ class RecordFormat:
     """The TFDS features of a record of `streams` × `dim` values a frame."""
 
     def __init__(self, streams: int, dim: int) -> None:
+        self._size = streams * dim
         self.features = tfds.features.FeaturesDict(
             {
                 "id": tfds.features.Text(),
@@ -132,12 +135,6 @@ class RecordFormat:
             self.features.get_serialized_info()
         )
 
-    @cached_property
-    def _parser(self) -> Any:
-        return tfds.core.example_parser.ExampleParserNp(
-            self.features.get_serialized_info()
-        )
-
     def serialize(self, video_id: str, number: int, part: Part) -> Iterator[bytes]:
         """The records of one part of a video, a view each."""
         for view, features_FxSxD in enumerate(part):
@@ -150,10 +147,24 @@ class RecordFormat:
             # else the order of the four differs from process to process
             yield made.SerializeToString(deterministic=True)
 
-    def name(self, record: bytes) -> tuple[str, int, int]:
-        """Video id, view and part of a record."""
-        found = self._parser.parse_example(record)
-        return found["id"].decode(), int(found["view"]), int(found["part"])
+    def parse(
+        self, record: bytes
+    ) -> tuple[tuple[str, int, int], Float16[np.ndarray, "F SD"]]:
+        """Video id, view and part of a record, and its features, streams side by side.
+
+        What TFDS reads, in half its time. Raises `ValueError`, or `LookupError` where
+        something lacks.
+        """
+        try:
+            found = tf_example_pb2.Example.FromString(record).features.feature
+        except DecodeError as error:
+            raise ValueError("a record is no tf.train.Example") from error
+        video_id, content = (
+            found[key].bytes_list.value[0] for key in ("id", "features")
+        )
+        view, part = (found[key].int64_list.value[0] for key in ("view", "part"))
+        features_FxSD = np.frombuffer(content, np.float16).reshape(-1, self._size)
+        return (video_id.decode(), view, part), features_FxSD
 
 
 class ShardWriter:

@@ -154,7 +154,7 @@ class FeatureStore:
             return None
         for place, record in enumerate(records):
             part, view = divmod(place, stored.views)
-            if self._format.name(record) != (stored.id, view, part):
+            if self._format.parse(record)[0] != (stored.id, view, part):
                 return None
         return records
 
@@ -179,10 +179,12 @@ class FeatureStore:
         video_id: str,
         view: int,
         frames_L: Int[np.ndarray, " L"] | None = None,
+        out: Float16[np.ndarray, "L SD"] | None = None,
     ) -> Float16[np.ndarray, "F SD"]:
         """Features of one view of a stored video, streams side by side.
 
-        All its frames, or those of `frames_L`; only the parts between them are read.
+        All its frames, or those of `frames_L`, put into `out` where it is given; only the
+        parts between them are read. Raises `IndexError` for a frame past the end.
         """
         if (stored := self.rows.get(video_id)) is None:
             raise VdError(
@@ -192,12 +194,16 @@ class FeatureStore:
         first, last = 0, stored.frames - 1
         if frames_L is not None:
             first, last = int(frames_L.min()), int(frames_L.max())
+        if last >= stored.frames:
+            raise IndexError("a frame past the end of its video")
         numbers = range(first // PART_FRAMES, last // PART_FRAMES + 1)
         parts = [self._read_part(stored, view, number) for number in numbers]
         features_FxSD = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if frames_L is None:
             return features_FxSD
-        return features_FxSD[frames_L - numbers[0] * PART_FRAMES]
+        places_L = frames_L - numbers[0] * PART_FRAMES
+        # "wrap": into `out` as it is, where "raise" goes by way of a copy
+        return features_FxSD.take(places_L, axis=0, out=out, mode="wrap")
 
     def _read_part(
         self, stored: StoredVideo, view: int, part: int
@@ -205,20 +211,18 @@ class FeatureStore:
         """One record, checked to be the one that the index means."""
         try:
             record = self._source[stored.first + part * stored.views + view]
+            found, features_FxSD = self._format.parse(record)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise VdError(
                 f"{self.directory} is damaged ({str(error).splitlines()[0]}); vd extract "
                 "--verify finds the damaged videos and extracts them again."
             ) from error
-        found = record["id"].decode(), record["view"], record["part"]
         if found != (stored.id, view, part):
             raise VdError(
                 f"{self.directory} is damaged (its index names another record); vd "
                 "extract --verify finds the damaged videos and extracts them again."
             )
-        features_FxSxD = record["features"]
-        flat: np.ndarray = features_FxSxD.reshape(len(features_FxSxD), -1)
-        return flat
+        return features_FxSD
 
     def write_metadata(self) -> None:
         """Write what tells of the directory, unless it is as it should be.
@@ -232,9 +236,11 @@ class FeatureStore:
 
     @cached_property
     def _source(self) -> Any:
-        """The TFDS data source over all shards."""
+        """The TFDS data source over all shards, of records as they were written."""
         self.write_metadata()
-        return tfds.builder_from_directory(self.directory).as_data_source(SPLIT)
+        builder = tfds.builder_from_directory(self.directory)
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        return builder.as_data_source(SPLIT, deserialize_method=raw)
 
     def _shard(self, number: int) -> Path:
         return shard_file(self.directory, number)

@@ -77,16 +77,11 @@ class FeatureSet:
     ) -> Float16[np.ndarray | jax.Array, "N B T D"]:
         """The named frames of the named views, for N devices; on them where they have a copy."""
         if self._memory is None:
-            clips = np.ndindex(index_NxB.shape)
-            flat = [
-                self.store.read(
-                    self.videos[index_NxB[at]].id, int(view_NxB[at]), frames_NxBxT[at]
-                )
-                for at in clips
-            ]
-            made_CxTxD = host_array((len(flat), *flat[0].shape))
-            np.stack(flat, out=made_CxTxD)
-            return made_CxTxD.reshape(*frames_NxBxT.shape, self.dim)
+            made_NxBxTxD = host_array((*frames_NxBxT.shape, self.dim))
+            for at in np.ndindex(index_NxB.shape):
+                video, view = self.videos[index_NxB[at]], int(view_NxB[at])
+                self.store.read(video.id, view, frames_NxBxT[at], made_NxBxTxD[at])
+            return made_NxBxTxD
         if np.any(frames_NxBxT >= self.frames_N[index_NxB][..., None]):
             raise IndexError("a frame past the end of its video")
         start_NxB = self._offset_N[index_NxB] + view_NxB * self.frames_N[index_NxB]
