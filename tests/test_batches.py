@@ -12,7 +12,7 @@ from tests.fabricated import make_set, make_videos, open_store
 from vd.config import TrainingConfig
 from vd.errors import VdError
 from vd.training.batches import Batch, training_batches
-from vd.training.feature_set import TRAINED_SHARE, FeatureSet, fits
+from vd.training.feature_set import TRAINED_SHARE, FeatureSet, fits, usable_memory
 
 
 def test_batches_are_a_function_of_seed_and_step(tmp_path):
@@ -60,6 +60,37 @@ def test_a_set_to_train_on_may_take_more_memory_than_one_to_score(
     np.testing.assert_array_equal(trained.read(4, 1), made.read(4, 1))
     with pytest.raises(VdError):  # it was to be read from there
         scored.read(4, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "limits", "expected"),
+    [
+        ("0::/", {"memory.max": "7000"}, 7000),  # a container
+        (
+            "0::/job/step",
+            {"job/memory.max": "5000", "job/step/memory.max": "max"},
+            5000,
+        ),
+        ("4:memory:/a", {"memory/a/memory.limit_in_bytes": "6000"}, 6000),
+        ("4:memory:/seen/outside", {"memory/memory.limit_in_bytes": "6000"}, 6000),
+        ("0::/job", {"job/memory.max": "9" * 20}, 10_000),
+        ("3:cpu:/a", {"cpu/a/memory.limit_in_bytes": "6000"}, 10_000),
+        ("0::/job", {}, 10_000),
+        (None, {}, 10_000),
+    ],
+)
+def test_memory_is_what_a_container_or_job_may_take(
+    line, limits, expected, tmp_path, monkeypatch
+):
+    machine = {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 1000}
+    monkeypatch.setattr(os, "sysconf", machine.__getitem__)
+    if line is not None:
+        (tmp_path / "cgroup").write_text(line + "\n")
+    for name, limit in limits.items():
+        file = tmp_path / "mounted" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(limit + "\n")
+    assert usable_memory(tmp_path / "cgroup", tmp_path / "mounted") == expected
 
 
 @pytest.mark.parametrize("share", [1.0, 0.0])

@@ -1,9 +1,11 @@
 """The features of a part: in memory when they fit, on the GPUs too, else read at random."""
 
+import contextlib
 import copy
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +17,7 @@ from vd.features.store import FeatureStore
 from vd.progress import track
 from vd.videos.manifest import Video
 
-# of the machine's memory; one to train on and two to score are half of it at most
+# of the memory that can be had; one to train on and two to score are half of it at most
 TRAINED_SHARE, _SCORED_SHARE = 1 / 3, 1 / 12
 _DEVICE_SHARE = 1 / 2  # of what JAX may take
 _ALIGNED = 64  # bytes; arrays that begin elsewhere are copied by XLA
@@ -96,8 +98,7 @@ class FeatureSet:
     def _load(self, share: float) -> Float16[np.ndarray, "R D"] | None:
         """Every frame of every view in one array, unless it takes more than its share."""
         rows = int(self.views * self.frames_N.sum())
-        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if rows * self.dim * np.float16().itemsize > memory_bytes * share:
+        if rows * self.dim * np.float16().itemsize > usable_memory() * share:
             return None
         memory = np.empty((rows, self.dim), np.float16)
         with track("features into memory", len(self), "videos") as ticker:
@@ -109,6 +110,28 @@ class FeatureSet:
                     )
                 ticker.advance()
         return memory
+
+
+def usable_memory(
+    groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes that this process may take: the machine's, or a container's or batch job's.
+
+    Those are the limits of Linux's control groups, of version 2 and of 1, in which a group
+    is also held by those around it.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    lines = groups.read_text().splitlines() if groups.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers in ("", "memory"):
+            name = "memory.limit_in_bytes" if controllers else "memory.max"
+            group = Path(path.lstrip("/"))
+            for place in (group, *group.parents):
+                with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                    limits.append(
+                        int((mounted / controllers / place / name).read_text())
+                    )
+    return min(limits)
 
 
 def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
