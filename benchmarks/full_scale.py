@@ -18,7 +18,7 @@ growth. Batch 64, float32, the settings of `optimized`.
 """
 
 import json
-import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from benchmarks.scratch import scratch
 from benchmarks.store import drop, fill, open_store, seconds, shards
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.devices import training_devices
@@ -61,15 +62,17 @@ def main(
 ) -> None:
     """A JSON line a measure; what is written into `folder` is removed at the end.
 
-    `memory_share` of the machine's memory is what a set may take that is not read at
-    random; 0 reads all at random. With 0 `epochs` growth alone is measured.
+    `memory_share` of the machine's memory is what the set to train on may take, a quarter
+    of it that to validate on; 0 reads all at random. With 0 `epochs` growth alone is measured.
     """
+    if 1 not in sizes or min(sizes) * videos < BATCH:
+        sys.exit(f"--sizes must name 1, and each have {BATCH} of --videos at least")
     total = validation + int(max(sizes) * videos)
     made = [
         Video(Path(str(i)), str(i), i % 2, "train", "", f"{i:064x}")
         for i in range(total)
     ]
-    try:
+    with scratch(folder):
         store = open_store(folder)
         fill(store, [video.id for video in made])
         val, train_videos = made[:validation], made[validation:]
@@ -78,8 +81,6 @@ def main(
             measure_epoch(folder, store, first, val, epochs, memory_share)
         counts = {size: int(size * videos) for size in sizes}
         measure_growth(folder, store, train_videos, counts, steps, rounds, memory_share)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def settings(folder: Path, epochs: int) -> Config:
@@ -109,7 +110,10 @@ def measure_epoch(
 
     drop(shards(folder))
     reset_peak()
-    sets = FeatureSet(videos, store, devices, share), FeatureSet(validation, store)
+    sets = (
+        FeatureSet(videos, store, devices, share),
+        FeatureSet(validation, store, share=share / 4),
+    )
     run_dir = folder / "run"
     run_dir.mkdir()
     with mock.patch.object(Checkpoints, "save", timed):

@@ -9,7 +9,6 @@ near none: what a video's length may take is frames and features, and these are 
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -22,12 +21,14 @@ import onnx
 import tyro
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.scratch import scratch
+
 RATE, WIDTH, HEIGHT = 25, 320, 240
 
 
 def main(folder: Path, hours: float = 2.0, stand_in: bool = False) -> None:
     """A JSON line; what is written into `folder` is removed at the end."""
-    try:
+    with scratch(folder):
         for name in ("fight", "normal"):
             (folder / "set" / name).mkdir(parents=True)
         render(folder / "set" / "fight" / "long.mkv", hours)
@@ -57,8 +58,6 @@ def main(folder: Path, hours: float = 2.0, stand_in: bool = False) -> None:
             "stand_in": stand_in,
         }
         print(json.dumps(line), flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def render(path: Path, hours: float) -> None:

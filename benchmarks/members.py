@@ -9,7 +9,6 @@ once, `theirs` the same number in turn; those in turn and those together alterna
 """
 
 import json
-import shutil
 import time
 from dataclasses import replace
 from itertools import count
@@ -18,6 +17,7 @@ from statistics import median
 
 import tyro
 
+from benchmarks.scratch import scratch
 from benchmarks.store import fill, open_store
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.devices import training_devices
@@ -40,7 +40,7 @@ def main(
     rounds: int = 3,
 ) -> None:
     """A JSON line a number of members; what is written into `folder` is removed at the end."""
-    try:
+    with scratch(folder):
         store = open_store(folder)
         names = [f"{i:064x}" for i in range(videos + validation)]
         fill(store, names)
@@ -73,8 +73,6 @@ def main(
                 "device": devices[0].device_kind,
             }
             print(json.dumps(line), flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Sweep:

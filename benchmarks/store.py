@@ -16,7 +16,7 @@ peer's figure are null there.
 
 import json
 import os
-import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -26,6 +26,7 @@ from statistics import median
 import numpy as np
 import tyro
 
+from benchmarks.scratch import scratch
 from vd.config import TrainingConfig
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
@@ -35,13 +36,16 @@ from vd.videos.manifest import Video
 from vd.videos.outcome import Outcome
 
 FRAMES, STREAMS, DIM, CHUNK = 40, 3, 1280, 64
+_BATCHES = 40  # measured, of 64 videos each
 USED = Outcome("used", "", 125, 320, 240, 25.0, 5.0, "h264")
 
 
 def main(folder: Path, videos: int = 31_209, reads: int = 500) -> None:
     """A JSON line a measure; what is written into `folder` is removed at the end."""
+    if videos < (_BATCHES + 1) * 64:
+        sys.exit(f"--videos {videos}: {(_BATCHES + 1) * 64} fill the batches measured")
     names = [f"{i:064x}" for i in range(videos)]
-    try:
+    with scratch(folder):
         fill(open_store(folder), names)
         draw = np.random.default_rng(1)
         drawn = [names[i] for i in draw.choice(videos, min(reads, videos), False)]
@@ -52,8 +56,6 @@ def main(folder: Path, videos: int = 31_209, reads: int = 500) -> None:
         measure_growth(folder)
         stored = sum(f.stat().st_size for f in shards(folder))
         line("bytes", "bytes/video", stored / videos, numbers(0).nbytes)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_store(folder: Path) -> FeatureStore:
@@ -122,7 +124,7 @@ def measure_batches(store: FeatureStore, names: list[str]) -> None:
     for _ in range(2):
         made = iter(training_batches(data, config, 32, 64, 0))
         next(made)
-        taken = [seconds(partial(next, made)) for _ in range(40)]
+        taken = [seconds(partial(next, made)) for _ in range(_BATCHES)]
     line("batch_warm", "ms", 1000 * median(taken), None)
 
 

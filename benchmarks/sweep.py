@@ -8,7 +8,6 @@ in both; compiled programs are kept from a run before.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -17,12 +16,13 @@ from pathlib import Path
 import tyro
 
 from benchmarks.long_video import write_stand_in
+from benchmarks.scratch import scratch
 from vd.videos.synthetic import render_dataset
 
 
 def main(folder: Path, members: int = 10, epochs: int = 5, clips: int = 192) -> None:
     """A JSON line; what is written into `folder` is removed at the end."""
-    try:
+    with scratch(folder):
         parts = {"train": clips, "val": clips // 4, "test": clips // 4}
         data = render_dataset(folder / "clips", clips=parts, seed=0)
         common = [
@@ -51,8 +51,6 @@ def main(folder: Path, members: int = 10, epochs: int = 5, clips: int = 192) -> 
             "members": members,
         }
         print(json.dumps(line), flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(*arguments: object) -> None:

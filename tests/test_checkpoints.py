@@ -149,6 +149,28 @@ def test_a_flipped_byte_in_a_run_is_found_and_said_and_changes_nothing(
     assert same_leaves(resumed.params, trained[1].params)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_best_that_the_checkpoint_before_names_is_kept_too(resumed, tmp_path):
+    def at(epoch, best):
+        made = checkpoint(epoch)
+        return replace(made, stopping=replace(made.stopping, best_epoch=best))
+
+    ends = [at(1, 1), at(2, 2), at(3, 2), at(4, 2), at(5, 2), at(6, 6)]
+    with Checkpoints(tmp_path) as checkpoints:
+        for made in ends if not resumed else ends[:4]:
+            checkpoints.save(made)
+    if resumed:
+        with Checkpoints(tmp_path) as checkpoints:
+            assert same(checkpoints.restore_last(ends[0].state), ends[3])
+            for made in ends[4:]:
+                checkpoints.save(made)
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"2", "5", "6"}
+    for path in (tmp_path / "checkpoints" / "6" / "params").glob("d/*"):
+        flip(path)
+    assert same(restored(tmp_path), ends[4])
+
+
 def test_a_damaged_best_checkpoint_is_an_error_not_another_model(trained, tmp_path):
     folder, made = trained
     shutil.copytree(folder / "run" / "checkpoints", tmp_path / "checkpoints")

@@ -234,6 +234,10 @@ def test_each_process_makes_its_rows_of_every_batch(tmp_path):
             "has no port",
         ),
         (
+            {"coordinator_address": "here:99999", "num_processes": 2, "process_id": 1},
+            "has no port",
+        ),
+        (
             {"coordinator_address": "here:1", "num_processes": 2, "process_id": 2},
             "--process-id 2 is not below --num-processes 2",
         ),

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,10 @@ from vd.config import Config, DataConfig, GridConfig
 from vd.evaluation.evaluate import restore
 from vd.sweep import member_configs
 from vd.tables import read_csv, write_csv
+from vd.training.lockstep import Lockstep
 from vd.training.log import read_metrics
+from vd.training.parts import BUILT_IN
+from vd.training.step import TrainState
 
 SETTINGS = ["--no-mixed-precision", "--feature-preset", "best", *SMALL]
 
@@ -208,12 +212,34 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
     [
         (["--seeds", "1", "1"], "names a value twice"),
         (["--seeds", "1", "--profile"], "--profile traces one run"),
+        (["--folds", "-1"], "--folds is -1; give 2 or more"),
+        (["--folds", "1"], "--folds is 1; give 2 or more"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_one_sentence(
     clips, backbone, tmp_path, flags, words
 ):
     assert words in vd(*arguments(clips, backbone, tmp_path), *flags, code=2).stderr
+
+
+def test_an_error_of_one_group_is_not_the_next_ones(monkeypatch, tmp_path):
+    wrong = [MemoryError()]
+
+    def program(states, batches, _):
+        if wrong:
+            raise wrong.pop()
+        return states, batches
+
+    monkeypatch.setattr("vd.training.lockstep._program", lambda *_: program)
+    configs = dict.fromkeys("ab", Config(DataConfig(tmp_path)))
+    steps = Lockstep(configs, dict.fromkeys("ab", 2), BUILT_IN, jax.devices()[:1])
+    state = TrainState(np.array(0), {}, ())
+    steps.enter("a")
+    with pytest.raises(MemoryError):
+        steps.step_of("a")(state, "batch")
+    steps.leave("a")
+    steps.enter("b")
+    assert steps.step_of("b")(state, "batch") == (state, "batch")
 
 
 def test_values_that_agree_in_six_digits_are_two_members(tmp_path):

@@ -158,7 +158,8 @@ def several(run: RunConfig) -> bool:
             f"--process-id {index} is not below --num-processes {count}; number the "
             "processes from 0."
         )
-    if not address.rpartition(":")[2].isdecimal() or address.startswith(":"):
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise VdError(
             f"--coordinator-address {address} has no port; give HOST:PORT, a free port on "
             "the machine of process 0."

@@ -67,6 +67,10 @@ def sweep(
     """
     validate(config)
     check_devices(config)
+    if grid.folds < 0 or grid.folds == 1:
+        raise VdError(
+            f"--folds is {grid.folds}; give 2 or more, or 0 for the splits as they are."
+        )
     made = list(member_configs(config, grid))
     configs = {name: member for name, _, member in made}
     if len(configs) < len(made):

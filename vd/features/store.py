@@ -213,11 +213,13 @@ class FeatureStore:
             record = self._source[stored.first + part * stored.views + view]
             found, features_FxSD = self._format.parse(record)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
-                f"{self.directory} is damaged ({str(error).splitlines()[0]}); vd extract "
-                "--verify finds the damaged videos and extracts them again."
+                f"{self.directory} is damaged ({reason}); vd extract --verify finds the "
+                "damaged videos and extracts them again."
             ) from error
-        if found != (stored.id, view, part):
+        frames = min(stored.frames - part * PART_FRAMES, PART_FRAMES)
+        if (found, len(features_FxSD)) != ((stored.id, view, part), frames):
             raise VdError(
                 f"{self.directory} is damaged (its index names another record); vd "
                 "extract --verify finds the damaged videos and extracts them again."

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -82,7 +83,7 @@ class Checkpoints:
         self, run_dir: Path, read_only: bool = False, turns: bool = False
     ) -> None:
         self._turns = turns
-        self._best: int | None = None  # of the newest checkpoint, once one is known
+        self._bests: dict[int, int] = {}  # that checkpoints name; none of older ones
         folder = run_dir.absolute() / "checkpoints"
         if not read_only:
             folder.mkdir(exist_ok=True)
@@ -107,8 +108,8 @@ class Checkpoints:
     def save(self, at: Checkpoint) -> None:
         """Start writing a checkpoint, which is named by its epoch; drop those not kept.
 
-        The write before is waited for, so there is always a whole checkpoint on the disk.
-        One within an epoch makes way for that of the whole epoch.
+        The write before is waited for, so that one is whole on the disk. One within an epoch
+        makes way for that of the whole epoch, before this is written.
         """
         state = jax.device_get(at.state)
         rest = {"step": state.step, "opt_state": state.opt_state}
@@ -123,15 +124,14 @@ class Checkpoints:
         self._check_space(state)
         if at.epoch in self._manager.all_steps():
             self._manager.delete(at.epoch)
-        self._manager.save(
-            at.epoch,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(rest),
-                info=ocp.args.JsonSave(info),
-            ),
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            rest=ocp.args.StandardSave(rest),
+            info=ocp.args.JsonSave(info),
         )
-        self._best = at.stopping.best_epoch
+        with self._explaining():
+            self._manager.save(at.epoch, args=args)
+        self._bests[at.epoch] = at.stopping.best_epoch
         if self._turns:
             self.wait()
 
@@ -146,16 +146,23 @@ class Checkpoints:
             )
 
     def _prune(self) -> None:
-        """Keep the best and the last two of what is whole on the disk."""
-        for epoch in sorted(self._manager.all_steps())[:-2]:
-            if self._best not in (None, epoch):
+        """Keep the last two of what is whole on the disk, and the best that each names."""
+        *before, second, last = [0, 0, *sorted(self._manager.all_steps())]
+        bests = {self._bests.get(second), self._bests.get(last)}
+        if None not in bests:
+            for epoch in set(before) - bests - {0}:
                 self._manager.delete(epoch)
 
     @_in_turn
     def wait(self) -> None:
         """Wait for the write in the background; a full disk is one sentence."""
-        try:
+        with self._explaining():
             self._manager.wait_until_finished()
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:
             raise VdError(
                 f"{self._manager.directory} cannot be written ({error!s:.300}); {_FULL}"
@@ -193,7 +200,7 @@ class Checkpoints:
                 self._set_aside(epoch)
                 aside = True
                 continue
-            best = info["stopping"]["best_epoch"]
+            self._bests[epoch] = best = info["stopping"]["best_epoch"]
             if best not in (0, epoch):  # rather than find out when training ends
                 self._item(best, "params", like.params)
             return Checkpoint(

@@ -86,6 +86,7 @@ class Lockstep:
     def enter(self, members: Collection[str]) -> None:
         """Begin with a group; the one before has left."""
         self._group, self._training = len(members), set(members)
+        self._error = None
 
     def step_of(self, member: str) -> TrainStep:
         """The step that one member calls, in its own thread."""
