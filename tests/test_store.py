@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
@@ -144,6 +145,15 @@ def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
         source[3]["features"], features_of(make_videos(2)[1], 5)[1]
     )
     assert "tensorflow" not in sys.modules
+
+
+def test_a_record_of_another_length_than_its_index_says_is_damaged(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(1)), "test")
+    for frames in (4, 6):
+        store.rows["v0"] = replace(store.rows["v0"], frames=frames)
+        with pytest.raises(VdError, match="is damaged"):
+            store.read("v0", 0)
 
 
 def test_the_bytes_of_a_record_are_the_same_in_every_process(tmp_path):
