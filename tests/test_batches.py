@@ -114,6 +114,19 @@ def test_a_frame_past_the_end_of_its_video_is_refused(share, tmp_path):
         data.gather(first, first, np.array([[[6]]]))
 
 
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_videos_come_in_order_with_their_views(share, tmp_path):
+    made = make_set(tmp_path, make_videos(9))
+    data = FeatureSet(made.videos, made.store, share=share)
+    for views in (1, 2):
+        listed = list(data.in_order(views))
+        assert [len(video) for video in listed] == [views] * 9
+        for index, video in enumerate(listed):
+            for view, features in enumerate(video):
+                np.testing.assert_array_equal(features, made.read(index, view))
+    assert list(made.part([]).in_order()) == []
+
+
 def test_an_epochs_order_is_grains(tmp_path):
     data = make_set(tmp_path, make_videos(10), signal=0)
     config = TrainingConfig(epochs=3, augmentation=False, seed=3)

@@ -94,8 +94,7 @@ def evaluate_split(
             f"--tta averages over views, and the features of {run_dir} have one only; leave "
             "it out, or train with --feature-preset best."
         )
-    views = range(data.views if tta else 1)
-    clips = ([data.read(i, view) for view in views] for i in range(len(data)))
+    clips = data.in_order(data.views if tta else 1)
     logit_N = score(restored.head, restored.params, clips)
     probability_N = restored.calibration.probability(logit_N)
     name = f"{split}_tta" if tta else split  # beside the run's own figures
@@ -190,8 +189,7 @@ def fit_calibration(
 
     `even_logit` is the loss's own threshold, as `vd.calibration.fit` takes it.
     """
-    clips = ([val_set.read(i, 0)] for i in range(len(val_set)))
-    logit_N = score(restored.head, restored.params, clips)
+    logit_N = score(restored.head, restored.params, val_set.in_order())
     fitted = calibration.fit(logit_N, val_set.labels_N.astype(int), even_logit)
     write_json(run_dir / "calibration.json", asdict(fitted))
     return replace(restored, calibration=fitted)

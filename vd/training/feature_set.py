@@ -4,10 +4,11 @@ import contextlib
 import copy
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,6 +21,7 @@ from vd.videos.manifest import Video
 # of the memory that can be had; one to train on and two to score are half of it at most
 TRAINED_SHARE, _SCORED_SHARE = 1 / 3, 1 / 12
 _DEVICE_SHARE = 1 / 2  # of what JAX may take
+AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 _ALIGNED = 64  # bytes; arrays that begin elsewhere are copied by XLA
 
 
@@ -70,6 +72,16 @@ class FeatureSet:
             return self.store.read(self.videos[index].id, view)
         start = self._offset_N[index] + view * self.frames_N[index]
         return self._memory[start : start + self.frames_N[index]]
+
+    def in_order(self, views: int = 1) -> Iterator[list[Float16[np.ndarray, "F D"]]]:
+        """The features of the first `views` views of each video; files are read ahead."""
+
+        def read(index: int) -> list[Float16[np.ndarray, "F D"]]:
+            return [self.read(int(index), view) for view in range(views)]
+
+        if self._memory is not None:
+            return map(read, range(len(self)))
+        return iter(grain.MapDataset.range(len(self)).map(read).to_iter_dataset(AHEAD))
 
     def gather(
         self,

@@ -54,8 +54,7 @@ class Validation:
         }
 
     def _batches(self) -> Iterator[Windows]:
-        views = ([self._set.read(i, 0)] for i in range(len(self._set)))
-        return window_batches(views, self._head.config.clip_frames)
+        return window_batches(self._set.in_order(), self._head.config.clip_frames)
 
     def _bytes(self) -> int:
         """What all windows take, padded."""
