@@ -171,6 +171,17 @@ def test_the_best_that_the_checkpoint_before_names_is_kept_too(resumed, tmp_path
     assert same(restored(tmp_path), ends[4])
 
 
+def test_runs_that_are_killed_after_one_checkpoint_each_do_not_fill_the_disk(tmp_path):
+    write(tmp_path, [1, 2])
+    for epoch in range(3, 8):
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.restore_last(checkpoint(1).state)
+        checkpoints.save(checkpoint(epoch))
+        checkpoints.wait()  # and no more: `close` would drop some
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"1", "5", "6", "7"}
+
+
 def test_a_damaged_best_checkpoint_is_an_error_not_another_model(trained, tmp_path):
     folder, made = trained
     shutil.copytree(folder / "run" / "checkpoints", tmp_path / "checkpoints")

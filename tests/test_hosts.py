@@ -248,6 +248,22 @@ def test_flags_that_do_not_fit_are_named(flags, words):
         several(RunConfig(**flags))
 
 
+@pytest.mark.parametrize(
+    ("address", "fits"),
+    [
+        ("host:1234", True), ("[::1]:1234", True), ("10.0.0.1:65535", True),
+        ("host", False), (":1", False), ("host:0", False), ("host:65536", False),
+        ("::1", False), ("::1:1234", False), ("1:2:3", False), ("h: 1", False),
+        ("h:" + "9" * 5000, False),
+    ],
+)  # fmt: skip
+def test_an_address_has_a_host_and_a_port(address, fits):
+    with contextlib.nullcontext() if fits else pytest.raises(VdError, match="no port"):
+        assert several(
+            RunConfig(coordinator_address=address, num_processes=2, process_id=1)
+        )
+
+
 def test_an_allocation_alone_makes_no_several_processes(monkeypatch):
     for name in ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"):
         monkeypatch.setenv(f"SLURM_{name}", "2")

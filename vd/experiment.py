@@ -186,7 +186,7 @@ def train_run(
         )  # fmt: skip
     except MemoryError as error:  # NumPy's, of a batch on the host
         raise VdError(
-            f"a batch does not fit into memory ({str(error).splitlines()[0]}); give a "
+            f"a batch does not fit into memory ({(str(error) or 'MemoryError').splitlines()[0]}); give a "
             "smaller --batch-size or --clip-frames."
         ) from error
     except jax.errors.JaxRuntimeError as error:

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from vd.config import RunConfig
 from vd.errors import USAGE, VdError
@@ -158,13 +159,21 @@ def several(run: RunConfig) -> bool:
             f"--process-id {index} is not below --num-processes {count}; number the "
             "processes from 0."
         )
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    if not _has_port(address):
         raise VdError(
-            f"--coordinator-address {address} has no port; give HOST:PORT, a free port on "
+            f"--coordinator-address {address} has no port that can be; give HOST:PORT, a free port on "
             "the machine of process 0."
         )
     return True
+
+
+def _has_port(address: str) -> bool:
+    """Whether it is HOST:PORT, an IPv6 address being in brackets."""
+    try:
+        parts = urlsplit(f"//{address}")
+        return bool(parts.hostname and parts.port)
+    except ValueError:  # beyond 65535, or no number
+        return False
 
 
 def join(run: RunConfig) -> Hosts:

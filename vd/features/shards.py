@@ -68,6 +68,10 @@ class StoredVideo:
         """Number of its records."""
         return self.views * -(-self.frames // PART_FRAMES)
 
+    def part_frames(self, part: int) -> int:
+        """Number of frames of one of its parts."""
+        return min(self.frames - part * PART_FRAMES, PART_FRAMES)
+
 
 def in_parts(features_VxFxSxD: Part) -> Iterator[Part]:
     """The parts of a video's features."""

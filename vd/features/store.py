@@ -154,7 +154,10 @@ class FeatureStore:
             return None
         for place, record in enumerate(records):
             part, view = divmod(place, stored.views)
-            if self._format.parse(record)[0] != (stored.id, view, part):
+            found, features_FxSD = self._format.parse(record)
+            if found != (stored.id, view, part):
+                return None
+            if len(features_FxSD) != stored.part_frames(part):
                 return None
         return records
 
@@ -218,8 +221,8 @@ class FeatureStore:
                 f"{self.directory} is damaged ({reason}); vd extract --verify finds the "
                 "damaged videos and extracts them again."
             ) from error
-        frames = min(stored.frames - part * PART_FRAMES, PART_FRAMES)
-        if (found, len(features_FxSD)) != ((stored.id, view, part), frames):
+        expected = (stored.id, view, part), stored.part_frames(part)
+        if (found, len(features_FxSD)) != expected:
             raise VdError(
                 f"{self.directory} is damaged (its index names another record); vd "
                 "extract --verify finds the damaged videos and extracts them again."
@@ -235,6 +238,10 @@ class FeatureStore:
             described = self.directory.parent / "fingerprint.json"
             write_json(described, self.description)
             write_metadata(self.directory, self._format, self.lengths)
+
+    def open(self) -> None:
+        """Open the shards, before several threads read: not each by itself."""
+        self._source  # noqa: B018  # a cached property
 
     @cached_property
     def _source(self) -> Any:

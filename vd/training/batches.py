@@ -10,7 +10,9 @@ from jaxtyping import Float16, Float32, Int
 
 from vd.config import TrainingConfig
 from vd.features.sampling import draw_clips, middle_clips, training_frames
-from vd.training.feature_set import AHEAD, FeatureSet
+from vd.training.feature_set import FeatureSet
+
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 class Batch(NamedTuple):
@@ -48,7 +50,7 @@ def training_batches(
         return _batch(data, config, clip_frames, int(step), row_B, video_B, devices)
 
     steps = grain.MapDataset.range(first_step, config.epochs * per_epoch).map(make)
-    yield from steps.to_iter_dataset(AHEAD)
+    yield from steps.to_iter_dataset(_READ)
 
 
 def _order(

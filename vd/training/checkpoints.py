@@ -1,4 +1,4 @@
-"""Checkpoints by orbax: the best and the last two, each with a sha256 of its leaves."""
+"""Checkpoints by orbax, each with a sha256 of its leaves: the last two and their best."""
 
 import functools
 import hashlib
@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -83,7 +83,9 @@ class Checkpoints:
         self, run_dir: Path, read_only: bool = False, turns: bool = False
     ) -> None:
         self._turns = turns
-        self._bests: dict[int, int] = {}  # that checkpoints name; none of older ones
+        self._bests: dict[
+            int, int
+        ] = {}  # by epoch, what a checkpoint names as the best
         folder = run_dir.absolute() / "checkpoints"
         if not read_only:
             folder.mkdir(exist_ok=True)
@@ -146,12 +148,22 @@ class Checkpoints:
             )
 
     def _prune(self) -> None:
-        """Keep the last two of what is whole on the disk, and the best that each names."""
-        *before, second, last = [0, 0, *sorted(self._manager.all_steps())]
-        bests = {self._bests.get(second), self._bests.get(last)}
-        if None not in bests:
-            for epoch in set(before) - bests - {0}:
+        """Keep the last two of what is whole on the disk, and the best that each names.
+
+        Nothing goes before this process has saved one, or gone on from one.
+        """
+        epochs = sorted(self._manager.all_steps())
+        bests = {self._best_of(epoch) for epoch in epochs[-2:] if self._bests}
+        if bests and None not in bests:
+            for epoch in set(epochs[:-2]) - bests:
                 self._manager.delete(epoch)
+
+    def _best_of(self, epoch: int) -> int | None:
+        """The best epoch that a checkpoint names; None when it is damaged."""
+        if epoch not in self._bests:
+            with suppress(VdError):
+                self._bests[epoch] = self._info(epoch)["stopping"]["best_epoch"]
+        return self._bests.get(epoch)
 
     @_in_turn
     def wait(self) -> None:

@@ -21,7 +21,7 @@ from vd.videos.manifest import Video
 # of the memory that can be had; one to train on and two to score are half of it at most
 TRAINED_SHARE, _SCORED_SHARE = 1 / 3, 1 / 12
 _DEVICE_SHARE = 1 / 2  # of what JAX may take
-AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+_NEXT_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)  # whole videos
 _ALIGNED = 64  # bytes; arrays that begin elsewhere are copied by XLA
 
 
@@ -49,6 +49,8 @@ class FeatureSet:
             np.cumsum(self.views * self.frames_N) - self.views * self.frames_N
         )
         self._memory = self._load(share)
+        if self._memory is None:
+            store.open()
         self._take: Callable[[Any], Any] | None = None
         if self._memory is not None and fits(self._memory.nbytes, devices):
             self._take = take_on(devices, self._memory)
@@ -74,14 +76,16 @@ class FeatureSet:
         return self._memory[start : start + self.frames_N[index]]
 
     def in_order(self, views: int = 1) -> Iterator[list[Float16[np.ndarray, "F D"]]]:
-        """The features of the first `views` views of each video; files are read ahead."""
+        """The features of the first `views` views of each video; the next is read ahead."""
 
         def read(index: int) -> list[Float16[np.ndarray, "F D"]]:
             return [self.read(int(index), view) for view in range(views)]
 
         if self._memory is not None:
             return map(read, range(len(self)))
-        return iter(grain.MapDataset.range(len(self)).map(read).to_iter_dataset(AHEAD))
+        return iter(
+            grain.MapDataset.range(len(self)).map(read).to_iter_dataset(_NEXT_AHEAD)
+        )
 
     def gather(
         self,
