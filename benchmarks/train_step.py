@@ -5,9 +5,10 @@
 Batches of 64 clips × 32 frames × 2560 values, float16 as they are stored, on the host or,
 by `--on-gpu`, for all peers on the GPU already, where training has them; hidden size 128,
 float32. A step is all of it: conversion, dropout, focal loss, gradient, clipping, AdamW.
-Two shapes: `default` projects the features to 256 first, `direct` does not. Every peer has all cores, or the first GPU where there is one, gives the same logits
-for the same parameters (checked) and trains on the same batch; torch in a process of its
-own, since vd sets how its process keeps memory:
+Two shapes: `default` projects the features to 256 first, `direct` does not. Every peer has
+all cores, or the first GPU where there is one, gives the same logits for the same
+parameters (checked) and trains on the same batch; torch in a process of its own, since vd
+sets how its process keeps memory:
 
 - torch: nn.LSTM, fused AdamW
 - flax: nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell)) under jit

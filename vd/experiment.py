@@ -185,8 +185,9 @@ def train_run(
             batch_size, parts, member, hosts,
         )  # fmt: skip
     except MemoryError as error:  # NumPy's, of a batch on the host
+        reason = (str(error) or "MemoryError").splitlines()[0]
         raise VdError(
-            f"a batch does not fit into memory ({(str(error) or 'MemoryError').splitlines()[0]}); give a "
+            f"a batch does not fit into memory ({reason}); give a "
             "smaller --batch-size or --clip-frames."
         ) from error
     except jax.errors.JaxRuntimeError as error:

@@ -161,8 +161,8 @@ def several(run: RunConfig) -> bool:
         )
     if not _has_port(address):
         raise VdError(
-            f"--coordinator-address {address} has no port that can be; give HOST:PORT, a free port on "
-            "the machine of process 0."
+            f"--coordinator-address {address} has no port that can be; give "
+            "HOST:PORT, a free port on the machine of process 0."
         )
     return True
 

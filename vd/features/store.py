@@ -212,15 +212,9 @@ class FeatureStore:
         self, stored: StoredVideo, view: int, part: int
     ) -> Float16[np.ndarray, "F SD"]:
         """One record, checked to be the one that the index means."""
-        try:
+        with self._explaining_damage():
             record = self._source[stored.first + part * stored.views + view]
             found, features_FxSD = self._format.parse(record)
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise VdError(
-                f"{self.directory} is damaged ({reason}); vd extract --verify finds the "
-                "damaged videos and extracts them again."
-            ) from error
         expected = (stored.id, view, part), stored.part_frames(part)
         if (found, len(features_FxSD)) != expected:
             raise VdError(
@@ -241,7 +235,19 @@ class FeatureStore:
 
     def open(self) -> None:
         """Open the shards, before several threads read: not each by itself."""
-        self._source  # noqa: B018  # a cached property
+        with self._explaining_damage():
+            self._source  # noqa: B018  # a cached property
+
+    @contextmanager
+    def _explaining_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise VdError(
+                f"{self.directory} is damaged ({reason}); vd extract --verify finds the "
+                "damaged videos and extracts them again."
+            ) from error
 
     @cached_property
     def _source(self) -> Any:

@@ -83,9 +83,8 @@ class Checkpoints:
         self, run_dir: Path, read_only: bool = False, turns: bool = False
     ) -> None:
         self._turns = turns
-        self._bests: dict[
-            int, int
-        ] = {}  # by epoch, what a checkpoint names as the best
+        # by epoch, what a checkpoint names as the best
+        self._bests: dict[int, int] = {}
         folder = run_dir.absolute() / "checkpoints"
         if not read_only:
             folder.mkdir(exist_ok=True)
