@@ -19,9 +19,9 @@ import numpy as np
 import tyro
 
 from vd.config import DataConfig
-from vd.videos.decode import Position, decode_stretch
-from vd.videos.frames import FrameSettings
-from vd.videos.manifest import read_manifest
+from vd.data.decode import Position, decode_stretch
+from vd.data.frames import FrameSettings
+from vd.data.manifest import read_manifest
 
 SETTINGS = FrameSettings()
 

@@ -17,12 +17,12 @@ import numpy as np
 import tyro
 
 from benchmarks.copies import KINDS, write_copies
+from vd.audit.fingerprints import fingerprint_videos
+from vd.audit.near_duplicates import find_pairs
 from vd.config import DataConfig, DecodeConfig
-from vd.progress import track
-from vd.videos.duplicates import find_pairs
-from vd.videos.fingerprints import fingerprint_videos
-from vd.videos.hashes import identify
-from vd.videos.manifest import Video, read_manifest
+from vd.console import track
+from vd.data.hashes import identify
+from vd.data.manifest import Video, read_manifest
 
 
 @dataclass(frozen=True)

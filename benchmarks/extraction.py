@@ -33,16 +33,16 @@ import tyro
 
 from benchmarks.backbone import batched, torch_peer
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig, usable_cores
+from vd.data.frames import FrameSettings
+from vd.data.hashes import identify
+from vd.data.manifest import Video, read_manifest
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.compute import frame_settings
 from vd.features.efficientnet import FEATURES
 from vd.features.engines import Engine, make_engine
 from vd.features.extract import extract
-from vd.videos.frames import FrameSettings
-from vd.videos.hashes import identify
-from vd.videos.manifest import Video, read_manifest
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos
 
 FLOATS = BackboneConfig("fast", "efficientnet-lite0")
 BATCH, GPU_BATCH = 8, 64  # of the torch network: its best (benchmarks/backbone.py)

@@ -33,9 +33,11 @@ import tyro
 from benchmarks.scratch import scratch
 from benchmarks.store import drop, fill, open_store, seconds, shards
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
+from vd.data.manifest import Video
 from vd.devices import training_devices
 from vd.features.store import FeatureStore
-from vd.model import Detector, init_params
+from vd.models.detector import Detector
+from vd.models.head import init_params
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoints
 from vd.training.feature_set import TRAINED_SHARE, FeatureSet
@@ -43,7 +45,6 @@ from vd.training.log import read_metrics
 from vd.training.loop import train
 from vd.training.optimizer import learning_rate, make_optimizer
 from vd.training.step import TrainState, TrainStep, make_train_step
-from vd.videos.manifest import Video
 
 BATCH = 64
 UNCOUNTED = 8  # steps of a round, for which batches were made ahead

@@ -20,13 +20,13 @@ import tyro
 from benchmarks.scratch import scratch
 from benchmarks.store import fill, open_store
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
+from vd.data.manifest import Video
 from vd.devices import training_devices
+from vd.models.parts import BUILT_IN
 from vd.sweep import Run, train_members
 from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 from vd.training.lockstep import Lockstep
 from vd.training.opening import Opened
-from vd.training.parts import BUILT_IN
-from vd.videos.manifest import Video
 
 BATCH = 64
 

@@ -26,9 +26,9 @@ import faiss
 import numpy as np
 import tyro
 
-from vd.videos import duplicates
-from vd.videos.duplicates import find_pairs, neighbours
-from vd.videos.fingerprints import Fingerprint
+from vd.audit import near_duplicates as duplicates
+from vd.audit.fingerprints import Fingerprint
+from vd.audit.near_duplicates import find_pairs, neighbours
 
 SIZES = (1_000, 4_000, 16_000, 64_000)
 REPEATS = 3

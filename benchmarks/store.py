@@ -28,12 +28,12 @@ import tyro
 
 from benchmarks.scratch import scratch
 from vd.config import TrainingConfig
+from vd.data.manifest import Video
+from vd.data.outcome import Outcome
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
-from vd.videos.manifest import Video
-from vd.videos.outcome import Outcome
 
 FRAMES, STREAMS, DIM, CHUNK = 40, 3, 1280, 64
 _BATCHES = 40  # measured, of 64 videos each

@@ -17,7 +17,7 @@ import tyro
 
 from benchmarks.long_video import write_stand_in
 from benchmarks.scratch import scratch
-from vd.videos.synthetic import render_dataset
+from experiments.rendering.clips import render_dataset
 
 
 def main(folder: Path, members: int = 10, epochs: int = 5, clips: int = 192) -> None:

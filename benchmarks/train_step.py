@@ -48,11 +48,11 @@ from benchmarks.train_step_peers import (
 )
 from vd.config import Config, DataConfig, ModelConfig
 from vd.devices import training_devices
-from vd.model import Detector, init_params
-from vd.training.batches import Batch
+from vd.models.detector import Detector
+from vd.models.head import init_params
 from vd.training.feature_set import host_array
 from vd.training.optimizer import learning_rate, make_optimizer
-from vd.training.step import TrainState, make_train_step
+from vd.training.step import Batch, TrainState, make_train_step
 
 BATCH, FRAMES, DIM = 64, 32, 2560
 ROWS = BATCH * FRAMES

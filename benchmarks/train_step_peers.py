@@ -21,8 +21,9 @@ from jax.experimental import rnn
 from torch.nn import functional
 
 from vd.config import Config, ModelConfig, usable_cores
-from vd.model import Detector, DropoutMasks, apply, draw_dropout
-from vd.training.loss import focal_loss
+from vd.models.detector import Detector, DropoutMasks
+from vd.models.head import apply, draw_dropout
+from vd.models.losses import focal_loss
 from vd.training.optimizer import learning_rate, make_optimizer
 
 Step = Callable[[], Any]  # one step; returns what shows that it is done

@@ -36,9 +36,9 @@ from vd.config import (
     RunConfig,
     TrainingConfig,
 )
+from vd.console import say
 from vd.errors import VdError
-from vd.progress import say
-from vd.tables import read_csv, write_csv
+from vd.files import read_csv, write_csv
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FOLDS, SEEDS = 5, (0, 1, 2, 3, 4)
@@ -250,7 +250,7 @@ def at_half(one: Any) -> dict[str, float]:
 
 def cluster_numbers(cluster_N: Any) -> list[int]:
     """Each clip's group as a number."""
-    from vd.bootstrap import group_numbers
+    from vd.metrics.bootstrap import group_numbers
 
     numbers: list[int] = group_numbers(cluster_N).tolist()
     return numbers

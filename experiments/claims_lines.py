@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vd.atomic import write_bytes
 from vd.errors import VdError, damage
+from vd.files import write_bytes
 
 TOLD = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc", "ece", "brier"
 _MEMBER = "fold", "n_train", "threshold", "best_epoch", "last_epoch", "clipped"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vd.atomic import write_text
+from vd.files import write_text
 
 Line = dict[str, Any]
 
@@ -120,7 +120,7 @@ def write_table(
 
 def _claims(of: dict[str, Line]) -> str:
     """The table of verdicts."""
-    from vd.paired import holm
+    from vd.metrics.significance import holm
 
     told = [claim for claim in CLAIMS if {claim.base, claim.better} <= of.keys()]
     found = [measure(of[claim.base], of[claim.better], claim) for claim in told]
@@ -151,8 +151,13 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     """
     import numpy as np
 
-    from vd.bootstrap import difference_interval, resample_weights
-    from vd.paired import clips_needed, corrected_t_test, deciding_p, mcnemar
+    from vd.metrics.bootstrap import difference_interval, resample_weights
+    from vd.metrics.significance import (
+        clips_needed,
+        corrected_t_test,
+        deciding_p,
+        mcnemar,
+    )
 
     same_folds = base["clusters"] == better["clusters"]
     random = better["cell"] == "random_folds"

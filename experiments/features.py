@@ -19,14 +19,14 @@ import tyro
 from jaxtyping import Float, Float32, UInt8
 from probe import Variant, mean_and_deviation, table
 
-from vd.atomic import writing
 from vd.cli import run_command
 from vd.config import DataConfig, usable_cores
+from vd.console import track
+from vd.data.hashes import identify
+from vd.data.manifest import read_manifest
 from vd.features.efficientnet import onnx_model
 from vd.features.quantized import known_ranges, quantized_model
-from vd.progress import track
-from vd.videos.hashes import identify
-from vd.videos.manifest import read_manifest
+from vd.files import writing
 
 RATE, SIDE, FINE = 8, 224, 448  # frames a second; sides of the network's image and ours
 LARGE = 320

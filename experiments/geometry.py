@@ -18,16 +18,16 @@ import tyro
 from jaxtyping import Float, Float16
 from probe import Variant, mean_and_deviation, table
 
-from vd.atomic import writing
 from vd.cli import run_command
 from vd.config import BackboneConfig, DataConfig, DecodeConfig
+from vd.console import track
+from vd.data.frames import FrameSettings
+from vd.data.hashes import identify
+from vd.data.manifest import read_manifest
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
 from vd.errors import VdError
-from vd.progress import track
-from vd.videos.frames import FrameSettings
-from vd.videos.hashes import identify
-from vd.videos.manifest import read_manifest
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos
+from vd.files import writing
 
 RATE = 16  # stored frames a second
 STREAMS = {"both": [0, 1], "motion": [1], "RGB": [0]}

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vd.videos.manifest import Video
-from vd.videos.splits import folds
+from vd.data.manifest import Video
+from vd.data.splits import folds
 
 FOLDS = 5
 C = 0.01  # inverse L2 penalty of the probe, chosen before the first run

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from vd.atomic import write_json
 from vd.cli import run_command
 from vd.config import DataConfig, DecodeConfig
+from vd.data.frames import FrameSettings
+from vd.data.manifest import read_manifest
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
 from vd.features.efficientnet import architecture, onnx_model
 from vd.features.quantized import RANGES_FILE
-from vd.videos.frames import FrameSettings
-from vd.videos.manifest import read_manifest
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos
+from vd.files import write_json
 
 NAME = "efficientnet-lite0"
 TAIL = 0.01  # percent

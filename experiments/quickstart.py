@@ -40,10 +40,11 @@ class Quickstart(Train):
 
     def __call__(self, head: Any = None, loss: Any = None) -> int:
         """Render, train and evaluate, then draw violence over time in a longer video."""
+        from rendering.clips import render_dataset, render_episode
+
         from vd.config import validate
-        from vd.predict import draw_timeline
-        from vd.progress import say
-        from vd.videos.synthetic import render_dataset, render_episode
+        from vd.console import say
+        from vd.predict.predictor import draw_timeline
 
         validate(self)
         render_dataset(self.data.dataset_path, clips=CLIPS, seed=self.render_seed)

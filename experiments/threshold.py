@@ -8,7 +8,7 @@ validation part alone; the accuracy is over all members' test clips.
 - half: 0.5, that is a logit of 0
 - best: the logit of best balanced accuracy on validation, midway between two clips
 - even: what the loss itself gives to a clip that tells nothing, whatever validation says
-- vd: `vd.calibration.fit`, best balanced accuracy of smoothed logits, held near `even`
+- vd: `vd.metrics.calibration.fit`, best balanced accuracy of smoothed logits, held near `even`
 
 Source:   Scott, "Multivariate Density Estimation" (1992), for the width
 Cost:     a second; the cross-validations are what takes time
@@ -23,12 +23,12 @@ import numpy as np
 import tyro
 from jaxtyping import Float, Int
 
-from vd.calibration import fit
 from vd.cli import run_command
 from vd.evaluation.predictions import read_predictions
 from vd.evaluation.results import read_results
-from vd.tables import read_csv
-from vd.training.parts import import_parts
+from vd.files import read_csv
+from vd.metrics.calibration import fit
+from vd.models.parts import import_parts
 from vd.training.run_folder import read_config, read_settings
 
 

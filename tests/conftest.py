@@ -5,12 +5,12 @@ from pathlib import Path
 import jax
 import pytest
 
+from experiments.rendering.clips import render_dataset
 from tests.command_line import train
 from tests.fabricated import write_tiny_backbone
 from vd import experiment
 from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.devices import prepare_jax
-from vd.videos.synthetic import render_dataset
 
 prepare_jax(cpu_devices=2)  # compiled programs are kept, as in every run
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from vd.videos.decode import Position, decode_stretch
-from vd.videos.frames import FrameSettings
-from vd.videos.outcome import outcome_of
+from vd.data.decode import Position, decode_stretch
+from vd.data.frames import FrameSettings
+from vd.data.outcome import outcome_of
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
 

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 
 from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from vd.data.manifest import Video
+from vd.data.outcome import Outcome
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training.feature_set import FeatureSet
 from vd.training.log import read_metrics
 from vd.training.loop import train
-from vd.videos.manifest import Video
-from vd.videos.outcome import Outcome
 
 STREAMS, DIM = 2, 6
 

@@ -12,13 +12,13 @@ from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
 from vd.audit.audit import audit
 from vd.audit.leakage import groups_cut, video_pairs, without_leaks
+from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
+from vd.data.manifest import Video
 from vd.evaluation.predictions import Predictions
 from vd.evaluation.results import Member
-from vd.tables import read_csv, write_csv
-from vd.videos.duplicates import Pair, find_pairs
-from vd.videos.manifest import Video
+from vd.files import read_csv, write_csv
 
 
 def video(name, label=0, split="", group="", id=None):

@@ -11,8 +11,9 @@ import pytest
 from tests.fabricated import make_set, make_videos, open_store
 from vd.config import TrainingConfig
 from vd.errors import VdError
-from vd.training.batches import Batch, training_batches
+from vd.training.batches import training_batches
 from vd.training.feature_set import TRAINED_SHARE, FeatureSet, fits, usable_memory
+from vd.training.step import Batch
 
 
 def test_batches_are_a_function_of_seed_and_step(tmp_path):

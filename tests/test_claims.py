@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import digests
-from vd.tables import write_csv
+from vd.files import write_csv
 
 ROOT = Path(__file__).parents[1]
 

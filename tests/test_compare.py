@@ -17,9 +17,9 @@ from vd.evaluation.curves import curve, write_curves
 from vd.evaluation.predictions import Predictions
 from vd.evaluation.results import Member
 from vd.evaluation.verdict import table, table_rows
-from vd.metrics import point_metrics
-from vd.paired import clips_needed, corrected_t_test, holm, mcnemar
-from vd.tables import read_csv, write_csv
+from vd.files import read_csv, write_csv
+from vd.metrics.binary import point_metrics
+from vd.metrics.significance import clips_needed, corrected_t_test, holm, mcnemar
 
 
 def test_mcnemar_by_hand():

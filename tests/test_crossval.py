@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from experiments.rendering.clips import render_dataset
 from tests.command_line import SMALL, VD, digests, vd
 from vd.errors import VdError
 from vd.evaluation.crossval import summarise, write_crossval
 from vd.evaluation.matrix import cell
 from vd.evaluation.predictions import Predictions
 from vd.evaluation.results import Member, pooled_by_seed, read_results
+from vd.files import read_csv, write_csv
 from vd.report.report import report
-from vd.tables import read_csv, write_csv
 from vd.training.log import read_metrics
-from vd.videos.synthetic import render_dataset
 
 
 def arguments(clips, backbone, folder, *more):

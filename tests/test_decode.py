@@ -22,9 +22,9 @@ from tests.broken import (
 )
 from tests.decoding import SMALL, decode, outcome
 from tests.unprivileged import open_folder, unprivileged
-from vd.videos.decode import decode_stretch
-from vd.videos.frames import FrameSettings
-from vd.videos.outcome import Outcome
+from vd.data.decode import decode_stretch
+from vd.data.frames import FrameSettings
+from vd.data.outcome import Outcome
 
 
 def kept_and_later(images_FxSxHxWx3):

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks.copies import KINDS, write_copies
-from vd.config import DataConfig, DecodeConfig
-from vd.errors import VdError
-from vd.videos.duplicates import (
+from vd.audit.fingerprints import (
+    Fingerprint,
+    fingerprint,
+    fingerprint_videos,
+    read_pictures,
+)
+from vd.audit.near_duplicates import (
     _MIRROR,
     changes_of,
     codes_of,
@@ -17,14 +21,10 @@ from vd.videos.duplicates import (
     find_pairs,
     neighbours,
 )
-from vd.videos.fingerprints import (
-    Fingerprint,
-    fingerprint,
-    fingerprint_videos,
-    read_pictures,
-)
-from vd.videos.hashes import identify
-from vd.videos.manifest import read_manifest
+from vd.config import DataConfig, DecodeConfig
+from vd.data.hashes import identify
+from vd.data.manifest import read_manifest
+from vd.errors import VdError
 
 UNUSABLE = r"fingerprints.sqlite cannot be used .* delete it"
 
@@ -84,7 +84,7 @@ def test_every_kind_of_copy_is_found_and_nothing_else(copied, tmp_path):
 def test_finished_fingerprints_are_not_made_again(copied, tmp_path, monkeypatch):
     root, _ = copied
     first = fingerprints(root, tmp_path)
-    monkeypatch.setattr("vd.videos.fingerprints.fingerprint", None)  # would raise
+    monkeypatch.setattr("vd.audit.fingerprints.fingerprint", None)  # would raise
     again = fingerprints(root, tmp_path)
     assert first.keys() == again.keys()
     for name, made in first.items():

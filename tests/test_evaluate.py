@@ -11,20 +11,19 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from tests.command_line import digests, vd
-from vd import bootstrap
-from vd.atomic import write_json
-from vd.calibration import Calibration, false_alarm_threshold
+from vd.data.manifest import Video
+from vd.data.outcome import Outcome
 from vd.errors import VdError
+from vd.evaluation.cross_dataset import dataset_name, evaluate_on
 from vd.evaluation.operating_points import operating_points
-from vd.evaluation.other import dataset_name, evaluate_on
 from vd.evaluation.predictions import cluster_names, read_predictions
 from vd.evaluation.restore import restore
 from vd.evaluation.slices import slice_values, slices
-from vd.metrics import METRICS, evaluation_metrics, resampled_metrics
-from vd.tables import read_csv, write_csv
-from vd.videos.manifest import Video
-from vd.videos.outcome import Outcome
-from vd.weighted import weighted_metrics
+from vd.files import read_csv, write_csv, write_json
+from vd.metrics import bootstrap
+from vd.metrics.binary import METRICS, evaluation_metrics, resampled_metrics
+from vd.metrics.calibration import Calibration, false_alarm_threshold
+from vd.metrics.weighted import weighted_metrics
 
 
 def plain_ece(labels, probability, bins=10):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.broken import render_slow
 from tests.command_line import digests, train, vd
-from vd.tables import read_csv
+from vd.files import read_csv
 from vd.training import run_folder
 
 RUN_FILES = {

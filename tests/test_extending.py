@@ -18,10 +18,10 @@ from tests.fabricated import write_tiny_backbone
 from vd.config import Config, DataConfig
 from vd.errors import VdError
 from vd.evaluation.evaluate import restore
-from vd.model import Head
-from vd.tables import read_csv
+from vd.files import read_csv
+from vd.models.head import Head
+from vd.models.parts import Parts, import_parts
 from vd.training.log import read_metrics
-from vd.training.parts import Parts, import_parts
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 FILES = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL)
@@ -130,7 +130,9 @@ def test_the_built_in_head_does_not_go_on_with_the_run(shown):
     done = call(
         folder, "vd train --dataset-path DATA --checkpoint-dir RUN", *TINY, code=2
     )
-    assert "head.import was mean_head:MeanHead, now vd.model:Detector" in done.stderr
+    assert (
+        "head.import was mean_head:MeanHead, now vd.model:Detector" in done.stderr
+    )
 
 
 def test_an_onnx_backbone_is_trained_on(shown):

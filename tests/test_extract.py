@@ -13,25 +13,25 @@ import time
 import numpy as np
 import pytest
 
+from experiments.rendering.clips import render_episode
 from tests.broken import grey_frames, noisy_frames, render, render_late
 from tests.command_line import VD, vd
 from tests.fabricated import write_tiny_backbone
-from vd.atomic import lock
 from vd.config import (
     BackboneConfig,
     Config,
     DataConfig,
 )
+from vd.data.decode import probe_header
+from vd.data.hashes import identify
+from vd.data.manifest import read_manifest
+from vd.data.workers import decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.compute import open_store
 from vd.features.extract import extract
 from vd.features.verify import verify_store
-from vd.videos.decode import probe_header
-from vd.videos.hashes import identify
-from vd.videos.manifest import read_manifest
-from vd.videos.synthetic import render_episode
-from vd.videos.workers import decode_videos
+from vd.files import lock
 
 CHUNK = 4  # videos a shard, so that 32 clips are several
 SCRIPT = f"""
@@ -333,7 +333,7 @@ def test_a_file_replaced_while_it_is_decoded_is_not_kept_under_its_former_hash(
 def test_progress_tells_frames_a_second_and_every_stretch_of_a_long_video(
     backbone, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("vd.progress._PLAIN_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("vd.console._PLAIN_EVERY_SECONDS", 0.0)
     root = tmp_path / "set"
     for name in ("violent", "normal"):
         (root / name).mkdir(parents=True)
@@ -461,7 +461,7 @@ def test_without_a_temporary_folder_shared_memory_is_enough(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     store, _ = extraction(clips, backbone, tmp_path / "cache")
     assert len(store.rows) == 32
-    monkeypatch.setattr("vd.videos.pool._SHARED_MEMORY", tmp_path / "nowhere")
+    monkeypatch.setattr("vd.data.pool._SHARED_MEMORY", tmp_path / "nowhere")
     with pytest.raises(VdError, match="name a writable folder in TMPDIR"):
         extraction(clips, backbone, tmp_path / "other")
 
@@ -477,7 +477,7 @@ def test_a_disk_of_less_than_half_is_refused_a_small_one_warned_of(
         row.views * row.frames * 3 * 8 * 2 for row in store.rows.values()
     )  # bytes of its numbers
     monkeypatch.setattr(
-        "vd.features.promise.shutil.disk_usage",
+        "vd.features.estimate.shutil.disk_usage",
         lambda path: shutil._ntuple_diskusage(0, 0, int(share * needed)),
     )
     capsys.readouterr()

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
+from vd.data.hashes import identify
+from vd.data.manifest import read_manifest, write_manifest
+from vd.data.outcome import check_file
 from vd.errors import VdError
-from vd.tables import append_csv, read_csv, recover_csv, sealed, write_csv
-from vd.videos.hashes import identify
-from vd.videos.manifest import read_manifest, write_manifest
-from vd.videos.outcome import check_file
+from vd.files import append_csv, read_csv, recover_csv, sealed, write_csv
 
 
 def touch(root, *names):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vd import metrics
-from vd.calibration import Calibration, fit
+from vd.metrics import binary as metrics
+from vd.metrics.calibration import Calibration, fit
 
 LABELS = np.array([0, 0, 0, 1, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.8, 0.6, 0.9])

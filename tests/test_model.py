@@ -8,8 +8,9 @@ import pytest
 
 from tests.fabricated import make_set, make_videos
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
-from vd.model import Detector, apply, draw_dropout, init_params
-from vd.scoring import SCORING_BATCH, score
+from vd.models.detector import Detector
+from vd.models.head import apply, draw_dropout, init_params
+from vd.models.scoring import SCORING_BATCH, score
 from vd.training import feature_set, validation
 from vd.training.batches import training_batches
 from vd.training.optimizer import learning_rate, make_optimizer

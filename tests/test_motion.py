@@ -5,8 +5,8 @@ import pytest
 
 from tests.broken import render, render_lossless, rotated
 from tests.decoding import decode
-from vd.videos.frames import FrameSettings
-from vd.videos.motion import FINE, LEAST, difference, moving_square
+from vd.data.frames import FrameSettings
+from vd.data.motion import FINE, LEAST, difference, moving_square
 
 STREAMS = ("rgb", "motion", "square")
 

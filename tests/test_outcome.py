@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.broken import cut, flipped, noisy_frames, render, zeroed
 from tests.decoding import decode
-from vd.videos.outcome import Outcome, Reason, Tally, outcome_of
+from vd.data.outcome import Outcome, Reason, Tally, outcome_of
 
 
 @pytest.mark.parametrize(

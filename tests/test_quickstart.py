@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vd.tables import read_csv, write_csv
+from vd.files import read_csv, write_csv
 
 ROOT = Path(__file__).parent.parent
 TRAINING = (

@@ -28,10 +28,10 @@ from tests.broken import (
 )
 from tests.command_line import vd
 from vd.config import DecodeConfig
-from vd.tables import read_csv
-from vd.videos.frames import FrameSettings
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos
+from vd.data.frames import FrameSettings
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
+from vd.files import read_csv
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 HEAD = """# Reliability: what becomes of bad files

@@ -23,10 +23,10 @@ from vd.errors import VdError
 from vd.evaluation.operating_points import operating_points
 from vd.evaluation.predictions import cluster_names
 from vd.evaluation.restore import read_calibration
-from vd.metrics import METRICS, evaluation_metrics
+from vd.files import read_csv, write_csv
+from vd.metrics.binary import METRICS, evaluation_metrics
 from vd.report.report import report
 from vd.report.words import beats_majority, loss
-from vd.tables import read_csv, write_csv
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = (

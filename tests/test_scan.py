@@ -11,14 +11,14 @@ import pytest
 from tests.broken import noisy_frames, render, render_slow
 from tests.command_line import VD
 from tests.unprivileged import open_folder, unprivileged
+from vd.audit.fingerprints import fingerprint_videos
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig
+from vd.data.hashes import identify
+from vd.data.ledger import OutcomeLog, scan
+from vd.data.manifest import read_manifest
+from vd.data.workers import decode_videos
 from vd.features.extract import extract
-from vd.tables import read_csv
-from vd.videos.fingerprints import fingerprint_videos
-from vd.videos.hashes import identify
-from vd.videos.manifest import read_manifest
-from vd.videos.scan import OutcomeLog, scan
-from vd.videos.workers import decode_videos
+from vd.files import read_csv
 
 
 def make_set(root):
@@ -71,7 +71,7 @@ def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, nu
 def test_hashing_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
     root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
     (root / "normal" / "a.mp4").write_bytes(bytes(5 * 10**6))
-    monkeypatch.setattr("vd.progress._PLAIN_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("vd.console._PLAIN_EVERY_SECONDS", 0.0)
     videos = read_manifest(DataConfig(root, cache)).videos
     identify(videos, cache / "hashes.csv")
     assert "hashing: 5/5 MB, " in capsys.readouterr().err
@@ -150,7 +150,7 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
         return decode_videos(paths, *arguments, **options)
 
     for module in ("scan", "fingerprints"):
-        monkeypatch.setattr(f"vd.videos.{module}.decode_videos", vanishing)
+        monkeypatch.setattr(f"vd.data.{module}.decode_videos", vanishing)
     monkeypatch.setattr("vd.features.extract.decode_videos", vanishing)
     videos = identify(read_manifest(data).videos, tmp_path / "cache" / "hashes.csv")
     found = told(ledger(videos))

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vd.config import Config, DataConfig, SplitConfig
+from vd.data.groups import merge_groups
+from vd.data.hashes import identify
+from vd.data.manifest import Video, read_manifest
+from vd.data.splits import assign, folds, split, with_splits
+from vd.data.splits_file import keep_splits, kept_splits, splits_file
 from vd.errors import VdError
-from vd.tables import read_csv, write_csv
-from vd.videos.groups import merge_groups
-from vd.videos.hashes import identify
-from vd.videos.manifest import Video, read_manifest
-from vd.videos.splits import assign, folds, split, with_splits
-from vd.videos.splits_file import keep_splits, kept_splits, splits_file
+from vd.files import read_csv, write_csv
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 
 from tests.fabricated import features_of, make_videos, open_store
 from tests.unprivileged import open_folder, unprivileged
-from vd.atomic import lock
+from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.features.shards import PART_FRAMES, Extracted, RecordFormat, Spool, in_parts
 from vd.features.verify import verify_store
-from vd.tables import read_csv, write_csv
-from vd.videos.outcome import Outcome
+from vd.files import lock, read_csv, write_csv
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
 

@@ -13,11 +13,11 @@ import pytest
 from tests.command_line import SMALL, VD, train, vd
 from vd.config import Config, DataConfig, GridConfig
 from vd.evaluation.evaluate import restore
+from vd.files import read_csv, write_csv
+from vd.models.parts import BUILT_IN
 from vd.sweep import member_configs
-from vd.tables import read_csv, write_csv
 from vd.training.lockstep import Lockstep
 from vd.training.log import read_metrics
-from vd.training.parts import BUILT_IN
 from vd.training.step import TrainState
 
 SETTINGS = ["--no-mixed-precision", "--feature-preset", "best", *SMALL]

@@ -12,14 +12,14 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vd.errors import VdError
-from vd.videos.synthetic import (
+from experiments.rendering.clips import (
     CLASSES,
     FRAME_RATES,
     SIZES,
     render_dataset,
     render_episode,
 )
+from vd.errors import VdError
 
 
 class Clip(NamedTuple):

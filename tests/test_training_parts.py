@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from vd.config import TrainingConfig
+from vd.models.losses import focal_loss, imbalance_warning, smoothed_targets
+from vd.models.parts import Parts
 from vd.training.early_stopping import EarlyStopping
-from vd.training.loss import focal_loss, imbalance_warning, smoothed_targets
 from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
-from vd.training.parts import Parts
 
 
 def sigmoid(x):

@@ -25,10 +25,10 @@ from tests.broken import (
     render_slow,
 )
 from vd.config import DecodeConfig
+from vd.data.frames import FrameSettings
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos, probe_videos
 from vd.errors import VdError
-from vd.videos.frames import FrameSettings
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos, probe_videos
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
 needs_proc = pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
@@ -37,9 +37,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from vd.config import DecodeConfig
-from vd.videos.frames import FrameSettings
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos
+from vd.data.frames import FrameSettings
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
 
 if __name__ == "__main__":
     paths = [Path(name) for name in sys.argv[1:]]

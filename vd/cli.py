@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,15 +29,15 @@ from vd.config import (
     SplitConfig,
     validate,
 )
+from vd.console import say
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.hosts import join, leave, several, unexpected
-from vd.progress import say
 from vd.signals import FirstSignal, end_at_once
 from vd.supervisor import INTERRUPTED
 
 if TYPE_CHECKING:
-    from vd.model import Head
-    from vd.training.parts import Loss
+    from vd.models.head import Head
+    from vd.models.parts import Loss
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _FLAT = (tyro.conf.OmitArgPrefixes,)
@@ -53,11 +54,10 @@ class Scan:
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
-        from vd.atomic import make_folder, write_json
-        from vd.tables import write_csv
-        from vd.videos import scan
-        from vd.videos.hashes import identify
-        from vd.videos.manifest import check_classes, read_manifest
+        from vd.data import ledger as scan
+        from vd.data.hashes import identify
+        from vd.data.manifest import check_classes, read_manifest
+        from vd.files import make_folder, write_csv, write_json
 
         validate(self)
         manifest = read_manifest(self.data, both_classes=False)
@@ -110,11 +110,16 @@ class Split:
 
     def __call__(self) -> int:
         """Write the splits file, which training then takes; print its counts."""
-        from vd.videos.splits import split
+        from vd.data.splits import split
 
         validate(self)
+        find_duplicates = None
+        if self.merge_duplicates:
+            from vd.audit.near_duplicates import duplicate_ids
+
+            find_duplicates = partial(duplicate_ids, data=self.data, decode=self.decode)
         config = Config(self.data, self.splits, self.decode)
-        split(config, self.merge_duplicates, self.manifest)
+        split(config, find_duplicates, self.manifest)
         return 0
 
 
@@ -131,10 +136,10 @@ class Extract:
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
+        from vd.data import ledger as scan
+        from vd.data.hashes import identify
+        from vd.data.manifest import read_manifest
         from vd.features.extract import extract
-        from vd.videos import scan
-        from vd.videos.hashes import identify
-        from vd.videos.manifest import read_manifest
 
         validate(self)
         manifest = read_manifest(self.data)
@@ -234,8 +239,8 @@ class Evaluate:
         """Write evaluation, predictions and pictures into the run folder; print the metrics."""
         self._check()
         from vd.devices import prepare_jax
+        from vd.evaluation.cross_dataset import evaluate_on
         from vd.evaluation.evaluate import evaluate, summary
-        from vd.evaluation.other import evaluate_on
 
         prepare_jax()
         if self.on is None:
@@ -329,7 +334,7 @@ class Predict:
     def __call__(self) -> int:
         """Exit code 1 when some file could not be done."""
         from vd.devices import prepare_jax
-        from vd.predict import Predictor
+        from vd.predict.predictor import Predictor
 
         validate(self)
         if not self.files:

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vd.atomic import read_json, write_json
 from vd.config import Config, GridConfig, validate
+from vd.console import say
+from vd.data.manifest import read_manifest
 from vd.errors import VdError
-from vd.progress import say
+from vd.files import read_json, write_json
+from vd.models.parts import BUILT_IN, Parts
 from vd.sweep import member_configs, sweep
-from vd.training.parts import BUILT_IN, Parts
-from vd.videos.manifest import read_manifest
 
 
 def crossval(
@@ -95,7 +95,7 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
 
 def _names(config: Config, others: Sequence[Path]) -> dict[str, Path]:
     """Every data set by its name; each is read, so that a wrong path is said at once."""
-    from vd.evaluation.other import dataset_name
+    from vd.evaluation.cross_dataset import dataset_name
 
     made: dict[str, Path] = {}
     for path in (config.data.dataset_path, *others):
@@ -132,8 +132,8 @@ def _on_all(
         say_of_other,
     )
     from vd.evaluation.results import read_results
-    from vd.metrics import COLLAPSE
-    from vd.tables import write_csv
+    from vd.files import write_csv
+    from vd.metrics.binary import COLLAPSE
 
     folder = config.run.checkpoint_dir
     folders = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 
 from vd.config import usable_cores
+from vd.console import say
 from vd.errors import VdError
-from vd.progress import say
 
 _MOST_CPU_DEVICES = 8
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>

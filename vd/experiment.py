@@ -14,11 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vd.atomic import lock, read_json
 from vd.config import Config, validate
+from vd.console import say
+from vd.data.hashes import identify
+from vd.data.manifest import Video, read_manifest
+from vd.data.splits import for_folds, with_splits
+from vd.data.splits_file import keep_splits
 from vd.errors import VdError, damage
+from vd.files import lock, read_json
 from vd.hosts import ALONE, Hosts, joined, several
-from vd.progress import say
+from vd.models.parts import Parts
 from vd.training import run_folder
 from vd.training.meeting import devices_of_all, shown
 from vd.training.opening import (
@@ -28,19 +33,14 @@ from vd.training.opening import (
     check_devices,
     write_inputs,
 )
-from vd.training.parts import Parts
-from vd.videos.hashes import identify
-from vd.videos.manifest import Video, read_manifest
-from vd.videos.splits import for_folds, with_splits
-from vd.videos.splits_file import keep_splits
 
 if TYPE_CHECKING:
     import jax
 
-    from vd.model import Head
+    from vd.models.head import Head
+    from vd.models.parts import Loss
     from vd.training.feature_set import FeatureSet
     from vd.training.loop import Member, Trained
-    from vd.training.parts import Loss
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
 ) -> dict[str, Any]:
     """Run, or go on with, one experiment; returns the content of evaluation_test.json.
 
-    `head`, a subclass of `vd.model.Head`, and `loss`, (logits_B, targets_B) → losses_B, are
+    `head`, a subclass of `vd.models.head.Head`, and `loss`, (logits_B, targets_B) → losses_B, are
     a user's own (docs/extending.md); their source is part of the run's identity.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
@@ -97,8 +97,8 @@ def prepare(config: Config, folds: bool = False) -> Data:
 
     With `folds` it is not split: they take no notice of splits.
     """
+    from vd.data.ledger import check_loss_gap, report
     from vd.features.extract import extract
-    from vd.videos.scan import check_loss_gap, report
 
     manifest = read_manifest(config.data)
     given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
@@ -204,13 +204,13 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
     from vd import plots
-    from vd.calibration import Calibration
     from vd.evaluation.evaluate import (
         Restored,
         evaluate_split,
         fit_calibration,
         summary,
     )
+    from vd.metrics.calibration import Calibration
     from vd.report.report import write_quick
     from vd.training.log import read_metrics
 
@@ -239,7 +239,7 @@ def say_before_training(
     devices: Sequence["jax.Device"],
 ) -> None:
     """What is trained on, and what a person may want otherwise."""
-    from vd.training.loss import imbalance_warning
+    from vd.models.losses import imbalance_warning
 
     settings = config.training
     clips, views = len(train_set), train_set.views

@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from vd.config import RunConfig
+from vd.console import say
 from vd.errors import USAGE, VdError
-from vd.progress import say
 from vd.supervisor import (
     LOST,
     SIGNALS,

@@ -15,8 +15,8 @@ from collections import deque
 from types import FrameType
 from typing import IO, NoReturn
 
+from vd.console import say
 from vd.errors import USAGE
-from vd.progress import say
 from vd.signals import end_at_once
 
 SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP

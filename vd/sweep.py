@@ -15,8 +15,10 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.atomic import lock, read_json
 from vd.config import Config, GridConfig, validate
+from vd.console import say
+from vd.data.splits import fold_splits
+from vd.data.splits_file import keep_splits
 from vd.errors import VdError
 from vd.experiment import (
     evaluate_run,
@@ -25,13 +27,10 @@ from vd.experiment import (
     say_before_training,
     train_run,
 )
-from vd.progress import say
-from vd.tables import write_csv
+from vd.files import lock, read_json, write_csv
+from vd.models.parts import BUILT_IN, Parts
 from vd.training.opening import Data, Opened, check_devices
-from vd.training.parts import BUILT_IN, Parts
 from vd.training.run_folder import check_folder
-from vd.videos.splits import fold_splits
-from vd.videos.splits_file import keep_splits
 
 if TYPE_CHECKING:
     from vd.training.feature_set import FeatureSet

@@ -15,25 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from vd.atomic import make_folder, write_json, write_text
 from vd.audit import shortcuts
 from vd.audit.findings import findings
+from vd.audit.fingerprints import Fingerprint, fingerprint_videos, read_pictures
 from vd.audit.leakage import groups_cut, read_tested, video_pairs, without_leaks
+from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.page import audit_page, shown_pairs
 from vd.config import Config
+from vd.console import say
+from vd.data.groups import merge_groups
+from vd.data.hashes import identify
+from vd.data.ledger import Ledger, report
+from vd.data.manifest import CLASSES, Video, read_manifest
+from vd.data.splits_file import kept_splits
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
-from vd.progress import say
-from vd.tables import write_csv
+from vd.files import make_folder, write_csv, write_json, write_text
 from vd.training.run_folder import videos_of
-from vd.videos.duplicates import Pair, find_pairs
-from vd.videos.fingerprints import Fingerprint, fingerprint_videos, read_pictures
-from vd.videos.groups import merge_groups
-from vd.videos.hashes import identify
-from vd.videos.manifest import CLASSES, Video, read_manifest
-from vd.videos.scan import Ledger, report
-from vd.videos.splits_file import kept_splits
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
 

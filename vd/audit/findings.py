@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vd.audit.leakage import VideoPair
-from vd.videos.scan import is_excessive
+from vd.data.ledger import is_excessive
 
 _SIGNIFICANT, _STRONG = 0.05, 0.6  # p, and AUC, from which a shortcut is a finding
 _CERTAIN = 0.01  # p from which a group of one class is a finding

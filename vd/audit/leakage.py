@@ -7,10 +7,10 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Literal
 
+from vd.audit.near_duplicates import Pair
+from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError
 from vd.evaluation.results import Member, read_run
-from vd.videos.duplicates import Pair
-from vd.videos.manifest import CLASSES, Video
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from vd.audit.fingerprints import Fingerprint
+from vd.console import track
+from vd.data.outcome import Outcome
 from vd.features.engines import Engine
-from vd.progress import track
-from vd.videos.fingerprints import Fingerprint
-from vd.videos.outcome import Outcome
 
 Features = Float[np.ndarray, "N D"]
 Labels = Int[np.ndarray, " N"]

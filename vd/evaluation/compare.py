@@ -16,21 +16,27 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vd.bootstrap import (
+from vd.errors import VdError
+from vd.evaluation.crossval import collapse_of
+from vd.evaluation.pairing import Paired, Side, check_paired, pair_clips, read_sides
+from vd.evaluation.results import Member
+from vd.evaluation.verdict import sentences
+from vd.metrics.binary import collapsed, roc_auc
+from vd.metrics.bootstrap import (
     RESAMPLES,
     Interval,
     difference_interval,
     interval,
     resample_weights,
 )
-from vd.errors import VdError
-from vd.evaluation.crossval import collapse_of
-from vd.evaluation.pairing import Paired, Side, check_paired, pair_clips, read_sides
-from vd.evaluation.results import Member
-from vd.evaluation.verdict import sentences
-from vd.metrics import collapsed, roc_auc
-from vd.paired import clips_needed, corrected_t_test, deciding_p, holm, mcnemar
-from vd.weighted import roc_areas
+from vd.metrics.significance import (
+    clips_needed,
+    corrected_t_test,
+    deciding_p,
+    holm,
+    mcnemar,
+)
+from vd.metrics.weighted import roc_areas
 
 _SIGNIFICANT = 0.05
 _POINT = 0.01

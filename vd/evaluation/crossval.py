@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vd.atomic import write_json
-from vd.bootstrap import RESAMPLES
+from vd.data.manifest import CLASSES
 from vd.errors import VdError
 from vd.evaluation.results import Member, Pooled, agrees, pooled_by_seed
-from vd.metrics import (
+from vd.files import write_csv, write_json
+from vd.metrics.binary import (
     COLLAPSE,
     METRICS,
     NAMES,
@@ -24,8 +24,7 @@ from vd.metrics import (
     point_metrics,
     resampled_metrics,
 )
-from vd.tables import write_csv
-from vd.videos.manifest import CLASSES
+from vd.metrics.bootstrap import RESAMPLES
 
 Resampled = Mapping[str, Float[np.ndarray, " R"]]
 

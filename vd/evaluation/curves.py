@@ -8,8 +8,8 @@ import numpy as np
 
 from vd import plots
 from vd.config import TrainingConfig
-from vd.progress import say
-from vd.tables import write_csv
+from vd.console import say
+from vd.files import write_csv
 from vd.training.log import read_metrics
 from vd.training.optimizer import warmup_steps
 

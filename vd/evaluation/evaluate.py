@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from vd import calibration, plots
-from vd.atomic import write_json
+from vd import plots
+from vd.data.brightness import brightness
 from vd.errors import VdError
 from vd.evaluation.operating_points import nonviolent_hours, operating_points
 from vd.evaluation.predictions import cluster_names, write_predictions
@@ -20,11 +20,12 @@ from vd.evaluation.restore import (
     restore,
 )
 from vd.evaluation.slices import seconds, slice_values, slices
-from vd.metrics import COLLAPSE, evaluation_metrics, roc_auc
-from vd.scoring import score
+from vd.files import write_json
+from vd.metrics import calibration
+from vd.metrics.binary import COLLAPSE, evaluation_metrics, roc_auc
+from vd.models.scoring import score
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import videos_of
-from vd.videos.brightness import brightness
 
 __all__ = [
     "Restored", "check_features", "evaluate", "evaluate_split", "fit_calibration",
@@ -187,7 +188,7 @@ def fit_calibration(
 ) -> Restored:
     """Fit temperature and thresholds on validation and write calibration.json.
 
-    `even_logit` is the loss's own threshold, as `vd.calibration.fit` takes it.
+    `even_logit` is the loss's own threshold, as `vd.metrics.calibration.fit` takes it.
     """
     logit_N = score(restored.head, restored.params, val_set.in_order())
     fitted = calibration.fit(logit_N, val_set.labels_N.astype(int), even_logit)

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from vd.atomic import read_json
 from vd.config import DataConfig
+from vd.console import say
+from vd.evaluation.cross_dataset import Other, facts_of, open_other, without_trained
 from vd.evaluation.crossval import summarise
 from vd.evaluation.evaluate import evaluate_split
-from vd.evaluation.other import Other, facts_of, open_other, without_trained
 from vd.evaluation.predictions import cluster_names
 from vd.evaluation.restore import moved, restore
 from vd.evaluation.results import Member, agrees, read_results, read_run
-from vd.metrics import (
+from vd.files import read_json
+from vd.metrics.binary import (
     METRICS,
     collapsed,
     intervals,
@@ -24,7 +25,6 @@ from vd.metrics import (
     point_metrics,
     resampled_metrics,
 )
-from vd.progress import say
 from vd.training.feature_set import FeatureSet
 
 _REMEDY = "delete it, and the same command evaluates again"

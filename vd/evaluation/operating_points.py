@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from vd.bootstrap import resample_weights, share_interval
-from vd.calibration import FALSE_ALARMS, Calibration
+from vd.metrics.bootstrap import resample_weights, share_interval
+from vd.metrics.calibration import FALSE_ALARMS, Calibration
 
 STRICT = f"false_alarms_{FALSE_ALARMS:.0%}".replace("%", "_percent")
 _SECONDS_AN_HOUR = 3600

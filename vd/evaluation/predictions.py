@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int, Shaped
 
+from vd.data.manifest import CLASSES, Video, class_label
 from vd.errors import VdError, damage
-from vd.tables import read_csv, write_csv
-from vd.videos.manifest import CLASSES, Video, class_label
+from vd.files import read_csv, write_csv
 
 
 class Predictions(NamedTuple):

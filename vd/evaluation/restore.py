@@ -5,22 +5,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vd import calibration
-from vd.atomic import read_json
 from vd.config import Config
+from vd.data.hashes import identify
+from vd.data.ledger import Ledger
+from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError, damage
 from vd.evaluation.operating_points import STRICT
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.compute import features_description, open_store
 from vd.features.extract import extract
 from vd.features.store import FeatureStore, fingerprint
-from vd.model import Head, Params, init_params
+from vd.files import read_json
+from vd.metrics import calibration
+from vd.models.head import Head, Params, init_params
+from vd.models.parts import import_parts
 from vd.training.checkpoints import Checkpoints
-from vd.training.parts import import_parts
 from vd.training.run_folder import read_config, read_settings
-from vd.videos.hashes import identify
-from vd.videos.manifest import CLASSES, Video
-from vd.videos.scan import Ledger
 
 
 @dataclass(frozen=True)

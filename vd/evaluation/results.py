@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Shaped
 
-from vd.atomic import read_json
 from vd.errors import VdError, damage
 from vd.evaluation.predictions import Predictions, cluster_names, read_predictions
-from vd.tables import read_csv
+from vd.files import read_csv, read_json
 from vd.training.run_folder import read_settings
 
 
@@ -125,7 +124,7 @@ def _check_figures(
     member: Member, told: Mapping[str, Any], path: Path, table: str, remedy: str
 ) -> None:
     """Raise `VdError` unless the predictions have the figures that `path` tells."""
-    from vd.metrics import METRICS, NAMES, point_metrics
+    from vd.metrics.binary import METRICS, NAMES, point_metrics
 
     said = member.predictions
     if len(set(said.paths)) < len(said.paths):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from vd.metrics import bootstrap_accuracy, recall, roc_auc
-from vd.videos.manifest import Video
-from vd.videos.outcome import Outcome
+from vd.data.manifest import Video
+from vd.data.outcome import Outcome
+from vd.metrics.binary import bootstrap_accuracy, recall, roc_auc
 
 _MOST_GROUPS = 100  # of the largest, so that the file can be read
 _UNKNOWN = "unknown"

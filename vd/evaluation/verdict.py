@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from vd.atomic import make_folder, write_json
+from vd.console import say
 from vd.errors import VdError
 from vd.evaluation.curves import write_curves
 from vd.evaluation.results import read_results
-from vd.progress import say
-from vd.tables import write_csv
+from vd.files import make_folder, write_csv, write_json
 
 _FEW_GROUPS = 20
 

@@ -20,17 +20,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vd.atomic import explaining, temporary
 from vd.config import Config
+from vd.console import say
+from vd.data.manifest import Video
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.compute import Progress, frame_settings, open_store, write_features
 from vd.features.engines import make_engine
 from vd.features.store import FeatureStore
-from vd.progress import say
-from vd.videos.manifest import Video
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos
+from vd.files import explaining, temporary
 
 _CHUNK = 64  # videos a task at most
 _ROUNDS = 4  # tasks a replica at least, so that all end at about the same time

@@ -9,18 +9,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vd.config import DecodeConfig
+from vd.data.frames import FrameSettings
+from vd.data.ledger import settled
+from vd.data.manifest import Video
+from vd.data.motion import ENERGY, FINE, LEAST
+from vd.data.outcome import Outcome
+from vd.data.pool import decode_pool
+from vd.data.workers import Decoded, decode_videos
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine
 from vd.features.shards import PART_FRAMES, Extracted, Part, Spool
 from vd.features.store import FeatureStore
-from vd.videos.frames import FrameSettings
-from vd.videos.manifest import Video
-from vd.videos.motion import ENERGY, FINE, LEAST
-from vd.videos.outcome import Outcome
-from vd.videos.pool import decode_pool
-from vd.videos.scan import settled
-from vd.videos.workers import Decoded, decode_videos
 
 _FORMAT = 1  # of the records; another number is another fingerprint
 

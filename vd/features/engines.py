@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from vd.config import EngineName, usable_cores
+from vd.console import say
 from vd.errors import VdError
 from vd.features.backbone import Backbone, onnx_session
 from vd.features.efficientnet import FEATURES, VARIANTS, folded_parameters, onnx_model
 from vd.features.quantized import QUANTIZED, known_ranges, quantized_model
-from vd.progress import say
 
 _PROBED = 4  # images that a user's network is tried with
 _JAX_BATCH = (

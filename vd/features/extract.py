@@ -5,22 +5,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float64
 
-from vd.atomic import lock
 from vd.config import Config, ExecutorConfig
+from vd.console import track
+from vd.data.ledger import Ledger, OutcomeLog, Sweep
+from vd.data.manifest import Video
+from vd.data.outcome import Outcome
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.cluster import check_address, extract_on_ray
 from vd.features.compute import Progress, frame_settings, open_store, write_features
 from vd.features.engines import Engine, make_engine
-from vd.features.promise import draw_sample, images_per_second, promise
+from vd.features.estimate import draw_sample, images_per_second, promise
 from vd.features.store import FeatureStore
 from vd.features.verify import verify_store
-from vd.progress import track
-from vd.tables import write_csv
-from vd.videos.manifest import Video
-from vd.videos.outcome import Outcome
-from vd.videos.pool import decode_pool
-from vd.videos.scan import Ledger, OutcomeLog, Sweep
-from vd.videos.workers import decode_videos
+from vd.files import lock, write_csv
 
 
 def extract(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from vd.atomic import explaining, temporary, write_bytes
 from vd.features.shards import RecordFormat
+from vd.files import explaining, temporary, write_bytes
 
 SPLIT = "videos"  # TFDS reserves "all"
 _FEATURES, _INFO = "features.json", "dataset_info.json"

@@ -29,10 +29,8 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Float16
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vd.atomic import explaining, reading, write_text
-from vd.tables import SEAL, sealed, write_csv
-from vd.videos.outcome import Outcome
-from vd.videos.scan import outcome_from_row
+from vd.data.outcome import Outcome, outcome_from_row
+from vd.files import SEAL, explaining, reading, sealed, write_csv, write_text
 
 PART_FRAMES = 512  # of a record at most, so that a window of a long video is read alone
 _MOST_VIDEOS, _MOST_BYTES = 64, 2**28  # a shard: what a kill costs at most

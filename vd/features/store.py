@@ -21,15 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float16, Int
 
-from vd.atomic import (
-    explaining,
-    publish,
-    reading,
-    remove_orphans,
-    temporary,
-    write_json,
-    writing,
-)
+from vd.console import say
 from vd.errors import VdError
 from vd.features.metadata import SPLIT, shard_file, shard_files, write_metadata
 from vd.features.shards import (
@@ -44,8 +36,17 @@ from vd.features.shards import (
     stored_video,
     write_index,
 )
-from vd.progress import say
-from vd.tables import read_csv, sealed
+from vd.files import (
+    explaining,
+    publish,
+    read_csv,
+    reading,
+    remove_orphans,
+    sealed,
+    temporary,
+    write_json,
+    writing,
+)
 
 _MOST_LOST = 1000  # indexes that may lack before another
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from vd.console import say, track
+from vd.data.manifest import Video
 from vd.features.store import FeatureStore
-from vd.progress import say, track
-from vd.videos.manifest import Video
 
 
 def verify_store(store: FeatureStore, videos: Sequence[Video]) -> list[str]:

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from vd.atomic import read_json
+from vd.data.manifest import CLASSES
 from vd.evaluation.compare import compare
 from vd.evaluation.curves import curve
 from vd.evaluation.pairing import Side, pair_clips, read_sides
+from vd.files import read_json
 from vd.report import pictures
 from vd.report.page import page
 from vd.report.settings import all_settings, command, crossval_command
 from vd.report.words import Sentence
 from vd.training.run_folder import read_config
-from vd.videos.manifest import CLASSES
 
 _MOST_CLIPS = 20  # that two judge differently
 _AGAIN = "run its vd crossval command again to write it again"

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from vd.atomic import read_json
-from vd.calibration import Calibration
 from vd.config import Config
 from vd.errors import VdError, damage
 from vd.evaluation.operating_points import operating_points
 from vd.evaluation.predictions import cluster_names
 from vd.evaluation.restore import read_calibration
 from vd.evaluation.results import Member, agrees, read_run
-from vd.metrics import METRICS, evaluation_metrics
-from vd.tables import read_csv
+from vd.files import read_csv, read_json
+from vd.metrics.binary import METRICS, evaluation_metrics
+from vd.metrics.calibration import Calibration
 from vd.training.early_stopping import EarlyStopping
 from vd.training.log import read_metrics
 from vd.training.run_folder import read_config, read_settings, videos_of

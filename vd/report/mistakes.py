@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vd.data.manifest import CLASSES
 from vd.evaluation.results import Member
-from vd.videos.manifest import CLASSES
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vd.metrics import NAMES
+from vd.metrics.binary import NAMES
 from vd.pages import render
 from vd.report import words
 

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vd.atomic import read_json, write_text
+from vd.console import duration
 from vd.errors import VdError
+from vd.evaluation.cross_dataset import dataset_name
 from vd.evaluation.crossval import check_told
 from vd.evaluation.curves import curve
 from vd.evaluation.matrix import check_matrix
-from vd.evaluation.other import dataset_name
 from vd.evaluation.results import pooled_by_seed, read_results
-from vd.progress import duration
+from vd.files import read_json, write_text
 from vd.report import pictures
 from vd.report.comparison import comparison_page
 from vd.report.facts import RunFacts, checked, read_facts

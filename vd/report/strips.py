@@ -13,19 +13,19 @@ from jaxtyping import UInt8
 
 from vd import plots
 from vd.config import DecodeConfig
+from vd.console import duration, say
+from vd.data.frames import FrameSettings
+from vd.data.manifest import Video
+from vd.data.outcome import check_file
+from vd.data.pool import decode_pool
+from vd.data.workers import decode_videos
 from vd.errors import VdError
-from vd.progress import duration, say
 from vd.report.facts import RunFacts
 from vd.report.mistakes import Mistake
 from vd.training.run_folder import videos_of
-from vd.videos.frames import FrameSettings
-from vd.videos.manifest import Video
-from vd.videos.outcome import check_file
-from vd.videos.pool import decode_pool
-from vd.videos.workers import decode_videos
 
 if TYPE_CHECKING:
-    from vd.predict import Predictor
+    from vd.predict.predictor import Predictor
 
 TIMELINES = 3  # of the worst: their frames go through the backbone again
 _LONGEST_SECONDS = 120.0  # of a clip whose score over time is computed
@@ -154,7 +154,7 @@ def _timelines(clips: Sequence[tuple[Mistake, Path, float]]) -> list[bytes | Non
     """Score over time of clips of so many seconds, as PNG; None where it is not told."""
     if not clips:
         return []
-    from vd.predict import Predictor
+    from vd.predict.predictor import Predictor
 
     say(
         f"score over time of {len(clips)} clips: their frames go through the backbone "

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vd.config import DataConfig
+from vd.data.ledger import is_excessive
 from vd.evaluation.verdict import signed
-from vd.metrics import COLLAPSE
+from vd.metrics.binary import COLLAPSE
 from vd.report.facts import RunFacts
-from vd.videos.scan import is_excessive
 
 UNDEFINED = "undefined"
 NO_GROUPS = "no source groups known"

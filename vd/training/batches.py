@@ -1,27 +1,18 @@
 """Training batches: order, clips and draws as a function of (seed, step) alone."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from grain.experimental import index_shuffle
-from jaxtyping import Float16, Float32, Int
+from jaxtyping import Int
 
 from vd.config import TrainingConfig
 from vd.features.sampling import draw_clips, middle_clips, training_frames
 from vd.training.feature_set import FeatureSet
+from vd.training.step import Batch
 
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-
-
-class Batch(NamedTuple):
-    """A batch as a step sees it; a global batch has a first axis more, the devices."""
-
-    features_BxTxD: Float16[Any, "*N B T D"]  # on the devices already, or on the host
-    mask_BxT: Float32[np.ndarray, "*N B T"]
-    labels_B: Float32[np.ndarray, "*N B"]
-    index_B: Int[np.ndarray, "*N B"]  # index in the global batch, for draws on devices
 
 
 def training_batches(

@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from rich.filesize import decimal
 
+from vd.console import say
 from vd.errors import VdError
-from vd.model import Params
-from vd.progress import say
+from vd.models.head import Params
 from vd.training.early_stopping import EarlyStopping
 from vd.training.log import EpochSums
 from vd.training.step import TrainState

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float16, Int
 
+from vd.console import track
+from vd.data.manifest import Video
 from vd.features.store import FeatureStore
-from vd.progress import track
-from vd.videos.manifest import Video
 
 # of the memory that can be had; one to train on and two to score are half of it at most
 TRAINED_SHARE, _SCORED_SHARE = 1 / 3, 1 / 12

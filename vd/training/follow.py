@@ -3,11 +3,12 @@
 from typing import NoReturn
 
 from vd.config import Config
+from vd.console import say
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.compute import open_store
 from vd.hosts import Hosts
-from vd.progress import say
+from vd.models.parts import Parts
 from vd.training import run_folder
 from vd.training.batches import training_batches
 from vd.training.feature_set import TRAINED_SHARE, FeatureSet
@@ -15,7 +16,6 @@ from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.loop import begin
 from vd.training.meeting import devices_of_all, look
 from vd.training.optimizer import learning_rate, make_optimizer
-from vd.training.parts import Parts
 
 
 def follow(config: Config, parts: Parts, hosts: Hosts) -> NoReturn:

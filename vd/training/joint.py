@@ -12,10 +12,9 @@ from jax.experimental import multihost_utils
 
 from vd.config import Config
 from vd.hosts import Hosts
-from vd.training.batches import Batch
+from vd.models.parts import Parts
 from vd.training.interruption import Interruption
-from vd.training.parts import Parts
-from vd.training.step import AXIS, StepMetrics, TrainState, TrainStep, make_step
+from vd.training.step import AXIS, Batch, StepMetrics, TrainState, TrainStep, make_step
 
 _ONE_SIGNAL_SECONDS = 1.0  # Slurm's comes twice: to the process and by its parent
 

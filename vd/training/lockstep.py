@@ -17,10 +17,9 @@ import numpy as np
 from jaxtyping import Float32, UInt32
 
 from vd.config import Config
-from vd.training.batches import Batch
+from vd.models.parts import Parts
 from vd.training.optimizer import learning_rate, make_optimizer
-from vd.training.parts import Parts
-from vd.training.step import StepMetrics, TrainState, TrainStep, make_step
+from vd.training.step import Batch, StepMetrics, TrainState, TrainStep, make_step
 
 _AXIS = "devices"
 

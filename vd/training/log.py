@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from vd.atomic import write_text
+from vd.console import say
 from vd.errors import VdError
-from vd.progress import say
+from vd.files import write_text
 
 
 @dataclass

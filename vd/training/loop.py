@@ -24,11 +24,12 @@ import numpy as np
 import optax
 
 from vd.config import Config
+from vd.console import say
 from vd.errors import VdError
 from vd.hosts import ALONE, Hosts
-from vd.model import Params, init_params
-from vd.progress import say
-from vd.training.batches import Batch, training_batches
+from vd.models.head import Params, init_params
+from vd.models.parts import BUILT_IN, Parts
+from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.early_stopping import EarlyStopping
 from vd.training.feature_set import FeatureSet
@@ -36,9 +37,8 @@ from vd.training.interruption import Interruption
 from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.log import EpochSums, MetricsLog
 from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
-from vd.training.parts import BUILT_IN, Parts
 from vd.training.profiling import profiling
-from vd.training.step import StepMetrics, TrainState, TrainStep, make_train_step
+from vd.training.step import Batch, StepMetrics, TrainState, TrainStep, make_train_step
 from vd.training.validation import Validation
 from vd.training.watch import Watch, watching
 

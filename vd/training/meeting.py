@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vd.atomic import write_text
 from vd.config import Config
 from vd.errors import VdError
+from vd.files import write_text
 from vd.hosts import Hosts
 from vd.training import run_folder
 

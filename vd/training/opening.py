@@ -5,20 +5,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.atomic import write_bytes
 from vd.config import Config
+from vd.console import say
+from vd.data.manifest import SPLITS, Video, split_rows
 from vd.errors import VdError
-from vd.progress import say
-from vd.tables import write_csv
+from vd.files import write_bytes, write_csv
+from vd.models.parts import Parts
 from vd.training import run_folder
-from vd.training.parts import Parts
-from vd.videos.manifest import SPLITS, Video, split_rows
 
 if TYPE_CHECKING:
     import jax
 
+    from vd.data.ledger import Ledger
     from vd.features.store import FeatureStore
-    from vd.videos.scan import Ledger
 
 
 class Data(NamedTuple):

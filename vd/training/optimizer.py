@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vd.config import TrainingConfig
-from vd.progress import say
+from vd.console import say
 
 
 def warmup_steps(config: TrainingConfig, steps_per_epoch: int) -> int:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import jax
 
-from vd.progress import say
-from vd.training.batches import Batch
-from vd.training.step import StepMetrics, TrainState, TrainStep
+from vd.console import say
+from vd.training.step import Batch, StepMetrics, TrainState, TrainStep
 
 _SKIPPED = 2  # of a process: the first compiles
 _TRACED = 10

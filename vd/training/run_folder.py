@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import vd
-from vd.atomic import read_json, remove_orphans, write_json
 from vd.config import Config, from_json, to_json, validate
+from vd.data.manifest import CLASSES, Video, class_label, split_rows
 from vd.errors import VdError, damage
-from vd.tables import read_csv
-from vd.training.parts import Parts
-from vd.videos.manifest import CLASSES, Video, class_label, split_rows
+from vd.files import read_csv, read_json, remove_orphans, write_json
+from vd.models.parts import Parts
 
 FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (

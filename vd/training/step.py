@@ -5,15 +5,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float16, Float32, Int
 
 from vd.config import Config
-from vd.model import Params, apply, draw_dropout
-from vd.training.batches import Batch
-from vd.training.parts import BUILT_IN, Parts
+from vd.models.head import Params, apply, draw_dropout
+from vd.models.parts import BUILT_IN, Parts
 
 AXIS = "devices"
+
+
+class Batch(NamedTuple):
+    """A batch as a step sees it; a global batch has a first axis more, the devices."""
+
+    features_BxTxD: Float16[Any, "*N B T D"]  # on the devices already, or on the host
+    mask_BxT: Float32[np.ndarray, "*N B T"]
+    labels_B: Float32[np.ndarray, "*N B"]
+    index_B: Int[np.ndarray, "*N B"]  # index in the global batch, for draws on devices
 
 
 class TrainState(NamedTuple):

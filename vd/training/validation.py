@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from vd.config import Config
-from vd.metrics import collapsed, recall, roc_auc
-from vd.model import Params
-from vd.scoring import Windows, score_batches, scoring_device, window_batches
+from vd.metrics.binary import collapsed, recall, roc_auc
+from vd.models.head import Params
+from vd.models.parts import BUILT_IN, Parts
+from vd.models.scoring import Windows, score_batches, scoring_device, window_batches
 from vd.training.feature_set import FeatureSet, fits
-from vd.training.parts import BUILT_IN, Parts
 
 _DEVICE_SHARE = 1 / 8  # of what JAX may take; the features to train on have a half
 

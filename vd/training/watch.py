@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from vd.config import TrainingConfig
-from vd.progress import duration, live, say
+from vd.console import duration, live, say
 from vd.training.early_stopping import EarlyStopping
 from vd.training.optimizer import warmup_steps
 

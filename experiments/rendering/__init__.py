@@ -1,0 +1,1 @@
+"""Rendered videos of two drawn figures, for the quickstart and the tests."""

@@ -1,0 +1,1 @@
+"""Videos: the manifest, decoding, outcomes, splits."""

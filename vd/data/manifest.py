@@ -1,0 +1,318 @@
+"""The manifest: a row a video, read from a folder or a CSV, and its rows in a run."""
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vd.config import DataConfig
+from vd.console import say
+from vd.errors import VdError
+from vd.files import numbered_rows, write_csv
+
+CLASSES = ("nonviolent", "violent")  # label 0, label 1
+SPLITS = ("train", "val", "test")
+
+_CLASS_NAMES = {
+    **dict.fromkeys(("violent", "violence", "fight", "fights"), 1),
+    **dict.fromkeys(
+        (
+            "nonviolent", "nonviolence", "noviolence", "nofight", "nofights",
+            "nonfight", "normal", "neutral",
+        ),
+        0,
+    ),
+}  # fmt: skip
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_VIDEO_SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 "
+    ".mpeg .mpg .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv".split()
+)
+
+
+def class_label(name: str) -> int:
+    """The label of a class by its name in our own files; raises `ValueError` for another."""
+    if name not in CLASSES:
+        raise ValueError(f"{name!r} is no class")
+    return CLASSES.index(name)
+
+
+@dataclass(frozen=True)
+class Video:
+    """One file of the data set; `id` is the SHA-256 of its content, "" if unreadable."""
+
+    path: Path
+    name: str  # the path as the data set has it, relative to its root
+    label: int  # 1 violent, 0 non-violent
+    split: str = ""  # train, val, test, or "" while unassigned
+    group: str = ""  # what no split may cut in two; "" is the clip itself
+    id: str = ""
+    size: int = 0  # bytes, when its content is known
+    modified: int = 0  # nanoseconds, when its content was hashed
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The videos of a data set, in the order of their names, and what was ignored."""
+
+    videos: tuple[Video, ...]
+    ignored: tuple[str, ...] = ()
+
+
+def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
+    """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
+
+    Raises `VdError` for a wrong path, an unknown class or split name, a class without
+    a clip (with `both_classes` off: the positive one that was named), a missing column, and a path that is listed twice.
+    """
+    path = config.dataset_path
+    if path.is_dir():
+        manifest = _read_folder(path, config)
+    elif path.is_file():
+        manifest = _read_csv(path, config)
+    else:
+        raise VdError(
+            f"--dataset-path {path} does not exist; name a folder of class folders or "
+            "a CSV with the columns path,label."
+        )
+    videos = manifest.videos
+    if not videos:
+        raise VdError(
+            f"--dataset-path {path} has no video ({len(manifest.ignored)} other files are "
+            "ignored); name the folder that holds the class folders."
+        )
+    if config.group_from is not None:
+        videos = tuple(_group_from_path(videos, config.group_from))
+    if both_classes:
+        check_classes(videos, config)
+    elif config.positive_class and not any(video.label for video in videos):
+        raise VdError(
+            f"--positive-class {config.positive_class} is no class of {path}; give the name "
+            "of the violent one as its folder or label has it, or leave it out."
+        )
+    return dataclasses.replace(manifest, videos=videos)
+
+
+def check_classes(videos: Sequence[Video], config: DataConfig) -> None:
+    """Raise `VdError` when a class has no clip."""
+    for label, name in enumerate(CLASSES):
+        if not any(video.label == label for video in videos):
+            told = f" with --positive-class {config.positive_class}"
+            raise VdError(
+                f"--dataset-path {config.dataset_path} has no {name} "
+                f"clip{told * bool(config.positive_class)}; training needs clips of both "
+                "classes: add some, or check the names of the class folders."
+            )
+
+
+def _normal(name: str) -> str:
+    """A name without case, underscore, hyphen and space."""
+    return re.sub(r"[_\- ]", "", name.casefold())
+
+
+def _label(name: str, where: str, positive_class: str | None) -> int:
+    """0 or 1 for a class name."""
+    if positive_class is not None:
+        return int(_normal(name) == _normal(positive_class))
+    if _normal(name) not in _CLASS_NAMES:
+        raise VdError(
+            f"{where}: {name!r} is no class that vd knows; name the violent one with "
+            "--positive-class, every other class then counts as non-violent."
+        )
+    return _CLASS_NAMES[_normal(name)]
+
+
+def _read_folder(root: Path, config: DataConfig) -> Manifest:
+    """Read ROOT/<split>/<class>/… or ROOT/<class>/…."""
+    ignored: list[str] = []
+    folders = []
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and _may_hold_videos(entry):
+            folders.append(entry)
+        elif not entry.name.startswith("."):
+            ignored.append(entry.name)
+    is_split = [_normal(folder.name) in _SPLIT_NAMES for folder in folders]
+    if any(is_split) and not all(is_split):
+        odd = folders[is_split.index(False)]
+        raise VdError(
+            f"{odd} stands beside split folders but is none of train, val, test; move "
+            "it elsewhere, or drop the split folders."
+        )
+    videos: list[Video] = []
+    for folder in folders:
+        split = _SPLIT_NAMES[_normal(folder.name)] if any(is_split) else ""
+        classes = _entries(folder) if split else [folder]
+        if classes is None:
+            say(f"WARNING: {folder} may not be read: what is in it is left out")
+            ignored.append(folder.name)
+        for class_folder in classes or ():
+            if class_folder.name.startswith("."):
+                continue
+            if not class_folder.is_dir() or not _may_hold_videos(class_folder):
+                ignored.append(class_folder.relative_to(root).as_posix())
+                continue
+            label = _label(class_folder.name, str(class_folder), config.positive_class)
+            for path, is_video in _files(class_folder):
+                name = path.relative_to(root).as_posix()
+                if is_video:
+                    videos.append(Video(path, name, label, split))
+                else:
+                    ignored.append(name)
+    return Manifest(tuple(videos), tuple(ignored))
+
+
+def _may_hold_videos(folder: Path) -> bool:
+    """Whether a folder is called as a split or a class is, or some video is in it.
+
+    So a cache or a report of vd's own in the data set is none of its classes.
+    """
+    if folder.name.startswith("."):
+        return False
+    name = _normal(folder.name)
+    known = name in _SPLIT_NAMES or name in _CLASS_NAMES
+    return known or any(is_video for _, is_video in _files(folder))
+
+
+def _entries(folder: Path) -> list[Path] | None:
+    """What is in a folder, in order of name; None when it may not be read."""
+    try:
+        entries = sorted(folder.iterdir())
+        for entry in entries:
+            os.stat(
+                entry, follow_symlinks=False
+            )  # a folder may be listed but not entered
+    except PermissionError:
+        return None
+    return entries
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Files below `folder` in order of name, and whether they are videos by name.
+
+    Links to folders are not followed. A folder that may not be read stands for what is in
+    it, so that the ledger has it as unreadable.
+    """
+    entries = _entries(folder)
+    if entries is None:
+        yield folder, True
+    for entry in entries or ():
+        if entry.name.startswith("."):
+            continue
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if is_folder and entry.suffix.lower() not in _VIDEO_SUFFIXES:
+            yield from _files(entry)
+        else:
+            yield entry, entry.suffix.lower() in _VIDEO_SUFFIXES
+
+
+def _read_csv(path: Path, config: DataConfig) -> Manifest:
+    """Read a CSV with path,label and optionally split,group."""
+    if path.suffix.lower() in _VIDEO_SUFFIXES:
+        raise VdError(
+            f"--dataset-path {path} is a video; name a folder of class folders or a CSV "
+            "with the columns path,label."
+        )
+    rows = [
+        (line, {name.strip(): value for name, value in row.items() if name})
+        for line, row in numbered_rows(path)
+    ]
+    names = list(rows[0][1]) if rows else []
+    missing = {"path", "label"} - set(names)
+    if missing:
+        found = (
+            f"it names {','.join(map(str, names))!r:.80}" if rows else "it has no row"
+        )
+        raise VdError(
+            f"{path} lacks the column {min(missing)!r} ({found}); its first line must name "
+            "path,label and may name split,group, in UTF-8, with commas."
+        )
+    videos = []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if not row["path"] or not row["label"]:
+            raise VdError(
+                f"{where} lacks its path or label; fill it, or delete the row."
+            )
+        label = _label(row["label"], where, config.positive_class)
+        split = row.get("split") or ""
+        if split and _normal(split) not in _SPLIT_NAMES:
+            raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
+        split = _SPLIT_NAMES[_normal(split)] if split else ""
+        group = row.get("group") or ""
+        name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
+        videos.append(Video(path.parent / name, name, label, split, group))
+    # b/../a is a, and so is a path from the root on
+    places = Counter(os.path.abspath(video.path) for video in videos)
+    place, count = places.most_common(1)[0]
+    name = os.path.relpath(place, os.path.abspath(path.parent))
+    if count > 1:
+        raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
+    without = [video.name for video in videos if not video.split]
+    if 0 < len(without) < len(videos):
+        raise VdError(
+            f"{path}: {without[0]!r} has no split while other rows have one; fill the "
+            "column, or leave it out to have splits assigned."
+        )
+    if not any(os.path.lexists(video.path) for video in videos):
+        raise VdError(
+            f"none of the {len(videos)} files that {path} names exists, "
+            f"{str(videos[0].path)!r} for one; its paths must be relative to its folder."
+        )
+    return Manifest(tuple(sorted(videos, key=lambda video: video.name)))
+
+
+def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
+    """Take each clip's group from its path: the pattern's first group, else its match."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise VdError(
+            f"--group-from {pattern!r} is no regular expression: {error}."
+        ) from error
+    for video in videos:
+        match = expression.search(video.name)
+        group = (match[1] if expression.groups else match[0]) if match else None
+        if not group:
+            raise VdError(
+                f"--group-from {pattern!r} finds nothing in {video.name!r}; mend the "
+                "expression so that it matches every path."
+            )
+        yield dataclasses.replace(video, group=group)
+
+
+def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:
+    """The rows of a run's splits.csv: a manifest with `split` and content hash."""
+    return [
+        {
+            "path": video.name,
+            "label": CLASSES[video.label],
+            "split": video.split,
+            "group": video.group,
+            "id": video.id,
+        }
+        for video in videos
+    ]
+
+
+def write_manifest(path: Path, videos: Iterable[Video]) -> None:
+    """Write a CSV that `read_manifest` takes: path,label,split,group."""
+    root = os.path.abspath(path.parent)
+    write_csv(
+        path,
+        [
+            {
+                "path": os.path.relpath(os.path.abspath(video.path), root),
+                "label": CLASSES[video.label],
+                "split": video.split,
+                "group": video.group,
+            }
+            for video in videos
+        ],
+    )

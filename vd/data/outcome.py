@@ -1,0 +1,198 @@
+"""Whether a file is a video, and what became of it: used, partial or quarantined."""
+
+import math
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import av
+
+from vd.data.gif import gif_damage
+
+Ending = Literal["used", "partial", "quarantined"]
+Reason = Literal[
+    "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
+    "too-short", "unreadable", "not-a-regular-file", "too-large", "missing", "changed",
+]  # fmt: skip
+
+_CONTAINERS = re.compile(  # how files begin that FFmpeg should open
+    rb".{4}(ftyp|moov|mdat|free|wide|skip)|RIFF|\x1aE\xdf\xa3|FLV|GIF8|OggS|\x00\x00\x01[\xba\xb3]"
+    rb"|\x30\x26\xb2\x75|\x06\x0e\x2b\x34|G.{187}G.{187}G",
+    re.DOTALL,
+)
+_OF_A_PATH = frozenset(
+    ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
+)
+_NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # pictures, and texts that FFmpeg plays
+_CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
+_TOLERATED_FRAMES = 2  # so many may lack in a video that is used: headers err a little
+_TOLERATED_SHARE = 0.05  # or such a share
+_LEAST_SHARE = 0.5  # of the frames must come, else nothing of the video is used
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file; `frames` counts its decodable frames."""
+
+    outcome: Ending
+    reason: Reason = ""
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
+    duration: float = 0.0  # seconds, by its header
+    codec: str = ""
+
+    @property
+    def of_content(self) -> bool:
+        """Whether it tells of the content, and not only of a path at one moment."""
+        return self.reason not in _OF_A_PATH
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one stretch says of its file."""
+
+    header: Outcome  # `frames` by the header, 0 unknown; a `reason` when it is refused
+    good: int = 0  # frames decoded
+    faults: int = 0  # frames that are damaged, do not decode or are lost in a hole
+    last: float = 0.0  # seconds from the file's first frame to the stretch's last
+    kept: int = 0  # frames with a later one
+    end: float = 0.0  # seconds to the end of any stream, where the header tells of all
+    tail: int = 0  # of the faults, those with which the file ends
+
+
+def check_file(path: Path) -> Reason:
+    """Why a path cannot be a video, without opening it: a named pipe would hang."""
+    try:
+        status = os.stat(path)
+        mode = os.R_OK | os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
+        readable = os.access(path, mode, effective_ids=True)
+    except PermissionError:
+        return "unreadable"
+    except (OSError, ValueError):  # missing, a loop of links, no possible name
+        return "missing"
+    if not readable:
+        return "unreadable"
+    if not stat.S_ISREG(status.st_mode):
+        return "not-a-regular-file"
+    return "" if status.st_size else "empty"
+
+
+def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
+    """Why FFmpeg does not open a regular file, or finds no stream in it."""
+    if isinstance(error, PermissionError):
+        return "unreadable"
+    try:
+        with open(path, "rb") as handle:
+            return "truncated" if _CONTAINERS.match(handle.read(377)) else "not-a-video"
+    except OSError:  # a disk's error, or it has gone meanwhile
+        return "unreadable"
+
+
+def read_header(container: Any) -> tuple[Any, Outcome]:
+    """The video stream of an open file and its header, quarantined so far.
+
+    `frames` are those by the header, 0 when it does not say; a `reason` is set when there
+    is no stream to decode.
+    """
+    streams = container.streams
+    known = any((streams.video, streams.audio))
+    if not known or container.format.name.endswith(_NO_VIDEOS):
+        return None, Outcome("quarantined", "not-a-video")
+    for stream in streams.video:
+        context = stream.codec_context
+        picture = stream.disposition & av.stream.Disposition.attached_pic
+        if context is not None and not picture:  # None: a codec that FFmpeg lacks
+            break
+    else:
+        return None, Outcome("quarantined", "no-video-stream")
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    fps = rate if 0 < rate <= 1000 else 25.0
+    duration = float((stream.duration or 0) * stream.time_base)
+    duration = max(duration or _duration_of_all(container, stream), 0.0)
+    frames = max(stream.frames, 0)
+    if "mp4" in container.format.name:
+        frames = min(frames, round(duration * fps))  # an edit list leaves some out
+    else:
+        duration = max(duration, frames / fps)  # FFmpeg shortens that of a cut AVI
+        index = stream.index_entries  # knows of frames that an AVI's writer left out
+        if "avi" in container.format.name and len(index):
+            whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
+            frames = len(index) if whole else frames
+    if container.format.name == "gif":  # FFmpeg counts those before a fault
+        frames = round(frames / gif_damage(Path(container.name))[1])
+    size = context.width, context.height
+    return stream, Outcome(
+        "quarantined", "", frames, *size, fps, duration, context.name
+    )
+
+
+def _duration_of_all(container: Any, stream: Any) -> float:
+    """Seconds from the first frame to the end, where only the whole file's is known.
+
+    Matroska and FLV give the time at which the longest stream ends, and the first frame
+    need not be at 0; a Matroska file's tag may have the end of the stream itself.
+    """
+    end = (container.duration or 0) / av.time_base
+    if tag := _CLOCK.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, tag.groups())
+        end = min(end, 3600 * hours + 60 * minutes + seconds)
+    start = float((stream.start_time or 0) * stream.time_base)
+    return round(end - start, 6) if 0 < start < end else end
+
+
+def outcome_of(tallies: Sequence[Tally]) -> Outcome:
+    """The outcome of a file from the tallies of all its stretches, the first one first.
+
+    Used: no fault, and at most 2 frames or 5 % lack. Else partial when half of its frames
+    came: truncated when the end is what lacks, corrupt-frames otherwise. Else quarantined.
+    Where the header tells only when the longest stream ends, the end lacks when it lacks
+    of every stream: sound may outlast the picture.
+    """
+    header = tallies[0].header
+    good = sum(tally.good for tally in tallies)
+    known = replace(header, frames=good)
+    for tally in tallies:
+        if tally.header.reason:
+            return replace(known, reason=tally.header.reason)
+    faults = sum(tally.faults for tally in tallies)
+    reached = max(max(tally.last + 1 / header.fps, tally.end) for tally in tallies)
+    unreached = round((header.duration - reached) * header.fps)  # frames
+    if good <= header.frames:
+        expected, lacking = header.frames, header.frames - good
+    else:  # no count, or of the first fragment only: by time, at any frame rate
+        expected = round(header.duration * header.fps)
+        lacking = unreached + faults
+    tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
+    kept = any(tally.kept for tally in tallies)
+    if lacking <= tolerated and not faults:
+        if not kept:
+            return replace(known, reason="too-short")
+        return replace(known, outcome="used")
+    cut = unreached > tolerated or faults == tallies[-1].tail > 0
+    reason: Reason = "truncated" if cut else "corrupt-frames"
+    enough = kept and lacking <= (1 - _LEAST_SHARE) * expected
+    return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
+
+
+def outcome_from_row(row: Mapping[str, str]) -> Outcome:
+    """An outcome from its CSV form; raises `ValueError` or `KeyError` for anything else."""
+    if row["outcome"] not in get_args(Ending) or row["reason"] not in get_args(Reason):
+        raise ValueError(f"{row['outcome']!r}, {row['reason']!r} is no outcome")
+    if not math.isfinite(float(row["fps"]) + float(row["duration"])):
+        raise ValueError("fps or duration is no number")
+    return Outcome(
+        outcome=row["outcome"],  # type: ignore[arg-type]  # checked above
+        reason=row["reason"],  # type: ignore[arg-type]
+        frames=int(row["frames"]),
+        width=int(row["width"]),
+        height=int(row["height"]),
+        fps=float(row["fps"]),
+        duration=float(row["duration"]),
+        codec=row["codec"],
+    )

@@ -1,0 +1,286 @@
+"""Files that are written whole or not at all; locks; JSON and CSV.
+
+CSV is read and written whatever bytes its names hold.
+"""
+
+import contextlib
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from vd.console import say
+from vd.errors import VdError
+
+SEAL = "row_sha256"  # of a row, its last column
+_NAMING_SECONDS = 1.0  # what a lock's holder has at most to write its name
+_OWNED = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)$")
+
+
+def temporary(path: Path) -> Path:
+    """A name beside `path` that carries host and process, so a dead owner's is known."""
+    return path.with_name(f"{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+
+
+def make_folder(path: Path, flag: str) -> None:
+    """Make the folder that a flag names, before any work whose result it shall hold."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VdError(
+            f"{flag} {path} cannot be made ({error.strerror}); name another folder."
+        ) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(temporary_path: Path, path: Path) -> None:
+    """Give a finished temporary file its name: fsync, rename, fsync of the folder."""
+    with open(temporary_path, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary_path, path)
+    fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all, unless it holds just that; a full disk is one sentence."""
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    with writing(path) as temporary_path:
+        temporary_path.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `path` as UTF-8, whole or not at all; undecodable names survive."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON with sorted indentation; NaN is refused, an undefined number is null."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file of ours; raises `VdError`, with the remedy, if damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise VdError(f"{path} is damaged ({error}); {remedy}.") from error
+
+
+@contextlib.contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """Turn the operating system's error while `path` is written into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise VdError(
+            f"{path} cannot be written ({error.strerror or error}); "
+            f"{'free some space or ' * full}name another folder, then run the same command "
+            "again."
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the operating system's error while `path` is read into one sentence.
+
+    That a file is missing stays `FileNotFoundError`: what reads it says what that means.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise VdError(
+            f"{path} cannot be read ({error.strerror or error}) and is left as it is; "
+            "mend its rights or its disk, then run the same command again."
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends without an error."""
+    temporary_path = temporary(path)
+    try:
+        with explaining(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary_path
+            publish(temporary_path, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary_path.unlink()
+
+
+def owner_is_dead(host: str, pid: int) -> bool:
+    """Whether the process `pid` of `host` is surely gone (another host's is not known)."""
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove temporary files and folders in `folder` whose owner is dead."""
+    for path in folder.glob("*.tmp-*"):
+        match = _OWNED.search(path.name)
+        if match and owner_is_dead(match["host"], int(match["pid"])):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, doing: str) -> Iterator[None]:
+    """Hold the only writer's lock at `path`; a second writer is told who holds it."""
+    with explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = open(path, "a+")  # noqa: SIM115  # closed below
+    with opened as handle:
+        _take(handle, path.parent)
+        with explaining(path):
+            handle.truncate(0)
+            owner = f"{doing}, process {os.getpid()} on {socket.gethostname()}"
+            os.write(
+                handle.fileno(), owner.encode()
+            )  # no buffer, which would fail later
+        try:
+            yield
+        finally:
+            handle.truncate(0)
+
+
+def _take(handle: IO[str], folder: Path) -> None:
+    """Lock `handle`, or say who holds it: the holder writes its name just after it locks."""
+    until = time.monotonic() + _NAMING_SECONDS
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle.seek(0)
+        owner = handle.read().strip()
+        if owner or time.monotonic() > until:
+            raise VdError(
+                f"{folder} is in use by {owner or 'another process'}; wait for it to "
+                "end, or name another folder."
+            )
+        time.sleep(0.01)
+
+
+def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the checksum of its other values."""
+    told = {name: value for name, value in row.items() if name != SEAL}
+    text = json.dumps([str(value) for value in told.values()])
+    return {**told, SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; [] when there is none. Names that are not UTF-8 survive."""
+    return [row for _, row in numbered_rows(path)] if path.exists() else []
+
+
+def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV file, each with the line that it ends on."""
+    with open(
+        path, encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as handle:
+        reader = csv.DictReader(handle)
+        try:
+            names = Counter(name.strip() for name in reader.fieldnames or () if name)
+            if names and max(names.values()) > 1:
+                raise VdError(
+                    f"{path} names the column {names.most_common(1)[0][0]!r} twice; keep "
+                    "one of them."
+                )
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise VdError(
+                f"{path}, line {reader.line_num}: {error}; mend the file, a CSV is needed."
+            ) from error
+
+
+def recover_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that `append_csv` writes, without lines that a kill cut.
+
+    What it keeps can be made again: a file that is none is begun anew.
+    """
+    try:
+        rows = read_csv(path)
+    except VdError as error:
+        say(f"warning: {str(error).partition(';')[0]}; it is made again")
+        path.unlink()
+        return []
+    whole = [row for row in rows if None not in row and None not in row.values()]
+    if rows and not path.read_bytes().endswith(b"\n") and whole[-1:] == rows[-1:]:
+        whole.pop()
+    if whole and whole != rows:
+        write_csv(path, whole)
+    elif rows and not whole:
+        path.unlink()
+    return whole
+
+
+def append_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows to a CSV file durably; a kill may cut the last line.
+
+    A file that is not there, or has other columns, is begun anew.
+    """
+    if not rows:
+        return
+    if not path.exists() or _columns(path) != list(rows[0]):
+        write_csv(path, rows)
+        return
+    with explaining(path), open(path, "ab") as handle:
+        handle.write(_encoded(rows, header=False))
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows (at least one) as CSV, whole or not at all."""
+    write_bytes(path, _encoded(rows))
+
+
+def _columns(path: Path) -> list[str]:
+    """The names in the first line."""
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as handle:
+        return next(csv.reader(handle), [])
+
+
+def _encoded(rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
+    """Rows as UTF-8; names that are not come back as the bytes they were."""
+    text = io.StringIO()
+    # a carriage return in a name is quoted only if all is (Python's gh-83938)
+    returns = any("\r" in str(value) for row in rows for value in row.values())
+    writer = csv.DictWriter(
+        text,
+        fieldnames=list(rows[0]),
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
+    )
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")

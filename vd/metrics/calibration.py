@@ -1,0 +1,127 @@
+"""Temperature and threshold, fitted on validation: arrays in, numbers out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, ndtr
+
+FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
+_CANDIDATES = 1001
+_HOLD = 20.0  # of the threshold to the loss's own (experiments/threshold.py)
+_TEMPERATURES = (0.05, 20.0)  # the least and the most that is tried
+_NEAR = 1.001  # to the end of what is tried
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`probability` = sigmoid(logit / temperature); violent at `threshold` and above."""
+
+    temperature: float
+    threshold: float
+    threshold_source: str
+    false_alarm_threshold: float | None = None  # at FALSE_ALARMS; None: not fitted
+
+    def __post_init__(self) -> None:
+        """Refuse what no fit gives: `ValueError`."""
+        if not (0 < self.temperature < float("inf") and 0 <= self.threshold <= 1):
+            raise ValueError("temperature or threshold out of range")
+        if not 0 <= (self.false_alarm_threshold or 0) <= 2:
+            raise ValueError("false_alarm_threshold out of range")
+
+    @property
+    def uninformative(self) -> bool:
+        """Whether the fit went to the largest temperature: the logits tell hardly anything."""
+        return self.temperature * _NEAR >= _TEMPERATURES[1]
+
+    def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
+        """Probability of violence from raw logits, in float64."""
+        result: np.ndarray = expit(np.asarray(logit_N, np.float64) / self.temperature)
+        return result
+
+
+def fit(
+    logit_N: Float[np.ndarray, " N"],
+    labels_N: Int[np.ndarray, " N"],
+    even_logit: float = 0.0,
+) -> Calibration:
+    """Temperature by likelihood (Guo et al. 2017), threshold by smoothed balanced accuracy.
+
+    The likelihood is of Platt's targets (1999), (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), so that
+    a part without a mistake gives no certainty. `even_logit` is what the loss gives to a clip
+    that tells nothing (`vd.models.parts.Parts.even_logit`); the fewer the clips, the nearer
+    to it the threshold.
+    """
+    counts = np.bincount(labels_N, minlength=2)
+    targets_N = np.array([1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)])[
+        labels_N
+    ]
+
+    def negative_log_likelihood(log_temperature: float) -> float:
+        scaled = logit_N / np.exp(log_temperature)
+        return float(np.mean(np.logaddexp(0.0, scaled) - targets_N * scaled))
+
+    found = minimize_scalar(
+        negative_log_likelihood, bounds=np.log(_TEMPERATURES), method="bounded"
+    )
+    temperature = float(np.exp(found.x))
+    probability_N = expit(logit_N / temperature)
+    return Calibration(
+        temperature,
+        float(expit(_best_threshold(logit_N, labels_N, even_logit) / temperature)),
+        "validation, best balanced accuracy near the loss's own threshold",
+        false_alarm_threshold(probability_N, labels_N),
+    )
+
+
+def false_alarm_threshold(
+    probability_N: Float[np.ndarray, " N"],
+    labels_N: Int[np.ndarray, " N"],
+    share: float = FALSE_ALARMS,
+) -> float | None:
+    """The least threshold that at most `share` of the non-violent clips reach.
+
+    Midway between two scores, or just above the highest; None without such a clip.
+    """
+    calm = np.sort(probability_N[labels_N == 0])[::-1]
+    if not len(calm):
+        return None
+    below = calm[int(share * len(calm) + 1e-9)]  # the first that must not be reached
+    higher = probability_N[probability_N > below]
+    just_above = np.nextafter(below, np.inf)
+    return float(
+        max((below + higher.min()) / 2, just_above) if len(higher) else just_above
+    )
+
+
+def _best_threshold(
+    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"], even: float
+) -> float:
+    """The logit of best balanced accuracy, less what it costs to leave `even`.
+
+    The best threshold of a few clips is mostly chance (docs/results.md). So each class's
+    logits are smoothed by a Gaussian of width σ · n^(−1/5) (Scott 1992), and a threshold x
+    deviations of all logits from `even` costs 20 x² / n; `even` beyond the medians of the
+    classes is taken to the nearer, for such a network has an offset of its own.
+    """
+    classes = {label: logit_N[labels_N == label] for label in np.unique(labels_N)}
+    medians = [np.median(own) for own in classes.values()]
+    even = float(np.clip(even, min(medians), max(medians)))
+    ends = [np.quantile(own, [0.05, 0.95]) for own in classes.values()]
+    cut_C = np.append(np.linspace(np.min(ends), np.max(ends), _CANDIDATES), even)
+    recalls = []
+    for label, own in classes.items():
+        width = _spread(own) * len(own) ** -0.2
+        above_CxN = ndtr((own - cut_C[:, None]) / width)
+        recalls.append(np.mean(above_CxN if label else 1 - above_CxN, axis=1))
+    away_C = (cut_C - even) / _spread(logit_N)
+    worth_C = np.mean(recalls, axis=0) - _HOLD / len(logit_N) * away_C**2
+    best = cut_C[worth_C >= worth_C.max() - 1e-9]
+    return float(best[np.argmin(np.abs(best - even))])
+
+
+def _spread(logit_N: Float[np.ndarray, " N"]) -> float:
+    """The lesser of deviation and interquartile range / 1.35, above 0."""
+    quartiles = np.quantile(logit_N, [0.75, 0.25])
+    return max(float(min(np.std(logit_N), np.subtract(*quartiles) / 1.35)), 1e-9)

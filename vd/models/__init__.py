@@ -1,0 +1,1 @@
+"""The model: heads, the bidirectional LSTM, losses, scoring."""

@@ -1,0 +1,254 @@
+"""Bidirectional LSTM: one input product for both directions, a hand-derived gradient.
+
+Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of Gers,
+Schmidhuber and Cummins (2000). Gates lie in the order input, forget, cell, output, those
+of the forward direction before those of the backward one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import sigmoid
+from jaxtyping import Array, Float
+
+from vd.models.dense import dense
+
+
+class _Factors(NamedTuple):
+    """Partial derivatives at each frame, all that the gradient multiplies by.
+
+    by_gates: of the cell c by the inputs of i, f and g, of the output h by that of o.
+    h_by_c: of h by c. c_by_c: of c by the cell before.
+    """
+
+    by_gates_BxTx8H: Array
+    h_by_c_BxTx2H: Array
+    c_by_c_BxTx2H: Array
+
+
+Residuals = tuple[Array, _Factors, Array, Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def lstm(
+    inputs_BxTx8H: Float[Array, "B T 8H"],
+    mask_BxT: Float[Array, "B T"],
+    recurrent_2xHx4H: Float[Array, "2 H 4H"],
+    dtype: Any = jnp.float32,
+) -> Float[Array, "B T 2H"]:
+    """Run an LSTM in both directions over gate inputs that already hold W·x + b.
+
+    Returns the outputs h, side by side. The mask is 0 or 1; the state is held at 0 wherever
+    it is 0, so padding before or after a clip changes nothing. `dtype` is that of the recurrent
+    product; gates are float32.
+    """
+    return _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=False)[0]
+
+
+def _forward(
+    inputs_BxTx8H: Array,
+    mask_BxT: Array,
+    recurrent_2xHx4H: Array,
+    dtype: Any,
+    keep: bool,
+) -> tuple[Array, _Factors]:
+    """Outputs and, where `keep` says so, the factors, made while a frame is in the cache.
+
+    Each step reads and writes its frames where they lie: a scan would reverse, split and
+    transpose whole arrays. The factors by gates take the place of the gates' inputs.
+    """
+    batch, frames = mask_BxT.shape
+    hidden = recurrent_2xHx4H.shape[1]
+    weights = _apart(*recurrent_2xHx4H.astype(dtype))
+
+    def step(number: Array, carry: Any) -> Any:
+        states, h_BxTx2H, factors = carry
+        after = []
+        for d, time in enumerate((number, frames - 1 - number)):
+            h, before = states[d]
+            inputs = _read(factors.by_gates_BxTx8H, time, d, 4 * hidden)
+            gates = _activate(inputs + _product(h.astype(dtype), weights[d]))
+            mask = _read(mask_BxT[..., None], time, 0, 1)
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            c = mask * (f * before + i * g)
+            tanh_c = jnp.tanh(c)
+            h = mask * o * tanh_c
+            h_BxTx2H = _write(h_BxTx2H, h, time, d)
+            if keep:
+                by_gates = (
+                    mask * g * i * (1 - i),
+                    mask * before * f * (1 - f),
+                    mask * i * (1 - g**2),
+                    mask * tanh_c * o * (1 - o),
+                )
+                by_c = o * (1 - tanh_c**2), mask * f
+                factors = _keep(factors, by_gates, by_c, time, d)
+            after.append((h, c))
+        return tuple(after), h_BxTx2H, factors
+
+    empty_BxTx2H = jnp.zeros((batch, frames, 2 * hidden), jnp.float32)
+    factors = _Factors(inputs_BxTx8H.astype(jnp.float32), empty_BxTx2H, empty_BxTx2H)
+    carry = _zero_states(batch, hidden), empty_BxTx2H, factors
+    _, h_BxTx2H, factors = jax.lax.fori_loop(0, frames, step, carry)
+    return h_BxTx2H, factors
+
+
+def _activate(inputs_Bx4H: Array) -> Array:
+    """tanh of the cell gate, sigmoid of the others; both of all, which is one pass."""
+    gate_1x4H = jnp.arange(inputs_Bx4H.shape[-1])[None] // (inputs_Bx4H.shape[-1] // 4)
+    return jnp.where(gate_1x4H == 2, jnp.tanh(inputs_Bx4H), sigmoid(inputs_Bx4H))
+
+
+def _keep(
+    factors: _Factors, by_gates: Any, by_c: Any, time: Any, direction: int
+) -> _Factors:
+    """The factors with one direction's of one frame; gate by gate, which takes no copy."""
+    by_gates_BxTx8H, h_by_c_BxTx2H, c_by_c_BxTx2H = factors
+    for gate, part in enumerate(by_gates):
+        by_gates_BxTx8H = _write(by_gates_BxTx8H, part, time, 4 * direction + gate)
+    return _Factors(
+        by_gates_BxTx8H,
+        _write(h_by_c_BxTx2H, by_c[0], time, direction),
+        _write(c_by_c_BxTx2H, by_c[1], time, direction),
+    )
+
+
+def _fwd(
+    inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
+) -> tuple[Array, tuple[Residuals, Array]]:
+    h_BxTx2H, factors = _forward(
+        inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=True
+    )
+    residuals = h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H
+    return h_BxTx2H, (residuals, jnp.zeros((), inputs_BxTx8H.dtype))
+
+
+def _bwd(
+    dtype: Any, saved: tuple[Residuals, Array], dh_BxTx2H: Array
+) -> tuple[Array, Array, Array]:
+    """Backpropagation through time; weight gradients are one product each after it."""
+    (h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H), like = saved
+    batch, frames = mask_BxT.shape
+    hidden = recurrent_2xHx4H.shape[1]
+    transposed = _apart(*(w_Hx4H.T.astype(dtype) for w_Hx4H in recurrent_2xHx4H))
+
+    def step(number: Array, carry: Any) -> Any:
+        states, dgates_BxTx8H = carry
+        after = []
+        for d, time in enumerate((frames - 1 - number, number)):
+            by_gates, h_by_c, c_by_c = (
+                _read(part, time, d, part.shape[-1] // 2) for part in factors
+            )
+            dh_next, dc_next = states[d]
+            dh = _read(dh_BxTx2H, time, d, hidden) + dh_next
+            dc = dc_next + dh * h_by_c
+            # put together first: products of parts XLA would form one number at a time
+            dgates = jnp.concatenate([dc, dc, dc, dh], axis=-1) * by_gates
+            dgates_BxTx8H = _write(dgates_BxTx8H, dgates, time, d)
+            after.append((_product(dgates.astype(dtype), transposed[d]), dc * c_by_c))
+        return tuple(after), dgates_BxTx8H
+
+    carry = _zero_states(batch, hidden), jnp.zeros_like(factors.by_gates_BxTx8H)
+    _, dgates_BxTx8H = jax.lax.fori_loop(0, frames, step, carry)
+    before = (
+        jnp.pad(h_BxTx2H[:, :-1, :hidden], ((0, 0), (1, 0), (0, 0))),
+        jnp.pad(h_BxTx2H[:, 1:, hidden:], ((0, 0), (0, 1), (0, 0))),
+    )
+    drecurrent = [
+        _weight_gradient(h.astype(dtype), dgates.astype(dtype))
+        for h, dgates in zip(before, jnp.split(dgates_BxTx8H, 2, axis=-1), strict=True)
+    ]
+    return (
+        dgates_BxTx8H.astype(like.dtype),
+        jnp.zeros_like(mask_BxT),
+        jnp.stack(drecurrent),
+    )
+
+
+lstm.defvjp(_fwd, _bwd)
+
+
+def _apart(forward: Array, backward: Array) -> tuple[Array, Array]:
+    """Both directions' weights cut out of their array once, not again at every step."""
+    first, second = jax.lax.optimization_barrier((forward, backward))
+    return first, second
+
+
+def _zero_states(batch: int, hidden: int) -> Any:
+    """(h, c) of either direction, or their gradients."""
+    zeros = jnp.zeros((batch, hidden), jnp.float32)
+    return (zeros, zeros), (zeros, zeros)
+
+
+def _read(array_BxTxN: Array, time: Any, number: int, size: int) -> Array:
+    """(B, size): one part of one frame, all parts being of that size."""
+    begin = (0, time, number * size)
+    return jax.lax.dynamic_slice(array_BxTxN, begin, (array_BxTxN.shape[0], 1, size))[
+        :, 0
+    ]
+
+
+def _write(array_BxTxN: Array, part: Array, time: Any, number: int) -> Array:
+    """The array with one part of one frame put in place."""
+    begin = (0, time, number * part.shape[-1])
+    return jax.lax.dynamic_update_slice(array_BxTxN, part[:, None], begin)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """Matrix product in the operands' dtype, summed in float32."""
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _weight_gradient(inputs_BxTxM: Array, doutputs_BxTxN: Array) -> Array:
+    """(M, N): products over all frames, summed in float32."""
+    return _product(
+        inputs_BxTxM.reshape(-1, inputs_BxTxM.shape[-1]).T,
+        doutputs_BxTxN.reshape(-1, doutputs_BxTxN.shape[-1]),
+    )
+
+
+class BidirectionalLSTM(nn.Module):
+    """Forward and backward LSTM, their outputs side by side."""
+
+    hidden_size: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, inputs_BxTxP: Float[Array, "B T P"], mask_BxT: Float[Array, "B T"]
+    ) -> Float[Array, "B T 2H"]:
+        """Returns h of both directions; 0 where the mask is 0."""
+        hidden = self.hidden_size
+        # one product for both directions' inputs, outside the loop
+        inputs_BxTx8H = dense(
+            8 * hidden, "input", self.dtype, bias_init=_forget_bias(hidden)
+        )(inputs_BxTxP)
+        recurrent_2xHx4H = self.param("recurrent", _orthogonal(hidden))
+        mask_BxT = mask_BxT.astype(jnp.float32)
+        return lstm(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, self.dtype)
+
+
+def _orthogonal(hidden: int) -> Callable[[Array], Array]:
+    """An orthogonal matrix a gate and direction (Saxe et al. 2014)."""
+    one = nn.initializers.orthogonal()
+
+    def draw(key: Array) -> Array:
+        matrices = [
+            [one(k, (hidden, hidden)) for k in jax.random.split(d, 4)]
+            for d in jax.random.split(key)
+        ]
+        return jnp.stack([jnp.concatenate(row, axis=-1) for row in matrices])
+
+    return draw
+
+
+def _forget_bias(hidden: int) -> Any:
+    """Bias 1 for the forget gates, 0 elsewhere (Jozefowicz et al. 2015)."""
+    one = jnp.concatenate([jnp.zeros(hidden), jnp.ones(hidden), jnp.zeros(2 * hidden)])
+    return lambda key, shape, dtype=jnp.float32: jnp.concatenate([one, one]).astype(
+        dtype
+    )

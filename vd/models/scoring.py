@@ -1,0 +1,107 @@
+"""Features to logits: the one function behind validation, evaluation and prediction.
+
+It runs on one device at one batch shape, whatever training ran on: XLA gives other last
+bits at other shapes, and none for other rows of one shape. So a clip's logit is the same
+number in whatever company it is scored.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float16, Float64
+
+from vd.features.sampling import scoring_windows
+from vd.models.head import Head, Params, apply
+
+SCORING_BATCH = 32  # part of a run's format: another number changes the last bits
+
+
+class Windows(NamedTuple):
+    """Windows of several videos, padded to one length, and whose each is."""
+
+    features_BxTxD: Float16[np.ndarray, "B T D"]
+    mask_BxT: Float[np.ndarray, "B T"]
+    owner_B: np.ndarray
+
+
+def score(
+    head: Head,
+    params: Params,
+    views: Iterable[Sequence[Float16[np.ndarray, "F D"]]],
+) -> Float64[np.ndarray, " N"]:
+    """Logit of each video: the mean over its views (usually one) and their windows."""
+    return score_batches(head, params, window_batches(views, head.config.clip_frames))
+
+
+def score_batches(
+    head: Head, params: Params, batches: Iterable[Windows]
+) -> Float64[np.ndarray, " N"]:
+    """Logit of each video of `window_batches`; their arrays may be on the device already."""
+    function = _compiled(head)
+    params = jax.device_put(params, scoring_device())
+    owners, logits = [np.zeros(0, int)], [np.zeros(0, np.float32)]
+    late: Array | None = None  # fetched when the next batch is under way
+    for batch in batches:
+        made = function(params, batch.features_BxTxD, batch.mask_BxT)
+        owners.append(batch.owner_B)
+        if late is not None:
+            logits.append(np.asarray(late))
+        late = made
+    if late is not None:
+        logits.append(np.asarray(late))
+    owner_M, logit_M = np.concatenate(owners), np.concatenate(logits)
+    real_M = owner_M >= 0  # else padding
+    sum_N = np.bincount(owner_M[real_M], logit_M[real_M].astype(np.float64))
+    return sum_N / np.bincount(owner_M[real_M])
+
+
+def score_windows(
+    head: Head, params: Params, windows: Sequence[Float16[np.ndarray, "L D"]]
+) -> Float64[np.ndarray, " N"]:
+    """Logit of each window of at most `clip_frames` frames, one by one."""
+    return score(head, params, ([window] for window in windows))
+
+
+def scoring_device() -> jax.Device:
+    """The one device that scores."""
+    return jax.local_devices()[0]
+
+
+@cache
+def _compiled(head: Head) -> Callable[[Params, Any, Any], Array]:
+    """The scoring program of a head; it runs where its parameters are."""
+
+    return jax.jit(partial(apply, head))
+
+
+def window_batches(
+    views: Iterable[Sequence[Float16[np.ndarray, "F D"]]], clip_frames: int
+) -> Iterator[Windows]:
+    """Batches of SCORING_BATCH windows; the last is filled with rows that count nowhere."""
+    rows: list[tuple[int, np.ndarray]] = []
+    for owner, videos_views in enumerate(views):
+        for features_FxD in videos_views:
+            for frames in scoring_windows(len(features_FxD), clip_frames):
+                rows.append((owner, features_FxD[frames]))
+                if len(rows) == SCORING_BATCH:
+                    yield _stack(rows, clip_frames)
+                    rows = []
+    if rows:
+        yield _stack(rows, clip_frames)
+
+
+def _stack(rows: Sequence[tuple[int, np.ndarray]], clip_frames: int) -> Windows:
+    """Pad windows to `clip_frames`, and their number to SCORING_BATCH."""
+    dim = rows[0][1].shape[-1]
+    features = np.zeros((SCORING_BATCH, clip_frames, dim), np.float16)
+    mask = np.zeros((SCORING_BATCH, clip_frames), np.float32)
+    mask[len(rows) :, 0] = 1.0  # an empty clip has no softmax
+    owner = np.full(SCORING_BATCH, -1)
+    for i, (video, window) in enumerate(rows):
+        features[i, : len(window)] = window
+        mask[i, : len(window)] = 1.0
+        owner[i] = video
+    return Windows(features, mask, owner)

@@ -1,0 +1,1 @@
+"""Prediction: video files to probabilities of violence."""

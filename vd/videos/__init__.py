@@ -1,1 +1,0 @@
-"""Videos: the manifest, decoding, scanning, splits."""
