@@ -30,9 +30,11 @@ import onnx
 import tyro
 from onnx import TensorProto, helper, numpy_helper
 
-REMOVED: tuple[str, ...] = ()  # keys, each with the change that removed it
+REMOVED: tuple[str, ...] = ()  # keys, a line each with the change that removed it
 TIMES = ("seconds", "videos_per_second", "input_wait_fraction")  # of metrics.jsonl
-WORDS = ("warnings",)  # sentences may change, intervals (*_ci95) come from a bootstrap
+WORDS = ("warnings", "threshold_source")  # sentences
+BOOTSTRAP = ("resamples", "resampled_groups")  # and intervals, *ci95: no point figures
+NOT_COMPARED = (*REMOVED, *TIMES, *WORDS, *BOOTSTRAP)
 CLIPS = {"train": 8, "val": 4, "test": 4}  # of each class
 FORMATS = ((64, 48, 10), (96, 64, 25), (80, 60, 15), (64, 64, 12))  # the last: frames/s
 SMALL = (
@@ -146,7 +148,7 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
         return {key: value}
     values = {}
     for name, inner in value.items():
-        if name not in REMOVED + TIMES + WORDS and not name.endswith("_ci95"):
+        if name not in NOT_COMPARED and not name.endswith("ci95"):
             values |= flat(inner, f"{key}.{name}" if key else name)
     return values
 
