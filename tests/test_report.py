@@ -181,14 +181,18 @@ def test_figures_are_those_of_the_files(run, tmp_path):
     assert f"is off by {told[0]['ece_by_chance']:.3f} on so many clips" in page.words
 
 
-def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
-    rows = read_csv(run / "predictions_test.csv")
+def mistakes_of(run):
+    """The rows of test clips that are judged wrong."""
     threshold = json.loads((run / "evaluation_test.json").read_text())["threshold"]
-    wrong = [
+    return [
         row
-        for row in rows
+        for row in read_csv(run / "predictions_test.csv")
         if (float(row["probability"]) >= threshold) != (row["label"] == "violent")
     ]
+
+
+def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
+    wrong = mistakes_of(run)
     wrong.sort(key=lambda r: -abs(float(r["probability"]) - (r["label"] == "violent")))
     page = Page(said(run, tmp_path))
     shown = [(row[0][0], row[1][0]) for row in page.rows if row[0][0].endswith(".mp4")]
@@ -320,7 +324,10 @@ def test_videos_that_are_gone_changed_or_moved_are_said(run, clips, tmp_path):
 def test_training_leaves_the_quick_form(trained, run, clips, backbone, tmp_path):
     page = (run / "report.html").read_bytes()
     assert said(run, tmp_path).encode() == page
-    assert b"adds frames of each clip" in page or b"None: every clip" in page
+    wrong = mistakes_of(run)
+    assert (b"adds frames of each clip" in page) == bool(wrong)
+    assert (b"None: every clip" in page) == (not wrong)
+    assert b"Eight frames of" not in page
     folder = tmp_path / "cut"
     folder.mkdir()
     shutil.copytree(run, folder / "run")
