@@ -101,6 +101,7 @@ def test_every_row_compares_cells_that_the_study_has(table):
         assert f'"{claim.better}":' in text
 
 
+@pytest.mark.slow
 def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     rows = [
         {"path": path, "label": path.parent.name, "group": path.stem[-1]}

@@ -18,6 +18,8 @@ from vd.features.cluster import check_address
 from vd.features.compute import open_store
 from vd.features.verify import verify_store
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray")
 
 

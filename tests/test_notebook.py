@@ -12,6 +12,8 @@ from nbclient import NotebookClient
 from vd.config import Config, TrainingConfig
 from vd.evaluation.curves import phases
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "learning_curves.ipynb"
 
 

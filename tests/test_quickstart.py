@@ -11,6 +11,8 @@ import pytest
 
 from vd.tables import read_csv, write_csv
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TRAINING = (
     "--epochs 20 --batch-size 32 --focal-alpha 0.5 --early-stopping-patience 5".split()

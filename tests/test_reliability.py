@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.broken import (
     cut,
     flipped,
@@ -32,6 +34,8 @@ from vd.tables import read_csv
 from vd.videos.frames import FrameSettings
 from vd.videos.pool import decode_pool
 from vd.videos.workers import decode_videos
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 HEAD = """# Reliability: what becomes of bad files

@@ -33,6 +33,8 @@ from vd.training.loop import begin
 from vd.training.optimizer import make_optimizer
 from vd.training.parts import BUILT_IN
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, STEPS, VAL = 20, 4, 150
 PLACES = "step", "evaluation", "write"
 KILLS = 10  # on each number of devices
