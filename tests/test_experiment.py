@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.broken import render_slow
-from tests.command_line import digests, train, vd
+from tests.command_line import digests, train, vd, vd_process
 from vd.tables import read_csv
 from vd.training import run_folder
 
@@ -67,7 +67,7 @@ def test_second_invocation_says_finished_and_changes_nothing(trained, clips, bac
 def test_evaluation_by_a_second_process_is_the_same_to_the_last_digit(trained):
     run = trained[0] / "run"
     before = digests(run)
-    printed = vd("evaluate", "--checkpoint-dir", run).stdout
+    printed = vd_process("evaluate", "--checkpoint-dir", run).stdout
     assert digests(run) == before
     assert json.loads(printed) == json.loads((run / "evaluation_test.json").read_text())
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.command_line import VD, vd
+from tests.command_line import VD, vd_process
 from tests.fabricated import make_set, make_videos, metrics_without_timing, same_leaves
 from vd.config import RunConfig, TrainingConfig
 from vd.errors import VdError
@@ -121,7 +121,7 @@ def unbroken(tmp_path_factory, clips, backbone):
             "--checkpoint-dir", folder / "run", "--backbone", backbone, *SETTINGS,
         ]  # fmt: skip
 
-    vd(*arguments(root), "--devices", "2", timeout=SECONDS)
+    vd_process(*arguments(root), "--devices", "2", timeout=SECONDS)
     return root, lambda folder: [*arguments(folder), "--devices", "1"]
 
 
@@ -282,10 +282,10 @@ def test_a_sweep_is_refused_and_a_batch_must_divide(clips, tmp_path):
     joint = ["--coordinator-address", "localhost:1", "--num-processes", "2"]
     where = ["--dataset-path", clips, "--checkpoint-dir", tmp_path / "run"]
     joint += ["--process-id", "0"]
-    done = vd("sweep", *where, *joint, code=2, timeout=SECONDS)
+    done = vd_process("sweep", *where, *joint, code=2, timeout=SECONDS)
     assert "vd sweep trains all members in one process" in done.stderr
     wrong = ["--batch-size", "9"]
-    done = vd("train", *where, *joint, *wrong, code=2, timeout=SECONDS)
+    done = vd_process("train", *where, *joint, *wrong, code=2, timeout=SECONDS)
     assert "--batch-size 9 does not divide over --num-processes 2" in done.stderr
 
 
