@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import io
+import runpy
 import signal
 import subprocess
 import sys
+from functools import partial
 
 from vd.cli import main
 
@@ -15,14 +17,28 @@ SMALL = "--epochs 3 --batch-size 8 --warmup-epochs 1 --projection-size 16 --hidd
 
 def vd(*arguments, code=0, cwd="."):
     """Run the command line in this process, which has imported everything already."""
+    return _here(main, ["vd", *arguments], code, cwd)
+
+
+def script(path, *arguments, code=0):
+    """Run a script in this process; its folder is on the path, as Python has it."""
+    sys.path.insert(0, str(path.parent))
+    try:
+        run = partial(runpy.run_path, str(path), run_name="__main__")
+        return _here(run, [path, *arguments], code)
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def _here(command, arguments, code, cwd="."):
     out, err, returned = io.StringIO(), io.StringIO(), 0
     with _own_settings(), contextlib.chdir(cwd):
-        sys.argv = ["vd", *map(str, arguments)]
+        sys.argv = list(map(str, arguments))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                main()
+                command()
             except SystemExit as ended:
-                returned = ended.code
+                returned = ended.code or 0
     return _checked(code, returned, out.getvalue(), err.getvalue())
 
 
