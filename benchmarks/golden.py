@@ -146,7 +146,7 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
         value = {"length": len(value)} | {str(i): v for i, v in enumerate(value)}
     if not isinstance(value, dict):
         return {key: value}
-    values = {}
+    values: dict[str, Any] = {}
     for name, inner in value.items():
         if name not in NOT_COMPARED and not name.endswith("ci95"):
             values |= flat(inner, f"{key}.{name}" if key else name)

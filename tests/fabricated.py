@@ -10,6 +10,7 @@ from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
+from vd.training.checkpoints import ignore_event
 from vd.training.feature_set import FeatureSet
 from vd.training.log import read_metrics
 from vd.training.loop import train
@@ -61,10 +62,8 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0, devices=
     return FeatureSet(videos, store, devices)
 
 
-def train_on_numbers(
-    folder, epochs, devices=2, val=9, signal=1.0, profile=False, **settings
-):
-    """Train on made-up features in `folder`/run, four steps an epoch, or go on with it."""
+def numbers_config(folder, epochs, profile=False, **settings):
+    """The settings of `train_on_numbers`."""
     training = TrainingConfig(
         **{
             "epochs": epochs,
@@ -76,17 +75,25 @@ def train_on_numbers(
         }
     )
     model = ModelConfig(8, 16, 8, 0.3, mixed_precision=False)
-    config = Config(
+    return Config(
         data=DataConfig(folder),
         model=model,
         training=training,
         run=RunConfig(profile=profile),
     )
+
+
+def train_on_numbers(
+    folder, epochs, devices=2, val=9, signal=1.0, on_event=ignore_event, **settings
+):
+    """Train on made-up features in `folder`/run, four steps an epoch, or go on with it."""
+    config = numbers_config(folder, epochs, **settings)
     train_set = make_set(folder / "cache", make_videos(16), signal=signal)
     val_set = make_set(folder / "cache", make_videos(val, "val"), signal=signal)
     run_dir = folder / "run"
     run_dir.mkdir(exist_ok=True)
-    return train(config, train_set, val_set, run_dir, jax.local_devices()[:devices], 4)
+    used = jax.local_devices()[:devices]
+    return train(config, train_set, val_set, run_dir, used, 4, on_event=on_event)
 
 
 def same_leaves(a, b):

@@ -56,6 +56,7 @@ def faulty(clips, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_planted_faults_are_named_the_worst_first(faulty, backbone, tmp_path):
     values, page = audited(tmp_path, faulty, backbone)
     rows = values["pairs"]
@@ -76,6 +77,7 @@ def test_planted_faults_are_named_the_worst_first(faulty, backbone, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page)  # self-contained
 
 
+@pytest.mark.slow
 def test_a_clean_set_has_no_pair_and_a_run_on_it_no_leak(
     trained, clips, backbone, tmp_path
 ):
@@ -92,6 +94,7 @@ def test_a_clean_set_has_no_pair_and_a_run_on_it_no_leak(
     assert "A run without leaked test clips" in page
 
 
+@pytest.mark.slow
 def test_a_run_on_other_clips_is_refused(trained, clips, backbone, tmp_path):
     shutil.copytree(clips, tmp_path / "set")
     next((tmp_path / "set" / "test" / "violent").glob("*.mp4")).unlink()
@@ -102,6 +105,7 @@ def test_a_run_on_other_clips_is_refused(trained, clips, backbone, tmp_path):
     assert "was trained on 1 files that" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_on_other_labels_is_told(trained, clips, backbone, tmp_path):
     root = tmp_path / "set.csv"
     rows = [
@@ -126,6 +130,7 @@ def test_a_run_on_other_labels_is_told(trained, clips, backbone, tmp_path):
     assert any(f.startswith(told) for f in values["findings"])
 
 
+@pytest.mark.slow
 def test_faults_of_flags_are_said_before_the_work(clips, tmp_path):
     (tmp_path / "file").touch()
     for flag, value in (("--report-dir", "file"), ("--backbone", "no.onnx")):
@@ -137,6 +142,7 @@ def test_faults_of_flags_are_said_before_the_work(clips, tmp_path):
         assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_leaked_clips_are_left_out_by_hand(tmp_path):
     names = ("a", "b", "c", "d")
     labels, splits = (1, 1, 0, 0), ("test", "test", "test", "train")
@@ -165,6 +171,7 @@ def test_leaked_clips_are_left_out_by_hand(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_run_whose_predictions_are_not_its_test_clips_is_refused_before_the_work(
     trained, clips, backbone, tmp_path
 ):
@@ -190,6 +197,7 @@ def test_a_run_whose_predictions_are_not_its_test_clips_is_refused_before_the_wo
         assert not (tmp_path / "report" / "ledger.csv").exists()
 
 
+@pytest.mark.slow
 def test_pairs_of_files_and_groups_cut_by_hand():
     videos = [
         video("a", 1, "train", "g"),
@@ -221,6 +229,7 @@ def test_a_set_without_a_usable_clip_is_audited_all_the_same(backbone, tmp_path)
     assert page.count("two groups: not tested") == 3
 
 
+@pytest.mark.slow
 def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tmp_path):
     flat = tmp_path / "set"
     for path in faulty.rglob("*.mp4"):

@@ -3,7 +3,6 @@
 import os
 import shutil
 
-import grain
 import jax
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from vd.config import TrainingConfig
 from vd.errors import VdError
 from vd.training.batches import training_batches
 from vd.training.feature_set import TRAINED_SHARE, FeatureSet, fits, usable_memory
-from vd.training.step import Batch
 
 
 def test_batches_are_a_function_of_seed_and_step(tmp_path):
@@ -27,15 +25,6 @@ def test_batches_are_a_function_of_seed_and_step(tmp_path):
             np.testing.assert_array_equal(x, y)
     other = next(training_batches(data, TrainingConfig(epochs=3, seed=4), 8, 4, 0))
     assert not np.array_equal(other.features_BxTxD, first[0].features_BxTxD)
-
-
-def test_an_epoch_takes_each_video_at_most_once(tmp_path):
-    data = make_set(tmp_path, make_videos(12), frames=lambda i: 3 + i, signal=0)
-    config = TrainingConfig(epochs=2, augmentation=False)
-    batches = list(training_batches(data, config, 32, 4, 0))
-    for epoch in (batches[:3], batches[3:]):
-        lengths = np.concatenate([batch.mask_BxT[0].sum(axis=1) for batch in epoch])
-        assert sorted(lengths) == list(range(3, 15))  # each length is one video
 
 
 def test_reading_at_random_gives_what_memory_gives(tmp_path):
@@ -128,17 +117,31 @@ def test_videos_come_in_order_with_their_views(share, tmp_path):
     assert list(made.part([]).in_order()) == []
 
 
-def test_an_epochs_order_is_grains(tmp_path):
-    data = make_set(tmp_path, make_videos(10), signal=0)
-    config = TrainingConfig(epochs=3, augmentation=False, seed=3)
-    order = grain.MapDataset.range(10).seed(3).shuffle().repeat(3)
-    made = training_batches(data, config, 32, 4, 0)
-    for step, batch in enumerate(made):
-        begin = step // 2 * 10 + step % 2 * 4
-        for row in range(4):
-            video = data.read(order[begin + row], 0)
-            features = batch.features_BxTxD[0, row, : len(video)]
-            np.testing.assert_array_equal(features, video)
+def orders(data, seed, epochs):
+    """The order of each epoch's videos, by their lengths, which all differ."""
+    config = TrainingConfig(epochs=epochs, augmentation=False, seed=seed)
+    lengths = [
+        batch.mask_BxT[0].sum(axis=1).astype(int)
+        for batch in training_batches(data, config, 32, 4, 0)
+    ]
+    return np.concatenate(lengths).reshape(epochs, -1).tolist()
+
+
+def test_each_epoch_is_a_new_permutation_drawn_from_the_seed(tmp_path):
+    data = make_set(tmp_path, make_videos(12), frames=lambda i: 3 + i)
+    of_seed = {seed: orders(data, seed, epochs=4) for seed in (3, 4)}
+    drawn = [tuple(order) for epochs in of_seed.values() for order in epochs]
+    assert all(sorted(order) == list(range(3, 15)) for order in drawn)
+    assert len(set(drawn)) == 8
+    assert tuple(range(3, 15)) not in drawn
+    assert orders(data, seed=3, epochs=4) == of_seed[3]
+
+
+def test_a_video_that_fills_no_batch_comes_in_another_epoch(tmp_path):
+    data = make_set(tmp_path, make_videos(11), frames=lambda i: 3 + i)
+    epochs = orders(data, seed=3, epochs=8)
+    assert {len(set(order)) for order in epochs} == {8}
+    assert set().union(*epochs) == set(range(3, 14))
 
 
 def test_a_cpu_holds_no_second_copy():
@@ -146,14 +149,16 @@ def test_a_cpu_holds_no_second_copy():
     assert not fits(0, [])
 
 
-def test_spatial_augmentation_draws_both_views(tmp_path):
+@pytest.mark.parametrize("spatial", [True, False])
+def test_spatial_augmentation_draws_both_views(tmp_path, spatial):
     data = make_set(tmp_path, make_videos(2), frames=lambda i: 6)
-    config = TrainingConfig(epochs=40, temporal_jitter=0.0)
+    config = TrainingConfig(
+        epochs=40, temporal_jitter=0.0, spatial_augmentation=spatial
+    )
     seen = {
         batch.features_BxTxD[0, row].tobytes()
         for batch in training_batches(data, config, 6, 2, 0)
         for row in range(2)
     }
-    expected = {data.read(i, view).tobytes() for i in range(2) for view in range(2)}
-    assert seen == expected
-    assert isinstance(next(training_batches(data, config, 6, 2, 0)), Batch)
+    views = range(2) if spatial else [0]
+    assert seen == {data.read(i, view).tobytes() for i in range(2) for view in views}

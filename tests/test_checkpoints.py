@@ -114,6 +114,7 @@ def many_leaves():
     return TrainState(np.array(4, np.int32), params, ())
 
 
+@pytest.mark.slow
 def test_of_a_damaged_checkpoint_of_many_leaves_nothing_else_is_said(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(replace(checkpoint(1), state=many_leaves()))

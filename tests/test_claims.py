@@ -1,13 +1,12 @@
 """The claims study: a quick run from scratch, a rerun that does nothing, and its verdicts."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import digests
+from tests.command_line import digests, script
 from vd.files import write_csv
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +100,7 @@ def test_every_row_compares_cells_that_the_study_has(table):
         assert f'"{claim.better}":' in text
 
 
+@pytest.mark.slow
 def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     rows = [
         {"path": path, "label": path.parent.name, "group": path.stem[-1]}
@@ -111,11 +111,11 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
         write_csv(tmp_path / name / "manifest.csv", rows)
     out = tmp_path / "out"
     command = [
-        sys.executable, ROOT / "experiments" / "claims.py", "--data-dir", tmp_path,
+        ROOT / "experiments" / "claims.py", "--data-dir", tmp_path,
         "--cache-dir", tmp_path / "cache", "--runs-dir", tmp_path / "runs", "--out", out,
         "--only", "optimized", "--quick",
     ]  # fmt: skip
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    script(*command)
     lines = [
         json.loads(row) for row in (out / "claims_quick.jsonl").read_text().splitlines()
     ]
@@ -136,28 +136,24 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     before = digests(out)
     with open(out / "claims_quick.jsonl", "a") as handle:
         handle.write('{"dataset": "hockey", "cell": "orig')  # as a kill leaves it
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    script(*command)
     assert digests(out) == before
     command[command.index("optimized")] = "alpha05"
-    refused = subprocess.run(list(map(str, command)), check=False, capture_output=True)
-    assert refused.returncode == 2
-    assert b"--quick has the cells optimized and original only" in refused.stderr
+    refused = script(*command, code=2)
+    assert "--quick has the cells optimized and original only" in refused.stderr
     command[command.index("alpha05")] = "optimized"
     log = out / "claims_quick.jsonl"
     whole = log.read_text()
     first = json.loads(whole.splitlines()[0])
     stale = json.dumps(first | {"settings": {"epochs": 7}}) + "\n"
     for text, told in (
-        ("garbage\n" + whole, b"claims_quick.jsonl, line 1 is damaged"),
-        (whole + "{}\n", b"line 3 is damaged (it lacks 'clips')"),
-        (whole + whole.splitlines()[0] + "\n", b"repeats the cell optimized on scfd"),
-        (whole.replace('"correct": ["', '"correct": ["1', 1), b"bits differ in number"),
-        (stale, b"the cell optimized on scfd with settings that are not those of"),
+        ("garbage\n" + whole, "claims_quick.jsonl, line 1 is damaged"),
+        (whole + "{}\n", "line 3 is damaged (it lacks 'clips')"),
+        (whole + whole.splitlines()[0] + "\n", "repeats the cell optimized on scfd"),
+        (whole.replace('"correct": ["', '"correct": ["1', 1), "bits differ in number"),
+        (stale, "the cell optimized on scfd with settings that are not those of"),
     ):
         log.write_text(text)
-        refused = subprocess.run(
-            list(map(str, command)), check=False, capture_output=True
-        )
-        assert refused.returncode == 2
+        refused = script(*command, code=2)
         assert told in refused.stderr
         assert log.read_text() == text

@@ -34,6 +34,7 @@ def test_wrong_values_are_one_sentence(clips, tmp_path, arguments, words):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
     clips, tmp_path
 ):
@@ -45,12 +46,14 @@ def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
     assert "space" not in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_a_data_set_that_is_not_there(trained):
     run = trained[0] / "run"
     done = vd("evaluate", "--checkpoint-dir", run, "--dataset-path", "gone", code=2)
     assert "--dataset-path gone does not exist" in done.stderr
 
 
+@pytest.mark.slow
 def test_quickstart_checks_its_flags_before_it_renders(tmp_path):
     script = Path(__file__).parents[1] / "experiments" / "quickstart.py"
     done = subprocess.run(
@@ -62,6 +65,7 @@ def test_quickstart_checks_its_flags_before_it_renders(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error(trained, clips):
     files = sorted(str(path) for path in clips.rglob("*.mp4"))[:4]
     command = [*VD, "predict", *files, "--checkpoint-dir", str(trained[0] / "run")]
@@ -76,6 +80,7 @@ def test_a_reader_that_has_enough_is_no_error(trained, clips):
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
+@pytest.mark.slow
 def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
     clips, backbone, tmp_path, sent, code
 ):
@@ -97,6 +102,7 @@ def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
     assert "going on from step" in vd(*command[3:]).stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_extraction_keeps_what_it_has(clips, tmp_path):
     arguments = "--dataset-path", str(clips), "--cache-dir", str(tmp_path / "cache")
     # the real backbone has some 3,000 images to see: 10 s or more
@@ -126,6 +132,7 @@ def test_an_unknown_flag_is_named():
     )
 
 
+@pytest.mark.slow
 def test_help_is_quick_enough_to_need_no_heavy_module():
     code = "import sys, vd.cli; print([m for m in ('jax', 'onnxruntime', 'tensorflow_datasets', 'sklearn') if m in sys.modules])"
     done = subprocess.run(

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import VD, vd
+from tests.command_line import VD, vd_process
 from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.cluster import check_address
 from vd.features.compute import open_store
 from vd.features.verify import verify_store
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("ray")
 
@@ -57,7 +59,7 @@ def test_a_node_killed_midway_changes_no_record_and_no_line_of_the_ledger(
     (root / "train" / "violent" / "text.mp4").write_text("no video " * 100)
     (root / "train" / "violent" / "empty.mp4").touch()
     here, there = tmp_path / "here", tmp_path / "there"
-    vd(*arguments(root, backbone, here))
+    vd_process(*arguments(root, backbone, here))
     ray = ["--executor", "ray", "--ray-address", cluster.address]
     command = [*map(str, [*VD, *arguments(root, backbone, there), *ray])]
     with subprocess.Popen(
@@ -88,7 +90,7 @@ def test_without_a_cluster_one_sentence_says_how_to_start_one(
     clips, backbone, tmp_path
 ):
     asked = arguments(clips, backbone, tmp_path / "cache")
-    done = vd(
+    done = vd_process(
         *asked,
         "--executor",
         "ray",
@@ -111,7 +113,7 @@ def test_a_port_that_is_not_rays_is_one_sentence(clips, backbone, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:  # takes calls, says nothing
         address = f"127.0.0.1:{other.getsockname()[1]}"
         asked = [*arguments(clips, backbone, tmp_path / "cache"), "--executor", "ray"]
-        done = vd(*asked, "--ray-address", address, code=2, timeout=120)
+        done = vd_process(*asked, "--ray-address", address, code=2, timeout=120)
     assert f"no Ray cluster answers at --ray-address {address}" in done.stderr
 
 
@@ -133,7 +135,7 @@ def test_sigterm_keeps_finished_chunks_and_nothing_is_printed_for_programs(
     assert said.splitlines()[-1].startswith("vd: interrupted; finished work is kept")
     kept = set(store_in(cache, backbone).rows)
     assert len(kept) >= 2
-    done = vd(*arguments(clips, backbone, cache), *ray)
+    done = vd_process(*arguments(clips, backbone, cache), *ray)
     assert done.stdout == ""
     assert set(store_in(cache, backbone).rows) > kept
     assert verify_store(store_in(cache, backbone), []) == []

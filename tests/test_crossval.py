@@ -41,6 +41,7 @@ def crossed(tmp_path_factory, clips, backbone):
     return folder, done
 
 
+@pytest.mark.slow
 def test_every_clip_is_tested_once_a_seed_by_a_model_that_never_saw_it(crossed, clips):
     folder = crossed[0] / "cv"
     rows = read_csv(folder / "predictions.csv")
@@ -61,6 +62,7 @@ def test_every_clip_is_tested_once_a_seed_by_a_model_that_never_saw_it(crossed, 
     assert folds[0] == folds[1]
 
 
+@pytest.mark.slow
 def test_figures_follow_from_the_pooled_predictions(crossed):
     folder = crossed[0] / "cv"
     result = json.loads((folder / "crossval.json").read_text())
@@ -92,6 +94,7 @@ def test_figures_follow_from_the_pooled_predictions(crossed):
         assert row["accuracy"] == json.loads(path.read_text())["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_second_time_changes_nothing(crossed, clips, backbone):
     before = digests(crossed[0] / "cv")
     done = vd(*arguments(clips, backbone, crossed[0]))
@@ -100,6 +103,7 @@ def test_a_second_time_changes_nothing(crossed, clips, backbone):
     assert digests(crossed[0] / "cv") == before
 
 
+@pytest.mark.slow
 def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_path):
     shutil.copytree(crossed[0], tmp_path / "again")
     folder = tmp_path / "again" / "cv"
@@ -115,6 +119,7 @@ def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_p
     assert "another grid (fold-0_seed-0 for one); they stay" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_fresh_one_that_fails_leaves_nothing_of_the_former(
     crossed, clips, backbone, tmp_path
 ):
@@ -131,6 +136,7 @@ def test_a_fresh_one_that_fails_leaves_nothing_of_the_former(
         read_results(folder)
 
 
+@pytest.mark.slow
 def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
     asked = list(map(str, arguments(clips, backbone, tmp_path)))
     shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
@@ -151,6 +157,7 @@ def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
         assert float(a["logit"]) == pytest.approx(float(b["logit"]), rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
     for more, words in [
         (["--folds", "1"], "--folds is 1"),
@@ -171,6 +178,7 @@ def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_too_many_folds_for_the_groups(clips, backbone, tmp_path, crossed):
     shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
     more = ["--group-from", "(violent|nonviolent)/", "--folds", "2"]
@@ -194,6 +202,7 @@ def matrix(tmp_path_factory, clips, backbone):
     return folder, asked
 
 
+@pytest.mark.slow
 def test_trained_on_one_tested_on_the_other(matrix):
     folder, asked = matrix
     result = json.loads((folder / "cv" / "crossval.json").read_text())
@@ -225,6 +234,7 @@ def test_trained_on_one_tested_on_the_other(matrix):
     assert digests(folder / "cv") == before
 
 
+@pytest.mark.slow
 def test_a_changed_matrix_has_no_page(matrix, tmp_path):
     folder, _ = matrix
     shutil.copytree(folder / "cv", tmp_path / "cv")
@@ -246,6 +256,7 @@ def test_a_changed_matrix_has_no_page(matrix, tmp_path):
         report([run], mistakes=0)
 
 
+@pytest.mark.slow
 def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
     folder, asked = matrix
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)

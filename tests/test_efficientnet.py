@@ -104,6 +104,7 @@ def test_missing_weights_name_the_package():
         backbone_file("efficientnet-lite9")
 
 
+@pytest.mark.slow
 def test_the_onnx_graph_needs_no_jax():
     program = (
         "import sys; from vd.features.efficientnet import onnx_model; "

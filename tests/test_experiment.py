@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.broken import render_slow
-from tests.command_line import digests, train, vd
+from tests.command_line import digests, train, vd, vd_process
 from vd.files import read_csv
 from vd.training import run_folder
 
@@ -67,11 +67,12 @@ def test_second_invocation_says_finished_and_changes_nothing(trained, clips, bac
 def test_evaluation_by_a_second_process_is_the_same_to_the_last_digit(trained):
     run = trained[0] / "run"
     before = digests(run)
-    printed = vd("evaluate", "--checkpoint-dir", run).stdout
+    printed = vd_process("evaluate", "--checkpoint-dir", run).stdout
     assert digests(run) == before
     assert json.loads(printed) == json.loads((run / "evaluation_test.json").read_text())
 
 
+@pytest.mark.slow
 def test_evaluation_extracts_again_what_has_gone(trained, clips, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained[0] / "run", run)
@@ -85,6 +86,7 @@ def test_evaluation_extracts_again_what_has_gone(trained, clips, tmp_path):
     assert "--dataset-path" in moved.stderr
 
 
+@pytest.mark.slow
 def test_test_time_views_change_the_logits(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained[0] / "run", run)
@@ -109,6 +111,7 @@ def test_predict_gives_the_number_that_evaluation_stored(trained, clips):
     ]
 
 
+@pytest.mark.slow
 def test_predict_goes_on_after_a_file_that_fails(trained, clips, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     good = clips / read_csv(trained[0] / "run" / "predictions_test.csv")[0]["path"]
@@ -126,6 +129,7 @@ def test_predict_goes_on_after_a_file_that_fails(trained, clips, tmp_path):
     assert 0 < second["probability"] < 1
 
 
+@pytest.mark.slow
 def test_a_timeout_says_how_to_try_again(tmp_path):
     for name in ("fight", "normal"):  # about two seconds of decoding each
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -140,6 +144,7 @@ def test_a_timeout_says_how_to_try_again(tmp_path):
     assert "--retry-quarantined" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_of_empty_files_is_scanned(tmp_path):
     for name in ("fight/a.mp4", "normal/b.mp4"):
         (tmp_path / "set" / name).parent.mkdir(parents=True)
@@ -171,6 +176,7 @@ def break_five(root, clips):
     return root
 
 
+@pytest.mark.slow
 def test_five_broken_files_are_reported_and_the_rest_is_used(clips, backbone, tmp_path):
     root = break_five(tmp_path / "set", clips)
     done = train(root, backbone, tmp_path, "--max-loss-gap", "1")
@@ -195,6 +201,7 @@ def test_five_broken_files_are_reported_and_the_rest_is_used(clips, backbone, tm
     assert "quarantined 5" in done.stderr
 
 
+@pytest.mark.slow
 def test_scan_tells_the_same_resumes_and_exits_3_over_the_gap(clips, tmp_path):
     root = break_five(tmp_path / "set", clips)
     for i in range(9):

@@ -76,6 +76,7 @@ def test_the_page_has_what_the_tests_run():
     assert len(COMMANDS) == 5
 
 
+@pytest.mark.slow
 def test_a_run_with_own_parts_is_evaluated_and_predicts_the_same_numbers(shown):
     folder, done = shown
     assert "--focal-alpha" not in done.stderr  # no advice on a loss that is not used
@@ -94,6 +95,7 @@ def test_a_run_with_own_parts_is_evaluated_and_predicts_the_same_numbers(shown):
     assert made["probability"] == float(rows[0]["probability"])
 
 
+@pytest.mark.slow
 def test_the_losses_of_the_log_are_the_users(shown):
     """The hinge loss of the last checkpoint's validation logits, by hand."""
     run = shown[0] / "RUN"
@@ -105,6 +107,7 @@ def test_the_losses_of_the_log_are_the_users(shown):
     assert best["val_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_parts_are_found_from_another_folder_and_named_when_changed_or_gone(
     shown, tmp_path
 ):
@@ -125,6 +128,7 @@ def test_parts_are_found_from_another_folder_and_named_when_changed_or_gone(
         restore(folder / "RUN")
 
 
+@pytest.mark.slow
 def test_the_built_in_head_does_not_go_on_with_the_run(shown):
     folder, _ = shown
     done = call(
@@ -135,6 +139,7 @@ def test_the_built_in_head_does_not_go_on_with_the_run(shown):
     )
 
 
+@pytest.mark.slow
 def test_an_onnx_backbone_is_trained_on(shown):
     folder, _ = shown
     for line in COMMANDS[3:]:

@@ -74,9 +74,8 @@ def undisturbed(clips, backbone, tmp_path_factory):
     return records(store)
 
 
-def test_20_kills_at_random_moments_change_no_byte(
-    clips, backbone, tmp_path, undisturbed
-):
+@pytest.mark.slow
+def test_kills_at_random_moments_change_no_byte(clips, backbone, tmp_path, undisturbed):
     draw = np.random.default_rng(0)
     script, cache = tmp_path / "script.py", tmp_path / "cache"
     script.write_text(SCRIPT)
@@ -85,7 +84,7 @@ def test_20_kills_at_random_moments_change_no_byte(
         "--cache-dir", cache, "--decode-workers", "1", "--feature-preset", "best",
     ]  # fmt: skip
     stores = set()
-    for _ in range(20):
+    for _ in range(10):
         process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
         wanted = shards(cache) + draw.integers(3)  # 0: before the next one, imports too
         while process.poll() is None and shards(cache) < wanted:
@@ -155,6 +154,7 @@ def test_a_changed_video_under_the_same_name_is_extracted_again(
     )  # the former content stays, under its hash
 
 
+@pytest.mark.slow
 def test_a_read_only_store_is_one_sentence(clips, backbone, tmp_path):
     cache = tmp_path / "cache"
     extraction(clips, backbone, cache)
@@ -196,6 +196,7 @@ def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path):
         assert str(os.getpid()) in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_second_extractor_is_told_who_holds_the_store(clips, backbone, tmp_path):
     arguments = [
         "extract", "--dataset-path", str(clips), "--backbone", str(backbone),
@@ -223,6 +224,7 @@ def test_mirrored_view_is_the_plain_view_of_the_mirrored_images(
     assert not np.array_equal(plain, mirrored)
 
 
+@pytest.mark.slow
 def test_the_fast_preset_stores_one_view_and_the_best_three_streams(
     clips, backbone, tmp_path
 ):
@@ -295,6 +297,7 @@ def test_verify_after_the_first_index_was_lost(
     assert "warning: shard 0 of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_whole_cache_is_used_from_a_read_only_disk(clips, backbone, tmp_path):
     cache = tmp_path / "cache"
     extraction(clips, backbone, cache)
@@ -505,6 +508,7 @@ def test_not_a_number_is_said_before_any_video(clips, tmp_path):
         extraction(clips, divided, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_a_lost_terminal_keeps_what_is_finished(clips, backbone, tmp_path, undisturbed):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.command_line import VD, vd
+from tests.command_line import VD, vd_process
 from tests.fabricated import make_set, make_videos, metrics_without_timing, same_leaves
 from vd.config import RunConfig, TrainingConfig
 from vd.errors import VdError
@@ -121,7 +121,7 @@ def unbroken(tmp_path_factory, clips, backbone):
             "--checkpoint-dir", folder / "run", "--backbone", backbone, *SETTINGS,
         ]  # fmt: skip
 
-    vd(*arguments(root), "--devices", "2", timeout=SECONDS)
+    vd_process(*arguments(root), "--devices", "2", timeout=SECONDS)
     return root, lambda folder: [*arguments(folder), "--devices", "1"]
 
 
@@ -136,6 +136,7 @@ def same_run(one, other):
     return True
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_bits_of_one_with_two_devices(unbroken, tmp_path):
     root, arguments = unbroken
     with Pair(
@@ -146,6 +147,7 @@ def test_two_processes_give_the_bits_of_one_with_two_devices(unbroken, tmp_path)
     assert "training on 16 clips, 2 × cpu" in pair.logs[0].read_text()
 
 
+@pytest.mark.slow
 def test_slurm_says_who_is_who_and_a_finished_run_ends_both(unbroken, tmp_path):
     root, arguments = unbroken
     with Pair(arguments(root), tmp_path, how=by_slurm) as pair:
@@ -153,6 +155,7 @@ def test_slurm_says_who_is_who_and_a_finished_run_ends_both(unbroken, tmp_path):
     assert "is finished; nothing to do" in pair.logs[0].read_text()
 
 
+@pytest.mark.slow
 def test_whatever_ends_one_process_ends_both_and_the_run_goes_on(unbroken, tmp_path):
     root, arguments = unbroken
     run = tmp_path / "run"
@@ -182,6 +185,7 @@ def test_whatever_ends_one_process_ends_both_and_the_run_goes_on(unbroken, tmp_p
     assert same_run(tmp_path, root)
 
 
+@pytest.mark.slow
 def test_an_error_of_process_0_ends_both_with_its_sentence(tmp_path):
     for name in ("fight/a.mp4", "normal/b.mp4"):
         (tmp_path / "set" / name).parent.mkdir(parents=True)
@@ -196,6 +200,7 @@ def test_an_error_of_process_0_ends_both_with_its_sentence(tmp_path):
     assert second == f"vd: process 1 ends because process 0 did: {first[4:]}"
 
 
+@pytest.mark.slow
 def test_other_settings_of_process_1_end_both(unbroken, tmp_path):
     _, arguments = unbroken
     extra = ["--learning-rate", "0.125"]
@@ -272,14 +277,15 @@ def test_an_allocation_alone_makes_no_several_processes(monkeypatch):
     assert several(RunConfig(coordinator_address="auto"))
 
 
+@pytest.mark.slow
 def test_a_sweep_is_refused_and_a_batch_must_divide(clips, tmp_path):
     joint = ["--coordinator-address", "localhost:1", "--num-processes", "2"]
     where = ["--dataset-path", clips, "--checkpoint-dir", tmp_path / "run"]
     joint += ["--process-id", "0"]
-    done = vd("sweep", *where, *joint, code=2, timeout=SECONDS)
+    done = vd_process("sweep", *where, *joint, code=2, timeout=SECONDS)
     assert "vd sweep trains all members in one process" in done.stderr
     wrong = ["--batch-size", "9"]
-    done = vd("train", *where, *joint, *wrong, code=2, timeout=SECONDS)
+    done = vd_process("train", *where, *joint, *wrong, code=2, timeout=SECONDS)
     assert "--batch-size 9 does not divide over --num-processes 2" in done.stderr
 
 

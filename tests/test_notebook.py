@@ -9,8 +9,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from vd.config import Config, TrainingConfig
+from vd.config import TrainingConfig
 from vd.evaluation.curves import phases
+
+pytestmark = pytest.mark.slow
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "learning_curves.ipynb"
 
@@ -59,9 +61,9 @@ def altered(run: Path, to: Path, **evaluation: Any) -> Path:
 
 
 def test_it_shows_what_the_run_folders_say(
-    small_run: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = small_run
+    run = trained[0] / "run"
     figures = {"accuracy": 0.5, "accuracy_ci95": [0.25, 0.75], "collapsed": True}
     figures |= {"roc_auc": None, "ece": 0.125, "threshold": 2.0}
     other = altered(run, tmp_path / "b", **figures)
@@ -71,15 +73,15 @@ def test_it_shows_what_the_run_folders_say(
     assert pictures(notebook) == 1 + 1 + 2 + 2 + 2
     lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["val_loss"] for line in lines]
-    best = f"{1 + losses.index(min(losses))} of 4"
+    best = f"{1 + losses.index(min(losses))} of 3"
     name = f"{tmp_path.name}/b"
     shown = table_rows(notebook)
     (compared,) = (row for row in shown if len(row) == 9 and row[0] == name)
     assert compared[1:4] == [best, "50.0 %", "25.0–75.0 %"]
     assert compared[6:] == ["–", "0.125", "2.000"]
     # No probability reaches 2: the recalls are counted at the run's own threshold.
-    assert [name, "violent", "6", "0.0 %", "YES"] in shown
-    assert [name, "non-violent", "6", "100.0 %", "YES"] in shown
+    assert [name, "violent", "4", "0.0 %", "YES"] in shown
+    assert [name, "non-violent", "4", "100.0 %", "YES"] in shown
     assert "not comparable" not in words(notebook)
 
 
@@ -97,9 +99,9 @@ def test_phases_are_told_by_hand() -> None:
 
 
 def test_runs_of_one_clip_list_are_compared(
-    small_run: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _ = small_run
+    run = trained[0] / "run"
     notebook = execute([run, altered(run, tmp_path / "b")], monkeypatch)
     (compared,) = (r for r in table_rows(notebook) if r[-1] in ("shown", "not shown"))
     assert compared[0] == f"{tmp_path.name}/b"
@@ -111,9 +113,9 @@ def test_runs_of_one_clip_list_are_compared(
 
 
 def test_a_run_under_way_has_curves_only(
-    small_run: tuple[Path, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    under_way = altered(small_run[0], tmp_path / "b")
+    under_way = altered(trained[0] / "run", tmp_path / "b")
     (under_way / "evaluation_test.json").unlink()
     (under_way / "predictions_test.csv").unlink()
     notebook = execute([under_way], monkeypatch)

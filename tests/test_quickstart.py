@@ -11,6 +11,8 @@ import pytest
 
 from vd.files import read_csv, write_csv
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TRAINING = (
     "--epochs 20 --batch-size 32 --focal-alpha 0.5 --early-stopping-patience 5".split()
@@ -34,15 +36,25 @@ def test_it_learns_motion(quickstart):
         assert (quickstart / "run" / f"{picture}.png").stat().st_size > 5000
 
 
+IMPORT_ALL = """
+import runpy, sys
+for script in sys.argv[1:]:
+    runpy.run_path(script, run_name="__mp_main__")
+    for heavy in ("jax", "sklearn"):
+        if heavy in sys.modules:
+            sys.exit(f"{script} imports {heavy}")
+"""
+
+
 def test_no_worker_of_an_experiment_imports_jax():
-    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__mp_main__'); sys.exit('jax' in sys.modules or 'sklearn' in sys.modules)"
     folder = ROOT / "experiments"
-    for script in sorted(folder.glob("*.py")):  # the folder is on a worker's path
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(script)],
-            env=os.environ | {"PYTHONPATH": str(folder)}, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, script.name
+    scripts = sorted(map(str, folder.glob("*.py")))
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *scripts],
+        env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}, check=False,
+        capture_output=True, text=True,
+    )  # fmt: skip  # the folder is on a worker's path
+    assert done.returncode == 0, done.stderr
 
 
 def test_with_shuffled_labels_it_falls_to_chance(quickstart, tmp_path):

@@ -12,6 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.broken import (
     cut,
     flipped,
@@ -32,6 +34,8 @@ from vd.data.frames import FrameSettings
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos
 from vd.files import read_csv
+
+pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 HEAD = """# Reliability: what becomes of bad files

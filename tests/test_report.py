@@ -131,6 +131,7 @@ def crossval(tmp_path_factory, clips, backbone):
     return folder / "cv"
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_files(run, tmp_path):
     page = Page(said(run, tmp_path))
     told = [
@@ -181,20 +182,26 @@ def test_figures_are_those_of_the_files(run, tmp_path):
     assert f"is off by {told[0]['ece_by_chance']:.3f} on so many clips" in page.words
 
 
-def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
-    rows = read_csv(run / "predictions_test.csv")
+def mistakes_of(run):
+    """The rows of test clips that are judged wrong."""
     threshold = json.loads((run / "evaluation_test.json").read_text())["threshold"]
-    wrong = [
+    return [
         row
-        for row in rows
+        for row in read_csv(run / "predictions_test.csv")
         if (float(row["probability"]) >= threshold) != (row["label"] == "violent")
     ]
+
+
+@pytest.mark.slow
+def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
+    wrong = mistakes_of(run)
     wrong.sort(key=lambda r: -abs(float(r["probability"]) - (r["label"] == "violent")))
     page = Page(said(run, tmp_path))
     shown = [(row[0][0], row[1][0]) for row in page.rows if row[0][0].endswith(".mp4")]
     assert shown == [(row["path"], float(row["probability"])) for row in wrong]
 
 
+@pytest.mark.slow
 def test_what_is_undefined_is_said_and_never_zero(run, tmp_path):
     rows = read_csv(run / "predictions_test.csv")
     folder = tmp_path / "run"
@@ -225,6 +232,7 @@ def test_the_verdict_weighs_by_words():
     assert "63.0 % of the violent and 17.0 % of the non-violent" in made.text
 
 
+@pytest.mark.slow
 def test_collapse_and_loss_gap_are_loud(run, tmp_path):
     folder = all_wrong(run, tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
@@ -237,6 +245,7 @@ def test_collapse_and_loss_gap_are_loud(run, tmp_path):
     assert "Warning: LOSS GAP: 60.0 % of the violent" in words
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_same_settings(run, tmp_path):
     words = re.search("<pre>(.*?)</pre>", said(run, tmp_path), re.DOTALL)[1]
     command = shlex.split(html.unescape(words).replace("\\\n", ""))
@@ -245,6 +254,7 @@ def test_the_command_gives_the_same_settings(run, tmp_path):
     assert to_json(made) == json.loads((run / "config.json").read_text())["settings"]
 
 
+@pytest.mark.slow
 def test_it_holds_all_that_it_shows_and_tells_of_no_machine(run, tmp_path):
     text = said(all_wrong(run, tmp_path / "run"), tmp_path, 2)
     page = Page(text)
@@ -261,6 +271,7 @@ def test_it_holds_all_that_it_shows_and_tells_of_no_machine(run, tmp_path):
     assert all(image["alt"] for image in page.images)
 
 
+@pytest.mark.slow
 def test_hostile_names_are_escaped(run, tmp_path):
     folder = all_wrong(run, tmp_path / "run<script>alert(1)")
     hostile = "test/violent/<script>alert(1)</script>\"'&.mp4"
@@ -283,6 +294,7 @@ def test_hostile_names_are_escaped(run, tmp_path):
         assert hostile in Page(text).words
 
 
+@pytest.mark.slow
 def test_frames_are_shown_while_the_videos_are_there(run, tmp_path):
     page = Page(said(all_wrong(run, tmp_path / "run"), tmp_path, 4))
     strips = [x for x in page.images if x["alt"].startswith("Eight frames")]
@@ -297,6 +309,7 @@ def test_frames_are_shown_while_the_videos_are_there(run, tmp_path):
     assert strips[0]["alt"] == f"Eight frames of {first}, in order"
 
 
+@pytest.mark.slow
 def test_videos_that_are_gone_changed_or_moved_are_said(run, clips, tmp_path):
     folder = all_wrong(run, tmp_path / "run")
     moved = tmp_path / "moved"
@@ -317,10 +330,14 @@ def test_videos_that_are_gone_changed_or_moved_are_said(run, clips, tmp_path):
         said(folder, tmp_path, 3, dataset_path=tmp_path / "gone")
 
 
+@pytest.mark.slow
 def test_training_leaves_the_quick_form(trained, run, clips, backbone, tmp_path):
     page = (run / "report.html").read_bytes()
     assert said(run, tmp_path).encode() == page
-    assert b"adds frames of each clip" in page or b"None: every clip" in page
+    wrong = mistakes_of(run)
+    assert (b"adds frames of each clip" in page) == bool(wrong)
+    assert (b"None: every clip" in page) == (not wrong)
+    assert b"Eight frames of" not in page
     folder = tmp_path / "cut"
     folder.mkdir()
     shutil.copytree(run, folder / "run")
@@ -333,6 +350,7 @@ def test_training_leaves_the_quick_form(trained, run, clips, backbone, tmp_path)
     assert digests(folder / "run") == again
 
 
+@pytest.mark.slow
 def test_a_cross_validation_has_a_page(crossval, tmp_path):
     vd("report", crossval, "--mistakes", "2")
     page = Page((crossval / "report.html").read_text())
@@ -351,6 +369,7 @@ def test_a_cross_validation_has_a_page(crossval, tmp_path):
     assert "one fold of a cross-validation" in member.words
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
     other = all_wrong(run, tmp_path / "b$x_{$<i>")
     done = vd("report", run, other, code=2)
@@ -402,6 +421,7 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
         ),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_what_lacks_or_is_damaged_is_one_sentence(
     run, tmp_path, file, content, message
 ):
@@ -419,6 +439,7 @@ def test_what_lacks_or_is_damaged_is_one_sentence(
     assert digests(folder) == before
 
 
+@pytest.mark.slow
 def test_changed_operating_points_have_no_page(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "evaluation_test.json"
@@ -430,6 +451,7 @@ def test_changed_operating_points_have_no_page(run, tmp_path):
         report([tmp_path / "run"], mistakes=0)
 
 
+@pytest.mark.slow
 def test_a_changed_crossval_has_no_page(crossval, tmp_path):
     shutil.copytree(crossval, tmp_path / "cv")
     (tmp_path / "cv" / "report.html").unlink(missing_ok=True)
@@ -451,6 +473,7 @@ def test_a_changed_crossval_has_no_page(crossval, tmp_path):
     assert not (tmp_path / "cv" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()
     done = vd("report", tmp_path / "empty", code=2)
@@ -491,6 +514,7 @@ document.getElementById("f").onload = function () {{
 
 
 @pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium")
+@pytest.mark.slow
 def test_a_browser_shows_it_on_a_phone(run, crossval, tmp_path):
     wrong = all_wrong(run, tmp_path / "b")
     pages = {

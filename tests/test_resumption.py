@@ -1,8 +1,8 @@
 """A run that is killed or stopped anywhere, and goes on, equals an unbroken one to the bit.
 
 The runs are processes of their own. In them a thread ends the process at a random time
-after a step, an evaluation or the write of a checkpoint has begun; where that fell is read
-afterwards from counters in a mapped file, and from what is left of the write.
+after a step, an evaluation or the write of a checkpoint has begun; where that was is read
+afterwards from counters in a mapped file, and from the remains of the write.
 """
 
 import os
@@ -18,11 +18,22 @@ import jax
 import numpy as np
 import pytest
 
-from tests.fabricated import metrics_without_timing, same_leaves, train_on_numbers
+from tests.fabricated import (
+    DIM,
+    STREAMS,
+    metrics_without_timing,
+    numbers_config,
+    same_leaves,
+    train_on_numbers,
+)
 from vd.cli import run_command
 from vd.devices import prepare_jax
-from vd.training import loop
+from vd.models.parts import BUILT_IN
 from vd.training.checkpoints import Checkpoints
+from vd.training.loop import begin
+from vd.training.optimizer import make_optimizer
+
+pytestmark = pytest.mark.slow
 
 EPOCHS, STEPS, VAL = 20, 4, 150
 PLACES = "step", "evaluation", "write"
@@ -62,54 +73,6 @@ class Places:
         return {p for p, (a, b, _) in zip(PLACES, self.counts.T, strict=True) if a > b}
 
 
-def _watch_places(places, on_begin):
-    """Wrap what the loop calls; nothing of it changes."""
-
-    def begin(place):
-        places.begin(place)
-        on_begin(place)
-
-    def wrap(owner, name, place):
-        plain = getattr(owner, name)
-
-        def wrapped(*args, **kwargs):
-            begin(place)
-            result = plain(*args, **kwargs)
-            places.end(place)
-            return result
-
-        setattr(owner, name, wrapped)
-
-    def make(*args, plain=loop.make_train_step, **kwargs):
-        step = plain(*args, **kwargs)
-
-        def begun(state, batch):
-            begin("step")
-            return step(state, batch)
-
-        return begun
-
-    def add(*args, plain=loop._Run._add):
-        plain(*args)
-        places.end("step")  # its metrics have come from the device
-
-    def finish_write(*args, plain=Checkpoints.wait):
-        plain(*args)
-        if places.begun("write") > places.counts[1, PLACES.index("write")]:
-            places.end("write")
-
-    loop.make_train_step, loop._Run._add = make, add
-    wrap(loop.Validation, "metrics", "evaluation")
-    Checkpoints.wait = finish_write
-    save = Checkpoints.save
-
-    def begin_write(*args):
-        save(*args)
-        begin("write")
-
-    Checkpoints.save = begin_write
-
-
 def _child(folder, devices, ending, seconds):
     """Train in `folder`, write the result; or end as `ending` says."""
     prepare_jax(devices)
@@ -117,18 +80,21 @@ def _child(folder, devices, ending, seconds):
     sys.setswitchinterval(1e-4)
     places = Places(folder, "w+")
 
-    def on_begin(place):
-        if ending and place == ending.place and places.begun(place) == ending.ordinal:
-            threading.Thread(target=strike, daemon=True).start()
-
     def strike():
         time.sleep(ending.share * seconds[ending.place])
         os.kill(os.getpid(), ending.number)
 
-    _watch_places(places, on_begin)
+    def on_event(event):
+        place, _, edge = event.partition("-")
+        if edge == "end":
+            places.end(place)
+            return
+        places.begin(place)
+        if ending and place == ending.place and places.begun(place) == ending.ordinal:
+            threading.Thread(target=strike, daemon=True).start()
 
     def command():
-        trained = train_on_numbers(folder, EPOCHS, devices, VAL)
+        trained = train_on_numbers(folder, EPOCHS, devices, VAL, on_event=on_event)
         arrays = {
             jax.tree_util.keystr(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)
@@ -176,6 +142,15 @@ def where(folder):
     return inside
 
 
+def steps_done(folder):
+    """The number of steps in the newest checkpoint."""
+    config = numbers_config(folder, EPOCHS)
+    optimizer = make_optimizer(config.training, lambda step: 0.0)
+    first = begin(config, optimizer, STREAMS * DIM, BUILT_IN)
+    with Checkpoints(folder / "run", read_only=True) as checkpoints:
+        return int(checkpoints.restore_last(first.state).state.step)
+
+
 def test_kills_anywhere_change_nothing(tmp_path, unbroken):
     devices, expected, seconds = unbroken
     draw = random.Random(devices)
@@ -210,11 +185,8 @@ def test_a_stopped_run_loses_no_step_and_changes_nothing(tmp_path, unbroken):
         Ending(signal.SIGINT, "step", 1, 0.5),
     ):
         assert call(tmp_path, devices, ending, seconds) == 128 + ending.number
-        with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
-            info = checkpoints._info(int(checkpoints.newest().name))
-        done = STEPS * info["stopping"]["epoch"] + info["sums"]["steps"]
         before += Places(tmp_path).begun("step")
-        assert done == before  # every step that was begun is in the checkpoint
+        assert steps_done(tmp_path) == before  # all that were begun
         assert where(tmp_path) == set()
     assert call(tmp_path, devices) == 0
     lines, arrays = result(tmp_path)

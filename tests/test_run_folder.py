@@ -13,6 +13,8 @@ from tests.fabricated import write_tiny_backbone
 from vd.errors import VdError
 from vd.evaluation.restore import read_calibration
 
+pytestmark = pytest.mark.slow
+
 
 def test_another_setting_in_the_same_folder_is_named(trained, clips, backbone):
     done = train(clips, backbone, trained[0], "--learning-rate", "0.1", code=2)

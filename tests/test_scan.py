@@ -29,6 +29,7 @@ def make_set(root):
     return root
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_is_finished(tmp_path):
     root = make_set(tmp_path / "set")
     render_slow(root / "normal" / "slow.mkv", 3000)
@@ -48,6 +49,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, number):
     root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
     with open(root / "normal" / "endless.mp4", "wb") as handle:

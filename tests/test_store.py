@@ -308,6 +308,7 @@ def test_kill_9_leaves_whole_shards_only(tmp_path, delay):
             )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path):
     small = tmp_path / "small"
     small.mkdir()

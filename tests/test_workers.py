@@ -197,6 +197,7 @@ def test_images_of_two_calls_at_once_do_not_mix(tmp_path, pools):
             assert len(one.images) == len(other.images) == 6
 
 
+@pytest.mark.slow
 def test_a_video_that_misses_the_deadline_costs_itself_only(clip, slow):
     began = time.monotonic()
     pieces = list(decode([clip, slow, clip, clip], deadline_seconds=1.5))
@@ -227,6 +228,7 @@ def test_a_video_whose_worker_crashes_is_tried_once_more(
 
 @needs_proc
 @pytest.mark.parametrize("abandon", ["close", "forget"])
+@pytest.mark.slow
 def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
     pieces = decode([clip, slow, slow])
     next(pieces)
@@ -239,6 +241,7 @@ def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
     process = start_script([clip, slow, slow])
     assert process.stdout.readline() == "used\n"
@@ -249,6 +252,7 @@ def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
 
 
 @needs_proc
+@pytest.mark.slow
 def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip, slow):
     process = start_script([clip, slow, slow])
     assert process.stdout.readline() == "used\n"
@@ -291,6 +295,7 @@ def test_decoded_frames_that_vanish_are_an_error_not_a_video_without_frames(
 
 
 @needs_proc
+@pytest.mark.slow
 def test_a_worker_does_not_load_jax(start_script, slow):
     process = start_script([slow])
     (worker,) = workers_reading(slow, process.pid)
@@ -299,6 +304,7 @@ def test_a_worker_does_not_load_jax(start_script, slow):
     assert "jaxlib" not in loaded
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(start_script, clip):
     unguarded = SCRIPT.replace('__name__ == "__main__"', "True")
     process = start_script([clip], unguarded)
@@ -307,6 +313,7 @@ def test_a_script_without_a_main_guard_is_told_so(start_script, clip):
     assert "VdError: the decoding processes ended" in error.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, clip):
     mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -347,6 +354,7 @@ def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize("before", ["", "__import__('time').sleep(14)"])
+@pytest.mark.slow
 def test_a_stopped_program_is_no_timeout(tmp_path, before):
     """Also when it stops `before` it asks for the first video."""
     clip = render_slow(tmp_path / "clip.mkv", 400)  # 3 s of decoding

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import numpy as np
@@ -40,6 +40,21 @@ def _tell_unraisable(told: Any) -> None:
 
 
 sys.unraisablehook = _tell_unraisable
+
+Event = Literal[
+    "step-begin",
+    "step-end",  # its metrics have come from the device
+    "evaluation-begin",
+    "evaluation-end",
+    "write-begin",  # of a checkpoint, in the background
+    "write-end",
+]
+OnEvent = Callable[[Event], None]
+
+
+def ignore_event(event: Event) -> None:
+    """Do nothing at an event of training."""
+
 
 _TURN = threading.RLock()
 _WRITE_SECONDS = 86_400  # time while the program is stopped (Ctrl-Z) counts
@@ -80,9 +95,15 @@ class Checkpoints:
 
     @_in_turn
     def __init__(
-        self, run_dir: Path, read_only: bool = False, turns: bool = False
+        self,
+        run_dir: Path,
+        read_only: bool = False,
+        turns: bool = False,
+        on_event: OnEvent = ignore_event,
     ) -> None:
         self._turns = turns
+        self._on_event = on_event
+        self._writing = False
         # by epoch, what a checkpoint names as the best
         self._bests: dict[int, int] = {}
         folder = run_dir.absolute() / "checkpoints"
@@ -133,6 +154,8 @@ class Checkpoints:
         with self._explaining():
             self._manager.save(at.epoch, args=args)
         self._bests[at.epoch] = at.stopping.best_epoch
+        self._writing = True
+        self._on_event("write-begin")
         if self._turns:
             self.wait()
 
@@ -169,6 +192,9 @@ class Checkpoints:
         """Wait for the write in the background; a full disk is one sentence."""
         with self._explaining():
             self._manager.wait_until_finished()
+        if self._writing:
+            self._writing = False
+            self._on_event("write-end")
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:

@@ -30,7 +30,7 @@ from vd.hosts import ALONE, Hosts
 from vd.models.head import Params, init_params
 from vd.models.parts import BUILT_IN, Parts
 from vd.training.batches import training_batches
-from vd.training.checkpoints import Checkpoint, Checkpoints
+from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
 from vd.training.early_stopping import EarlyStopping
 from vd.training.feature_set import FeatureSet
 from vd.training.interruption import Interruption
@@ -72,12 +72,14 @@ def train(
     parts: Parts = BUILT_IN,
     member: Member | None = None,
     hosts: Hosts = ALONE,
+    on_event: OnEvent = ignore_event,
 ) -> Trained:
     """Train, or go on with, the run in `run_dir`; returns the restored best.
 
     As a member of a sweep it shares its step and what stops it; as the first of several
-    processes it leads. Raises `VdError` when a loss is not finite, naming step, metric and
-    last checkpoint.
+    processes it leads. `on_event` is called with the name of each event, in this thread;
+    an exception that it raises ends training. Raises `VdError` when a loss is not finite,
+    naming step, metric and last checkpoint.
     """
     settings = config.training
     steps = len(train_set) // batch_size
@@ -93,7 +95,9 @@ def train(
     profile = run_dir / "profile" if config.run.profile else None
     with (
         nullcontext() if member else interruption,
-        Checkpoints(run_dir, turns=bool(member and not member.alone)) as checkpoints,
+        Checkpoints(
+            run_dir, turns=bool(member and not member.alone), on_event=on_event
+        ) as checkpoints,
     ):
         at = checkpoints.restore_last(first.state) or first
         at = replace(at, state=share_state(at.state, hosts))
@@ -110,7 +114,7 @@ def train(
             )  # fmt: skip
             at = _Run(
                 config, Validation(config, val_set, parts), batch_size, steps, schedule, step,
-                batches, checkpoints, log, watch, interruption, hosts,
+                batches, checkpoints, log, watch, interruption, hosts, on_event,
             ).go_on(at)  # fmt: skip
         if not interruption.came:
             checkpoints.wait()
@@ -157,6 +161,7 @@ class _Run:
     watch: Watch
     interruption: Interruption
     hosts: Hosts
+    on_event: OnEvent
 
     def go_on(self, at: Checkpoint) -> Checkpoint:
         """Train until the last epoch, the end of patience or a signal."""
@@ -185,6 +190,7 @@ class _Run:
             asked = time.perf_counter()
             batch = next(self.batches)
             sums.waited += time.perf_counter() - asked
+            self.on_event("step-begin")
             state, metrics = self.step(state, batch)
             if late is not None:
                 self._add(sums, late, before + number)
@@ -202,11 +208,14 @@ class _Run:
         self._check_finite({"loss": loss, "grad_norm": grad_norm}, step)
         sums.add(loss, accuracy, grad_norm, self.config.training.grad_clip_norm)
         self.watch.step(step, loss)
+        self.on_event("step-end")
 
     def _finish_epoch(self, at: Checkpoint) -> Checkpoint:
         """Validation, the epoch's line, early stopping, checkpoint."""
         began, step = time.perf_counter(), int(at.state.step)
+        self.on_event("evaluation-begin")
         metrics = self.validation.metrics(at.state.params)
+        self.on_event("evaluation-end")
         self._check_finite({"val_loss": metrics["val_loss"]}, step)
         row = {
             "epoch": at.epoch,
