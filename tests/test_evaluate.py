@@ -20,7 +20,8 @@ from vd.evaluation.predictions import cluster_names, read_predictions
 from vd.evaluation.restore import restore
 from vd.evaluation.slices import slice_values, slices
 from vd.files import read_csv, write_csv, write_json
-from vd.metrics.binary import METRICS, bootstrap, evaluation_metrics, resampled_metrics
+from vd.metrics import bootstrap
+from vd.metrics.binary import METRICS, evaluation_metrics, resampled_metrics
 from vd.metrics.calibration import Calibration, false_alarm_threshold
 from vd.metrics.weighted import weighted_metrics
 

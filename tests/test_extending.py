@@ -134,9 +134,7 @@ def test_the_built_in_head_does_not_go_on_with_the_run(shown):
     done = call(
         folder, "vd train --dataset-path DATA --checkpoint-dir RUN", *TINY, code=2
     )
-    assert (
-        "head.import was mean_head:MeanHead, now vd.model:Detector" in done.stderr
-    )
+    assert "head.import was mean_head:MeanHead, now vd.model:Detector" in done.stderr
 
 
 @pytest.mark.slow
