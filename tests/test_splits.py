@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vd.config import Config, DataConfig, SplitConfig
+from vd.data.catalog import identify
 from vd.data.groups import merge_groups
-from vd.data.hashes import identify
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import assign, folds, split, with_splits
 from vd.data.splits_file import keep_splits, kept_splits, splits_file
@@ -209,7 +209,7 @@ SCFD = Path(__file__).parents[2] / "shared" / "data" / "scfd" / "manifest.csv"
 @pytest.mark.skipif(not SCFD.exists(), reason="needs the SCFD clips")
 def test_scfd_grown_source_by_source_moves_no_clip_and_keeps_the_shares(tmp_path):
     settings = Config(data=DataConfig(SCFD, cache_dir=tmp_path))
-    videos = identify(read_manifest(settings.data).videos, tmp_path / "hashes.csv")
+    videos = identify(read_manifest(settings.data).videos, tmp_path)
     groups = list(dict.fromkeys(video.group for video in videos))
     assert len(groups) == 36
     have, parts = [], {}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, validate
 from vd.console import say
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import for_folds, with_splits
 from vd.data.splits_file import keep_splits
@@ -101,7 +101,7 @@ def prepare(config: Config, folds: bool = False) -> Data:
     from vd.features.extract import extract
 
     manifest = read_manifest(config.data)
-    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    given = identify(manifest.videos, config.data.cache_dir)
     videos = for_folds(given, config) if folds else with_splits(given, config)
     store, ledger = extract(videos, config)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")

@@ -9,8 +9,8 @@ import numpy as np
 
 from vd.config import Config, DataConfig
 from vd.console import say
+from vd.data.catalog import identify
 from vd.data.groups import components, merge_groups
-from vd.data.hashes import identify
 from vd.data.manifest import SPLITS, Video, read_manifest, write_manifest
 from vd.data.splits_file import (
     keep_splits,
@@ -137,7 +137,7 @@ def split(
             "split folders or column to have splits assigned."
         )
     kept_rows(config)  # a wrong --splits-file is said before anything is decoded
-    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    videos = identify(manifest.videos, config.data.cache_dir)
     if find_duplicates is not None:
         videos = merge_groups(videos, find_duplicates(videos))
     videos = with_splits(videos, config)
