@@ -134,7 +134,7 @@ def test_a_split_folder_that_may_not_be_read_is_said(capsys):
             "train/normal/b.mp4",
         ]
         assert manifest.ignored == ("test",)
-        assert f"{folder / 'test'} may not be read" in capsys.readouterr().err
+        assert f"no permission to read {folder / 'test'}" in capsys.readouterr().err
 
 
 def test_csv_with_groups_relative_to_it(tmp_path):
@@ -208,7 +208,7 @@ def test_folder_faults(tmp_path, names, settings, words):
         ("path,label,label\na.mp4,fight,normal\n", ["'label' twice"]),
         ("path,label\na.mp4,fight\n\n\nb.mp4,punch\n", ["line 5", "punch"]),
         (f"path,label\n{'x' * 200_000},fight\n", ["m.csv", "field", "CSV"]),
-        ("path,label\na.mp4\n", ["line 2", "lacks"]),
+        ("path,label\na.mp4\n", ["line 2", "no label"]),
         ("path,label\na.mp4,punch\n", ["line 2", "punch", "--positive-class"]),
     ],
 )

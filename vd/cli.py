@@ -68,7 +68,7 @@ class Scan:
         write_json(self.report_dir / "scan.json", ledger.summary(manifest.ignored))
         scan.report(ledger, manifest.ignored, self.report_dir / "scan.csv")
         say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
-        check_classes(videos, self.data)
+        check_classes(videos, f"--dataset-path {self.data.dataset_path}")
         scan.check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 

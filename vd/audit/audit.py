@@ -27,7 +27,7 @@ from vd.data.catalog import identify
 from vd.data.groups import merge_groups
 from vd.data.ledger import Ledger, report
 from vd.data.manifest import CLASSES, Video, read_manifest
-from vd.data.splits_file import kept_splits
+from vd.data.splits import kept_splits
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
