@@ -145,7 +145,7 @@ def test_a_lacking_part_is_named(tmp_path, present):
 
 def test_a_part_of_one_class_is_named(tmp_path):
     videos = [video(i, i % 2, f"g{i % 2}") for i in range(20)]
-    with pytest.raises(VdError, match="the val split of .* has no nonviolent clip"):
+    with pytest.raises(VdError, match=r"the val split .* has no nonviolent"):
         with_splits(videos, config(tmp_path))
 
 

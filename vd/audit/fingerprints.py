@@ -21,7 +21,7 @@ from vd.data.workers import decode_videos
 
 SIDE = 16  # of a small grey frame
 _BLACK = 16  # grey level of a bar, at most
-_OF_THESE = "FROM fingerprints WHERE sha256 IN (SELECT value FROM json_each(?))"
+_OF_IDS = "FROM fingerprints WHERE sha256 IN (SELECT value FROM json_each(?))"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,12 @@ def fingerprint_videos(
     They are kept in the catalog; only videos without one are decoded.
     """
     catalog = Catalog(data.cache_dir)
-    fingerprints = _read(catalog, {video.id for video in videos})
+    ids = json.dumps([video.id for video in videos])
+    rows = catalog.select(f"SELECT sha256, small, brightness, letterbox {_OF_IDS}", ids)
+    fingerprints = {
+        video_id: Fingerprint(_frames(small), *values)
+        for video_id, small, *values in rows
+    }
     known = {
         video_id: outcome
         for video_id, outcome in catalog.outcomes().items()
@@ -52,9 +57,18 @@ def fingerprint_videos(
         with track("fingerprints", len(pending), "videos") as ticker:
             for video, outcome, parts in _decode(pending, decode):
                 if decoding.take(video, outcome):
-                    if parts:  # before the outcome, which then says that it is there
-                        fingerprints[video.id] = _join(parts)
-                        _add(catalog, video.id, fingerprints[video.id], parts[0][1])
+                    if parts:
+                        whole, picture = _join(parts), parts[0][1]
+                        fingerprints[video.id] = whole
+                        small = whole.small_Fx16x16.tobytes()
+                        row = (
+                            video.id,
+                            small,
+                            picture,
+                            whole.brightness,
+                            whole.letterbox,
+                        )
+                        catalog.insert("fingerprints", [row])
                     catalog.add_outcomes({video.id: outcome})
                     known[video.id] = outcome
                 ticker.advance()
@@ -65,7 +79,7 @@ def fingerprint_videos(
 
 def read_pictures(cache_dir: Path, ids: Collection[str]) -> dict[str, bytes]:
     """JPEG of the middle frame of fingerprinted videos (of the first 30 s, if longer)."""
-    query = f"SELECT sha256, picture {_OF_THESE}"
+    query = f"SELECT sha256, picture {_OF_IDS}"
     return dict(Catalog(cache_dir).select(query, json.dumps(list(ids))))
 
 
@@ -94,6 +108,11 @@ def _letterbox(mean_HxW: np.ndarray) -> float:
         return 1.0
     inner = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     return float(1 - inner / mean_HxW.size)
+
+
+def _frames(small: bytes) -> UInt8[np.ndarray, "F 16 16"]:
+    """Small grey frames from their bytes."""
+    return np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE)
 
 
 _Parts = list[tuple[Fingerprint, bytes]]  # with a picture, one for each stretch
@@ -126,25 +145,3 @@ def _join(parts: _Parts) -> Fingerprint:
         float(np.average([s.brightness for s in stretches], weights=counts)),
         float(np.average([s.letterbox for s in stretches], weights=counts)),
     )
-
-
-def _add(catalog: Catalog, video_id: str, made: Fingerprint, picture: bytes) -> None:
-    """Keep a fingerprint."""
-    small = made.small_Fx16x16.tobytes()
-    row = video_id, small, picture, made.brightness, made.letterbox
-    catalog.insert("fingerprints", [row])
-
-
-def _read(catalog: Catalog, ids: Collection[str]) -> dict[str, Fingerprint]:
-    """The kept fingerprints of videos, by content hash."""
-    query = f"SELECT sha256, small, brightness, letterbox {_OF_THESE}"
-    return {
-        video_id: Fingerprint(
-            np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE),
-            brightness,
-            letterbox,
-        )
-        for video_id, small, brightness, letterbox in catalog.select(
-            query, json.dumps(list(ids))
-        )
-    }

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -79,9 +79,10 @@ class Catalog:
         """Do `work` in one transaction; once more on a new catalog if this is damaged."""
         with explaining(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self._inode()
         try:
-            with self._transaction() as database:
+            connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS)
+            with contextlib.closing(connection) as database, database:
+                _make_tables(database)
                 return work(database)
         except sqlite3.Error as error:
             if not again or _code(error) not in (*_DAMAGE, *_NO_LOCK):
@@ -89,35 +90,8 @@ class Catalog:
                     f"{self.path} cannot be used ({error}); free some space, give yourself "
                     "permission to write there, or name another --cache-dir."
                 ) from error
-            if self._inode() == file:  # else another process has replaced it
-                self._set_aside(error)
+            self._set_aside(error)
         return self._run(work, again=False)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Yield a connection; what the block changes is committed together at its end."""
-        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS)
-        with contextlib.closing(connection) as database:
-            database.execute(
-                "PRAGMA journal_mode = DELETE"
-            )  # WAL fails on network disks
-            if _version(database) == 0:
-                with database:
-                    database.execute("BEGIN IMMEDIATE")
-                    if _version(database) == 0:  # no other process was quicker
-                        for statement in _TABLES.split(";"):
-                            database.execute(statement)
-                        database.execute(f"PRAGMA user_version = {_VERSION}")
-            if _version(database) != _VERSION:
-                raise sqlite3.DatabaseError("another version of vd wrote it")
-            with database:
-                yield database
-
-    def _inode(self) -> int | None:
-        """The number of the catalog's file; None when there is none."""
-        with contextlib.suppress(OSError):
-            return self.path.stat().st_ino
-        return None
 
     def _set_aside(self, error: sqlite3.Error) -> None:
         """Rename a catalog that cannot be used, with its journal."""
@@ -141,9 +115,21 @@ def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
 
 
-def _version(database: sqlite3.Connection) -> int:
-    """The version of the tables; 0 in a new file."""
-    return int(database.execute("PRAGMA user_version").fetchone()[0])
+def _make_tables(database: sqlite3.Connection) -> None:
+    """Make the tables of a new catalog; raises `sqlite3.Error` for another version."""
+
+    def version() -> int:
+        return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+    database.execute("PRAGMA journal_mode = DELETE")  # WAL fails on network disks
+    if version() == 0:
+        database.execute("BEGIN IMMEDIATE")  # others wait, then find the tables
+    if version() == 0:
+        for statement in _TABLES.split(";"):
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {_VERSION}")
+    if version() != _VERSION:
+        raise sqlite3.DatabaseError("another version of vd wrote it")
 
 
 class _File(NamedTuple):

@@ -1,5 +1,6 @@
 """The ledger: every file is used, partial or quarantined, counted by class and split."""
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -56,23 +57,19 @@ class Ledger:
     def counts(self) -> list[dict[str, Any]]:
         """Found, used, partial and quarantined with its reasons, per split and class."""
         tables = []
-        for split in ("", *SPLITS):
-            for label, name in enumerate(CLASSES):
-                outcomes = [
-                    entry.outcome
-                    for entry in self.entries
-                    if entry.video.label == label and entry.video.split == split
-                ]
-                if not outcomes:
-                    continue
-                kinds = Counter(outcome.outcome for outcome in outcomes)
-                reasons = Counter(
-                    o.reason for o in outcomes if o.outcome == "quarantined"
-                )
+        for split, label in itertools.product(("", *SPLITS), range(len(CLASSES))):
+            outcomes = [
+                entry.outcome
+                for entry in self.entries
+                if (entry.video.split, entry.video.label) == (split, label)
+            ]
+            kinds = Counter(outcome.outcome for outcome in outcomes)
+            reasons = Counter(o.reason for o in outcomes if o.outcome == "quarantined")
+            if outcomes:
                 tables.append(
                     {
                         "split": split,
-                        "class": name,
+                        "class": CLASSES[label],
                         "found": len(outcomes),
                         "used": kinds["used"],
                         "partial": kinds["partial"],

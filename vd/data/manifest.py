@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -219,33 +219,17 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
     names = list(rows[0][1]) if rows else []
     missing = {"path", "label"} - set(names)
     if missing:
-        found = (
-            f"it names {','.join(map(str, names))!r:.80}" if rows else "it has no row"
-        )
+        found = f"it names {','.join(names)!r:.80}" if rows else "it has no row"
         raise VdError(
             f"{path} has no column {min(missing)!r} ({found}); its first line must name "
             "path,label and may name split,group, in UTF-8, with commas."
         )
-    videos = []
-    for line, row in rows:
-        where = f"{path}, line {line}"
-        if not row["path"] or not row["label"]:
-            raise VdError(
-                f"{where} has no path or no label; add it, or delete the row."
-            )
-        label = _label(row["label"], where, config.positive_class)
-        split = row.get("split") or ""
-        if split and _normal(split) not in _SPLIT_NAMES:
-            raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
-        split = _SPLIT_NAMES[_normal(split)] if split else ""
-        group = row.get("group") or ""
-        name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
-        videos.append(Video(path.parent / name, name, label, split, group))
-    # b/../a is a, and so is a path from the root on
+    videos = [_listed_video(row, path, line, config) for line, row in rows]
+    # b/../a is a, and so is an absolute path
     places = Counter(os.path.abspath(video.path) for video in videos)
     place, count = places.most_common(1)[0]
-    name = os.path.relpath(place, os.path.abspath(path.parent))
     if count > 1:
+        name = os.path.relpath(place, os.path.abspath(path.parent))
         raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
     without = [video.name for video in videos if not video.split]
     if 0 < len(without) < len(videos):
@@ -259,6 +243,26 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
             f"{str(videos[0].path)!r}; its paths must be relative to its folder."
         )
     return Manifest(tuple(sorted(videos, key=lambda video: video.name)))
+
+
+def _listed_video(
+    row: Mapping[str, str], path: Path, line: int, config: DataConfig
+) -> Video:
+    """The video in a row of the CSV at `path`."""
+    where = f"{path}, line {line}"
+    if not row["path"] or not row["label"]:
+        raise VdError(f"{where} has no path or no label; add it, or delete the row.")
+    split = row.get("split") or ""
+    if split and _normal(split) not in _SPLIT_NAMES:
+        raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
+    name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
+    return Video(
+        path.parent / name,
+        name,
+        _label(row["label"], where, config.positive_class),
+        _SPLIT_NAMES.get(_normal(split), ""),
+        row.get("group") or "",
+    )
 
 
 def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
@@ -294,18 +298,10 @@ def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:
     ]
 
 
-def write_manifest(path: Path, videos: Iterable[Video]) -> None:
+def write_manifest(path: Path, videos: Sequence[Video]) -> None:
     """Write a CSV that `read_manifest` reads: path,label,split,group."""
-    root = os.path.abspath(path.parent)
-    write_csv(
-        path,
-        [
-            {
-                "path": os.path.relpath(os.path.abspath(video.path), root),
-                "label": CLASSES[video.label],
-                "split": video.split,
-                "group": video.group,
-            }
-            for video in videos
-        ],
-    )
+    rows = split_rows(videos)
+    for row, video in zip(rows, videos, strict=True):
+        del row["id"]
+        row["path"] = os.path.relpath(video.path, path.parent)
+    write_csv(path, rows)
