@@ -77,10 +77,10 @@ def test_a_reader_that_has_enough_is_no_error(trained, clips):
     process.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-@pytest.mark.slow
 def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
     clips, backbone, tmp_path, sent, code
 ):

@@ -296,6 +296,7 @@ def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp
     assert ours["accuracy_difference_ci95"] == theirs["accuracy_difference_ci95"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -310,7 +311,6 @@ def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp
         ("config.json", None, "neither config.json nor crossval.json"),
     ],
 )
-@pytest.mark.slow
 def test_unfinished_and_damaged_runs_are_one_sentence(
     pair, tmp_path, name, content, words
 ):

@@ -104,6 +104,7 @@ def test_kills_at_random_moments_change_no_byte(clips, backbone, tmp_path, undis
     assert not verify_store(store, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "zeroed", "swapped", "renamed"])
 def test_verify_finds_what_is_damaged_and_makes_it_again(
     clips, backbone, tmp_path, undisturbed, monkeypatch, capsys, damage
@@ -239,6 +240,7 @@ def test_the_fast_preset_stores_one_view_and_the_best_three_streams(
     assert facts == {"fast": (1, 2 * 8), "best": (2, 3 * 8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", ["index cut", "index negative", "index", "shard", "shard cut"]
 )
@@ -274,6 +276,7 @@ def test_a_lost_shard_or_index_is_made_again_by_a_plain_rerun(
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["dataset_info.json", "features.json", "../fingerprint.json"]
 )
@@ -287,6 +290,7 @@ def test_what_tells_of_a_store_is_written_again(clips, backbone, tmp_path, name)
         assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_verify_after_the_first_index_was_lost(
     clips, backbone, tmp_path, undisturbed, monkeypatch, capsys
 ):

@@ -391,6 +391,7 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
     assert "have the same settings" in page.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -421,7 +422,6 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
         ),
     ],
 )  # fmt: skip
-@pytest.mark.slow
 def test_what_lacks_or_is_damaged_is_one_sentence(
     run, tmp_path, file, content, message
 ):
@@ -513,8 +513,8 @@ document.getElementById("f").onload = function () {{
 }};</script>"""
 
 
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium")
 @pytest.mark.slow
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium")
 def test_a_browser_shows_it_on_a_phone(run, crossval, tmp_path):
     wrong = all_wrong(run, tmp_path / "b")
     pages = {
