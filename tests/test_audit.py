@@ -269,6 +269,7 @@ def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tm
     assert f"--splits-file {absent} does not exist" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_late_stays_in_the_report(
     clips, backbone, tmp_path, monkeypatch
 ):

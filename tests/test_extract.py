@@ -315,6 +315,7 @@ def test_a_whole_cache_is_used_from_a_read_only_disk(clips, backbone, tmp_path):
         subprocess.run(["umount", str(cache)], check=True)
 
 
+@pytest.mark.slow
 def test_a_file_replaced_while_it_is_decoded_is_not_kept_under_its_former_hash(
     clips, backbone, tmp_path, monkeypatch
 ):
@@ -337,6 +338,7 @@ def test_a_file_replaced_while_it_is_decoded_is_not_kept_under_its_former_hash(
     assert {e.outcome.outcome for e in ledger.entries} == {"used"}
 
 
+@pytest.mark.slow
 def test_progress_tells_frames_a_second_and_every_stretch_of_a_long_video(
     backbone, tmp_path, monkeypatch, capsys
 ):
@@ -427,6 +429,7 @@ def promised_images(said):
     return int(re.search(r"about ([\d,]+) images", said)[1].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_a_large_file_that_does_not_decode_tells_nothing_of_the_others(
     clips, backbone, tmp_path, capsys
 ):
@@ -439,6 +442,7 @@ def test_a_large_file_that_does_not_decode_tells_nothing_of_the_others(
     assert promised_images(capsys.readouterr().err) < 8 * 3 * 8 * 2
 
 
+@pytest.mark.slow
 def test_files_of_many_bytes_a_second_tell_nothing_of_those_of_few(
     backbone, tmp_path, capsys
 ):
@@ -458,6 +462,7 @@ def test_files_of_many_bytes_a_second_tell_nothing_of_those_of_few(
     assert 0.7 * true < promised_images(capsys.readouterr().err) < 1.4 * true
 
 
+@pytest.mark.slow
 def test_without_a_temporary_folder_shared_memory_is_enough(
     clips, backbone, tmp_path, monkeypatch
 ):
@@ -473,6 +478,7 @@ def test_without_a_temporary_folder_shared_memory_is_enough(
         extraction(clips, backbone, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "words"), [(0.4, "free some space"), (0.9, "in whole shards is kept")]
 )
