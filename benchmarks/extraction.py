@@ -33,8 +33,8 @@ import tyro
 
 from benchmarks.backbone import batched, torch_peer
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig, usable_cores
+from vd.data.catalog import identify
 from vd.data.frames import FrameSettings
-from vd.data.hashes import identify
 from vd.data.manifest import Video, read_manifest
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos
@@ -106,7 +106,7 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
     backbone = find_backbone(FLOATS)
     engine = make_engine(backbone, "auto")
     with tempfile.TemporaryDirectory() as scratch:
-        videos = identify([every[i] for i in draw], Path(scratch) / "hashes.csv")
+        videos = identify([every[i] for i in draw], Path(scratch))
         paths = [video.path for video in videos]
         runs = {
             "ours": lambda: run_ours(videos, dataset_path, FLOATS),

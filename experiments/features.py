@@ -22,7 +22,7 @@ from probe import Variant, mean_and_deviation, table
 from vd.cli import run_command
 from vd.config import DataConfig, usable_cores
 from vd.console import track
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.manifest import read_manifest
 from vd.features.efficientnet import onnx_model
 from vd.features.quantized import known_ranges, quantized_model
@@ -186,7 +186,7 @@ MIRRORED = ("rgb mirrored", "motion 0.1 mirrored")
 def main(dataset_path: Path, cache_dir: Path, seeds: int = 5) -> int:
     """Extract what is missing, then print a row a variant; `seeds` draw the folds."""
     manifest = read_manifest(DataConfig(dataset_path))
-    videos = identify(manifest.videos, cache_dir / "hashes.csv")
+    videos = identify(manifest.videos, cache_dir)
     files = {v.path: cache_dir / f"variants/{v.id}.npz" for v in videos}
     extract({path: f for path, f in files.items() if not f.exists()})
     clips = [dict(np.load(file)) for file in files.values()]

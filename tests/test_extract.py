@@ -19,8 +19,8 @@ from vd.config import (
     Config,
     DataConfig,
 )
+from vd.data.catalog import identify
 from vd.data.decode import probe_header
-from vd.data.hashes import identify
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
 from vd.errors import VdError
@@ -44,7 +44,7 @@ def extraction(clips, backbone, cache, verify=False, preset="best"):
         data=DataConfig(clips, cache),
         backbone=BackboneConfig(preset, str(backbone)),
     )
-    videos = identify(read_manifest(config.data).videos, cache / "hashes.csv")
+    videos = identify(read_manifest(config.data).videos, cache)
     return extract(videos, config, verify)
 
 

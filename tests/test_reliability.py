@@ -62,7 +62,7 @@ written here, when a good clip is touched, or when a worker is left behind. This
 |---|---|---|---|
 """
 NAMES = (
-    "line\nbreak.mp4", "carriage\rreturn.mp4", "'quotes\".mp4", "comma,semicolon;.mp4", "emoji🥊.mp4", "12:30.mp4",
+    "line\nbreak.mp4", "'quotes\".mp4", "comma,semicolon;.mp4", "emoji🥊.mp4", "12:30.mp4",
     "-dash.mp4", "per%03dcent.mp4", "caf\udce9.mp4",
 )  # fmt: skip
 

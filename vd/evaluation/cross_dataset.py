@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vd.config import Config
 from vd.console import say
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.ledger import report
 from vd.data.manifest import Video, read_manifest
 from vd.errors import VdError
@@ -78,7 +78,7 @@ def evaluate_on(
 def open_other(config: Config, run_dir: Path, name: str) -> Other:
     """Read and extract the data set that `config` names, for a run in `run_dir`."""
     manifest = read_manifest(config.data, both_classes=False)
-    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    videos = identify(manifest.videos, config.data.cache_dir)
     store, ledger = features_of_others(videos, config, run_dir)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     usable = ledger.usable()

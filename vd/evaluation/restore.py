@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vd.config import Config
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.ledger import Ledger
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError, damage
@@ -129,7 +129,7 @@ def features_of_run(
     store = open_store(config.data.cache_dir, backbone, dim)
     if all(video.id in store.rows for video in videos):
         return store
-    now = identify(videos, config.data.cache_dir / "hashes.csv")
+    now = identify(videos, config.data.cache_dir)
     for before, after in zip(videos, now, strict=True):
         if before.id != after.id:
             raise VdError(

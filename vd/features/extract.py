@@ -7,7 +7,8 @@ from jaxtyping import Float64
 
 from vd.config import Config, ExecutorConfig
 from vd.console import track
-from vd.data.ledger import Ledger, OutcomeLog, Sweep
+from vd.data.catalog import Catalog
+from vd.data.ledger import DecodingPass, Ledger
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.data.pool import decode_pool
@@ -40,17 +41,17 @@ def extract(
     backbone = find_backbone(config.backbone)
     engine = make_engine(backbone, config.backbone.engine)
     store = open_store(config.data.cache_dir, backbone, engine.dim)
-    log = OutcomeLog(config.data.cache_dir)
-    scanned = {k: o for k, o in log.known.items() if o.outcome == "quarantined"}
+    known = Catalog(config.data.cache_dir).outcomes()
+    scanned = {k: o for k, o in known.items() if o.outcome == "quarantined"}
 
     def stored() -> dict[str, Outcome]:
         rows = store.rows.values()
         return scanned | {row.id: row.outcome for row in rows if row.outcome.of_content}
 
     def lacking() -> list[Video]:
-        return sweep.lacking(stored())
+        return sweep.pending(stored())
 
-    sweep = Sweep(videos, config.decode)
+    sweep = DecodingPass(videos, config.decode)
     if verify:
         with lock(store.lock_file, "vd extract"):
             store.recover()
@@ -71,7 +72,7 @@ def _extract_lacking(
     store: FeatureStore,
     backbone: Backbone,
     engine: Engine,
-    sweep: Sweep,
+    sweep: DecodingPass,
     config: Config,
     executor: ExecutorConfig,
 ) -> None:
@@ -98,7 +99,7 @@ def _extract_lacking(
 def _follow(
     videos: Sequence[Video],
     done: Iterator[Progress],
-    sweep: Sweep,
+    sweep: DecodingPass,
     expected_N: Float64[np.ndarray, " N"],
 ) -> None:
     """Show progress, of every stretch of a long video too; `sweep` takes the outcomes.
