@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import cv2
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
-from vd.data.motion import FINE, difference, square_difference
+from vd.data.streams import STREAMS, Image
 
 ROUNDING = 1e-3  # seconds: some containers round time stamps to it
 
+_Sizes = dict[int | None, Image]  # a frame by `Stream.side`
 Keep = Callable[[UInt8[np.ndarray, "S H W 3"]], object]
 
 
@@ -23,7 +25,7 @@ class FrameSettings:
     width: int = 224
     frames_per_second: float = 8.0  # every frame of a slower video
     motion_gap_seconds: float = 0.1
-    streams: tuple[str, ...] = ("rgb", "motion")  # and "square" (`vd.data.motion`)
+    streams: tuple[str, ...] = ("rgb", "motion")  # names in `STREAMS`
     max_pixels: int = 7680 * 4320  # of a source frame; larger ones are refused
 
 
@@ -41,8 +43,9 @@ class Keeper:
         self.waiting: list[tuple[float, _Sizes]] = []
         self._slot = -1
         self._keep = keep
-        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
-        self._fine_reformatter = VideoReformatter()
+        sides = {STREAMS[name].side for name in settings.streams if keep is not None}
+        # one for each size: it keeps its tables from frame to frame
+        self._reformatters = {side: VideoReformatter() for side in sides}
 
     def see(self, frame: Any, time: float, slot: int = -1) -> None:
         """Take a frame as the later one of those waiting; keep it if its slot is new."""
@@ -59,34 +62,25 @@ class Keeper:
             image = self._convert(frame) if image is None else image
             self.waiting.append((time, image))
 
-    def _streams(
-        self, earlier: "_Sizes", later: "_Sizes"
-    ) -> UInt8[np.ndarray, "S H W 3"]:
+    def _streams(self, earlier: _Sizes, later: _Sizes) -> UInt8[np.ndarray, "S H W 3"]:
         """What each stream shows of a frame and its later one."""
-        made = {"rgb": earlier.image, "motion": difference(earlier.image, later.image)}
-        if "square" in self.settings.streams:
-            made["square"] = square_difference(
-                earlier.fine, later.fine, self.settings.height
-            )
-        return np.stack([made[stream] for stream in self.settings.streams])
-
-    def _convert(self, frame: Any) -> "_Sizes":
-        """A frame in the size of the images, and finer where squares are cut from it."""
-        none = np.empty((0, 0, 3), np.uint8)
-        if self._keep is None:
-            return _Sizes(none, none)
         height, width = self.settings.height, self.settings.width
-        image = _upright(frame, height, width, self._reformatter)
-        if "square" not in self.settings.streams:
-            return _Sizes(image, none)
-        return _Sizes(image, _upright(frame, FINE, FINE, self._fine_reformatter))
+        images = []
+        for name in self.settings.streams:
+            stream = STREAMS[name]
+            image = stream.image(earlier[stream.side], later[stream.side])
+            if image.shape[:2] != (height, width):
+                image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            images.append(image)
+        return np.stack(images)
 
-
-class _Sizes(NamedTuple):
-    """A frame in the size of the images, and in that of `vd.data.motion`."""
-
-    image: UInt8[np.ndarray, "H W 3"]
-    fine: UInt8[np.ndarray, "H W 3"]
+    def _convert(self, frame: Any) -> _Sizes:
+        """A frame in each size that a stream sees."""
+        height, width = self.settings.height, self.settings.width
+        return {
+            side: _upright(frame, side or height, side or width, reformatter)
+            for side, reformatter in self._reformatters.items()
+        }
 
 
 def _upright(
