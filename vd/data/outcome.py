@@ -11,8 +11,6 @@ from typing import Any, Literal, get_args
 
 import av
 
-from vd.data.gif import gif_damage
-
 Ending = Literal["used", "partial", "quarantined"]
 Reason = Literal[
     "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
@@ -124,8 +122,6 @@ def read_header(container: Any) -> tuple[Any, Outcome]:
         if "avi" in container.format.name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
             frames = len(index) if whole else frames
-    if container.format.name == "gif":  # FFmpeg counts those before a fault
-        frames = round(frames / gif_damage(Path(container.name))[1])
     size = context.width, context.height
     return stream, Outcome(
         "quarantined", "", frames, *size, fps, duration, context.name

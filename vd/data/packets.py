@@ -1,13 +1,11 @@
 """A video's packets: its frames, their time, and what tells whether the end is there."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from vd.data.gif import gif_damage
 from vd.data.outcome import Outcome
 
 _HOLE_STEPS, _HOLE_SECONDS = 10, 0.5  # a longer way to the next frame is a hole
@@ -57,9 +55,6 @@ class Reader:
             return faults, 0
         if self._short or not header.frames:
             tail = self._faults.count(self._packets)
-        if self._container.format.name == "gif":
-            damage, _ = gif_damage(Path(self._container.name))
-            faults, tail = faults + bool(damage), tail + (damage == "truncated")
         return faults, tail
 
     def _note(self, packet: Any) -> None:
