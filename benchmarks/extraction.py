@@ -33,7 +33,7 @@ import tyro
 
 from benchmarks.backbone import batched, torch_peer
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig, usable_cores
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.hashes import identify
 from vd.data.manifest import Video, read_manifest
 from vd.data.pool import decode_pool

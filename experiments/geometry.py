@@ -21,7 +21,7 @@ from probe import Variant, mean_and_deviation, table
 from vd.cli import run_command
 from vd.config import BackboneConfig, DataConfig, DecodeConfig
 from vd.console import track
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.hashes import identify
 from vd.data.manifest import read_manifest
 from vd.data.pool import decode_pool

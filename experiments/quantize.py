@@ -16,7 +16,7 @@ import tyro
 
 from vd.cli import run_command
 from vd.config import DataConfig, DecodeConfig
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import read_manifest
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos

@@ -21,8 +21,7 @@ from tests.broken import (
 )
 from tests.decoding import SMALL, decode, outcome
 from tests.unprivileged import open_folder, unprivileged
-from vd.data.decode import decode_stretch
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings, decode_stretch
 from vd.data.outcome import Outcome
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from tests.broken import render, render_lossless, rotated
 from tests.decoding import decode
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.streams import STREAMS, Stream, difference, moving_square, stream_settings
 
 ALL = ("rgb", "motion", "square")

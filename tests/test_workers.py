@@ -25,7 +25,7 @@ from tests.broken import (
     render_slow,
 )
 from vd.config import DecodeConfig
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos, probe_videos
 from vd.errors import VdError
@@ -37,7 +37,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from vd.config import DecodeConfig
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from vd.config import DataConfig, DecodeConfig
 from vd.console import track
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.ledger import Ledger, OutcomeLog, Sweep, settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome

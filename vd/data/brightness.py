@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from vd.config import DataConfig, DecodeConfig
 from vd.console import track
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.hashes import identify
 from vd.data.manifest import Video
 from vd.data.pool import decode_pool

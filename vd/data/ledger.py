@@ -10,7 +10,7 @@ from typing import Any
 
 from vd.config import DataConfig, DecodeConfig
 from vd.console import say, track
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES, SPLITS, Video
 from vd.data.outcome import Outcome, check_file, outcome_from_row
 from vd.data.pool import decode_pool

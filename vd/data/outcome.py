@@ -99,6 +99,9 @@ def read_header(container: Any) -> tuple[Any, Outcome]:
     is no stream to decode.
     """
     streams = container.streams
+    if not len(streams):
+        reason = why_not_opened(Path(container.name))
+        return None, Outcome("quarantined", reason)
     known = any((streams.video, streams.audio))
     if not known or container.format.name.endswith(_NO_VIDEOS):
         return None, Outcome("quarantined", "not-a-video")

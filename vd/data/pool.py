@@ -24,7 +24,7 @@ from typing import NamedTuple
 from pebble import ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.errors import VdError
 
 AHEAD = 2  # videos decoded beyond those in the workers

@@ -18,13 +18,13 @@ from jaxtyping import UInt8
 from pebble import ProcessExpired
 
 from vd.data.decode import (
+    FrameSettings,
     Position,
     Stretch,
     decode_stretch,
     probe_brightness,
     probe_header,
 )
-from vd.data.frames import FrameSettings
 from vd.data.outcome import Outcome, Tally, outcome_of
 from vd.data.pool import AHEAD, DecodePool
 from vd.errors import VdError

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vd.config import DecodeConfig
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.ledger import settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
