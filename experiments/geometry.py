@@ -24,8 +24,7 @@ from vd.console import track
 from vd.data.decode import FrameSettings
 from vd.data.hashes import identify
 from vd.data.manifest import read_manifest
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.files import writing
 

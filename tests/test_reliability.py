@@ -31,8 +31,7 @@ from tests.broken import (
 from tests.command_line import vd
 from vd.config import DecodeConfig
 from vd.data.decode import FrameSettings
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.files import read_csv
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,7 @@ from vd.data.decode import FrameSettings
 from vd.data.ledger import Ledger, OutcomeLog, Sweep, settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 
 SIDE = 16  # of a small grey frame

@@ -7,8 +7,7 @@ from vd.console import track
 from vd.data.decode import FrameSettings
 from vd.data.hashes import identify
 from vd.data.manifest import Video
-from vd.data.pool import decode_pool
-from vd.data.workers import probe_brightnesses
+from vd.data.workers import decode_pool, probe_brightnesses
 from vd.files import append_csv, recover_csv
 
 

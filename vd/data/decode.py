@@ -63,6 +63,8 @@ def decode_stretch(
 ) -> Stretch:
     """Decode the frames of [position, position + seconds); `seconds` must be whole slots.
 
+    With 0 seconds it reads the header alone.
+
     A frame is kept if it is the first in its slot of 1 / frames_per_second. Its later frame
     is the first one at least `motion_gap_seconds` less half a usual step after it. A frame
     without a later one is not kept. Damaged frames are counted and left out. `keep` receives
@@ -81,17 +83,6 @@ def decode_stretch(
     except av.error.FFmpegError as error:
         reason = why_not_opened(path, error)
     return Stretch(Tally(Outcome("quarantined", reason)))
-
-
-def probe_header(path: Path) -> Outcome:
-    """The header of a video as an outcome, quarantined so far; decodes no frame."""
-    if reason := check_file(path):
-        return Outcome("quarantined", reason)
-    try:
-        with _open(path) as container:
-            return read_header(container)[1]
-    except av.error.FFmpegError as error:
-        return Outcome("quarantined", why_not_opened(path, error))
 
 
 def probe_brightness(path: Path) -> float | None:
@@ -120,9 +111,12 @@ def _decode(
 ) -> Stretch | None:
     """Decode a stretch from `margin` seconds ahead; None if seeking landed too late."""
     settings = keeper.settings
-    stream, header = _picture_stream(container, settings)
-    if header.reason:
+    stream, header = read_header(container, settings.max_pixels)
+    if header.reason or not seconds:
         return Stretch(Tally(header))
+    stream.thread_type = "NONE"  # processes are the parallelism
+    if header.codec == "mjpeg":  # otherwise it fills in the rest of a cut picture
+        stream.codec_context.options = {"err_detect": "explode"}
     landed = position.origin is None or position.seconds <= margin
     if not landed and not _seek(container, stream, position, margin):
         return None
@@ -170,18 +164,6 @@ def _decode(
     end = reader.end - clock.start if stream.duration is None else 0.0
     tally = Tally(header, good, faults + holes, last, keeper.kept, end, tail)
     return Stretch(tally, after)
-
-
-def _picture_stream(container: Any, settings: FrameSettings) -> tuple[Any, Outcome]:
-    """The stream to decode and its header; the header has a reason if it is refused."""
-    stream, header = read_header(container)
-    if header.width * header.height > settings.max_pixels:
-        header = replace(header, reason="too-large")
-    if not header.reason:
-        stream.thread_type = "NONE"  # processes are the parallelism
-        if header.codec == "mjpeg":  # otherwise it fills in the rest of a cut picture
-            stream.codec_context.options = {"err_detect": "explode"}
-    return stream, header
 
 
 def _seek(container: Any, stream: Any, position: Position, margin: float) -> bool:

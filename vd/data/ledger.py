@@ -13,8 +13,7 @@ from vd.console import say, track
 from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES, SPLITS, Video
 from vd.data.outcome import Outcome, check_file, outcome_from_row
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import LOSS_GAP, VdError
 from vd.files import append_csv, recover_csv
 

@@ -92,7 +92,7 @@ def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
         return "unreadable"
 
 
-def read_header(container: Any) -> tuple[Any, Outcome]:
+def read_header(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     """The video stream of an open file and its header, quarantined so far.
 
     `frames` are those by the header, 0 when it does not say; a `reason` is set when there
@@ -125,9 +125,10 @@ def read_header(container: Any) -> tuple[Any, Outcome]:
         if "avi" in container.format.name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
             frames = len(index) if whole else frames
-    size = context.width, context.height
+    width, height = context.width, context.height
+    reason = "too-large" if width * height > max_pixels else ""
     return stream, Outcome(
-        "quarantined", "", frames, *size, fps, duration, context.name
+        "quarantined", reason, frames, width, height, fps, duration, context.name
     )
 
 

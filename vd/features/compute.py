@@ -13,9 +13,8 @@ from vd.data.decode import FrameSettings
 from vd.data.ledger import settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.data.pool import decode_pool
 from vd.data.streams import stream_settings
-from vd.data.workers import Decoded, decode_videos
+from vd.data.workers import Decoded, decode_pool, decode_videos
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine

@@ -17,8 +17,7 @@ from vd.console import duration, say
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
 from vd.data.outcome import check_file
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.report.facts import RunFacts
 from vd.report.mistakes import Mistake
