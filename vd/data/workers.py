@@ -37,7 +37,6 @@ from vd.data.decode import (
     Position,
     Stretch,
     decode_stretch,
-    probe_brightness,
 )
 from vd.data.outcome import Outcome, Reason, Tally, outcome_of
 from vd.errors import VdError
@@ -236,16 +235,6 @@ def probe_videos(
         ]
 
     return results
-
-
-def probe_brightnesses(
-    paths: Sequence[Path], pool: DecodePool
-) -> Iterator[float | None]:
-    """Mean grey of each video's first frame; None where there is none, it hangs or crashes."""
-    tasks = [pool.schedule(probe_brightness, path) for path in paths]
-    for task in tasks:
-        pool.wait(task)
-        yield None if task.cancelled() or task.exception() else task.result()
 
 
 def _submit(video: _Video, pool: DecodePool) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from vd import plots
-from vd.data.brightness import brightness
 from vd.errors import VdError
 from vd.evaluation.operating_points import nonviolent_hours, operating_points
 from vd.evaluation.predictions import cluster_names, write_predictions
@@ -119,7 +118,7 @@ def _figures(
     restored: Restored, data: FeatureSet, probability_N: Float64[np.ndarray, " N"]
 ) -> dict[str, Any]:
     """What evaluation_<split>.json says of the probabilities."""
-    fitted, config, videos = restored.calibration, restored.config, data.videos
+    fitted, videos = restored.calibration, data.videos
     labels_N = data.labels_N.astype(int)
     groups = [video.group for video in videos]
     clusters_N = cluster_names(
@@ -128,9 +127,9 @@ def _figures(
     outcomes = [data.store.rows[video.id].outcome for video in videos]
     metrics = evaluation_metrics(labels_N, probability_N, clusters_N, fitted.threshold)
     warnings = metrics.pop("warnings")
-    grey_N = brightness(videos, config.data, config.decode)
-    if grey_N is None:
-        warnings.append("no slices by brightness: some of the videos are not there")
+    grey_N = [outcome.brightness for outcome in outcomes]
+    if None in grey_N:
+        warnings.append("no slices by brightness: an earlier version made the features")
     if not any(groups):
         warnings.append(
             "no source groups known: clips of one recording may be in train and test, and "
@@ -147,7 +146,7 @@ def _figures(
             "version; delete its calibration.json, and its command fits it again"
         )
     seconds_N = np.array([seconds(outcome) for outcome in outcomes])
-    values = slice_values(videos, outcomes, grey_N)
+    values = slice_values(videos, outcomes, None if None in grey_N else grey_N)
     return {
         **metrics,
         "threshold": fitted.threshold,
