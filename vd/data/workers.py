@@ -109,20 +109,6 @@ class Probe(NamedTuple):
     cost: float  # seconds of decoding its first `PROBED_SECONDS`; NaN: not tried
 
 
-@dataclass
-class _Video:
-    """A video of which one stretch is being decoded."""
-
-    index: int
-    path: Path
-    target: Path | None  # the file for its images
-    task: Any = None
-    position: Position = field(default_factory=Position)
-    tallies: list[Tally] = field(default_factory=list)
-    kept: int = 0  # images of the stretch that was decoded last
-    crashed: bool = False
-
-
 @contextmanager
 def decode_pool(
     settings: FrameSettings,
@@ -174,36 +160,92 @@ def decode_videos(
     corrupt-frames. Raises `VdError` if decoded frames cannot be stored.
     """
     most = pool.workers + (_AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES)
-    waiting = (
-        _Video(
-            index,
-            path,
-            pool.folder / f"{uuid.uuid4().hex}.rgb" if keep_images else None,
-        )
-        for index, path in enumerate(paths)
-    )
-    under_way = deque(islice(waiting, most))
-    for video in under_way:
-        _submit(video, pool)
-    return _pieces(under_way, waiting, pool)
+    videos = (_Video(i, path, pool, keep_images) for i, path in enumerate(paths))
+    return _in_order(deque(islice(videos, most)), videos)
 
 
-def _pieces(
-    under_way: deque[_Video], waiting: Iterator[_Video], pool: DecodePool
+def _in_order(
+    started: deque["_Video"], videos: Iterator["_Video"]
 ) -> Iterator[Decoded]:
-    """The pieces of the videos under way, then of the waiting ones."""
-    while under_way:
-        video = under_way[0]
-        outcome = _result(video, pool)
-        images = _collect(video, pool)
-        if outcome is None:
-            _submit(video, pool)
-        else:
-            under_way.popleft()
-        yield Decoded(video.index, images, outcome)
-        if outcome is not None and (following := next(waiting, None)):
-            _submit(following, pool)
-            under_way.append(following)
+    """The pieces of one video after another; when one has ended, another one starts."""
+    while started:
+        yield from started.popleft().pieces()
+        started.extend(islice(videos, 1))
+
+
+class _Video:
+    """A video that is decoded stretch by stretch; the first one starts at once."""
+
+    def __init__(
+        self, index: int, path: Path, pool: DecodePool, keep_images: bool
+    ) -> None:
+        self._index, self._path, self._pool = index, path, pool
+        self._target = pool.folder / f"{uuid.uuid4().hex}.rgb" if keep_images else None
+        self._tallies: list[Tally] = []
+        self._task = self._start(Position())
+
+    def pieces(self) -> Iterator[Decoded]:
+        """The images of each stretch, and the outcome with the last one."""
+        position: Position | None = Position()
+        crashed = False
+        while position is not None:
+            self._pool.wait(self._task)
+            try:
+                stretch: Stretch = self._task.result()
+            except CancelledError:
+                yield self._lost("timeout")
+                return
+            except ProcessExpired:
+                if crashed:
+                    yield self._lost("corrupt-frames")
+                    return
+                crashed = True
+                self._task = self._start(position)
+                continue
+            except OSError as error:
+                reason = error.strerror or str(error)
+                raise _exchange_error(self._pool, reason) from error
+            except Exception as error:
+                error.add_note(f"while decoding {self._path}")
+                raise
+            images = self._collect(stretch.tally.kept)
+            self._tallies.append(stretch.tally)
+            position = stretch.next
+            if position is not None:
+                self._task = self._start(position)
+            outcome = outcome_of(self._tallies) if position is None else None
+            yield Decoded(self._index, images, outcome)
+
+    def _start(self, position: Position) -> Any:
+        pool = self._pool
+        arguments = self._path, pool.settings, position, pool.stretch_seconds
+        return pool.schedule(_decode, *arguments, self._target)
+
+    def _collect(self, count: int) -> UInt8[np.ndarray, "F S H W 3"]:
+        """The images that a worker wrote, read-only and without a copy; removes their file.
+
+        Raises `VdError` unless there are `count`.
+        """
+        settings = self._pool.settings
+        shape = len(settings.streams), settings.height, settings.width, 3
+        images: np.ndarray = np.zeros((0, *shape), np.uint8)
+        if self._target is None:
+            return images
+        try:
+            if count:  # an empty file cannot be mapped
+                images = np.memmap(self._target, np.uint8, "r").reshape(count, *shape)
+            self._target.unlink(missing_ok=count == 0)
+        except (OSError, ValueError) as error:  # gone, or cut
+            reason = "another program removed them"
+            raise _exchange_error(self._pool, reason) from error
+        return np.asarray(images)
+
+    def _lost(self, reason: Reason) -> Decoded:
+        """The last piece of a video whose worker was lost."""
+        tallies = self._tallies
+        known = outcome_of(tallies) if tallies else Outcome("quarantined")
+        outcome = replace(known, outcome="quarantined", reason=reason)
+        return Decoded(self._index, self._collect(0), outcome)
 
 
 def probe_videos(
@@ -235,71 +277,6 @@ def probe_videos(
         ]
 
     return results
-
-
-def _submit(video: _Video, pool: DecodePool) -> None:
-    """Have the next stretch of a video decoded."""
-    video.task = pool.schedule(
-        _decode,
-        video.path,
-        pool.settings,
-        video.position,
-        pool.stretch_seconds,
-        video.target,
-    )
-
-
-def _result(video: _Video, pool: DecodePool) -> Outcome | None:
-    """Wait for the stretch under way; the outcome of the video if it was the last one."""
-    pool.wait(video.task)
-    try:
-        stretch: Stretch = video.task.result()
-    except CancelledError:
-        return _lost(video, "timeout")
-    except ProcessExpired:
-        if video.crashed:
-            return _lost(video, "corrupt-frames")
-        video.crashed, video.kept = True, 0
-        return None  # the same stretch again
-    except OSError as error:
-        raise _exchange_error(pool, error.strerror or str(error)) from error
-    except Exception as error:
-        error.add_note(f"while decoding {video.path}")
-        raise
-    video.tallies.append(stretch.tally)
-    video.kept = stretch.tally.kept
-    if stretch.next is None:
-        return outcome_of(video.tallies)
-    video.position = stretch.next
-    return None
-
-
-def _lost(video: _Video, reason: Reason) -> Outcome:
-    """The outcome of a video whose worker was lost."""
-    video.kept = 0
-    known = outcome_of(video.tallies) if video.tallies else Outcome("quarantined")
-    return replace(known, outcome="quarantined", reason=reason)
-
-
-def _collect(video: _Video, pool: DecodePool) -> UInt8[np.ndarray, "F S H W 3"]:
-    """The images that a worker wrote, read-only and without a copy; removes their file.
-
-    Raises `VdError` unless there are as many as the worker counted.
-    """
-    settings = pool.settings
-    shape = len(settings.streams), settings.height, settings.width, 3
-    images: np.ndarray = np.zeros((0, *shape), np.uint8)
-    if video.target is None:
-        return images
-    try:
-        if video.kept:
-            images = np.memmap(video.target, np.uint8, "r").reshape(-1, *shape)
-        if len(images) != video.kept:
-            raise ValueError
-        video.target.unlink(missing_ok=not video.kept)
-    except (OSError, ValueError) as error:  # gone, or cut
-        raise _exchange_error(pool, "another program removed them") from error
-    return np.asarray(images)
 
 
 def _exchange_error(pool: DecodePool, reason: str) -> VdError:
