@@ -25,7 +25,6 @@ from tests.broken import (
     render_with_sound,
     rotated,
     with_cut_pictures,
-    with_frame_rate,
     zeroed,
 )
 from tests.command_line import vd
@@ -62,11 +61,13 @@ prints this page.
 |---|---|---|---|
 """
 NAMES = (
-    "line\nbreak.mp4", "carriage\rreturn.mp4", "'quotes\".mp4", "comma,semicolon;.mp4", "emoji🥊.mp4", "12:30.mp4",
-    "-dash.mp4", "per%03dcent.mp4", "caf\udce9.mp4",
-)  # fmt: skip
-
-
+    "line\nbreak.mp4",
+    "'quotes\".mp4",
+    "comma,semicolon;.mp4",
+    "emoji🥊.mp4",
+    "12:30.mp4",
+    "caf\udce9.mp4",
+)
 MXF_KEY = bytes.fromhex("060e2b34020501010d01020101020400")
 
 
@@ -76,7 +77,7 @@ def make_all(folder: Path) -> None:
     good = (folder / "good.mp4").read_bytes()
     first = render(folder / "moov_first.mp4", noisy_frames(50), movflags="faststart")
     content = first.read_bytes()
-    for percent in (2, 10, 30, 70, 90, 99):
+    for percent in (2, 30, 70, 99):
         (folder / f"{percent}_percent_moov_first.mp4").write_bytes(
             cut(content, percent / 100)
         )
@@ -86,11 +87,7 @@ def make_all(folder: Path) -> None:
     (folder / "end_zeroed.mp4").write_bytes(zeroed(content, 0.98, 1))
     (folder / "one_bit_flipped.mp4").write_bytes(flipped(content, 0, bits=1))
     (folder / "mp4_by_another_name.avi").write_bytes(good)
-    avi = render(folder / "of_avi.avi", noisy_frames(50)).read_bytes()
-    (folder / "rate_0.avi").write_bytes(with_frame_rate(avi, 0))
-    (folder / "rate_2147483648.avi").write_bytes(with_frame_rate(avi, 2**31))
     (folder / "rotated.mp4").write_bytes(rotated(good, 1))
-    render_lossless(folder / "33x51.mkv", noisy_frames(50, 33, 51))
     render_lossless(folder / "1x1.mkv", noisy_frames(50, 1, 1))
     large = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
     render(folder / "8192x4096_2_frames.avi", noisy_frames(2, 4096, 8192), **large)
@@ -106,7 +103,6 @@ def make_all(folder: Path) -> None:
         "a.wmv": {"codec": "wmv2"},
         "a.flv": {},
         "a.ts": {},
-        "a.mov": {},
         "vp9.webm": {"codec": "libvpx-vp9"},
     }.items():
         render(folder / name, noisy_frames(50), **options)
@@ -119,11 +115,8 @@ def make_all(folder: Path) -> None:
     (folder / "motion_jpeg_cut_pictures.avi").write_bytes(cut_pictures)
     render_growing(folder / "large_frame_behind_small_header.avi", 20, 4096, 8192)
     (folder / "start_of_a.mxf").write_bytes(MXF_KEY + bytes(180))
-    for name, options in {"a.mpg": {}, "a.m2v": {}}.items():
-        content = render(
-            folder / name, noisy_frames(50), codec="mpeg2video", **options
-        ).read_bytes()
-        (folder / f"start_of_{name}").write_bytes(content[:12])
+    program = render(folder / "a.mpg", noisy_frames(50), codec="mpeg2video")
+    (folder / "start_of_a.mpg").write_bytes(program.read_bytes()[:12])
     (folder / "device.mp4").symlink_to("/dev/zero")
 
 
