@@ -34,10 +34,9 @@ import tyro
 from benchmarks.backbone import batched, torch_peer
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig, usable_cores
 from vd.data.catalog import identify
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import Video, read_manifest
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.compute import frame_settings
 from vd.features.efficientnet import FEATURES

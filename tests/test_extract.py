@@ -20,7 +20,7 @@ from vd.config import (
     DataConfig,
 )
 from vd.data.catalog import identify
-from vd.data.decode import probe_header
+from vd.data.decode import FrameSettings, decode_stretch
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
 from vd.errors import VdError
@@ -360,7 +360,7 @@ def test_one_header_that_says_weeks_does_not_tell_of_all(
     root = tmp_path / "set"
     shutil.copytree(clips, root)
     late = render_late(root / "train" / "violent" / "late.mkv")
-    assert probe_header(late).duration > 10**6
+    assert header_duration(late) > 10**6
     store, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
     assert {e.outcome.outcome for e in ledger.entries} == {"used", "partial"}
     said = re.search(r"about ([\d,]+) images", capsys.readouterr().err)[1]
@@ -396,10 +396,14 @@ def test_the_promise_knows_slow_videos_and_those_that_say_no_length(
     for number in range(4):
         live = root / "violent" / f"{number}.webm"
         render(live, noisy_frames(60), fps=1, codec="libvpx", live="1")
-        assert probe_header(live).duration == 0
+        assert header_duration(live) == 0
     store, _ = extraction(root, backbone, tmp_path / "live", preset="fast")
     true = sum(2 * row.frames for row in store.rows.values())
     assert 0.3 * true < promised_images(capsys.readouterr().err) < 3 * true
+
+
+def header_duration(path):
+    return decode_stretch(path, FrameSettings(), seconds=0).tally.header.duration
 
 
 def promised_images(said):
@@ -450,7 +454,7 @@ def test_without_a_temporary_folder_shared_memory_is_enough(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     store, _ = extraction(clips, backbone, tmp_path / "cache")
     assert len(store.rows) == 32
-    monkeypatch.setattr("vd.data.pool._SHARED_MEMORY", tmp_path / "nowhere")
+    monkeypatch.setattr("vd.data.workers._SHARED_MEMORY", tmp_path / "nowhere")
     with pytest.raises(VdError, match="name a writable folder in TMPDIR"):
         extraction(clips, backbone, tmp_path / "other")
 

@@ -23,8 +23,7 @@ from typing import Any
 from vd.config import Config
 from vd.console import say
 from vd.data.manifest import Video
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.compute import Progress, frame_settings, open_store, write_features

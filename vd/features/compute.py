@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vd.config import DecodeConfig
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.ledger import settled
 from vd.data.manifest import Video
-from vd.data.motion import ENERGY, FINE, LEAST
 from vd.data.outcome import Outcome
-from vd.data.pool import decode_pool
-from vd.data.workers import Decoded, decode_videos
+from vd.data.streams import stream_settings
+from vd.data.workers import Decoded, decode_pool, decode_videos
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine
@@ -33,14 +32,13 @@ def frame_settings(backbone: Backbone) -> FrameSettings:
 def features_description(backbone: Backbone) -> dict[str, Any]:
     """All that the features of a backbone depend on, in JSON values."""
     frames = frame_settings(backbone)
-    square = {"fine": FINE, "energy": ENERGY, "least": LEAST}
     return {
         "format": _FORMAT,
         "frames_per_second": frames.frames_per_second,
         "motion_gap_seconds": frames.motion_gap_seconds,
         "part_frames": PART_FRAMES,
         "streams": list(backbone.streams),
-        **({"square": square} if "square" in backbone.streams else {}),
+        **stream_settings(backbone.streams),
         "views": list(backbone.views),
         "backbone": backbone.description,
     }

@@ -12,8 +12,7 @@ from rich.filesize import decimal
 
 from vd.config import usable_cores
 from vd.console import duration, say
-from vd.data.pool import DecodePool
-from vd.data.workers import PROBED_SECONDS, Probe, probe_videos
+from vd.data.workers import PROBED_SECONDS, DecodePool, Probe, probe_videos
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine

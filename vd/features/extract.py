@@ -11,8 +11,7 @@ from vd.data.catalog import Catalog
 from vd.data.ledger import DecodingPass, Ledger
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.cluster import check_address, extract_on_ray
 from vd.features.compute import Progress, frame_settings, open_store, write_features

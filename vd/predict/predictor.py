@@ -9,7 +9,7 @@ from jaxtyping import Float64
 
 from vd import plots
 from vd.config import DecodeConfig, EngineName
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
 from vd.devices import prepare_jax

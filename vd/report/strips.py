@@ -14,11 +14,10 @@ from jaxtyping import UInt8
 from vd import plots
 from vd.config import DecodeConfig
 from vd.console import duration, say
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
 from vd.data.outcome import check_file
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.report.facts import RunFacts
 from vd.report.mistakes import Mistake
