@@ -24,8 +24,7 @@ from vd.config import DataConfig, usable_cores
 from vd.console import track
 from vd.data.hashes import identify
 from vd.data.manifest import read_manifest
-from vd.features.efficientnet import onnx_model
-from vd.features.quantized import known_ranges, quantized_model
+from vd.features.efficientnet import known_ranges, onnx_model, quantized_model
 from vd.files import writing
 
 RATE, SIDE, FINE = 8, 224, 448  # frames a second; sides of the network's image and ours

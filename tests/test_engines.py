@@ -12,9 +12,8 @@ from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features import engines
 from vd.features.backbone import PRESETS, find_backbone
-from vd.features.compute import features_description
 from vd.features.engines import make_engine
-from vd.features.store import fingerprint
+from vd.features.store import features_description, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_a_run_by_another_engine_is_said(backbone, capsys):
     assert make_engine(backbone, "auto", before="onnxruntime").name == "onnxruntime"
     assert capsys.readouterr().err == ""
     assert make_engine(backbone, "auto", before="jax").name == "onnxruntime"
-    assert "those of the run are by jax" in capsys.readouterr().err
+    assert "those of the run by jax" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,7 @@ def test_a_network_of_fixed_batch_gives_what_a_free_one_does(tmp_path, batch):
         ({"metadata": {"vd.mean": "nan"}}, "wrong metadata.*--backbone-mean"),
         ({"metadata": {"vd.size": "48"}}, "does not take 4 RGB images of side 48"),
         ({"dim": 0}, "gives the shape \\(4, 0\\)"),
-        ({"softmax": 0}, "other features in other company"),
+        ({"softmax": 0}, "depend on the other images of a batch"),
     ],
 )
 def test_networks_that_cannot_serve_are_one_sentence(tmp_path, network, words):
@@ -191,7 +190,7 @@ def test_weights_in_another_file_are_part_of_the_network(tmp_path):
         engines.OnnxEngine(alone)(images), engines.OnnxEngine(made["other"])(images)
     )
     shutil.copy(made["one"].file, tmp_path / "lost.onnx")  # without its weights
-    with pytest.raises(VdError, match=r"lost\.onnx is no ONNX file that"):
+    with pytest.raises(VdError, match=r"lost\.onnx keeps weights in other files"):
         find_backbone(BackboneConfig(backbone=str(tmp_path / "lost.onnx")))
 
 

@@ -28,9 +28,8 @@ from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
-from vd.features.compute import open_store
 from vd.features.extract import extract
-from vd.features.verify import verify_store
+from vd.features.store import open_store
 from vd.files import lock
 
 CHUNK = 4  # videos a shard, so that 32 clips are several
@@ -49,7 +48,7 @@ def extraction(clips, backbone, cache, verify=False, preset="best"):
         backbone=BackboneConfig(preset, str(backbone)),
     )
     videos = identify(read_manifest(config.data).videos, cache / "hashes.csv")
-    return extract(videos, config, verify)
+    return extract(videos, config, find_backbone(config.backbone), verify)
 
 
 def shards(cache):
@@ -101,7 +100,7 @@ def test_kills_at_random_moments_change_no_byte(clips, backbone, tmp_path, undis
     assert records(store) == undisturbed
     assert len(ledger.usable()) == 32
     assert not list(store.directory.glob("*.tmp-*"))
-    assert not verify_store(store, [])
+    assert not store.verify()
 
 
 @pytest.mark.parametrize("damage", ["flipped", "zeroed", "swapped", "renamed"])
@@ -269,7 +268,7 @@ def test_a_lost_shard_or_index_is_made_again_by_a_plain_rerun(
     assert f"extracting {CHUNK} videos" in said
     assert {path: path.read_bytes() for path in others} == others
     assert records(store) == undisturbed
-    assert verify_store(store, []) == []
+    assert store.verify() == []
     extraction(clips, backbone, tmp_path)
     assert "warning" not in capsys.readouterr().err
 
@@ -480,7 +479,7 @@ def test_a_disk_of_less_than_half_is_refused_a_small_one_warned_of(
         row.views * row.frames * 3 * 8 * 2 for row in store.rows.values()
     )  # bytes of its numbers
     monkeypatch.setattr(
-        "vd.features.estimate.shutil.disk_usage",
+        "vd.features.extract.shutil.disk_usage",
         lambda path: shutil._ntuple_diskusage(0, 0, int(share * needed)),
     )
     capsys.readouterr()

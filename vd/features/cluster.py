@@ -27,9 +27,9 @@ from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
-from vd.features.compute import Progress, frame_settings, open_store, write_features
 from vd.features.engines import make_engine
-from vd.features.store import FeatureStore
+from vd.features.extract import StretchDone, write_features
+from vd.features.store import FeatureStore, open_store
 from vd.files import explaining, temporary
 
 _CHUNK = 64  # videos a task at most
@@ -44,7 +44,7 @@ class _Chunk:
 
     shard: Path
     rows: list[dict[str, Any]]
-    progress: list[Progress]
+    progress: list[StretchDone]
 
 
 class _Replica:
@@ -72,7 +72,7 @@ class _Replica:
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
         backbone, engine = self._backbone, self._engine
         paths = [video.path for video in videos]
-        with decode_pool(frame_settings(backbone), self._decode, len(videos)) as pool:
+        with decode_pool(backbone.frames, self._decode, len(videos)) as pool:
             progress = list(
                 write_features(
                     videos, decode_videos(paths, pool), folder, engine, backbone.views,
@@ -89,7 +89,7 @@ class _Replica:
 
 def extract_on_ray(
     videos: Sequence[Video], store: FeatureStore, config: Config, address: str
-) -> Iterator[Progress]:
+) -> Iterator[StretchDone]:
     """Write the videos' features into the store; yields what each finished chunk did.
 
     The caller holds the store's lock. Raises `VdError` when there is no such cluster, when
