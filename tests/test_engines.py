@@ -86,7 +86,7 @@ def test_a_run_by_another_engine_is_said(backbone, capsys):
     ("settings", "words"),
     [
         ({"backbone": "resnet50"}, "neither a file nor one of"),
-        ({"backbone_size": 99}, "--backbone-size goes with an ONNX file"),
+        ({"backbone_size": 99}, "--backbone-size is for ONNX files"),
         ({"backbone": __file__}, "no ONNX file"),
     ],
 )
@@ -190,7 +190,7 @@ def test_weights_in_another_file_are_part_of_the_network(tmp_path):
         engines.OnnxEngine(alone)(images), engines.OnnxEngine(made["other"])(images)
     )
     shutil.copy(made["one"].file, tmp_path / "lost.onnx")  # without its weights
-    with pytest.raises(VdError, match=r"lost\.onnx keeps weights in other files"):
+    with pytest.raises(VdError, match=r"lost\.onnx is no ONNX file that"):
         find_backbone(BackboneConfig(backbone=str(tmp_path / "lost.onnx")))
 
 
@@ -201,9 +201,7 @@ def test_a_network_of_bytes_is_given_no_normalisation(tmp_path, flag):
     assert engines.OnnxEngine(find_backbone(BackboneConfig(backbone=file)))(
         images
     ).any()
-    with pytest.raises(
-        VdError, match=f"--{flag.replace('_', '-')} goes with a network"
-    ):
+    with pytest.raises(VdError, match=f"--{flag.replace('_', '-')} is for networks"):
         find_backbone(BackboneConfig(backbone=file, **{flag: 2.0}))
 
 

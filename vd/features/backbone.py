@@ -128,22 +128,15 @@ def _read_onnx(file: Path) -> tuple[bytes, "onnx.ModelProto"]:
     content = file.read_bytes()
     try:
         network = onnx.load_from_string(content)
-    except Exception as error:  # protobuf's
-        raise VdError(
-            f"--backbone {file} is no ONNX file ({str(error).splitlines()[0]}); export the "
-            "network again."
-        ) from error
-    if not network.graph.output:
-        raise VdError(f"--backbone {file} is no ONNX file; export the network again.")
-    alone = network.SerializeToString(deterministic=True)
-    try:
+        alone = network.SerializeToString(deterministic=True)
         onnx.load_external_data_for_model(network, str(file.parent))
         whole = network.SerializeToString(deterministic=True)
-    except Exception as error:  # protobuf's above 2 GB, onnx's own, the disk's
+        network.graph.output[0]  # an empty file has none
+    except Exception as error:  # protobuf's, onnx's own, the disk's
         raise VdError(
-            f"--backbone {file} keeps weights in other files, which cannot be read into one "
-            f"({str(error).splitlines()[0]}); put those files beside it, or export a "
-            "network of less than 2 GB."
+            f"--backbone {file} is no ONNX file that can be read whole "
+            f"({str(error).splitlines()[0]}); export a network of less than 2 GB again, and "
+            "put the files of its weights, if any, beside it."
         ) from error
     return content if whole == alone else whole, network
 
@@ -190,16 +183,12 @@ def _shape(value: "onnx.ValueInfoProto") -> list[int | str]:
 def _side(shape: list[int | str], file: Path) -> int:
     """The side of a network's square input."""
     height, width = shape[2:] if shape[1] == 3 else shape[1:3]
-    if not isinstance(height, int) or not isinstance(width, int):
-        raise VdError(
-            f"--backbone {file} does not fix the size of its images; give --backbone-size."
-        )
-    if height != width:
-        raise VdError(
-            f"--backbone {file} takes images of {height} × {width}; export it for square "
-            "ones, to which vd resizes every frame."
-        )
-    return height
+    if isinstance(height, int) and height == width:
+        return height
+    raise VdError(
+        f"--backbone {file} takes images of {height} × {width}; export it for square images, "
+        "or give --backbone-size if it takes any size."
+    )
 
 
 def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> BackboneConfig:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from vd.errors import VdError
 from vd.features.weights import backbone_file, load_tensors
 
 if TYPE_CHECKING:
@@ -98,12 +97,8 @@ class Block(NamedTuple):
 def architecture(variant: str) -> list[Block]:
     """All convolutions of `variant`, from the stem to the head, in order.
 
-    Global average pooling follows. Raises `VdError` for an unknown variant.
+    Global average pooling follows.
     """
-    if variant not in VARIANTS:
-        raise VdError(
-            f"--backbone {variant} is unknown; choose one of {', '.join(VARIANTS)}."
-        )
     scaling = VARIANTS[variant]
     stem = Conv("stem", ("_conv_stem", "_bn0"), _STEM_FILTERS, kernel=3, stride=2)
     head = Conv("head", ("_conv_head", "_bn1"), FEATURES)
@@ -157,7 +152,7 @@ def folded_parameters(variant: str) -> Parameters:
     """Pretrained kernels and biases of `variant` with BatchNorm folded into them.
 
     For a convolution named N: "N.kernel", O×I/groups×H×W, and "N.bias", O, float32.
-    Raises `VdError` for an unknown variant or weights that are not installed.
+    Raises `VdError` when the weights are not installed.
     """
     blocks = architecture(variant)
     tensors = load_tensors(backbone_file(variant))
@@ -176,8 +171,7 @@ def folded_parameters(variant: str) -> Parameters:
 def onnx_model(variant: str) -> "onnx.ModelProto":
     """The network as an ONNX graph: "images", uint8 B×H×W×3, to "features", B×1280.
 
-    H and W are the variant's resolution, B is free; features are float32. Raises
-    `VdError` as `folded_parameters` does.
+    H and W are the variant's resolution, B is free; features are float32.
     """
     from onnx import TensorProto
 

@@ -1,6 +1,7 @@
 """Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -204,11 +205,7 @@ def _session(model: Path | bytes) -> Any:
 
 def _has_accelerator() -> bool:
     """Whether JAX has an accelerator; jax is imported only if a plugin is installed."""
-    import importlib.util
-
-    if not any(
-        importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13")
-    ):
+    if not any(find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13")):
         return False
     import jax
 

@@ -64,10 +64,6 @@ def extract(
     are not decoded again. The engine is built only when a video is missing. Raises `VdError`
     when the disk is too small, or another process writes into the store.
     """
-    if executor.executor == "ray":
-        from vd.features.cluster import check_address
-
-        check_address(executor.ray_address)
     dim = backbone.dim or make_engine(backbone, config.backbone.engine).dim
     store = open_store(config.data.cache_dir, backbone, dim)
     log = OutcomeLog(config.data.cache_dir)
@@ -180,22 +176,21 @@ def _mean_video(
 ) -> tuple[float, float]:
     """Stored frames of a mean video, and seconds of one core to decode it.
 
-    Videos whose header gives no length are left out; those that do not open have 0 frames.
+    Videos whose header gives no length are left out.
     """
     seconds_S = np.array([probe.header.duration for probe in probes])
     rate_S = np.array([probe.header.fps or frames_per_second for probe in probes])
     rate_S = rate_S.clip(
         max=frames_per_second
     )  # all frames of a slower video are stored
-    opened_S = np.array([not probe.header.reason for probe in probes])
-    known_S = opened_S & (seconds_S > 0)
+    known_S = seconds_S > 0
     if not known_S.any():
         return 0.0, 0.0
-    frames_S = np.where(known_S, seconds_S * rate_S, 0)
+    frames_S = seconds_S * rate_S
     # a header may claim weeks
-    typical = np.quantile((frames_S / size_S)[known_S], 0.5, method="lower")
+    typical = np.quantile(frames_S[known_S] / size_S[known_S], 0.5, method="lower")
     frames_S = frames_S.clip(max=_MOST_UNUSUAL * typical * size_S)
-    frames = float(frames_S[known_S | ~opened_S].mean())
+    frames = float(frames_S[known_S].mean())
     cost_S = np.array([probe.cost for probe in probes])
     timed_S = known_S & ~np.isnan(cost_S)
     probed = (seconds_S.clip(max=PROBED_SECONDS) * rate_S)[timed_S].sum()
