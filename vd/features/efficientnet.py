@@ -193,13 +193,10 @@ def onnx_model(variant: str) -> "onnx.ModelProto":
     return graph.model(variant, x)
 
 
-def quantized_model(variant: str, ranges: dict[str, list[float]]) -> "onnx.ModelProto":
-    """The network like `onnx_model`, in 8-bit integers.
-
-    `ranges` are the least and greatest value of each tensor without ReLU6, by the name of
-    its convolution, or of its block and "_sum" after a residual addition.
-    """
+def quantized_model(variant: str) -> "onnx.ModelProto":
+    """The network like `onnx_model`, in 8-bit integers."""
     graph, parameters = _Graph(), folded_parameters(variant)
+    ranges = known_ranges(variant)
     x = graph.add("Transpose", "images", perm=[0, 3, 1, 2])
     scale = 1 / SCALE
     x = graph.dequantized(x, scale, np.uint8(MEAN))  # the normalisation, exactly
@@ -217,7 +214,10 @@ def quantized_model(variant: str, ranges: dict[str, list[float]]) -> "onnx.Model
 
 
 def known_ranges(variant: str) -> dict[str, list[float]]:
-    """The measured ranges of a variant's tensors."""
+    """The smallest and largest measured value of each of a variant's tensors without ReLU6.
+
+    By the name of its convolution, or of its block and "_sum" after a residual addition.
+    """
     ranges: dict[str, list[float]] = json.loads(RANGES_FILE.read_text())[variant]
     return ranges
 

@@ -18,7 +18,6 @@ from vd.features.efficientnet import (
     QUANTIZED,
     VARIANTS,
     folded_parameters,
-    known_ranges,
     onnx_model,
     quantized_model,
 )
@@ -80,8 +79,7 @@ class OnnxEngine:
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
         model: Path | bytes = backbone.file
         if backbone.quantized:
-            variant = QUANTIZED[backbone.name]
-            model = quantized_model(variant, known_ranges(variant)).SerializeToString()
+            model = quantized_model(QUANTIZED[backbone.name]).SerializeToString()
         elif backbone.built_in:
             model = onnx_model(backbone.name).SerializeToString()
         self._session = _session(model)

@@ -180,9 +180,7 @@ def _mean_video(
     """
     seconds_S = np.array([probe.header.duration for probe in probes])
     rate_S = np.array([probe.header.fps or frames_per_second for probe in probes])
-    rate_S = rate_S.clip(
-        max=frames_per_second
-    )  # all frames of a slower video are stored
+    rate_S = rate_S.clip(max=frames_per_second)  # a slower video is stored whole
     known_S = seconds_S > 0
     if not known_S.any():
         return 0.0, 0.0
