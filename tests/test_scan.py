@@ -17,6 +17,7 @@ from vd.data.catalog import Catalog, identify
 from vd.data.ledger import scan
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
+from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 
 
@@ -116,7 +117,7 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
         if work is scan:
             return scan(videos, data, DecodeConfig())
         if work is extract:
-            return extract(videos, config)[1]
+            return extract(videos, config, find_backbone(config.backbone))[1]
         return fingerprint_videos(videos, data, DecodeConfig())[0]
 
     def vanishing(paths, *arguments, **options):

@@ -127,7 +127,8 @@ class Extract:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     verify: bool = False
-    """Read every stored record against its checksum first; damaged ones are made again."""
+    """Read every stored record against its checksum first; videos of damaged shards are
+    extracted again."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __call__(self) -> int:
@@ -135,12 +136,14 @@ class Extract:
         from vd.data import ledger as scan
         from vd.data.catalog import identify
         from vd.data.manifest import read_manifest
+        from vd.features.backbone import find_backbone
         from vd.features.extract import extract
 
         manifest = read_manifest(self.data)
         videos = identify(manifest.videos, self.data.cache_dir)
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        store, ledger = extract(videos, config, self.verify, self.executor)
+        backbone = find_backbone(self.backbone)
+        store, ledger = extract(videos, config, backbone, self.verify, self.executor)
         scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"

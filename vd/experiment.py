@@ -96,15 +96,17 @@ def prepare(config: Config, folds: bool = False) -> Data:
     With `folds` it is not split: they take no notice of splits.
     """
     from vd.data.ledger import check_loss_gap, report
+    from vd.features.backbone import find_backbone
     from vd.features.extract import extract
 
     manifest = read_manifest(config.data)
     given = identify(manifest.videos, config.data.cache_dir)
     videos = for_folds(given, config) if folds else with_splits(given, config)
-    store, ledger = extract(videos, config)
+    backbone = find_backbone(config.backbone)
+    store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), videos, ledger, store)
+    return Data(list(given), videos, ledger, store, backbone)
 
 
 def open_run(

@@ -12,9 +12,13 @@ from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError, damage
 from vd.evaluation.operating_points import STRICT
 from vd.features.backbone import Backbone, find_backbone
-from vd.features.compute import features_description, open_store
 from vd.features.extract import extract
-from vd.features.store import FeatureStore, fingerprint
+from vd.features.store import (
+    FeatureStore,
+    features_description,
+    fingerprint,
+    open_store,
+)
 from vd.files import read_json
 from vd.metrics import calibration
 from vd.models.head import Head, Params, init_params
@@ -136,12 +140,13 @@ def features_of_run(
                 f"{before.path} is missing or is not the file that the run was trained on; "
                 "say with --dataset-path or --cache-dir where data set or features are."
             )
-    return extract(videos, config)[0]
+    return extract(videos, config, backbone)[0]
 
 
 def features_of_others(
     videos: Sequence[Video], config: Config, run_dir: Path
 ) -> tuple[FeatureStore, Ledger]:
     """The store with the features of any clips, and their ledger."""
-    check_features(find_backbone(config.backbone), run_dir)
-    return extract(videos, config)
+    backbone = find_backbone(config.backbone)
+    check_features(backbone, run_dir)
+    return extract(videos, config, backbone)

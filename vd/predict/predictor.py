@@ -16,8 +16,8 @@ from vd.devices import prepare_jax
 from vd.errors import VdError
 from vd.evaluation.evaluate import check_features, moved, restore
 from vd.features.backbone import find_backbone
-from vd.features.compute import VideoFeatures, video_features
 from vd.features.engines import make_engine
+from vd.features.extract import VideoFeatures, video_features
 from vd.models.scoring import score, score_windows
 from vd.training.run_folder import read_config
 
