@@ -369,28 +369,6 @@ def test_a_cross_validation_has_a_page(crossval, tmp_path):
     assert "one fold of a cross-validation" in member.words
 
 
-@pytest.mark.slow
-def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
-    other = all_wrong(run, tmp_path / "b$x_{$<i>")
-    done = vd("report", run, other, code=2)
-    assert "name a file by --out" in done.stderr
-    out = tmp_path / "compare.html"
-    vd("report", run, other, "--out", out)
-    page = Page(out.read_text())
-    printed = vd("compare", run, other, "--out", tmp_path / "c").stderr
-    told = json.loads((tmp_path / "c" / "compare.json").read_text())["comparisons"][0]
-    for key, row in (("b", other.name), ("a", "run"), ("difference", "difference")):
-        figures = [told[f"{name}_{key}"] for name in ("accuracy", "roc_auc")]
-        assert page.row(row)[1] == figures
-    lost = f"{100 * told['accuracy_difference']:.1f} points"
-    assert lost.replace("-", "−") in page.words
-    assert lost.startswith("-")
-    sentence = told["sentences"][0]
-    assert sentence in page.words
-    assert sentence in printed
-    assert "have the same settings" in page.words
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -485,6 +463,7 @@ def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):
         (([run], run / "config.json"), r"let its name end in \.html"),
         (([run], None, -1), "--mistakes is -1"),
         (([],), "was given no folder"),
+        (([run, tmp_path],), r"with vd compare .* --out DIR\.$"),
     ):
         with pytest.raises(VdError, match=words):
             report(*arguments)
@@ -521,7 +500,6 @@ def test_a_browser_shows_it_on_a_phone(run, crossval, tmp_path):
         "run": report([wrong], tmp_path / "run.html", 3),
         "quick": report([run], tmp_path / "quick.html", 0),
         "crossval": report([crossval], tmp_path / "cv.html", 1),
-        "compare": report([run, wrong], tmp_path / "compare.html"),
     }
     for name, path in pages.items():
         wrapper = tmp_path / f"{name}-phone.html"

@@ -23,7 +23,6 @@ def page(template: str, **values: Any) -> str:
     """The template filled in, a whole HTML page."""
     filters: dict[str, Callable[..., Any]] = {
         "percent": _percent,
-        "points": _points,
         "decimal": _decimal,
         "percents": words.percents,
         "decimals": words.decimals,
@@ -35,11 +34,6 @@ def page(template: str, **values: Any) -> str:
 def _percent(value: float | None) -> Markup:
     """A share in percent, for people and programs."""
     return _exact(value, words.percent(value))
-
-
-def _points(value: float) -> Markup:
-    """A difference of shares in points, for people and programs."""
-    return _exact(value, words.points(value))
 
 
 def _decimal(value: float | None) -> Markup:

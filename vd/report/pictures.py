@@ -110,17 +110,3 @@ def of_pooled(
             "Reliability over all seeds",
         ),
     ]
-
-
-def of_sides(sides: Mapping[str, Pooled]) -> list[Picture]:
-    """ROC, precision–recall and reliability of what is compared."""
-    both = {name: (one.labels_N, one.probability_N) for name, one in sides.items()}
-    made = [
-        picture(plots.rates(both, "roc"), "ROC curves of what is compared"),
-        picture(plots.rates(both, "precision-recall"), "Precision–recall curves"),
-    ]
-    for name, one in sides.items():
-        figure = plots.reliability(one.labels_N, one.probability_N)
-        figure.axes[0].set_title(f"Reliability of {plots.abbreviated(name)}")
-        made.append(picture(figure, f"Reliability diagram of {name}"))
-    return made

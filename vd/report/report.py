@@ -1,4 +1,4 @@
-"""`vd report`: one run, one cross-validation, or several compared, as a page.
+"""`vd report`: one run or one cross-validation as a page.
 
 1. The files of the folder are read and checked; nothing is trained or scored again.
 2. The worst mistakes are looked at, where the videos are still there.
@@ -19,7 +19,6 @@ from vd.evaluation.matrix import check_matrix
 from vd.evaluation.results import pooled_by_seed, read_results
 from vd.files import read_json, write_text
 from vd.report import pictures
-from vd.report.comparison import comparison_page
 from vd.report.facts import RunFacts, checked, read_facts
 from vd.report.mistakes import Mistake, worst
 from vd.report.page import ledger_rows, page
@@ -38,7 +37,7 @@ def report(
     mistakes: int = MISTAKES,
     dataset_path: Path | None = None,
 ) -> Path:
-    """Write the page of a run, a cross-validation or a comparison; returns where it is.
+    """Write the page of a run or a cross-validation; returns where it is.
 
     `mistakes` clips are shown with their frames (0: the quick page, with a table);
     `dataset_path` says where the data set has moved. Raises `VdError` for a folder that is
@@ -55,18 +54,17 @@ def report(
             f"--dataset-path {dataset_path} does not exist; leave it out, or name the place "
             "where the data set is now."
         )
-    if len(folders) > 1 and out is None:
+    if len(folders) > 1:
         raise VdError(
-            "a comparison belongs to none of its folders; name a file by --out."
+            f"vd report makes the page of one folder, not of {len(folders)}; compare them "
+            f"with vd compare {' '.join(map(str, folders))} --out DIR."
         )
     path = out or folders[0] / "report.html"
     if path.is_dir():
         raise VdError(f"--out {path} is a folder; name a file in it.")
     if path.suffix.casefold() not in (".html", ".htm"):
         raise VdError(f"--out {path} is to be a page; let its name end in .html.")
-    if len(folders) > 1:
-        made = comparison_page(folders)
-    elif (folders[0] / "config.json").exists():
+    if (folders[0] / "config.json").exists():
         made = run_page(read_facts(folders[0]), mistakes, dataset_path)
     else:
         made = _crossval_page(folders[0], mistakes, dataset_path)

@@ -29,11 +29,6 @@ def percent(value: float | None) -> str:
     return UNDEFINED if value is None else f"{100 * value:.1f} %"
 
 
-def points(value: float) -> str:
-    """A difference of two shares."""
-    return f"{signed(100 * value, 1)} points"
-
-
 def decimal(value: float | None) -> str:
     """A number with three decimals."""
     return UNDEFINED if value is None else signed(value, 3)
