@@ -25,7 +25,7 @@ def findings(
 
     `values` is the content of audit.json without these sentences.
     """
-    found = [
+    sentences = [
         *_across(values, pairs),
         *_lost(values["ledger"], max_loss_gap),
         *_shortcuts(values),
@@ -34,7 +34,7 @@ def findings(
     ]
     usable = values["ledger"]["usable"]
     return [
-        *(found or [f"nothing was found in {usable} usable clips"]),
+        *(sentences or [f"nothing was found in {usable} usable clips"]),
         *_not_tested(values),
     ]
 

@@ -67,8 +67,8 @@ class VideoPair:
         }
 
 
-def video_pairs(videos: Iterable[Video], found: Iterable[Pair]) -> list[VideoPair]:
-    """Pairs of files with the same content, and of those whose contents are in `found`.
+def video_pairs(videos: Iterable[Video], alike: Iterable[Pair]) -> list[VideoPair]:
+    """Pairs of files with the same content, and of those whose contents are `alike`.
 
     The worst first: the same footage under both labels, then across splits, then footage
     before scene, then pairs that are in no common group.
@@ -82,7 +82,7 @@ def video_pairs(videos: Iterable[Video], found: Iterable[Pair]) -> list[VideoPai
         for same in by_id.values()
         for first, second in combinations(same, 2)
     ]
-    for pair in found:
+    for pair in alike:
         for first, second in product(by_id[pair.first], by_id[pair.second]):
             pairs.append(VideoPair(first, second, *pair[2:]))
     return sorted(

@@ -71,18 +71,18 @@ def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
     """All pairs of the same footage or scene among videos, by name; the most alike first."""
     if len(fingerprints) < 2:
         return []
-    small = {name: made.small_Fx16x16 for name, made in fingerprints.items()}
+    small = {name: one.small_Fx16x16 for name, one in fingerprints.items()}
     names = list(small)
-    found: dict[tuple[int, int], Pair] = {}
+    pairs: dict[tuple[int, int], Pair] = {}
     for a, b, mirrored, frames_Hx2 in _hits(small.values()):
         second = small[names[b]][:, :, ::-1] if mirrored else small[names[b]]
         match = compare(small[names[a]], second, frames_Hx2)
         if match is None:
             continue
         pair = Pair(names[a], names[b], *match[:2], mirrored, match[2])
-        if (a, b) not in found or _rank(pair) > _rank(found[a, b]):
-            found[a, b] = pair
-    return sorted(found.values(), key=_rank, reverse=True)
+        if (a, b) not in pairs or _rank(pair) > _rank(pairs[a, b]):
+            pairs[a, b] = pair
+    return sorted(pairs.values(), key=_rank, reverse=True)
 
 
 def compare(

@@ -105,13 +105,13 @@ def metadata(
     """Resolution, rate, length, size, bit rate, brightness, letterbox and codec."""
     rows = []
     codecs = sorted({outcome.codec for outcome in outcomes})
-    for video, outcome, made in zip(videos, outcomes, fingerprints, strict=True):
+    for video, outcome, fingerprint in zip(videos, outcomes, fingerprints, strict=True):
         seconds = outcome.duration or outcome.frames / (outcome.fps or 25.0)
         rows.append(
             [
                 outcome.width, outcome.height, outcome.fps, outcome.frames, seconds,
-                video.size, 8 * video.size / max(seconds, 1e-3), made.brightness,
-                made.letterbox, *(outcome.codec == codec for codec in codecs),
+                video.size, 8 * video.size / max(seconds, 1e-3), fingerprint.brightness,
+                fingerprint.letterbox, *(outcome.codec == codec for codec in codecs),
             ]
         )  # fmt: skip
     return np.array(rows, np.float64)
