@@ -24,8 +24,7 @@ import tyro
 from jaxtyping import Float, Int
 
 from vd.cli import run_command
-from vd.evaluation.predictions import read_predictions
-from vd.evaluation.results import read_results
+from vd.evaluation.predictions import read_predictions, read_results
 from vd.files import read_csv
 from vd.metrics.calibration import fit
 from vd.models.parts import import_parts

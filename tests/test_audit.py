@@ -16,8 +16,7 @@ from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
 from vd.data.manifest import Video
-from vd.evaluation.predictions import Predictions
-from vd.evaluation.results import Member
+from vd.evaluation.predictions import Member, Predictions
 from vd.files import read_csv, write_csv
 
 

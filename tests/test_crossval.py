@@ -15,12 +15,15 @@ from sklearn import metrics as sk
 from experiments.rendering.clips import render_dataset
 from tests.command_line import SMALL, VD, digests, vd
 from vd.errors import VdError
+from vd.evaluation.cross_dataset import cell
 from vd.evaluation.crossval import summarise, write_crossval
-from vd.evaluation.matrix import cell
-from vd.evaluation.predictions import Predictions
-from vd.evaluation.results import Member, pooled_by_seed, read_results
+from vd.evaluation.predictions import (
+    Member,
+    Predictions,
+    pooled_by_seed,
+    read_results,
+)
 from vd.files import read_csv, write_csv
-from vd.report.report import report
 from vd.training.log import read_metrics
 
 
@@ -235,28 +238,6 @@ def test_trained_on_one_tested_on_the_other(matrix):
 
 
 @pytest.mark.slow
-def test_a_changed_matrix_has_no_page(matrix, tmp_path):
-    folder, _ = matrix
-    shutil.copytree(folder / "cv", tmp_path / "cv")
-    report([tmp_path / "cv"], mistakes=0)
-    path = tmp_path / "cv" / "crossval.json"
-    told = json.loads(path.read_text())
-    for place in range(4):
-        changed = json.loads(json.dumps(told))
-        changed["matrix"][place]["accuracy"] = 0.999
-        path.write_text(json.dumps(changed))
-        with pytest.raises(VdError, match=r"its cell of .* is not that of"):
-            report([tmp_path / "cv"], mistakes=0)
-    run = tmp_path / "cv" / "fold-0_seed-0"
-    path = run / "evaluation_a.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.999}))
-    with pytest.raises(
-        VdError, match=r"accuracy 0\.999 where predictions_a\.csv gives"
-    ):
-        report([run], mistakes=0)
-
-
-@pytest.mark.slow
 def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
     folder, asked = matrix
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -309,11 +290,11 @@ def test_a_perfect_recall_rests_on_the_groups_of_its_class():
     for name, groups in (
         ("accuracy", 6),
         ("recall_violent", 4),
-        ("precision_nonviolent", 2),
+        ("recall_nonviolent", 2),
     ):
         assert over[name]["ci95"] == [pytest.approx(0.025 ** (1 / groups)), 1.0]
-    assert any("ROC AUC" in w and "no certainty" in w for w in result["warnings"])
-    assert any("4 with violent clips" in warning for warning in result["warnings"])
+    assert over["roc_auc"]["ci95"] is None  # no resample shows its spread
+    assert any("(4 with violent, 2 with" in warning for warning in result["warnings"])
 
 
 def test_a_cell_of_the_matrix_tells_of_collapse_and_exact_intervals():
@@ -376,7 +357,7 @@ def test_a_cell_counts_what_no_member_knew():
         ("crossval.json", lambda text: text.replace('"threshold"', '"limit"')),
         ("predictions.csv", lambda text: text.replace(",violent,", ",punch,", 1)),
         ("predictions.csv", lambda text: text.replace("fold", "fould", 1)),
-        ("predictions.csv", lambda text: text.replace(",1,0,", ",7,0,", 1)),
+        ("predictions.csv", lambda text: text.replace(",1,0,", ",7,0,")),
         ("predictions.csv", lambda _: ""),
     ],
 )

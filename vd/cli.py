@@ -277,22 +277,21 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of vd crossval; the first is the baseline."""
     out: Path | None = None
-    """Folder for compare.json, compare.csv, and curves over seeds as curves.csv and .png."""
+    """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
+    curves.png."""
 
     def __call__(self) -> int:
         """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare
-        from vd.evaluation.verdict import table, write_comparison
+        from vd.evaluation.compare import compare, table, write_comparison
 
         result = compare(self.folders)
         if self.out is not None:
             write_comparison(self.out, result)
         print(table(result))
         for pair in result["comparisons"]:
-            for sentence in pair["sentences"]:
-                say(sentence)
+            say(pair["verdict"])
         for warning in result["warnings"]:
-            say(f"WARNING: {warning}")
+            say(f"warning: {warning}")
         return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from vd.audit.near_duplicates import Pair
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError
-from vd.evaluation.results import Member, read_run
+from vd.evaluation.predictions import Member, read_run
 
 
 @dataclass(frozen=True)

@@ -1,44 +1,35 @@
-"""Evaluation of a restored checkpoint: metrics, slices, predictions, pictures."""
+"""Evaluation: metrics, slices, predictions and pictures of one part of a data set."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 from vd import plots
+from vd.config import Config
 from vd.data.brightness import brightness
 from vd.errors import VdError
 from vd.evaluation.operating_points import nonviolent_hours, operating_points
 from vd.evaluation.predictions import cluster_names, write_predictions
-from vd.evaluation.restore import (
-    Restored,
-    check_features,
-    features_of_run,
-    moved,
-    restore,
-)
+from vd.evaluation.restore import Restored, features_of_run, moved, restore
 from vd.evaluation.slices import seconds, slice_values, slices
 from vd.files import write_json
-from vd.metrics import calibration
 from vd.metrics.binary import COLLAPSE, evaluation_metrics, roc_auc
+from vd.metrics.calibration import Calibration, fit
+from vd.models.head import Head, Params
 from vd.models.scoring import score
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import videos_of
 
-__all__ = [
-    "Restored", "check_features", "evaluate", "evaluate_split", "fit_calibration",
-    "moved", "restore", "summary",
-]  # fmt: skip
-
-
 _SEEN = {
-    "train": "these clips were trained on: the figures say nothing of new ones",
-    "val": "the best epoch, temperature and threshold were chosen on these clips: the "
-    "figures flatter",
-    "all": "most of these clips were trained or validated on: the figures say nothing of "
-    "new ones",
+    "train": "the model was trained on these clips: on new ones it is worse",
+    "val": "the best epoch, temperature and threshold were chosen on these clips: on new "
+    "ones the model is worse",
+    "all": "the model was trained or validated on most of these clips: on new ones it is "
+    "worse",
 }
 
 
@@ -78,34 +69,71 @@ def evaluate(
     return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
 
 
+def evaluate_trained(
+    config: Config,
+    head: Head,
+    params: Params,
+    sets: Mapping[str, FeatureSet],
+    even_logit: float,
+) -> dict[str, dict[str, Any]]:
+    """Calibrate a trained model and evaluate validation, then test, by split.
+
+    Writes calibration.json and the files of both into the run folder. `even_logit` is the
+    loss's own threshold, as `vd.metrics.calibration.fit` takes it.
+    """
+    run_dir, val_set = config.run.checkpoint_dir, sets["val"]
+    logits = {
+        split: score(head, params, sets[split].in_order()) for split in ("val", "test")
+    }
+    fitted = fit(logits["val"], val_set.labels_N.astype(int), even_logit)
+    write_json(run_dir / "calibration.json", asdict(fitted))
+    return {
+        split: _write(config, fitted, sets[split], logit_N, run_dir, split)
+        for split, logit_N in logits.items()
+    }
+
+
 def evaluate_split(
     restored: Restored,
     data: FeatureSet,
     run_dir: Path,
     split: str,
     tta: bool = False,
-    more: dict[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score `data` and write predictions, pictures, and last evaluation_<split>.json.
-
-    `more` are further keys of it.
-    """
+    """Score `data` and write its files; `more` are further keys of the evaluation."""
     if tta and data.views == 1:
         raise VdError(
-            f"--tta averages over views, and the features of {run_dir} have one only; leave "
+            f"--tta averages over views, and the features of {run_dir} have only one; leave "
             "it out, or train with --feature-preset best."
         )
     clips = data.in_order(data.views if tta else 1)
     logit_N = score(restored.head, restored.params, clips)
-    probability_N = restored.calibration.probability(logit_N)
+    config, fitted = restored.config, restored.calibration
+    return _write(config, fitted, data, logit_N, run_dir, split, tta, more)
+
+
+def _write(
+    config: Config,
+    fitted: Calibration,
+    data: FeatureSet,
+    logit_N: Float64[np.ndarray, " N"],
+    run_dir: Path,
+    split: str,
+    tta: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write predictions, pictures, and last evaluation_<split>.json; returns its content."""
+    probability_N = fitted.probability(logit_N)
     name = f"{split}_tta" if tta else split  # beside the run's own figures
     write_predictions(
         run_dir / f"predictions_{name}.csv", data.videos, probability_N, logit_N
     )
-    _draw(restored, data, probability_N, run_dir, "" if name == "test" else f"_{name}")
+    suffix = "" if name == "test" else f"_{name}"
+    _draw(data.labels_N.astype(int), probability_N, fitted.threshold, run_dir, suffix)
     result = {
         "split": split,
-        **_figures(restored, data, probability_N),
+        **_figures(config, fitted, data, probability_N),
         "tta": tta,
         **(more or {}),
     }
@@ -116,11 +144,13 @@ def evaluate_split(
 
 
 def _figures(
-    restored: Restored, data: FeatureSet, probability_N: Float64[np.ndarray, " N"]
+    config: Config,
+    fitted: Calibration,
+    data: FeatureSet,
+    probability_N: Float64[np.ndarray, " N"],
 ) -> dict[str, Any]:
-    """What evaluation_<split>.json says of the probabilities."""
-    fitted, config, videos = restored.calibration, restored.config, data.videos
-    labels_N = data.labels_N.astype(int)
+    """The figures of evaluation_<split>.json."""
+    videos, labels_N = data.videos, data.labels_N.astype(int)
     groups = [video.group for video in videos]
     clusters_N = cluster_names(
         [video.name for video in videos], groups, [video.id for video in videos]
@@ -130,7 +160,7 @@ def _figures(
     warnings = metrics.pop("warnings")
     grey_N = brightness(videos, config.data, config.decode)
     if grey_N is None:
-        warnings.append("no slices by brightness: some of the videos are not there")
+        warnings.append("no slices by brightness: some of the videos are missing")
     if not any(groups):
         warnings.append(
             "no source groups known: clips of one recording may be in train and test, and "
@@ -139,7 +169,7 @@ def _figures(
     if fitted.uninformative:
         warnings.append(
             f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
-            "validation the detector told hardly anything"
+            "validation the scores hardly separate the classes"
         )
     if fitted.false_alarm_threshold is None:
         warnings.append(
@@ -164,14 +194,13 @@ def _figures(
 
 
 def _draw(
-    restored: Restored,
-    data: FeatureSet,
+    labels_N: Int[np.ndarray, " N"],
     probability_N: Float64[np.ndarray, " N"],
+    threshold: float,
     run_dir: Path,
     suffix: str,
 ) -> None:
     """Confusion matrix, ROC curve and reliability diagram."""
-    labels_N, threshold = data.labels_N.astype(int), restored.calibration.threshold
     area = roc_auc(labels_N, probability_N)
     name = "undefined" if area is None else f"area {area:.3f}"
     figures = {
@@ -183,36 +212,22 @@ def _draw(
         plots.save(figure, run_dir / f"{picture}{suffix}.png")
 
 
-def fit_calibration(
-    restored: Restored, val_set: FeatureSet, run_dir: Path, even_logit: float
-) -> Restored:
-    """Fit temperature and thresholds on validation and write calibration.json.
-
-    `even_logit` is the loss's own threshold, as `vd.metrics.calibration.fit` takes it.
-    """
-    logit_N = score(restored.head, restored.params, val_set.in_order())
-    fitted = calibration.fit(logit_N, val_set.labels_N.astype(int), even_logit)
-    write_json(run_dir / "calibration.json", asdict(fitted))
-    return replace(restored, calibration=fitted)
-
-
-def summary(result: dict[str, Any]) -> str:
-    """An evaluation in words."""
+def summary(result: Mapping[str, Any]) -> str:
+    """An evaluation in a sentence, then its warnings."""
 
     def percent(value: float | None) -> str:
         return "undefined" if value is None else f"{100 * value:.1f} %"
 
-    auc, found = result["roc_auc"], result["accuracy_ci95"]
-    between = f"{percent(found[0])} to {percent(found[1])}" if found else "undefined"
-    text = (
-        f"{result['split']}{', views averaged' * result['tta']}: accuracy {percent(result['accuracy'])} "
-        f"(95 % interval {between}, {result['n']} clips), "
+    auc, ends = result["roc_auc"], result.get("accuracy_ci95")
+    between = f"{percent(ends[0])} to {percent(ends[1])}" if ends else "unknown"
+    lines = [
+        f"{result['split']}{', views averaged' * result['tta']}: accuracy "
+        f"{percent(result['accuracy'])} (95 % interval {between}, {result['n']} clips), "
         f"recall violent {percent(result['recall_violent'])}, non-violent "
         f"{percent(result['recall_nonviolent'])}, ROC AUC "
         + ("undefined" if auc is None else f"{auc:.3f}")
-    )
-    for warning in result.get("warnings", ()):
-        text += f"\nwarning: {warning}"
+    ]
+    lines += [f"warning: {warning}" for warning in result["warnings"]]
     if result["collapsed"]:
-        text += f"\nWARNING: CLASS COLLAPSE: {COLLAPSE}"
-    return text
+        lines.append(f"WARNING: CLASS COLLAPSE: {COLLAPSE}")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""An evaluation cut into slices: by split, source, resolution, rate, brightness, length."""
+"""Figures of slices of the clips: by split, group, resolution, rate, brightness, length."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,8 @@ from jaxtyping import Float, Int, Shaped
 
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.metrics.binary import bootstrap_accuracy, recall, roc_auc
+from vd.metrics.binary import accuracy, recall, roc_auc
+from vd.metrics.intervals import resampled_ratio, share_interval
 
 _MOST_GROUPS = 100  # of the largest, so that the file can be read
 _UNKNOWN = "unknown"
@@ -26,7 +27,7 @@ def slice_values(
     outcomes: Sequence[Outcome],
     brightness_N: Sequence[float | None] | None,
 ) -> dict[str, list[str]]:
-    """The slice that each video is in, by facet; `brightness_N` None leaves that out."""
+    """The slice that each video is in, by facet; without `brightness_N` no such facet."""
     numbers: dict[str, list[float | None]] = {
         "resolution": [min(o.width, o.height) or None for o in outcomes],
         "fps": [o.fps or None for o in outcomes],
@@ -34,17 +35,17 @@ def slice_values(
     }
     if brightness_N is not None:
         numbers["brightness"] = list(brightness_N)
-    made = {"split": [video.split or "none" for video in videos]}
+    values = {"split": [video.split or "none" for video in videos]}
     if any(video.group for video in videos):
-        made["group"] = [video.group or "none" for video in videos]
-    return made | {
-        facet: [_band(value, *_EDGES[facet]) for value in values]
-        for facet, values in numbers.items()
+        values["group"] = [video.group or "none" for video in videos]
+    return values | {
+        facet: [_band(number, *_EDGES[facet]) for number in column]
+        for facet, column in numbers.items()
     }
 
 
 def seconds(outcome: Outcome) -> float:
-    """Length of a video by its header, else by its frames; 0 where neither tells."""
+    """Length of a video by its header, else by its frames; 0 where neither is known."""
     if outcome.duration > 0:
         return outcome.duration
     return outcome.frames / outcome.fps if outcome.fps > 0 else 0.0
@@ -59,27 +60,32 @@ def slices(
 ) -> dict[str, list[dict[str, Any]]]:
     """Figures of every slice of each facet, in order; of groups the largest."""
     predicted_N = probability_N >= threshold
-    made: dict[str, list[dict[str, Any]]] = {}
+    result: dict[str, list[dict[str, Any]]] = {}
     for facet, slice_of in values.items():
         slice_N = np.array(slice_of)
-        made[facet] = []
+        result[facet] = []
         for name in _ordered(facet, slice_of):
             inside = slice_N == name
-            y, said = labels_N[inside], predicted_N[inside]
-            found = bootstrap_accuracy(said == (y == 1), group_N[inside])
-            made[facet].append(
+            y, predicted, groups = (
+                labels_N[inside],
+                predicted_N[inside],
+                group_N[inside],
+            )
+            share = accuracy(y, predicted)
+            values_R = resampled_ratio(predicted == (y == 1), np.ones(len(y)), groups)
+            result[facet].append(
                 {
                     "slice": name,
                     "n": len(y),
                     "n_violent": int(y.sum()),
-                    "accuracy": float(np.mean(said == (y == 1))),
-                    "accuracy_ci95": found and list(found),
-                    "recall_violent": recall(y, said, 1),
-                    "recall_nonviolent": recall(y, said, 0),
+                    "accuracy": share,
+                    "accuracy_ci95": share_interval(share, values_R, groups),
+                    "recall_violent": recall(y, predicted, 1),
+                    "recall_nonviolent": recall(y, predicted, 0),
                     "roc_auc": roc_auc(y, probability_N[inside]),
                 }
             )
-    return made
+    return result
 
 
 def _band(value: float | None, unit: str, edges: Sequence[float]) -> str:
@@ -95,7 +101,7 @@ def _band(value: float | None, unit: str, edges: Sequence[float]) -> str:
 
 
 def _ordered(facet: str, slice_of: Sequence[str]) -> list[str]:
-    """The slices that there are, in the order of their edges, else of their size or name."""
+    """The slices that have a clip, in the order of their edges, else of size or name."""
     present = Counter(slice_of)
     if facet == "group":
         return sorted(present, key=lambda name: (-present[name], name))[:_MOST_GROUPS]

@@ -13,7 +13,7 @@ from vd.data.frames import FrameSettings
 from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
 from vd.errors import VdError
-from vd.evaluation.evaluate import check_features, moved, restore
+from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.compute import VideoFeatures, video_features
 from vd.features.engines import make_engine
