@@ -250,13 +250,16 @@ def test_slices_are_the_clips_they_say(tmp_path):
         Video(tmp_path, f"{i}.mp4", i % 2, "test", "abc"[i % 3] if i else "", str(i))
         for i in range(8)
     ]
-    outcomes = [
-        Outcome("used", fps=25.0, width=w, height=h, duration=d)
-        for w, h, d in [(640, 480, 1), (480, 640, 2), (320, 240, 4.9), (1920, 1080, 5),
-                        (100, 100, 0), (640, 360, 70), (640, 359, 9), (640, 480, 1)]
+    seen = [
+        (640, 480, 1, 10.0), (480, 640, 2, None), (320, 240, 4.9, 50.0),
+        (1920, 1080, 5, 99.0), (100, 100, 0, 100.0), (640, 360, 70, 150.0),
+        (640, 359, 9, 255.0), (640, 480, 1, 0.0),
     ]  # fmt: skip
-    grey = [10.0, None, 50.0, 99.0, 100.0, 150.0, 255.0, 0.0]
-    values = slice_values(videos, outcomes, grey)
+    outcomes = [
+        Outcome("used", fps=25.0, width=w, height=h, duration=d, brightness=grey)
+        for w, h, d, grey in seen
+    ]
+    values = slice_values(videos, outcomes)
     labels = np.array([video.label for video in videos])
     probability = labels * 0.5 + 0.25
     probability[0] = 0.9
@@ -438,7 +441,7 @@ def test_another_label_map_is_refused(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, clips, tmp_path):
+def test_without_its_videos_a_run_is_evaluated_from_its_features(run, clips, tmp_path):
     shutil.copytree(run.parent, tmp_path, dirs_exist_ok=True)
     arguments = [
         "--checkpoint-dir",
@@ -454,8 +457,4 @@ def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, clips, tm
     (tmp_path / "nowhere" / first).parent.mkdir(parents=True)
     shutil.copy(clips / first, tmp_path / "nowhere" / first)
     kept = vd("evaluate", *arguments)
-    assert "brightness" in json.loads(kept.stdout)["slices"]  # as first seen
-    (tmp_path / "cache" / "brightness.csv").unlink()
-    done = vd("evaluate", *arguments)
-    assert "no slices by brightness" in done.stderr
-    assert "brightness" not in json.loads(done.stdout)["slices"]
+    assert "brightness" in json.loads(kept.stdout)["slices"]  # as it was extracted

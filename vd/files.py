@@ -192,7 +192,7 @@ def _take(handle: IO[str], folder: Path) -> None:
 def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with the checksum of its other values."""
     told = {name: value for name, value in row.items() if name != SEAL}
-    text = json.dumps([str(value) for value in told.values()])
+    text = json.dumps(["" if v is None else str(v) for v in told.values()])  # as CSV
     return {**told, SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 

@@ -94,7 +94,6 @@ def evaluate_on(
         f"{len(videos)} clips of {name}; left out, as the run was trained or validated on "
         f"them: {left_out['content']} by content, {left_out['group']} more by group"
     )
-    restored = replace(restored, config=config)
     facts = other.facts(videos, left_out)
     features = FeatureSet(videos, other.store)
     return evaluate_split(restored, features, run_dir, name, tta, facts)
@@ -112,12 +111,10 @@ def evaluate_members_on(
     config = moved(restore(first).config, first, None, None)
     other = _open(replace(config, data=data), first, name)
     everything = FeatureSet(other.videos, other.store)
-    return [_member_on(member, everything, other, data) for member in members]
+    return [_member_on(member, everything, other) for member in members]
 
 
-def _member_on(
-    member: Member, everything: FeatureSet, other: Other, data: DataConfig
-) -> Member | None:
+def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member | None:
     """One member's predictions."""
     run_dir = member.run_dir
     videos, left_out = without_trained(other.videos, run_dir)
@@ -127,11 +124,8 @@ def _member_on(
     path = run_dir / f"evaluation_{other.name}.json"
     before = read_json(path, _AGAIN) if path.exists() else {}
     if any(before.get(key) != value for key, value in facts.items()):
-        restored = restore(run_dir)
-        restored = replace(restored, config=replace(restored.config, data=data))
-        evaluate_split(
-            restored, everything.part(videos), run_dir, other.name, more=facts
-        )
+        part = everything.part(videos)
+        evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)
         say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
     content = {video.name: video.id for video in videos}
     there = read_run(run_dir, member.fold, other.name)

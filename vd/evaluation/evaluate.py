@@ -1,7 +1,7 @@
 """Evaluation: metrics, slices, predictions and pictures of one part of a data set."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from jaxtyping import Float64, Int
 
 from vd import plots
 from vd.config import Config
-from vd.data.brightness import brightness
 from vd.errors import VdError
 from vd.evaluation.operating_points import nonviolent_hours, operating_points
 from vd.evaluation.predictions import cluster_names, write_predictions
@@ -65,7 +64,6 @@ def evaluate(
             f"--split {split}: {run_dir} has no such part; use train, val, test or all."
         )
     store = features_of_run(videos, restored, config, run_dir)
-    restored = replace(restored, config=config)
     return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
 
 
@@ -88,7 +86,7 @@ def evaluate_trained(
     fitted = fit(logits["val"], val_set.labels_N.astype(int), even_logit)
     write_json(run_dir / "calibration.json", asdict(fitted))
     return {
-        split: _write(config, fitted, sets[split], logit_N, run_dir, split)
+        split: _write(fitted, sets[split], logit_N, run_dir, split)
         for split, logit_N in logits.items()
     }
 
@@ -109,12 +107,10 @@ def evaluate_split(
         )
     clips = data.in_order(data.views if tta else 1)
     logit_N = score(restored.head, restored.params, clips)
-    config, fitted = restored.config, restored.calibration
-    return _write(config, fitted, data, logit_N, run_dir, split, tta, more)
+    return _write(restored.calibration, data, logit_N, run_dir, split, tta, more)
 
 
 def _write(
-    config: Config,
     fitted: Calibration,
     data: FeatureSet,
     logit_N: Float64[np.ndarray, " N"],
@@ -133,7 +129,7 @@ def _write(
     _draw(data.labels_N.astype(int), probability_N, fitted.threshold, run_dir, suffix)
     result = {
         "split": split,
-        **_figures(config, fitted, data, probability_N),
+        **_figures(fitted, data, probability_N),
         "tta": tta,
         **(more or {}),
     }
@@ -144,10 +140,7 @@ def _write(
 
 
 def _figures(
-    config: Config,
-    fitted: Calibration,
-    data: FeatureSet,
-    probability_N: Float64[np.ndarray, " N"],
+    fitted: Calibration, data: FeatureSet, probability_N: Float64[np.ndarray, " N"]
 ) -> dict[str, Any]:
     """The figures of evaluation_<split>.json."""
     videos, labels_N = data.videos, data.labels_N.astype(int)
@@ -158,9 +151,6 @@ def _figures(
     outcomes = [data.store.rows[video.id].outcome for video in videos]
     metrics = evaluation_metrics(labels_N, probability_N, clusters_N, fitted.threshold)
     warnings = metrics.pop("warnings")
-    grey_N = brightness(videos, config.data, config.decode)
-    if grey_N is None:
-        warnings.append("no slices by brightness: some of the videos are missing")
     if not any(groups):
         warnings.append(
             "no source groups known: clips of one recording may be in train and test, and "
@@ -171,13 +161,8 @@ def _figures(
             f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
             "validation the scores hardly separate the classes"
         )
-    if fitted.false_alarm_threshold is None:
-        warnings.append(
-            "no operating point at 5 % false alarms: the run was calibrated by an earlier "
-            "version; delete its calibration.json, and its command fits it again"
-        )
     seconds_N = np.array([seconds(outcome) for outcome in outcomes])
-    values = slice_values(videos, outcomes, grey_N)
+    values = slice_values(videos, outcomes)
     return {
         **metrics,
         "threshold": fitted.threshold,

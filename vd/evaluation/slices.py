@@ -23,18 +23,15 @@ _EDGES = {  # of slices, in the unit of the name; a slice holds its lower edge
 
 
 def slice_values(
-    videos: Sequence[Video],
-    outcomes: Sequence[Outcome],
-    brightness_N: Sequence[float | None] | None,
+    videos: Sequence[Video], outcomes: Sequence[Outcome]
 ) -> dict[str, list[str]]:
-    """The slice that each video is in, by facet; without `brightness_N` no such facet."""
+    """The slice that each video is in, by facet."""
     numbers: dict[str, list[float | None]] = {
         "resolution": [min(o.width, o.height) or None for o in outcomes],
         "fps": [o.fps or None for o in outcomes],
+        "brightness": [o.brightness for o in outcomes],
         "duration": [seconds(o) or None for o in outcomes],
     }
-    if brightness_N is not None:
-        numbers["brightness"] = list(brightness_N)
     values = {"split": [video.split or "none" for video in videos]}
     if any(video.group for video in videos):
         values["group"] = [video.group or "none" for video in videos]
