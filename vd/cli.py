@@ -297,15 +297,15 @@ class Compare:
 
 @dataclass(frozen=True)
 class Report:
-    """Write a run, a cross-validation or a comparison as one self-contained page."""
+    """Write a run or a cross-validation as one self-contained page."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """A run folder, or one of vd crossval; several are compared with the first."""
+    """A run folder, or one of vd crossval; only one (vd compare takes several)."""
     out: Path | None = None
-    """The page (default: report.html in the folder; needed for a comparison)."""
+    """The page (default: report.html in the folder)."""
     mistakes: int = 12
-    """Clips judged wrong that are shown with frames, and the worst with their score over
-    time: decodes these videos (0: a table only, quick). A comparison shows none."""
+    """Misclassified clips to show with frames, which decodes these videos (0: a table
+    only, quick)."""
     dataset_path: Path | None = None
     """Where the data set has moved, if it has."""
 

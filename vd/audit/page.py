@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vd.audit.leakage import VideoPair
-from vd.pages import render
+from vd.report.page import render
 
 _MOST_PAIRS = 60  # with pictures; audit.json has all
 
