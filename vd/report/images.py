@@ -17,8 +17,8 @@ from vd.data.manifest import Video
 from vd.data.outcome import check_file
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos
-from vd.evaluation.curves import PANELS
-from vd.evaluation.results import Pooled
+from vd.evaluation.compare import PANELS
+from vd.evaluation.predictions import Pooled
 from vd.report.page import Picture, picture
 
 _FRAMES, _HEIGHT, _WIDTH = 8, 84, 112  # of a strip, and the size of a frame in it

@@ -15,11 +15,11 @@ import numpy as np
 from vd.console import duration
 from vd.data.manifest import CLASSES
 from vd.errors import VdError
+from vd.evaluation.compare import curve
 from vd.evaluation.cross_dataset import dataset_name
-from vd.evaluation.curves import curve
-from vd.evaluation.results import Pooled, pooled_by_seed, read_results
+from vd.evaluation.predictions import Pooled, pooled_by_seed, read_results
 from vd.files import write_text
-from vd.metrics.binary import METRICS, NAMES
+from vd.metrics.binary import METRICS
 from vd.report import images
 from vd.report.facts import RunFacts, read_facts, read_object
 from vd.report.page import Picture, decimal, render
@@ -34,8 +34,6 @@ from vd.training.run_folder import videos_of
 
 MISTAKES = 12
 _MOST_FAULTY = 50  # files that the page names; ledger.csv has all
-_ZERO_IS_BEST = ("brier", "ece")
-_NUMBERS = ("roc_auc", "average_precision", *_ZERO_IS_BEST)  # others are shares
 
 
 @dataclass(frozen=True)
@@ -186,10 +184,10 @@ def _metric_names() -> Mapping[str, tuple[str, bool]]:
     """What the page calls each metric, and whether it is a share."""
     return {
         key: (
-            NAMES[key] + " (0 is best)" * (key in _ZERO_IS_BEST),
-            key not in _NUMBERS,
+            metric.label + " (0 is best)" * (not metric.higher_is_better),
+            metric.is_share,
         )
-        for key in METRICS
+        for key, metric in METRICS.items()
     }
 
 
