@@ -10,13 +10,14 @@ import pytest
 
 from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
+from tests.fabricated import made_up_predictions
 from vd.audit.audit import audit
 from vd.audit.leakage import groups_cut, video_pairs, without_leaks
 from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
 from vd.data.manifest import Video
-from vd.evaluation.predictions import Member, Predictions
+from vd.evaluation.predictions import Member
 from vd.files import read_csv, write_csv
 
 
@@ -149,11 +150,9 @@ def test_leaked_clips_are_left_out_by_hand(tmp_path):
         video(n, label, split, "g" if n in "cd" else "")
         for n, label, split in zip(names, labels, splits, strict=True)
     ]
-    said = Predictions(
-        list("abc"), ["", "", "g"], np.array(labels[:3]), np.array([0.9, 0.2, 0.1]),
-        np.zeros(3),
-    )  # fmt: skip
-    tested = Member(tmp_path, None, 0, 0.5, 1, said, ["", "", ""])
+    scores = (0.9, 0.2, 0.1)
+    said = made_up_predictions("abc", labels[:3], scores, groups=["", "", "g"])
+    tested = Member(tmp_path, None, 0, 0.5, 1, said)
     pairs = video_pairs(videos, [Pair("id-a", "id-d", "duplicate", 0.9, False, 0.0)])
     counted = without_leaks(tested, videos, pairs)["test"]
     assert counted["all"] == {"clips": 3, "left_out": 0, "accuracy": 2 / 3}

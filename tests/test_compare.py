@@ -10,16 +10,16 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from tests.command_line import digests, vd
+from tests.fabricated import made_up_predictions
 from vd.errors import VdError
 from vd.evaluation.compare import (
     compare,
     curve,
     table,
     table_rows,
-    write_comparison,
 )
 from vd.evaluation.crossval import write_crossval
-from vd.evaluation.predictions import Member, Predictions
+from vd.evaluation.predictions import Member
 from vd.files import read_csv, write_csv
 from vd.metrics.significance import clips_needed, corrected_t_test, holm, mcnemar
 
@@ -247,9 +247,10 @@ def test_three_clips_one_class_and_one_group(trained, tmp_path):
         assert not found["shown"]
         assert (found["roc_auc_difference"] is None) == (name == "calm")
         assert (found["accuracy_difference_ci95"] is None) == (name == "one")
-        assert ("no interval, because" in found["verdict"]) == (name == "one")
+        assert ("no interval" in found["verdict"]) == (name == "one")
         warnings = " ".join(result["warnings"])
         assert ("too narrow" in warnings) == (name != "one")
+        assert ("all clips are of one group" in warnings) == (name == "one")
         assert ("no source groups" in warnings) == (name != "one")
         table(result)
 
@@ -262,7 +263,7 @@ def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
     with pytest.raises(VdError, match=r"different clips \(1 are in one .* '0.mp4'"):
         compare([pair / "weak", lacking])
     twice = write_run(tmp_path / "twice", run, [*rows[1:], rows[1]])
-    with pytest.raises(VdError, match="has a clip twice"):
+    with pytest.raises(VdError, match="have a clip twice"):
         compare([pair / "weak", twice])
     path, label, group, score = rows[0]
     other = [(path, 1 - label, group, score), *rows[1:]]
@@ -351,19 +352,13 @@ def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):
             mine = [
                 row for i, row in enumerate(rows) if (i % 30 + turn) % folds == fold
             ]
-            score = np.array([row[3] for row in mine])
-            said = Predictions(
-                [row[0] for row in mine],
-                [row[2] for row in mine],
-                np.array([row[1] for row in mine]),
-                score,
-                score,
-            )
+            paths, labels, groups, score = zip(*mine, strict=True)
             run = folder / f"fold-{fold}_seed-{seed}"
             threshold = 0.4 + 0.05 * fold
-            members.append(
-                Member(run, fold, seed, threshold, 75, said, [""] * len(mine))
+            said = made_up_predictions(
+                paths, labels, score, threshold, groups, fold=fold
             )
+            members.append(Member(run, fold, seed, threshold, 75, said))
     write_crossval(folder, members, {})
     return folder
 
@@ -373,9 +368,9 @@ def said_right(count, right, fold, seed, folder):
     labels = np.arange(count) % 2
     score = np.where(np.arange(count) < right, labels, 1 - labels) * 0.8 + 0.1
     names = [f"{fold}-{i}" for i in range(count)]
-    said = Predictions(names, names, labels, score, score)
+    said = made_up_predictions(names, labels, score, groups=names, fold=fold)
     run = folder / f"fold-{fold}_seed-{seed}"
-    return Member(run, fold, seed, 0.5, 2 * count, said, [""] * count)
+    return Member(run, fold, seed, 0.5, 2 * count, said)
 
 
 def crossed_of(folder, right):
@@ -492,7 +487,7 @@ def test_without_logs_a_comparison_has_no_curves(tmp_path):
         write_crossed(tmp_path / name, shift, seeds=(0,))
         for name, shift in (("a", 0.5), ("b", 1.2))
     ]
-    write_comparison(tmp_path / "out", compare(folders))
+    compare(folders, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "compare.json", "compare.csv", "roc.png",
     }  # fmt: skip

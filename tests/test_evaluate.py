@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from tests.command_line import digests, vd
+from tests.fabricated import made_up_predictions
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.cross_dataset import dataset_name, evaluate_on
-from vd.evaluation.operating_points import operating_points
-from vd.evaluation.predictions import cluster_names, read_predictions
+from vd.evaluation.evaluate import operating_points
+from vd.evaluation.predictions import from_rows
 from vd.evaluation.restore import restore
 from vd.evaluation.slices import slice_values, slices
 from vd.files import read_csv, write_csv, write_json
@@ -224,22 +225,21 @@ def test_operating_points_by_hand():
     labels = np.array([1, 1, 0, 0, 0, 0])
     probability = np.array([0.9, 0.4, 0.8, 0.3, 0.2, 0.7])
     length = np.array([5, 5, 900, 900, 1800, 0.0])  # the last is not known
+    tested = made_up_predictions("abcdef", labels, probability)
     fitted = Calibration(1.0, 0.5, "validation", 0.75)
-    found = operating_points(labels, probability, np.arange(6), length, fitted)
+    found = operating_points(tested, length, fitted)
     balanced, strict = found.values()
     assert list(found) == ["best_balanced_accuracy", "false_alarms_5_percent"]
     assert balanced["recall_violent"] == 0.5
     assert balanced["false_alarm_share"] == 0.5
     assert balanced["false_alarms_per_hour"] == pytest.approx(1.0)  # 1 in 3600 s
     assert strict["false_alarm_share"] == 0.25
-    every = operating_points(
-        labels, probability, np.arange(6), length, Calibration(1.0, 0.1, "v")
-    )["best_balanced_accuracy"]
+    every = operating_points(tested, length, Calibration(1.0, 0.1, "v"))[
+        "best_balanced_accuracy"
+    ]
     assert every["false_alarms_per_hour"] == pytest.approx(3.0)  # all, of known length
     assert every["false_alarm_share_ci95"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
-    none = operating_points(
-        labels, probability, np.arange(6), length, Calibration(1.0, 0.95, "v")
-    )
+    none = operating_points(tested, length, Calibration(1.0, 0.95, "v"))
     assert none["false_alarms_5_percent"] is None
     calm = none["best_balanced_accuracy"]
     assert calm["false_alarms_per_hour"] == 0
@@ -263,7 +263,7 @@ def test_slices_are_the_clips_they_say(tmp_path):
     labels = np.array([video.label for video in videos])
     probability = labels * 0.5 + 0.25
     probability[0] = 0.9
-    made = slices(values, labels, probability, np.arange(8), 0.5)
+    made = slices(values, made_up_predictions("abcdefgh", labels, probability))
     names = {f: [(row["slice"], row["n"]) for row in made[f]] for f in made}
     assert names["split"] == [("test", 8)]
     assert names["group"] == [("b", 3), ("a", 2), ("c", 2), ("none", 1)]
@@ -288,22 +288,30 @@ def test_slices_are_the_clips_they_say(tmp_path):
 
 
 def test_copies_and_groups_are_resampled_together():
-    names = cluster_names(["b", "a", "c", "d"], ["", "", "g", "g"], ["1", "1", "2", ""])
-    assert names.tolist() == ["clip a", "clip a", "group g", "group g"]
+    groups, ids = ["", "", "g", "g"], ["1", "1", "2", ""]
+    predictions = made_up_predictions(
+        "bacd", [0] * 4, [0.5] * 4, groups=groups, ids=ids
+    )
+    assert predictions.cluster_N.tolist() == ["clip a", "clip a", "group g", "group g"]
 
 
 @pytest.mark.parametrize(
-    ("column", "value"),
-    [("probability", "1.5"), ("probability", "nan"), ("label", "punch"), ("logit", "")],
+    ("column", "value", "words"),
+    [
+        ("probability", "1.5", "not between 0 and 1"),
+        ("probability", "nan", "not between 0 and 1"),
+        ("label", "punch", "punch"),
+        ("logit", "", "float"),
+    ],
 )
-def test_a_damaged_predictions_file_is_one_sentence(tmp_path, column, value):
+def test_a_damaged_predictions_file_is_one_sentence(tmp_path, column, value, words):
     row = {"path": "a", "label": "violent", "group": "", "probability": "1", "logit": "0"}  # fmt: skip
     path = tmp_path / "predictions_test.csv"
     write_csv(path, [row])
-    assert read_predictions(path, "mend it").labels_N.tolist() == [1]
+    assert from_rows(read_csv(path)).labels_N.tolist() == [1]
     write_csv(path, [row | {column: value}])
-    with pytest.raises(VdError, match=r"is damaged .*; mend it"):
-        read_predictions(path, "mend it")
+    with pytest.raises(ValueError, match=words):
+        from_rows(read_csv(path))
 
 
 def test_names_of_data_sets(tmp_path):

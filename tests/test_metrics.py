@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fabricated import made_up_predictions
 from vd.evaluation.crossval import summarise
-from vd.evaluation.predictions import Member, Predictions
+from vd.evaluation.predictions import Member
 from vd.metrics import binary as metrics
 from vd.metrics.calibration import Calibration, fit
 from vd.metrics.intervals import resampled_ratio, share_interval
 
 LABELS = np.array([0, 0, 0, 1, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.8, 0.6, 0.9])
-PREDICTIONS = Predictions(list("abcde"), [""] * 5, LABELS, PROBABILITY, PROBABILITY)
 
 
 def evaluate(labels=LABELS, probability=PROBABILITY, groups=None, threshold=0.5):
@@ -110,7 +110,8 @@ def test_a_metric_is_added_in_one_place(monkeypatch):
     result = evaluate()
     assert result["last"] == 0.9
     assert "last_ci95" not in result
-    member = Member(Path("run"), 0, 0, 0.5, 8, PREDICTIONS, [""] * 5)
+    predictions = made_up_predictions("abcde", LABELS, PROBABILITY)
+    member = Member(Path("run"), 0, 0, 0.5, 8, predictions)
     assert summarise([member])["over_seeds"]["last"] == {
         "mean": 0.9, "ci95": None, "sd": None,
     }  # fmt: skip

@@ -282,11 +282,9 @@ class Compare:
 
     def __call__(self) -> int:
         """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare, table, write_comparison
+        from vd.evaluation.compare import compare, table
 
-        result = compare(self.folders)
-        if self.out is not None:
-            write_comparison(self.out, result)
+        result = compare(self.folders, self.out)
         print(table(result))
         for pair in result["comparisons"]:
             say(pair["verdict"])

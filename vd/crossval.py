@@ -127,7 +127,6 @@ def _on_all(
     from vd.evaluation.cross_dataset import (
         cell,
         evaluate_members_on,
-        folder_of,
         matrix_rows,
         own_cell,
     )
@@ -137,7 +136,7 @@ def _on_all(
 
     folder = config.run.checkpoint_dir
     folders = {
-        name: folder if path == config.data.dataset_path else folder_of(folder, name)
+        name: folder if path == config.data.dataset_path else folder / f"on-{name}"
         for name, path in names.items()
     }
     results = dict.fromkeys(names, first)

@@ -138,7 +138,7 @@ def without_leaks(
     cut = {row["group"] for row in groups_cut(videos)}
     leaked["group"] = {v.name for v in videos if v.split == "test" and v.group in cut}
     said = tested.predictions
-    right_N = tested.predicted_N == (said.labels_N == 1)
+    right_N = said.predicted_N == (said.labels_N == 1)
     correct = dict(zip(said.paths, right_N.tolist(), strict=True))
     rows = {"all": _accuracy(correct, set())}
     seen: set[str] = set()

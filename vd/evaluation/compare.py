@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
 from vd import plots
 from vd.console import say
 from vd.errors import VdError
 from vd.evaluation.crossval import collapse_of, spread
-from vd.evaluation.predictions import Member, Pooled, pooled_by_seed, read_results
+from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
 from vd.files import make_folder, write_csv, write_json
-from vd.metrics.binary import collapsed, roc_auc
+from vd.metrics.binary import accuracy, collapsed, interval_warnings, roc_auc
 from vd.metrics.intervals import (
     RESAMPLES,
     Groups,
+    Labels,
     difference_interval,
     interval,
     resampled_auc,
@@ -43,10 +44,8 @@ from vd.training.log import read_metrics
 
 PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
 _SIGNIFICANT = 0.05
-_FEW_GROUPS = 20
 
 Right = Bool[np.ndarray, "K N"]
-Scores = Sequence[Float[np.ndarray, " N"]]
 
 
 class Side(NamedTuple):
@@ -55,18 +54,19 @@ class Side(NamedTuple):
     name: str
     folder: Path
     members: list[Member]
-    seeds: dict[int, Pooled]
+    seeds: dict[int, Predictions]
 
     @property
-    def first(self) -> Pooled:
+    def first(self) -> Predictions:
         """The clips of the first seed."""
         return next(iter(self.seeds.values()))
 
 
-def compare(folders: Sequence[Path]) -> dict[str, Any]:
+def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
-    Raises `VdError` when they are not paired: other clips, labels, folds or seeds.
+    It is written into `out` with compare.csv, ROC curves and validation curves. Raises
+    `VdError` when the folders are not paired: other clips, labels, folds or seeds.
     """
     if len(folders) < 2:
         raise VdError("vd compare needs two or more folders; name them.")
@@ -79,7 +79,7 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
         pair["p_holm"] = p
         pair["shown"] = bool(apart and p is not None and p < _SIGNIFICANT)
         pair["verdict"] = _verdict(pair, len(pairs))
-    return {
+    result = {
         "baseline": first.name,
         "folders": {side.name: str(side.folder.absolute()) for side in sides},
         "n": pairs[0]["n"],
@@ -87,6 +87,9 @@ def compare(folders: Sequence[Path]) -> dict[str, Any]:
         "comparisons": pairs,
         "warnings": _warnings(sides, pairs[0]["groups"]),
     }
+    if out is not None:
+        _write(out, result, sides)
+    return result
 
 
 def _read_sides(folders: Sequence[Path]) -> list[Side]:
@@ -104,8 +107,8 @@ def _read_sides(folders: Sequence[Path]) -> list[Side]:
     ]
 
 
-def _order(a: Side, b: Side) -> Int[np.ndarray, " N"]:
-    """The places of the clips of `b` in the order of those of `a`.
+def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
+    """The clips of both sides in one order, for each seed.
 
     Clips are paired by content where it is known, else by path; copies in the order of
     their paths. Raises `VdError` unless both tested the same clips, in the same folds and
@@ -122,43 +125,42 @@ def _order(a: Side, b: Side) -> Int[np.ndarray, " N"]:
             f"{a.folder} has the seeds {list(a.seeds)} and {b.folder} {list(b.seeds)}; run "
             "vd crossval with the same --seeds."
         )
-    one, other = a.first, b.first
-    by_content = all(one.ids) and all(other.ids)
-    keys, others = (one.ids, other.ids) if by_content else (one.paths, other.paths)
+    key = "ids" if all(a.first.ids) and all(b.first.ids) else "paths"
+    ordered = [
+        [one.chosen(np.argsort(getattr(one, key), kind="stable")) for one in seeds]
+        for seeds in (a.seeds.values(), b.seeds.values())
+    ]
+    one, other = ordered[0][0], ordered[1][0]
     remedy = "compare what was tested on the same clips, with the same splits"
-    counts, other_counts = Counter(keys), Counter(others)
-    odd = (counts - other_counts) + (other_counts - counts)
+    counts, others = Counter(getattr(one, key)), Counter(getattr(other, key))
+    odd = (counts - others) + (others - counts)
     if odd:
-        paths = dict(zip(keys + others, one.paths + other.paths, strict=True))
+        names = [*getattr(one, key), *getattr(other, key)]
+        example = [*one.paths, *other.paths][names.index(min(odd))]
         raise VdError(
             f"{a.folder} and {b.folder} were tested on different clips ({odd.total()} are "
-            f"in only one of them, for example {paths[min(odd)]!r}); {remedy}."
+            f"in only one of them, for example {example!r}); {remedy}."
         )
-    clips = range(len(keys))
-    order = np.empty(len(keys), int)
-    order[sorted(clips, key=lambda i: (keys[i], one.paths[i]))] = sorted(
-        clips, key=lambda i: (others[i], other.paths[i])
-    )
     for words, values in (("another label", "labels_N"), ("another fold", "fold_N")):
-        differs = getattr(one, values) != getattr(other, values)[order]
+        differs = getattr(one, values) != getattr(other, values)
         if differs.any():
             raise VdError(
                 f"{one.paths[int(np.argmax(differs))]!r} has {words} in {b.folder} than in "
                 f"{a.folder}; {remedy}."
             )
-    return order
+    return ordered[0], ordered[1]
 
 
 def _compare_two(a: Side, b: Side) -> dict[str, Any]:
     """The figures of one comparison, without those that depend on the others."""
-    order, one, other = _order(a, b), a.first, b.first
-    violent_N = one.labels_N == 1
-    right_a = np.stack([p.predicted_N == violent_N for p in a.seeds.values()])
-    right_b = np.stack([p.predicted_N[order] == violent_N for p in b.seeds.values()])
-    probability_a = [p.probability_N for p in a.seeds.values()]
-    probability_b = [p.probability_N[order] for p in b.seeds.values()]
-    by_b = other.grouped and not one.grouped
-    cluster_N = other.cluster_N[order] if by_b else one.cluster_N
+    sides = _paired(a, b)
+    one, other = sides[0][0], sides[1][0]
+    labels_N = one.labels_N
+    right_a, right_b = (
+        np.stack([seed.predicted_N == (labels_N == 1) for seed in side])
+        for side in sides
+    )
+    cluster_N = (one if one.grouped else other).cluster_N
     seeds = zip(a.seeds, b.seeds, right_a, right_b, strict=True)
     tests = [
         {"seed_a": seed_a, "seed_b": seed_b, **mcnemar(right_a_N, right_b_N)}
@@ -169,10 +171,10 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
     return {
         "a": a.name,
         "b": b.name,
-        "n": len(order),
+        "n": len(labels_N),
         "groups": len(np.unique(cluster_N)) if one.grouped or other.grouped else None,
         **_accuracy_difference(right_a, right_b, cluster_N),
-        **_auc_difference(one.labels_N, [probability_a, probability_b], cluster_N),
+        **_auc_difference(labels_N, sides, cluster_N),
         "mcnemar": tests,
         "corrected_t_test": t_test,
         "test": "corrected resampled t-test" if by_folds else "McNemar's exact test",
@@ -206,15 +208,15 @@ def _accuracy_difference(
 
 
 def _auc_difference(
-    labels_N: Int[np.ndarray, " N"], sides: Sequence[Scores], cluster_N: Groups
+    labels_N: Labels, sides: Sequence[Sequence[Predictions]], cluster_N: Groups
 ) -> dict[str, Any]:
     """ROC AUC of both, the mean over seeds; their difference and its interval."""
     means, resampled = [], []
     for side in sides:
-        areas = [roc_auc(labels_N, p_N) for p_N in side]
+        areas = [roc_auc(labels_N, seed.probability_N) for seed in side]
         known = [area for area in areas if area is not None]
         means.append(float(np.mean(known)) if known else None)
-        each = [resampled_auc(labels_N, p_N, cluster_N) for p_N in side]
+        each = [resampled_auc(labels_N, one.probability_N, cluster_N) for one in side]
         resampled.append(np.mean(each, axis=0))
     auc_a, auc_b = means
     return {
@@ -232,9 +234,8 @@ def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
 
     def accuracies(members: Sequence[Member]) -> np.ndarray:
         ordered = sorted(members, key=lambda m: (m.seed, m.fold or 0))
-        return np.array(
-            [np.mean(m.predicted_N == (m.predictions.labels_N == 1)) for m in ordered]
-        )
+        tested = [member.predictions for member in ordered]
+        return np.array([accuracy(of.labels_N, of.predicted_N) for of in tested])
 
     tested = np.mean([len(m.predictions.paths) for m in a])
     trained = np.mean([m.train_clips for m in a])
@@ -249,7 +250,7 @@ def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:
     better, worse, sign = pair["b"], pair["a"], 1
     if difference < 0:
         better, worse, sign = worse, better, -1
-    between = "no interval, because all clips are of one group"
+    between = "no interval: the groups show no spread"
     if ends is not None:
         low, high = sorted(sign * 100 * end for end in ends)
         between = f"95 % interval {signed(low)} to {signed(high)}"
@@ -273,7 +274,7 @@ def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
         fallen = [
             member.run_dir.name
             for member in side.members
-            if collapsed(member.predictions.labels_N, member.predicted_N)
+            if collapsed(member.predictions.labels_N, member.predictions.predicted_N)
         ]
         if fallen:
             warnings.append(f"{side.name}: {collapse_of(fallen, len(side.members))}")
@@ -281,10 +282,8 @@ def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
         warnings.append(
             "no source groups known: the intervals treat clips as independent"
         )
-    if 1 < (groups or len(sides[0].first.paths)) < _FEW_GROUPS:
-        warnings.append(
-            f"with fewer than {_FEW_GROUPS} groups the intervals are too narrow"
-        )
+    first = sides[0].first
+    warnings += interval_warnings(first.labels_N, first.cluster_N)
     if sides[0].members[0].fold is None:
         warnings.append(
             "McNemar's test treats clips as independent, and one training run of each does "
@@ -331,14 +330,13 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
-def write_comparison(out: Path, result: Mapping[str, Any]) -> None:
+def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
     """Write compare.json and compare.csv, ROC curves, and validation curves over epochs."""
     if any((out / name).exists() for name in ("config.json", "crossval.json")):
         raise VdError(
             f"--out {out} is the folder of a run or a cross-validation; name another one."
         )
     make_folder(out, "--out")
-    sides = _read_sides([Path(folder) for folder in result["folders"].values()])
     rates = {
         side.name: (side.first.labels_N, side.first.probability_N) for side in sides
     }

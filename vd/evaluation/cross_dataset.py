@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from vd.config import Config, DataConfig
 from vd.console import say
 from vd.data.hashes import identify
@@ -18,8 +20,10 @@ from vd.data.manifest import Video, read_manifest
 from vd.errors import VdError
 from vd.evaluation.crossval import spread
 from vd.evaluation.evaluate import evaluate_split
-from vd.evaluation.predictions import Member, cluster_names, read_run
-from vd.evaluation.restore import features_of_others, moved, restore
+from vd.evaluation.predictions import Member, read_run
+from vd.evaluation.restore import check_features, moved, restore
+from vd.features.backbone import find_backbone
+from vd.features.extract import extract
 from vd.features.store import FeatureStore
 from vd.files import read_json
 from vd.metrics.binary import METRICS, collapsed, point_metrics
@@ -129,14 +133,16 @@ def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member |
         say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
     content = {video.name: video.id for video in videos}
     there = read_run(run_dir, member.fold, other.name)
-    return replace(there, ids=[content[path] for path in there.predictions.paths])
+    ids = np.array([content[path] for path in there.predictions.paths], object)
+    return replace(there, predictions=there.predictions._replace(ids=ids))
 
 
 def _open(config: Config, run_dir: Path, name: str) -> Other:
     """Read and extract the data set that `config` names, for a run in `run_dir`."""
     manifest = read_manifest(config.data, both_classes=False)
     videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
-    store, ledger = features_of_others(videos, config, run_dir)
+    check_features(find_backbone(config.backbone), run_dir)
+    store, ledger = extract(videos, config)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     usable = ledger.usable()
     if not usable:
@@ -144,15 +150,8 @@ def _open(config: Config, run_dir: Path, name: str) -> Other:
             f"none of the {len(videos)} files of {config.data.dataset_path} is usable; the "
             "reasons are above: repair or replace the files, or name another data set."
         )
-    gap, lost = ledger.loss_gap(), len(videos) - len(usable)
-    if lost:
-        say(
-            f"warning: {lost} files of {name} are not used, "
-            f"{100 * gap['lost_violent']:.0f} % of violent and "
-            f"{100 * gap['lost_nonviolent']:.0f} % of non-violent ones: the figures are of "
-            "the others"
-        )
-    return Other(name, config.data.dataset_path, usable, store, lost, gap)
+    lost, path = len(videos) - len(usable), config.data.dataset_path
+    return Other(name, path, usable, store, lost, ledger.loss_gap())
 
 
 def without_trained(
@@ -186,11 +185,6 @@ def dataset_name(path: Path) -> str:
     return place.name or "other"
 
 
-def folder_of(folder: Path, name: str) -> Path:
-    """Where the cross-validation on a further data set is kept."""
-    return folder / f"on-{name}"
-
-
 def cell(members: Sequence[Member | None]) -> dict[str, Any]:
     """A cell of the matrix: mean over members, over the clips that none of them knew.
 
@@ -205,15 +199,14 @@ def cell(members: Sequence[Member | None]) -> dict[str, Any]:
     per_member, resampled, fallen = [], [], 0
     for member in known:
         inside = [i for i, p in enumerate(member.predictions.paths) if p in common]
-        paths, groups, labels_N, probability_N, _ = member.predictions.chosen(inside)
-        cluster_N = cluster_names(paths, groups, [member.ids[i] for i in inside])
-        arrays = labels_N, probability_N, member.predicted_N[inside]
+        of = member.predictions.chosen(inside)
+        arrays = of.labels_N, of.probability_N, of.predicted_N
         per_member.append(point_metrics(*arrays))
-        resampled.append(resampled_metrics(*arrays, cluster_N))
-        fallen += collapsed(labels_N, member.predicted_N[inside])
+        resampled.append(resampled_metrics(*arrays, of.cluster_N))
+        fallen += collapsed(of.labels_N, of.predicted_N)
     spreads = {name: spread([row[name] for row in per_member]) for name in METRICS}
     means = {n: None if s["undefined"] else s["mean"] for n, s in spreads.items()}
-    ends = metric_intervals(means, resampled, labels_N, cluster_N)
+    ends = metric_intervals(means, resampled, of.labels_N, of.cluster_N)
     counts = {"n": len(common), "members": len(known), "collapsed": fallen}
     return {
         **counts,
@@ -255,12 +248,8 @@ def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) ->
             f"--on {dataset_path} does not exist; name a folder of class folders or a CSV "
             "with the columns path,label."
         )
-    if name.endswith("_tta"):
-        raise VdError(
-            f"--name {name} has the ending of the files of --tta; give another name."
-        )
     remedy = f"give the files of --on {dataset_path} another name with --name"
-    if re.sub("(_tta)+$", "", name) in _TAKEN or Path(name).name != name:
+    if name in _TAKEN or name.endswith("_tta") or Path(name).name != name:
         raise VdError(f"{name!r} cannot be the name of another data set; {remedy}.")
     path = run_dir / f"evaluation_{file_name}.json"
     if not path.exists():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vd.evaluation.predictions import Member, pooled_by_seed, prediction_rows
+from vd.evaluation.predictions import Member, pooled_by_seed, to_rows
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
@@ -15,6 +15,7 @@ from vd.metrics.binary import (
     collapsed,
     interval_warnings,
     point_metrics,
+    shown,
 )
 from vd.metrics.intervals import RESAMPLES, metric_intervals, resampled_metrics
 
@@ -29,10 +30,8 @@ def write_crossval(
     result = {**summarise(members), **more}
     rows = [
         row
-        for member in members
-        for row in prediction_rows(
-            member.predictions, fold=member.fold, seed=member.seed
-        )
+        for one in members
+        for row in to_rows(one.predictions, fold=one.fold, seed=one.seed)
     ]
     write_csv(folder / "predictions.csv", rows)
     write_json(folder / "crossval.json", result)
@@ -81,7 +80,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
 
 def _of_member(member: Member) -> dict[str, Any]:
     """The figures of one fold and seed, at the threshold of its own validation part."""
-    labels_N, predicted_N = member.predictions.labels_N, member.predicted_N
+    labels_N, predicted_N = member.predictions.labels_N, member.predictions.predicted_N
     return {
         "fold": member.fold,
         "seed": member.seed,
@@ -139,26 +138,19 @@ def collapse_of(fallen: Sequence[str], members: int) -> str:
 
 def summary(result: Mapping[str, Any]) -> str:
     """A cross-validation in two sentences, then its warnings."""
-
-    def figure(name: str, factor: float = 100, unit: str = " %") -> str:
+    figures = []
+    for name in ("accuracy", "recall_violent", "recall_nonviolent", "roc_auc"):
         mean, ends, sd = (result["over_seeds"][name][k] for k in ("mean", "ci95", "sd"))
-        if mean is None:
-            return "undefined"
-        digits = 1 if unit else 3
-        text = f"{factor * mean:.{digits}f}{unit}"
+        text = f"{METRICS[name].label} {shown(name, mean)}"
         if ends:
-            low, high = (f"{factor * end:.{digits}f}{unit}" for end in ends)
-            text += f" (95 % interval {low} to {high}"
-            text += f", seeds ± {factor * sd:.{digits}f})" if sd is not None else ")"
-        return text
-
-    first = (
-        f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
-        f"tested once a seed: accuracy {figure('accuracy')}, recall violent "
-        f"{figure('recall_violent')}, non-violent {figure('recall_nonviolent')}, ROC AUC "
-        f"{figure('roc_auc', 1, '')}"
+            text += f" (95 % interval {' to '.join(shown(name, end) for end in ends)}"
+            text += ")" if sd is None else f", seeds ± {shown(name, sd)})"
+        figures.append(text)
+    least, most = (
+        shown("accuracy", result["over_folds"]["accuracy"][k]) for k in ("min", "max")
     )
-    spread = result["over_folds"]["accuracy"]
-    folds = f"accuracy of a fold: {100 * spread['min']:.1f} % to {100 * spread['max']:.1f} %"
-    warnings = [f"warning: {warning}" for warning in result["warnings"]]
-    return "\n".join([first, folds, *warnings])
+    text = (
+        f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
+        f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: {least} to {most}"
+    )
+    return "\n".join([text, *(f"warning: {warning}" for warning in result["warnings"])])

@@ -6,29 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64
 
 from vd import plots
 from vd.config import Config
 from vd.errors import VdError
-from vd.evaluation.operating_points import nonviolent_hours, operating_points
-from vd.evaluation.predictions import cluster_names, write_predictions
+from vd.evaluation.predictions import Predictions, to_rows
 from vd.evaluation.restore import Restored, features_of_run, moved, restore
 from vd.evaluation.slices import seconds, slice_values, slices
-from vd.files import write_json
-from vd.metrics.binary import COLLAPSE, evaluation_metrics, roc_auc
-from vd.metrics.calibration import Calibration, fit
+from vd.files import write_csv, write_json
+from vd.metrics.binary import COLLAPSE, METRICS, evaluation_metrics, shown
+from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit
+from vd.metrics.intervals import resampled_ratio, share_interval
 from vd.models.head import Head, Params
 from vd.models.scoring import score
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import videos_of
 
+_SECONDS_AN_HOUR = 3600
+_TRAINED = "the model was trained on most of these clips: on new ones it is worse"
 _SEEN = {
-    "train": "the model was trained on these clips: on new ones it is worse",
+    "train": _TRAINED,
     "val": "the best epoch, temperature and threshold were chosen on these clips: on new "
     "ones the model is worse",
-    "all": "the model was trained or validated on most of these clips: on new ones it is "
-    "worse",
+    "all": _TRAINED,
 }
 
 
@@ -46,17 +47,13 @@ def evaluate(
     are those that the end of training wrote, to the last digit.
     """
     restored = restore(run_dir)
-    if dataset_path is not None and not dataset_path.exists():
-        raise VdError(
-            f"--dataset-path {dataset_path} does not exist; leave it out, or name the place "
-            "where the data set is now."
-        )
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
     everything = videos_of(run_dir, config.data.dataset_path)
     if dataset_path is not None and not any(v.path.exists() for v in everything):
         raise VdError(
-            f"--dataset-path {dataset_path} has none of the clips of {run_dir}; leave it out "
-            "to use the stored features, or evaluate another data set with --on."
+            f"--dataset-path {dataset_path} has none of the clips of {run_dir}, or does not "
+            "exist; leave it out to use the stored features, name the place where the clips "
+            "are now, or evaluate another data set with --on."
         )
     videos = [video for video in everything if split in (video.split, "all")]
     if not videos:
@@ -120,38 +117,55 @@ def _write(
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write predictions, pictures, and last evaluation_<split>.json; returns its content."""
-    probability_N = fitted.probability(logit_N)
     name = f"{split}_tta" if tta else split  # beside the run's own figures
-    write_predictions(
-        run_dir / f"predictions_{name}.csv", data.videos, probability_N, logit_N
+    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
+    names, groups, ids = (
+        np.array([getattr(video, key) for video in data.videos], object)
+        for key in ("name", "group", "id")
     )
-    suffix = "" if name == "test" else f"_{name}"
-    _draw(data.labels_N.astype(int), probability_N, fitted.threshold, run_dir, suffix)
+    predictions = Predictions(
+        names,
+        groups,
+        ids,
+        labels_N,
+        probability_N,
+        logit_N,
+        probability_N >= fitted.threshold,
+        np.full(len(labels_N), -1),
+    )
+    write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
     result = {
         "split": split,
-        **_figures(fitted, data, probability_N),
+        **_figures(fitted, data, predictions),
         "tta": tta,
         **(more or {}),
     }
     if split in _SEEN:
         result["warnings"].append(_SEEN[split])
+    area = result["roc_auc"]
+    curve = "undefined" if area is None else f"area {area:.3f}"
+    pictures = {
+        "confusion": plots.confusion(labels_N, probability_N, fitted.threshold),
+        "roc": plots.rates({curve: (labels_N, probability_N)}, "roc"),
+        "reliability": plots.reliability(labels_N, probability_N),
+    }
+    suffix = "" if name == "test" else f"_{name}"
+    for picture, figure in pictures.items():
+        plots.save(figure, run_dir / f"{picture}{suffix}.png")
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
 
 
 def _figures(
-    fitted: Calibration, data: FeatureSet, probability_N: Float64[np.ndarray, " N"]
+    fitted: Calibration, data: FeatureSet, predictions: Predictions
 ) -> dict[str, Any]:
     """The figures of evaluation_<split>.json."""
-    videos, labels_N = data.videos, data.labels_N.astype(int)
-    groups = [video.group for video in videos]
-    clusters_N = cluster_names(
-        [video.name for video in videos], groups, [video.id for video in videos]
-    )
+    labels_N, probability_N = predictions.labels_N, predictions.probability_N
+    videos, clusters_N = data.videos, predictions.cluster_N
     outcomes = [data.store.rows[video.id].outcome for video in videos]
     metrics = evaluation_metrics(labels_N, probability_N, clusters_N, fitted.threshold)
     warnings = metrics.pop("warnings")
-    if not any(groups):
+    if not predictions.grouped:
         warnings.append(
             "no source groups known: clips of one recording may be in train and test, and "
             "the interval treats clips as independent"
@@ -162,57 +176,75 @@ def _figures(
             "validation the scores hardly separate the classes"
         )
     seconds_N = np.array([seconds(outcome) for outcome in outcomes])
-    values = slice_values(videos, outcomes)
     return {
         **metrics,
         "threshold": fitted.threshold,
         "threshold_source": fitted.threshold_source,
         "temperature": fitted.temperature,
-        "groups": len(np.unique(clusters_N)) if any(groups) else None,
-        "nonviolent_hours": nonviolent_hours(labels_N, seconds_N),
-        "operating_points": operating_points(
-            labels_N, probability_N, clusters_N, seconds_N, fitted
-        ),
-        "slices": slices(values, labels_N, probability_N, clusters_N, fitted.threshold),
+        "groups": len(np.unique(clusters_N)) if predictions.grouped else None,
+        "nonviolent_hours": float(seconds_N[labels_N == 0].sum() / _SECONDS_AN_HOUR),
+        "operating_points": operating_points(predictions, seconds_N, fitted),
+        "slices": slices(slice_values(videos, outcomes), predictions),
         "warnings": warnings,
     }
 
 
-def _draw(
-    labels_N: Int[np.ndarray, " N"],
-    probability_N: Float64[np.ndarray, " N"],
-    threshold: float,
-    run_dir: Path,
-    suffix: str,
-) -> None:
-    """Confusion matrix, ROC curve and reliability diagram."""
-    area = roc_auc(labels_N, probability_N)
-    name = "undefined" if area is None else f"area {area:.3f}"
-    figures = {
-        "confusion": plots.confusion(labels_N, probability_N, threshold),
-        "roc": plots.rates({name: (labels_N, probability_N)}, "roc"),
-        "reliability": plots.reliability(labels_N, probability_N),
+def operating_points(
+    predictions: Predictions, seconds_N: Float[np.ndarray, " N"], fitted: Calibration
+) -> dict[str, dict[str, Any] | None]:
+    """Figures at each threshold that was fitted on validation; None where none was.
+
+    `seconds_N` is the length of each clip, 0 where unknown: such a clip counts in no
+    figure per hour. A clip that is predicted to be violent is one alarm.
+    """
+    thresholds = {
+        "best_balanced_accuracy": fitted.threshold,
+        f"false_alarms_{100 * FALSE_ALARMS:.0f}_percent": fitted.false_alarm_threshold,
     }
-    for picture, figure in figures.items():
-        plots.save(figure, run_dir / f"{picture}{suffix}.png")
+    return {
+        name: None if limit is None else _at(limit, predictions, seconds_N)
+        for name, limit in thresholds.items()
+    }
+
+
+def _at(
+    threshold: float, predictions: Predictions, seconds_N: Float[np.ndarray, " N"]
+) -> dict[str, Any]:
+    """Recall and share of false alarms, each with its interval; false alarms per hour."""
+    labels_N, group_N = predictions.labels_N, predictions.cluster_N
+    alarm_N = predictions.probability_N >= threshold
+    result: dict[str, Any] = {}
+    for name, of_class_N in (
+        ("recall_violent", labels_N == 1),
+        ("false_alarm_share", labels_N == 0),
+    ):
+        share = ends = None
+        if of_class_N.any():
+            share = float(np.mean(alarm_N[of_class_N]))
+            values_R = resampled_ratio(alarm_N & of_class_N, of_class_N, group_N)
+            ends = share_interval(share, values_R, group_N[of_class_N])
+        result |= {name: share, f"{name}_ci95": ends}
+    alarms = alarm_N & (labels_N == 0) & (seconds_N > 0)
+    hours = np.where(labels_N == 0, seconds_N / _SECONDS_AN_HOUR, 0).sum()
+    per_hour = float(alarms.sum() / hours) if hours else None
+    return {"threshold": threshold, **result, "false_alarms_per_hour": per_hour}
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """An evaluation in a sentence, then its warnings."""
-
-    def percent(value: float | None) -> str:
-        return "undefined" if value is None else f"{100 * value:.1f} %"
-
-    auc, ends = result["roc_auc"], result.get("accuracy_ci95")
-    between = f"{percent(ends[0])} to {percent(ends[1])}" if ends else "unknown"
-    lines = [
-        f"{result['split']}{', views averaged' * result['tta']}: accuracy "
-        f"{percent(result['accuracy'])} (95 % interval {between}, {result['n']} clips), "
-        f"recall violent {percent(result['recall_violent'])}, non-violent "
-        f"{percent(result['recall_nonviolent'])}, ROC AUC "
-        + ("undefined" if auc is None else f"{auc:.3f}")
+    ends = result.get("accuracy_ci95")
+    between = " to ".join(shown("accuracy", e) for e in ends) if ends else "unknown"
+    figures = [
+        f"{METRICS[name].label} {shown(name, result[name])}"
+        for name in ("recall_violent", "recall_nonviolent", "roc_auc")
     ]
-    lines += [f"warning: {warning}" for warning in result["warnings"]]
+    text = (
+        f"{result['split']}{', views averaged' * result['tta']}: accuracy "
+        f"{shown('accuracy', result['accuracy'])} (95 % interval {between}, "
+        f"{result['n']} clips), {', '.join(figures)}"
+    )
+    for warning in result["warnings"]:
+        text += f"\nwarning: {warning}"
     if result["collapsed"]:
-        lines.append(f"WARNING: CLASS COLLAPSE: {COLLAPSE}")
-    return "\n".join(lines)
+        text += f"\nWARNING: CLASS COLLAPSE: {COLLAPSE}"
+    return text

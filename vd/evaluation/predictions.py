@@ -1,7 +1,7 @@
 """Test predictions of a run or of a cross-validation: written, read back, pooled."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,27 +10,43 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Shaped
 
-from vd.data.manifest import CLASSES, Video, class_label
+from vd.data.manifest import CLASSES, class_label
 from vd.errors import VdError, damage
-from vd.files import read_csv, read_json, write_csv
+from vd.files import read_csv, read_json
 from vd.training.run_folder import read_settings
 
 
 class Predictions(NamedTuple):
-    """The predictions of one model for N clips, in the order of its file."""
+    """Predictions for N clips, a column each; strings are in arrays of objects."""
 
-    paths: list[str]
-    groups: list[str]  # as given, "" where none is known
+    paths: Shaped[np.ndarray, " N"]
+    groups: Shaped[np.ndarray, " N"]  # "" where unknown
+    ids: Shaped[np.ndarray, " N"]  # content hash, "" where unknown
     labels_N: Int[np.ndarray, " N"]
     probability_N: Float64[np.ndarray, " N"]
     logit_N: Float64[np.ndarray, " N"]
+    predicted_N: Bool[np.ndarray, " N"]  # by the threshold of each clip's own model
+    fold_N: Int[np.ndarray, " N"]  # −1 where there are no folds
 
-    def chosen(self, places: Sequence[int]) -> "Predictions":
+    def chosen(self, places: Iterable[int]) -> "Predictions":
         """Those of the clips at `places`."""
-        return Predictions(
-            [self.paths[i] for i in places],
-            [self.groups[i] for i in places],
-            *(values[list(places)] for values in self[2:]),
+        return Predictions(*(column[list(places)] for column in self))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a group is known."""
+        return any(self.groups)
+
+    @property
+    def cluster_N(self) -> Shaped[np.ndarray, " N"]:
+        """What each clip is resampled with: its group, else the clip and all its copies."""
+        contents = np.where(self.ids == "", self.paths, self.ids)
+        first: dict[str, str] = {}
+        for path, content in sorted(zip(self.paths, contents, strict=True)):
+            first.setdefault(content, path)
+        clips = zip(self.groups, contents, strict=True)
+        return np.array(
+            [f"group {group}" if group else f"clip {first[c]}" for group, c in clips]
         )
 
 
@@ -44,41 +60,12 @@ class Member:
     threshold: float
     train_clips: int
     predictions: Predictions
-    ids: list[str]  # content hash of each clip, "" where it is not known
-
-    @property
-    def predicted_N(self) -> Bool[np.ndarray, " N"]:
-        """Which clips are predicted to be violent, by the model's own threshold."""
-        predicted: np.ndarray = self.predictions.probability_N >= self.threshold
-        return predicted
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """All clips that one seed tested, each once, sorted by content and path."""
-
-    paths: list[str]
-    ids: list[str]
-    fold_N: Int[np.ndarray, " N"]  # −1 where there are no folds
-    labels_N: Int[np.ndarray, " N"]
-    probability_N: Float64[np.ndarray, " N"]
-    predicted_N: Bool[np.ndarray, " N"]  # by the threshold of each clip's own model
-    cluster_N: Shaped[np.ndarray, " N"]
-    grouped: bool  # whether a group is known
-
-
-def write_predictions(path: Path, videos: Sequence[Video], *arrays: np.ndarray) -> None:
-    """predictions_<split>.csv of the arrays probability_N and logit_N."""
-    names, groups = [v.name for v in videos], [v.group for v in videos]
-    labels_N = np.array([video.label for video in videos])
-    predictions = Predictions(names, groups, labels_N, *arrays)
-    write_csv(path, prediction_rows(predictions))
-
-
-def prediction_rows(
-    predictions: Predictions, **columns: object
-) -> list[dict[str, Any]]:
+def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]:
     """Rows of CSV, with the further `columns`; decimals read back to the same float64."""
+    paths, groups, _, labels_N, probability_N, logit_N, *_ = predictions
+    clips = zip(paths, groups, labels_N, probability_N, logit_N, strict=True)
     return [
         {
             "path": path,
@@ -88,28 +75,34 @@ def prediction_rows(
             "probability": repr(float(probability)),
             "logit": repr(float(logit)),
         }
-        for path, group, label, probability, logit in zip(*predictions, strict=True)
+        for path, group, label, probability, logit in clips
     ]
 
 
-def read_predictions(path: Path, remedy: str) -> Predictions:
-    """A predictions file; raises `VdError`, with the remedy, when it is damaged."""
-    if not path.exists():
-        raise VdError(f"{path} does not exist; {remedy}.")
-    rows = read_csv(path)
-    with _damaged(path, remedy):
-        if not rows:
-            raise ValueError("it has no row")
-        probability_N = np.array([float(row["probability"]) for row in rows])
-        if not ((probability_N >= 0) & (probability_N <= 1)).all():
-            raise ValueError("a probability is not between 0 and 1")
-        return Predictions(
-            [row["path"] for row in rows],
-            [row["group"] for row in rows],
-            np.array([class_label(row["label"]) for row in rows]),
-            probability_N,
-            np.array([float(row["logit"]) for row in rows]),
-        )
+def from_rows(
+    rows: Sequence[Mapping[str, str]],
+    threshold: float = 0.5,
+    ids: Mapping[str, str] | None = None,
+    fold: int | None = None,
+) -> Predictions:
+    """Rows of CSV as predictions; `ids` are content hashes by path.
+
+    Raises `KeyError`, `TypeError` or `ValueError` when they are damaged.
+    """
+    paths = [row["path"] for row in rows]
+    probability_N = np.array([float(row["probability"]) for row in rows])
+    if not rows or not ((probability_N >= 0) & (probability_N <= 1)).all():
+        raise ValueError("it has no row, or a probability is not between 0 and 1")
+    return Predictions(
+        np.array(paths, object),
+        np.array([row["group"] for row in rows], object),
+        np.array([(ids or {}).get(path, "") for path in paths], object),
+        np.array([class_label(row["label"]) for row in rows]),
+        probability_N,
+        np.array([float(row["logit"]) for row in rows]),
+        probability_N >= threshold,
+        np.full(len(rows), -1 if fold is None else fold),
+    )
 
 
 def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Member:
@@ -117,19 +110,23 @@ def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Memb
 
     Raises `VdError` for an unfinished or damaged run.
     """
-    seed = read_settings(run_dir).training.seed
-    path = run_dir / f"evaluation_{name}.json"
+    path, table = (
+        run_dir / f"evaluation_{name}.json",
+        run_dir / f"predictions_{name}.csv",
+    )
     if not path.exists():
         raise VdError(
             f"{run_dir} has no {path.name}, so it is not evaluated; run its training "
             "command again to go on."
         )
+    seed = read_settings(run_dir).training.seed
     remedy = "run vd evaluate on the run to write it again"
     with _damaged(path, remedy):
         threshold = float(read_json(path, remedy)["threshold"])
-    predictions = read_predictions(run_dir / f"predictions_{name}.csv", remedy)
-    ids, train_clips = _splits(run_dir, predictions.paths)
-    return Member(run_dir, fold, seed, threshold, train_clips, predictions, ids)
+    ids, train_clips = _splits(run_dir)
+    with _damaged(table, remedy):
+        predictions = from_rows(read_csv(table), threshold, ids, fold)
+    return Member(run_dir, fold, seed, threshold, train_clips, predictions)
 
 
 def read_results(folder: Path) -> list[Member]:
@@ -141,48 +138,49 @@ def read_results(folder: Path) -> list[Member]:
         return [read_run(folder)]
     path = folder / "crossval.json"
     if not path.exists():
-        unfinished = any(folder.glob("fold-*")) if folder.is_dir() else False
         raise VdError(
-            f"{folder} is a cross-validation that has not ended; run its command again to "
-            "go on."
-            if unfinished
-            else f"{folder} is no folder of a run or a cross-validation: it holds neither "
-            "config.json nor crossval.json; name one that vd train or vd crossval wrote."
+            f"{folder} holds neither config.json nor crossval.json: it is no folder of vd "
+            "train or vd crossval, or the cross-validation has not ended; run its command "
+            "again to go on, or name another folder."
         )
     remedy = "run its vd crossval command again to write it again"
-    table = folder / "predictions.csv"
-    everything = read_predictions(table, remedy)
-    places = defaultdict(list)
-    with _damaged(table, remedy):
-        for place, row in enumerate(read_csv(table)):
-            places[int(row["fold"]), int(row["seed"])].append(place)
-    with _damaged(path, remedy):
+    rows = defaultdict(list)
+    with _damaged(folder, remedy):
+        for row in read_csv(folder / "predictions.csv"):
+            rows[row["fold"], row["seed"]].append(row)
         return [
-            _member(folder, row, everything.chosen(places[row["fold"], row["seed"]]))
-            for row in read_json(path, remedy)["per_fold"]
+            _member(
+                folder / entry["member"],
+                entry,
+                rows[str(entry["fold"]), str(entry["seed"])],
+            )
+            for entry in read_json(path, remedy)["per_fold"]
         ]
 
 
-def _member(folder: Path, row: dict[str, Any], predictions: Predictions) -> Member:
-    """A member of a cross-validation, from its row in crossval.json."""
-    if not predictions.paths:
-        raise ValueError(f"{row['member']} has no clip in predictions.csv")
-    run_dir = folder / row["member"]
+def _member(
+    run_dir: Path, entry: Mapping[str, Any], rows: Sequence[Mapping[str, str]]
+) -> Member:
+    """A member of a cross-validation, of its entry in crossval.json and its rows of CSV."""
+    fold, threshold = entry["fold"], float(entry["threshold"])
+    predictions = from_rows(rows, threshold, _splits(run_dir)[0], fold)
     return Member(
-        run_dir, row["fold"], row["seed"], float(row["threshold"]), row["n_train"],
-        predictions, _splits(run_dir, predictions.paths)[0],
-    )  # fmt: skip
+        run_dir, fold, entry["seed"], threshold, entry["n_train"], predictions
+    )
 
 
-def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:
-    """The clips of all folds together, by seed.
+def pooled_by_seed(members: Sequence[Member]) -> dict[int, Predictions]:
+    """The clips of all folds together, sorted by content and path, by seed.
 
     Raises `VdError` when a seed tests a clip twice, or seeds test different clips.
     """
     of_seed = defaultdict(list)
     for member in members:
         of_seed[member.seed].append(member)
-    pooled = {seed: _pool(parts) for seed, parts in sorted(of_seed.items())}
+    pooled = {
+        seed: _pool([member.predictions for member in parts])
+        for seed, parts in sorted(of_seed.items())
+    }
     first = next(iter(pooled.values()))
     for seed, one in pooled.items():
         run_dir = of_seed[seed][0].run_dir
@@ -191,7 +189,8 @@ def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:
                 f"{run_dir}: its predictions have a clip twice for seed {seed}; run the "
                 "command that wrote them again."
             )
-        if one.paths != first.paths or (one.fold_N != first.fold_N).any():
+        same_clips = np.array_equal(one.paths, first.paths)
+        if not same_clips or not np.array_equal(one.fold_N, first.fold_N):
             raise VdError(
                 f"{run_dir.parent}: seed {seed} has other clips or folds than another "
                 "seed, or the folder of a member is incomplete; run its vd crossval "
@@ -200,59 +199,25 @@ def pooled_by_seed(members: Sequence[Member]) -> dict[int, Pooled]:
     return pooled
 
 
-def _pool(members: Sequence[Member]) -> Pooled:
-    """All clips of some members, in one order."""
-    paths = [path for member in members for path in member.predictions.paths]
-    groups = [group for member in members for group in member.predictions.groups]
-    ids = [content for member in members for content in member.ids]
-    order = sorted(range(len(paths)), key=lambda i: (ids[i], paths[i]))
-
-    def ordered(parts: Sequence[np.ndarray]) -> np.ndarray:
-        values: np.ndarray = np.concatenate(parts)[order]
-        return values
-
-    folds = [-1 if member.fold is None else member.fold for member in members]
-    return Pooled(
-        [paths[i] for i in order],
-        [ids[i] for i in order],
-        ordered([np.full(len(m.ids), f) for m, f in zip(members, folds, strict=True)]),
-        ordered([member.predictions.labels_N for member in members]),
-        ordered([member.predictions.probability_N for member in members]),
-        ordered([member.predicted_N for member in members]),
-        cluster_names(paths, groups, ids)[order],
-        any(groups),
-    )
+def _pool(parts: Sequence[Predictions]) -> Predictions:
+    """All clips of some predictions, in one order."""
+    joined = Predictions(*map(np.concatenate, zip(*parts, strict=True)))
+    keys = list(zip(joined.ids, joined.paths, strict=True))
+    return joined.chosen(sorted(range(len(keys)), key=keys.__getitem__))
 
 
-def cluster_names(
-    paths: Sequence[str], groups: Sequence[str], ids: Sequence[str]
-) -> Shaped[np.ndarray, " N"]:
-    """What is resampled as a whole: the group, else the clip with all its copies.
-
-    `ids` are content hashes, "" where unknown.
-    """
-    first: dict[str, str] = {}
-    for path, content in sorted(zip(paths, ids, strict=True)):
-        first.setdefault(content or path, path)
-    return np.array(
-        [
-            f"group {group}" if group else f"clip {first[content or path]}"
-            for path, group, content in zip(paths, groups, ids, strict=True)
-        ]
-    )
-
-
-def _splits(run_dir: Path, paths: Sequence[str]) -> tuple[list[str], int]:
-    """Content hash of each path, and the number of clips that a run was trained on."""
+def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
+    """Content hash by path, and the number of clips that a run was trained on."""
     rows = read_csv(run_dir / "splits.csv")
-    content = {row["path"]: row["id"] for row in rows}
     train_clips = sum(row["split"] == "train" for row in rows)
-    return [content.get(path, "") for path in paths], train_clips
+    return {row["path"]: row["id"] for row in rows}, train_clips
 
 
 @contextmanager
 def _damaged(path: Path, remedy: str) -> Iterator[None]:
-    """Turn what missing or wrong values raise in the block into one sentence."""
+    """Turn what a missing file, or a wrong value, raises in the block into one sentence."""
+    if not path.exists():
+        raise VdError(f"{path} does not exist; {remedy}.")
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from vd.config import Config
 from vd.data.hashes import identify
-from vd.data.ledger import Ledger
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError, damage
 from vd.features.backbone import Backbone, find_backbone
@@ -113,11 +112,3 @@ def features_of_run(
                 "with --cache-dir."
             )
     return extract(videos, config)[0]
-
-
-def features_of_others(
-    videos: Sequence[Video], config: Config, run_dir: Path
-) -> tuple[FeatureStore, Ledger]:
-    """The store with the features of any clips, and their ledger."""
-    check_features(find_backbone(config.backbone), run_dir)
-    return extract(videos, config)

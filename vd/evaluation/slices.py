@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
 
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
+from vd.evaluation.predictions import Predictions
 from vd.metrics.binary import accuracy, recall, roc_auc
 from vd.metrics.intervals import resampled_ratio, share_interval
 
@@ -49,25 +50,18 @@ def seconds(outcome: Outcome) -> float:
 
 
 def slices(
-    values: Mapping[str, Sequence[str]],
-    labels_N: Int[np.ndarray, " N"],
-    probability_N: Float[np.ndarray, " N"],
-    group_N: Shaped[np.ndarray, " N"],
-    threshold: float,
+    values: Mapping[str, Sequence[str]], predictions: Predictions
 ) -> dict[str, list[dict[str, Any]]]:
     """Figures of every slice of each facet, in order; of groups the largest."""
-    predicted_N = probability_N >= threshold
+    cluster_N = predictions.cluster_N
     result: dict[str, list[dict[str, Any]]] = {}
     for facet, slice_of in values.items():
         slice_N = np.array(slice_of)
         result[facet] = []
         for name in _ordered(facet, slice_of):
-            inside = slice_N == name
-            y, predicted, groups = (
-                labels_N[inside],
-                predicted_N[inside],
-                group_N[inside],
-            )
+            places = np.flatnonzero(slice_N == name)
+            of, groups = predictions.chosen(places), cluster_N[places]
+            y, predicted = of.labels_N, of.predicted_N
             share = accuracy(y, predicted)
             values_R = resampled_ratio(predicted == (y == 1), np.ones(len(y)), groups)
             result[facet].append(
@@ -79,22 +73,23 @@ def slices(
                     "accuracy_ci95": share_interval(share, values_R, groups),
                     "recall_violent": recall(y, predicted, 1),
                     "recall_nonviolent": recall(y, predicted, 0),
-                    "roc_auc": roc_auc(y, probability_N[inside]),
+                    "roc_auc": roc_auc(y, of.probability_N),
                 }
             )
     return result
+
+
+def _bands(unit: str, edges: Sequence[float]) -> list[str]:
+    """The names of the slices between edges, in order."""
+    between = [f"{low} to {high} {unit}" for low, high in pairwise(edges)]
+    return [f"under {edges[0]} {unit}", *between, f"{edges[-1]} {unit} and more"]
 
 
 def _band(value: float | None, unit: str, edges: Sequence[float]) -> str:
     """The name of the slice that a number is in."""
     if value is None:
         return _UNKNOWN
-    place = int(np.searchsorted(edges, value, side="right"))
-    if place == 0:
-        return f"under {edges[0]} {unit}"
-    if place == len(edges):
-        return f"{edges[-1]} {unit} and more"
-    return f"{edges[place - 1]} to {edges[place]} {unit}"
+    return _bands(unit, edges)[int(np.searchsorted(edges, value, side="right"))]
 
 
 def _ordered(facet: str, slice_of: Sequence[str]) -> list[str]:
@@ -104,7 +99,4 @@ def _ordered(facet: str, slice_of: Sequence[str]) -> list[str]:
         return sorted(present, key=lambda name: (-present[name], name))[:_MOST_GROUPS]
     if facet not in _EDGES:
         return sorted(present)
-    unit, edges = _EDGES[facet]
-    middles = [edges[0] - 1, *edges]
-    bands = [_band(value, unit, edges) for value in middles]
-    return [name for name in [*bands, _UNKNOWN] if name in present]
+    return [name for name in [*_bands(*_EDGES[facet]), _UNKNOWN] if name in present]

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool
 
 from vd.metrics.intervals import (
     RESAMPLES,
+    Groups,
+    Labels,
+    Probabilities,
     metric_intervals,
     resampled_metrics,
 )
@@ -25,10 +28,7 @@ _ECE_BINS = 10
 _FEW_GROUPS = 20
 _WHY_UNDEFINED = "a class has no clip, or no clip is predicted to be of it"
 
-Labels = Int[np.ndarray, " N"]
-Probabilities = Float[np.ndarray, " N"]
 Predicted = Bool[np.ndarray, " N"]
-Groups = Shaped[np.ndarray, " N"]
 
 
 def accuracy(labels_N: Labels, predicted_N: Predicted) -> float:
@@ -147,6 +147,13 @@ METRICS = {
         is_share=False,
     ),
 }
+
+
+def shown(name: str, value: float | None) -> str:
+    """A metric's value for people: in percent, or with three decimals."""
+    if value is None:
+        return "undefined"
+    return f"{100 * value:.1f} %" if METRICS[name].is_share else f"{value:.3f}"
 
 
 def point_metrics(

@@ -27,8 +27,6 @@ class Calibration:
         """Refuse what no fit gives: `ValueError`."""
         if not (0 < self.temperature < float("inf") and 0 <= self.threshold <= 1):
             raise ValueError("temperature or threshold out of range")
-        if not 0 <= (self.false_alarm_threshold or 0) <= 2:
-            raise ValueError("false_alarm_threshold out of range")
 
     @property
     def uninformative(self) -> bool:

@@ -15,10 +15,12 @@ _ROUNDING = 1e-12
 _TAIL = 0.025  # on either side of a 95 % interval
 _MOST_WEIGHTS = 2**22  # in memory at once: 32 MB
 
-Groups = Shaped[np.ndarray, " N"]
+Column = Shaped[np.ndarray, " N"]
+Groups = Column
+Labels = Int[np.ndarray, " N"]
+Probabilities = Float[np.ndarray, " N"]
 Interval = list[float] | None  # [low, high], in JSON as it is; None: not known
 Values = Float[np.ndarray, " R"]
-Resampled = Mapping[str, Values]
 
 
 def group_numbers(group_N: Groups) -> Int[np.ndarray, " N"]:
@@ -40,11 +42,7 @@ def resample_counts(group_N: Groups) -> Iterator[Int[np.ndarray, "R G"]]:
         yield counts.reshape(rows, groups)
 
 
-def resampled_ratio(
-    part_N: Shaped[np.ndarray, " N"],
-    whole_N: Shaped[np.ndarray, " N"],
-    group_N: Groups,
-) -> Values:
+def resampled_ratio(part_N: Column, whole_N: Column, group_N: Groups) -> Values:
     """Sum of `part_N` over sum of `whole_N` in each resample."""
     number_N = group_numbers(group_N)
     part_G, whole_G = (np.bincount(number_N, values) for values in (part_N, whole_N))
@@ -57,9 +55,7 @@ def resampled_ratio(
 
 
 def resampled_auc(
-    labels_N: Int[np.ndarray, " N"],
-    probability_N: Float[np.ndarray, " N"],
-    group_N: Groups,
+    labels_N: Labels, probability_N: Probabilities, group_N: Groups
 ) -> Values:
     """Area under the ROC curve of each resample; ties count half."""
     order = np.argsort(probability_N, kind="stable")
@@ -82,8 +78,8 @@ def resampled_auc(
 
 
 def resampled_metrics(
-    labels_N: Int[np.ndarray, " N"],
-    probability_N: Float[np.ndarray, " N"],
+    labels_N: Labels,
+    probability_N: Probabilities,
     predicted_N: Bool[np.ndarray, " N"],
     group_N: Groups,
 ) -> dict[str, Values]:
@@ -103,8 +99,8 @@ def resampled_metrics(
 
 def metric_intervals(
     values: Mapping[str, float | None],
-    resampled: Sequence[Resampled],
-    labels_N: Int[np.ndarray, " N"],
+    resampled: Sequence[Mapping[str, Values]],
+    labels_N: Labels,
     group_N: Groups,
 ) -> dict[str, Interval]:
     """The 95 % interval `<metric>_ci95` of each resampled metric.
@@ -120,13 +116,11 @@ def metric_intervals(
     result: dict[str, Interval] = {}
     for name in resampled[0]:
         value, values_R = values[name], np.mean([r[name] for r in resampled], axis=0)
-        if value is None:
-            found = None
-        elif name in shares:
-            found = share_interval(value, values_R, shares[name])
-        else:
-            found = interval(values_R, group_N)
-        result[f"{name}_ci95"] = found
+        if name in shares and value is not None:
+            ends = share_interval(value, values_R, shares[name])
+        else:  # an undefined value is undefined in all resamples
+            ends = interval(values_R, group_N)
+        result[f"{name}_ci95"] = ends
     return result
 
 
@@ -157,7 +151,7 @@ def share_interval(share: float, values_R: Values, group_N: Groups) -> Interval:
 
 
 def difference_interval(
-    difference_N: Float[np.ndarray, " N"], values_R: Values, group_N: Groups
+    difference_N: Column, values_R: Values, group_N: Groups
 ) -> Interval:
     """The same for the mean over clips of differences between -1 and 1.
 
@@ -166,10 +160,10 @@ def difference_interval(
     mean = float(np.mean(difference_N))
     if np.any(difference_N != mean) or abs(mean) not in (0.0, 1.0):
         return interval(values_R, group_N)
-    share = share_interval(abs(mean), values_R, group_N)
-    if share is None:
+    ends = share_interval(abs(mean), values_R, group_N)
+    if ends is None:
         return None
-    low, high = share
+    low, high = ends
     if mean == 0:
         return [-high, high]
     return [low, high] if mean > 0 else [-high, -low]

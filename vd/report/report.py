@@ -5,7 +5,7 @@ their videos are still there.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vd.data.manifest import CLASSES
 from vd.errors import VdError
 from vd.evaluation.compare import curve
 from vd.evaluation.cross_dataset import dataset_name
-from vd.evaluation.predictions import Pooled, pooled_by_seed, read_results
+from vd.evaluation.predictions import Predictions, pooled_by_seed, read_results
 from vd.files import write_text
 from vd.metrics.binary import METRICS
 from vd.report import images
@@ -166,7 +166,7 @@ def _render(
             "dataset": dataset_name(facts.config.data.dataset_path),
             "facts": facts,
             "described": facts.described,
-            "metrics": _metric_names(),
+            "metrics": METRICS,
             "mistakes": len(found),
             "shown": _with_frames(found[:mistakes], facts, dataset_path)
             if mistakes
@@ -180,18 +180,7 @@ def _render(
     )
 
 
-def _metric_names() -> Mapping[str, tuple[str, bool]]:
-    """What the page calls each metric, and whether it is a share."""
-    return {
-        key: (
-            metric.label + " (0 is best)" * (not metric.higher_is_better),
-            metric.is_share,
-        )
-        for key, metric in METRICS.items()
-    }
-
-
-def _mistakes(seeds: Sequence[Pooled]) -> list[Mistake]:
+def _mistakes(seeds: Sequence[Predictions]) -> list[Mistake]:
     """The misclassified clips: wrong in most seeds first, then farthest from the truth."""
     first = seeds[0]
     wrong_N = sum(one.predicted_N != (one.labels_N == 1) for one in seeds)
