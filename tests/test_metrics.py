@@ -1,6 +1,7 @@
 """Metrics and calibration against cases worked out by hand."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -103,17 +104,19 @@ def test_a_perfect_score_is_no_certainty():
     assert accuracy_interval(np.ones(60, bool), np.zeros(60)) is None
 
 
-def test_a_metric_is_added_in_one_place(monkeypatch):
-    """Its direction is for early stopping; without an interval it has no such key."""
-    last = metrics.Metric(lambda y, p, v: float(p[-1]), "last score", False)
-    monkeypatch.setitem(metrics.METRICS, "last", last)
-    result = evaluate()
-    assert result["last"] == 0.9
-    assert "last_ci95" not in result
-    predictions = made_up_predictions("abcde", LABELS, PROBABILITY)
-    member = Member(Path("run"), 0, 0, 0.5, 8, predictions)
-    assert summarise([member])["over_seeds"]["last"] == {
-        "mean": 0.9, "ci95": None, "sd": None,
+def test_a_metric_is_added_in_one_place():
+    """As docs/extending.md adds it, word for word; without an interval."""
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    code = page.partition("## A metric")[2].split("```")[1].removeprefix("python")
+    with patch.dict(metrics.METRICS):
+        exec(code, {"METRICS": metrics.METRICS, "Metric": metrics.Metric})  # noqa: S102
+        result = evaluate()
+        predictions = made_up_predictions("abcde", LABELS, PROBABILITY)
+        crossed = summarise([Member(Path("run"), 0, 0, 0.5, 8, predictions)])
+    assert result["matthews"] == pytest.approx(2 / 3)  # (2·2 − 0·1) / √(2·3·3·2)
+    assert "matthews_ci95" not in result
+    assert crossed["over_seeds"]["matthews"] == {
+        "mean": result["matthews"], "ci95": None, "sd": None,
     }  # fmt: skip
 
 
