@@ -54,7 +54,16 @@ def test_keeps_the_first_frame_of_each_eighth_with_one_0_1_s_later(
     path = render_lossless(tmp_path / f"a.{container}", grey_frames(2 * fps), fps=fps)
     images, result = decode(path)
     assert kept_and_later(images) == [(k, k + step) for k in kept]
-    assert result == Outcome("used", "", 2 * fps, 64, 48, fps, 2.0, "ffv1")
+    assert result == Outcome("used", "", 2 * fps, 64, 48, fps, 2.0, "ffv1", 0.0)
+
+
+def test_brightness_is_the_mean_grey_of_the_first_frame(tmp_path):
+    frames = list(noisy_frames(50))
+    frames[0] = np.full_like(frames[0], 180)
+    frames[0][:24] = 60
+    path = render_lossless(tmp_path / "a.mkv", frames)
+    # two stretches of a second
+    assert outcome(path, seconds=1.0).brightness == pytest.approx(120, abs=0.6)
 
 
 def test_variable_frame_rate_goes_by_time_stamps(tmp_path):

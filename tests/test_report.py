@@ -293,7 +293,7 @@ def test_a_missing_or_damaged_file_is_one_sentence(run, file, content, message):
 def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()
     done = vd("report", tmp_path / "empty", code=2)
-    assert "no folder of a run or a cross-validation" in done.stderr
+    assert "holds neither config.json nor" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list((tmp_path / "empty").iterdir())
     done = vd("report", run, tmp_path, code=2)

@@ -48,8 +48,8 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     assert [row["outcome"] for row in read_csv(log)] == ["used"] * 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, number):
     root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
     with open(root / "normal" / "endless.mp4", "wb") as handle:
@@ -151,9 +151,8 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
         (root / gone).unlink(missing_ok=True)  # all is listed and looked at
         return decode_videos(paths, *arguments, **options)
 
-    for module in ("scan", "fingerprints"):
-        monkeypatch.setattr(f"vd.data.{module}.decode_videos", vanishing)
-    monkeypatch.setattr("vd.features.extract.decode_videos", vanishing)
+    for module in ("vd.data.ledger", "vd.audit.fingerprints", "vd.features.extract"):
+        monkeypatch.setattr(f"{module}.decode_videos", vanishing)
     videos = identify(read_manifest(data).videos, tmp_path / "cache" / "hashes.csv")
     found = told(ledger(videos))
     assert found.pop(gone) == (MISSING if gone == videos[0].name else USED)

@@ -27,7 +27,6 @@ from vd.config import (
     ExecutorConfig,
     GridConfig,
     SplitConfig,
-    validate,
 )
 from vd.console import say
 from vd.errors import SOME_FAILED, USAGE, VdError
@@ -59,7 +58,6 @@ class Scan:
         from vd.data.manifest import check_classes, read_manifest
         from vd.files import make_folder, write_csv, write_json
 
-        validate(self)
         manifest = read_manifest(self.data, both_classes=False)
         make_folder(self.report_dir, "--report-dir")
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
@@ -90,7 +88,6 @@ class Audit:
         """Print the findings, the worst first."""
         from vd.audit.audit import audit
 
-        validate(self)
         config = Config(self.data, self.splits, self.decode, self.backbone)
         audit(config, self.report_dir, self.checkpoint_dir)
         return 0
@@ -112,7 +109,6 @@ class Split:
         """Write the splits file, which training then takes; print its counts."""
         from vd.data.splits import split
 
-        validate(self)
         find_duplicates = None
         if self.merge_duplicates:
             from vd.audit.near_duplicates import duplicate_ids
@@ -141,7 +137,6 @@ class Extract:
         from vd.data.manifest import read_manifest
         from vd.features.extract import extract
 
-        validate(self)
         manifest = read_manifest(self.data)
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
@@ -165,7 +160,6 @@ class Train(Config):
         from vd.experiment import run
         from vd.training.opening import check_devices
 
-        validate(self)  # before minutes of waiting for other processes
         check_devices(self, self.run.num_processes or 1)
         join(self.run)
         run(self, head, loss)
@@ -277,22 +271,19 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of vd crossval; the first is the baseline."""
     out: Path | None = None
-    """Folder for compare.json, compare.csv, and curves over seeds as curves.csv and .png."""
+    """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
+    curves.png."""
 
     def __call__(self) -> int:
         """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare
-        from vd.evaluation.verdict import table, write_comparison
+        from vd.evaluation.compare import compare, table
 
-        result = compare(self.folders)
-        if self.out is not None:
-            write_comparison(self.out, result)
+        result = compare(self.folders, self.out)
         print(table(result))
         for pair in result["comparisons"]:
-            for sentence in pair["sentences"]:
-                say(sentence)
+            say(pair["verdict"])
         for warning in result["warnings"]:
-            say(f"WARNING: {warning}")
+            say(f"warning: {warning}")
         return 0
 
 
@@ -336,7 +327,6 @@ class Predict:
         from vd.devices import prepare_jax
         from vd.predict.predictor import Predictor
 
-        validate(self)
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
         for path in self.files:
@@ -378,10 +368,17 @@ def main() -> None:
         "report": Report,
         "predict": Predict,
     }
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="vd", description="Violence detection in video.", config=_FLAT
-    )
-    run_command(chosen)
+
+    def command() -> int:
+        chosen = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="vd",
+            description="Violence detection in video.",
+            config=_FLAT,
+        )
+        return int(chosen())
+
+    run_command(command)
 
 
 def experiment(
@@ -395,8 +392,14 @@ def experiment(
     if command is Train:
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
     default = command(**defaults)
-    chosen = tyro.cli(command, default=default, description=description, config=_FLAT)
-    run_command(lambda: chosen(head, loss))
+
+    def run() -> int:
+        chosen = tyro.cli(
+            command, default=default, description=description, config=_FLAT
+        )
+        return chosen(head, loss)
+
+    run_command(run)
 
 
 def run_command(command: Callable[[], int]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vd.config import Config, GridConfig, validate
+from vd.config import Config, GridConfig
 from vd.console import say
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
@@ -34,7 +34,6 @@ def crossval(
     begun ones go on. Raises `VdError` as `vd.sweep.sweep` does.
     """
     folder = config.run.checkpoint_dir
-    validate(config)
     _check(config, folds, seeds)
     grid = GridConfig(seeds=tuple(seeds) or (config.training.seed,), folds=folds)
     names = _names(config, cross_datasets) if cross_datasets else {}
@@ -64,7 +63,7 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
 def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
     """The cross-validation of one data set."""
     from vd.evaluation.crossval import summary, write_crossval
-    from vd.evaluation.results import read_run
+    from vd.evaluation.predictions import read_run
 
     sweep(config, grid, parts)
     members = [
@@ -124,20 +123,19 @@ def _on_all(
     first: dict[str, Any],
 ) -> dict[str, Any]:
     """The same on every other data set, and the matrix of all."""
-    from vd.evaluation.matrix import (
+    from vd.evaluation.cross_dataset import (
         cell,
-        folder_of,
+        evaluate_members_on,
         matrix_rows,
         own_cell,
-        say_of_other,
     )
-    from vd.evaluation.results import read_results
+    from vd.evaluation.predictions import read_results
     from vd.files import write_csv
     from vd.metrics.binary import COLLAPSE
 
     folder = config.run.checkpoint_dir
     folders = {
-        name: folder if path == config.data.dataset_path else folder_of(folder, name)
+        name: folder if path == config.data.dataset_path else folder / f"on-{name}"
         for name, path in names.items()
     }
     results = dict.fromkeys(names, first)
@@ -153,7 +151,7 @@ def _on_all(
                 told = own_cell(own, len(members))
             else:
                 data = replace(config.data, dataset_path=other)
-                told = cell(say_of_other(members, data, tested))
+                told = cell(evaluate_members_on(members, data, tested))
             matrix.append({"trained_on": trained, "tested_on": tested, **told})
     others = [str(path.absolute()) for path in list(names.values())[1:]]
     result = {**first, "cross_datasets": others, "matrix": matrix}

@@ -15,7 +15,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.config import Config, GridConfig, validate
+from vd.config import Config, GridConfig
 from vd.console import say
 from vd.data.splits import fold_splits
 from vd.data.splits_file import keep_splits
@@ -64,7 +64,6 @@ def sweep(
     Finished members are left as they are, begun ones go on. Raises `VdError` as `run`
     does, and after all others have ended for the first member that could not go on.
     """
-    validate(config)
     check_devices(config)
     if grid.folds < 0 or grid.folds == 1:
         raise VdError(
@@ -80,7 +79,6 @@ def sweep(
         )
     fold_of = {name: fold for name, fold, _ in made}
     for member in configs.values():
-        validate(member)
         check_folder(member.run.checkpoint_dir)
     data = prepare(config, folds=grid.folds > 0)
     by_fold = [data]

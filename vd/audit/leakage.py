@@ -12,7 +12,7 @@ import numpy as np
 from vd.audit.near_duplicates import Pair
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError
-from vd.evaluation.results import Member, read_run
+from vd.evaluation.predictions import Member, read_run
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def without_leaks(
     cut = {row["group"] for row in groups_cut(videos)}
     leaked["group"] = {v.name for v in videos if v.split == "test" and v.group in cut}
     predictions = tested.predictions
-    correct_N = tested.predicted_N == (predictions.labels_N == 1)
+    correct_N = predictions.predicted_N == (predictions.labels_N == 1)
     kept_N = np.ones(len(correct_N), bool)
     rows = {"all": _accuracy(correct_N, kept_N)}
     for reason, names in leaked.items():

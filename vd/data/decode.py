@@ -83,18 +83,6 @@ def probe_header(path: Path) -> Outcome:
         return Outcome("quarantined", why_not_opened(path, error))
 
 
-def probe_brightness(path: Path) -> float | None:
-    """Mean grey, 0 to 255, of a video's first frame; None when there is none."""
-    if check_file(path):
-        return None
-    try:
-        with _open(path) as container:
-            frame = next(container.decode(video=0), None)
-            return frame and float(frame.to_ndarray(format="gray").mean())
-    except (av.error.FFmpegError, IndexError, ValueError):
-        return None
-
-
 def _open(path: Path) -> Any:
     """Open a file whatever its name: FFmpeg takes `12:30.mp4` for an address."""
     return av.open(str(path.absolute()), metadata_errors="replace")
@@ -143,6 +131,8 @@ def _decode(
             if after is None:
                 reader.fault()
         elif after is None:
+            if position.origin is None and not good:
+                header = replace(header, brightness=_brightness(frame))
             good, last = good + 1, time
             keeper.see(frame, time, slot)
         else:
@@ -158,6 +148,14 @@ def _decode(
     end = reader.end - clock.start if stream.duration is None else 0.0
     tally = Tally(header, good, faults + holes, last, keeper.kept, end, tail)
     return Stretch(tally, after)
+
+
+def _brightness(frame: Any) -> float | None:
+    """Mean grey of a frame, 0 to 255; None when FFmpeg cannot convert it."""
+    try:
+        return float(frame.to_ndarray(format="gray").mean())
+    except (av.error.FFmpegError, ValueError):
+        return None
 
 
 def _picture_stream(container: Any, settings: FrameSettings) -> tuple[Any, Outcome]:

@@ -47,7 +47,7 @@ class Ledger:
                 "label": CLASSES[entry.video.label],
                 "split": entry.video.split,
                 "group": entry.video.group,
-                **asdict(entry.outcome),
+                **_columns(entry.outcome),
                 "sha256": entry.video.id,
             }
             for entry in self.entries
@@ -113,6 +113,13 @@ class Ledger:
             "loss_gap": self.loss_gap(),
             "ignored": list(ignored),
         }
+
+
+def _columns(outcome: Outcome) -> dict[str, Any]:
+    """An outcome's columns in ledger.csv and scan.csv."""
+    columns = asdict(outcome)
+    del columns["brightness"]  # kept for slices of evaluations alone
+    return columns
 
 
 def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
@@ -185,7 +192,7 @@ class OutcomeLog:
         for row in recover_csv(self._path):
             with contextlib.suppress(KeyError, ValueError, TypeError):
                 outcome = outcome_from_row(row)
-                if outcome.of_content and None not in row.values():
+                if outcome.of_content:
                     self.known[row["id"]] = outcome
 
     def add(self, outcomes: Mapping[str, Outcome]) -> None:

@@ -46,6 +46,7 @@ class Outcome:
     fps: float = 0.0
     duration: float = 0.0  # seconds, by its header
     codec: str = ""
+    brightness: float | None = None  # mean grey of the first frame, 0 to 255
 
     @property
     def of_content(self) -> bool:
@@ -184,8 +185,12 @@ def outcome_from_row(row: Mapping[str, str]) -> Outcome:
     """An outcome from its CSV form; raises `ValueError` or `KeyError` for anything else."""
     if row["outcome"] not in get_args(Ending) or row["reason"] not in get_args(Reason):
         raise ValueError(f"{row['outcome']!r}, {row['reason']!r} is no outcome")
-    if not math.isfinite(float(row["fps"]) + float(row["duration"])):
-        raise ValueError("fps or duration is no number")
+    # older rows have no brightness
+    brightness = float(row["brightness"]) if row.get("brightness") else None
+    if not math.isfinite(
+        float(row["fps"]) + float(row["duration"]) + (brightness or 0)
+    ):
+        raise ValueError("fps, duration or brightness is not a finite number")
     return Outcome(
         outcome=row["outcome"],  # type: ignore[arg-type]  # checked above
         reason=row["reason"],  # type: ignore[arg-type]
@@ -195,4 +200,5 @@ def outcome_from_row(row: Mapping[str, str]) -> Outcome:
         fps=float(row["fps"]),
         duration=float(row["duration"]),
         codec=row["codec"],
+        brightness=brightness,
     )

@@ -17,13 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from pebble import ProcessExpired
 
-from vd.data.decode import (
-    Position,
-    Stretch,
-    decode_stretch,
-    probe_brightness,
-    probe_header,
-)
+from vd.data.decode import Position, Stretch, decode_stretch, probe_header
 from vd.data.frames import FrameSettings
 from vd.data.outcome import Outcome, Tally, outcome_of
 from vd.data.pool import AHEAD, DecodePool
@@ -133,21 +127,6 @@ def probe_videos(
         return [lost if future.exception() else future.result() for future in futures]
 
     return results
-
-
-def probe_brightnesses(
-    paths: Sequence[Path], pool: DecodePool
-) -> Iterator[float | None]:
-    """Mean grey of each video's first frame; None where there is none, it hangs or crashes."""
-    futures = [
-        pool.processes.schedule(
-            probe_brightness, args=[path], timeout=pool.deadline_seconds
-        )
-        for path in paths
-    ]
-    for future in futures:
-        wait([future])
-        yield None if future.exception() else future.result()
 
 
 def _submit(video: _Video, pool: DecodePool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vd.config import Config
 from vd.errors import VdError
-from vd.evaluation.results import Member, read_run
+from vd.evaluation.predictions import Member, read_run
 from vd.files import read_csv, read_json
 from vd.training.early_stopping import EarlyStopping
 from vd.training.log import read_metrics

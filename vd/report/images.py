@@ -17,8 +17,8 @@ from vd.data.manifest import Video
 from vd.data.outcome import check_file
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos
-from vd.evaluation.curves import PANELS
-from vd.evaluation.results import Pooled
+from vd.evaluation.compare import PANELS
+from vd.evaluation.predictions import Predictions
 from vd.report.page import Picture, picture
 
 _FRAMES, _HEIGHT, _WIDTH = 8, 84, 112  # of a strip, and the size of a frame in it
@@ -37,7 +37,7 @@ def bands(name: str, rows: Sequence[Mapping[str, Any]]) -> Picture:
     return _drawn(plots.bands({name: rows}, PANELS), "Validation curves over members")
 
 
-def of_tested(pooled: Mapping[int, Pooled], title: str) -> list[Picture]:
+def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
     """Confusion, ROC, precision–recall and reliability of the tested clips of each seed."""
     labels_N, predicted_N, probability_N = (
         np.concatenate([getattr(one, name) for one in pooled.values()])

@@ -71,9 +71,9 @@ def decimal(value: Any, digits: int = 3) -> str:
     return f"{value:z.{digits}f}" if _is_number(value) else DASH
 
 
-def decimals(ends: Any, digits: int = 3) -> str:
-    """An interval with so many decimals; `ends` are [low, high]."""
-    return f"{ends[0]:z.{digits}f} to {ends[1]:z.{digits}f}" if ends else DASH
+def decimals(ends: Any) -> str:
+    """An interval with three decimals; `ends` are [low, high]."""
+    return f"{ends[0]:z.3f} to {ends[1]:z.3f}" if ends else DASH
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -5,7 +5,7 @@ their videos are still there.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 from vd.console import duration
 from vd.data.manifest import CLASSES
 from vd.errors import VdError
+from vd.evaluation.compare import curve
 from vd.evaluation.cross_dataset import dataset_name
-from vd.evaluation.curves import curve
-from vd.evaluation.results import Pooled, pooled_by_seed, read_results
+from vd.evaluation.predictions import Predictions, pooled_by_seed, read_results
 from vd.files import write_text
-from vd.metrics.binary import METRICS, NAMES
+from vd.metrics.binary import METRICS
 from vd.report import images
 from vd.report.facts import RunFacts, read_facts, read_object
 from vd.report.page import Picture, decimal, render
@@ -34,8 +34,6 @@ from vd.training.run_folder import videos_of
 
 MISTAKES = 12
 _MOST_FAULTY = 50  # files that the page names; ledger.csv has all
-_ZERO_IS_BEST = ("brier", "ece")
-_NUMBERS = ("roc_auc", "average_precision", *_ZERO_IS_BEST)  # others are shares
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def _render(
             "dataset": dataset_name(facts.config.data.dataset_path),
             "facts": facts,
             "described": facts.described,
-            "metrics": _metric_names(),
+            "metrics": METRICS,
             "mistakes": len(mistakes),
             "shown": _with_frames(mistakes[:most], facts, dataset_path)
             if most
@@ -182,18 +180,7 @@ def _render(
     )
 
 
-def _metric_names() -> Mapping[str, tuple[str, bool]]:
-    """What the page calls each metric, and whether it is a share."""
-    return {
-        key: (
-            NAMES[key] + " (0 is best)" * (key in _ZERO_IS_BEST),
-            key not in _NUMBERS,
-        )
-        for key in METRICS
-    }
-
-
-def _mistakes(seeds: Sequence[Pooled]) -> list[Mistake]:
+def _mistakes(seeds: Sequence[Predictions]) -> list[Mistake]:
     """The misclassified clips: wrong in most seeds first, then farthest from the truth."""
     first = seeds[0]
     wrong_N = sum(one.predicted_N != (one.labels_N == 1) for one in seeds)
