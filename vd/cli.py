@@ -274,36 +274,33 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of vd crossval; the first is the baseline."""
     out: Path | None = None
-    """Folder for compare.json, compare.csv, and curves over seeds as curves.csv and .png."""
+    """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
+    curves.png."""
 
     def __call__(self) -> int:
         """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare
-        from vd.evaluation.verdict import table, write_comparison
+        from vd.evaluation.compare import compare, table
 
-        result = compare(self.folders)
-        if self.out is not None:
-            write_comparison(self.out, result)
+        result = compare(self.folders, self.out)
         print(table(result))
         for pair in result["comparisons"]:
-            for sentence in pair["sentences"]:
-                say(sentence)
+            say(pair["verdict"])
         for warning in result["warnings"]:
-            say(f"WARNING: {warning}")
+            say(f"warning: {warning}")
         return 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write a run, a cross-validation or a comparison as one self-contained page."""
+    """Write a run or a cross-validation as one self-contained page."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """A run folder, or one of vd crossval; several are compared with the first."""
+    """A run folder, or one of vd crossval; only one (vd compare takes several)."""
     out: Path | None = None
-    """The page (default: report.html in the folder; needed for a comparison)."""
+    """The page (default: report.html in the folder)."""
     mistakes: int = 12
-    """Clips judged wrong that are shown with frames, and the worst with their score over
-    time: decodes these videos (0: a table only, quick). A comparison shows none."""
+    """Misclassified clips to show with frames, which decodes these videos (0: a table
+    only, quick)."""
     dataset_path: Path | None = None
     """Where the data set has moved, if it has."""
 

@@ -209,32 +209,23 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
     from vd import plots
-    from vd.evaluation.evaluate import (
-        Restored,
-        evaluate_split,
-        fit_calibration,
-        summary,
-    )
-    from vd.metrics.calibration import Calibration
+    from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.report.report import write_quick
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
-    unfitted = Calibration(1.0, 0.5, "none")
-    head = parts.make_head(config.model)
-    restored = Restored(config, head, trained.params, unfitted, sets["train"].dim)
-    share = float(sets["train"].labels_N.mean())
-    even_logit = parts.even_logit(config.training, share)
-    restored = fit_calibration(restored, sets["val"], run_dir, even_logit)
     plots.save(
         plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
     )
-    for split in ("val", "test"):
-        result = evaluate_split(restored, sets[split], run_dir, split)
+    head = parts.make_head(config.model)
+    share = float(sets["train"].labels_N.mean())
+    even_logit = parts.even_logit(config.training, share)
+    results = evaluate_trained(config, head, trained.params, sets, even_logit)
+    for result in results.values():
         say(summary(result))
     write_quick(run_dir)
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
-    return result
+    return results["test"]
 
 
 def say_before_training(

@@ -14,7 +14,7 @@ from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
 from vd.devices import prepare_jax
 from vd.errors import VdError
-from vd.evaluation.evaluate import check_features, moved, restore
+from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
 from vd.features.extract import VideoFeatures, video_features
