@@ -144,31 +144,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class GridConfig:
-    """The members of a sweep: every combination of these values (none: the run's own)."""
-
-    seeds: tuple[int, ...] = ()
-    """Values of --seed."""
-    folds: int = 0
-    """Grouped, stratified folds over all clips, each the test part once (0: the splits)."""
-    learning_rates: tuple[float, ...] = ()
-    """Values of --learning-rate."""
-    focal_alphas: tuple[float, ...] = ()
-    """Values of --focal-alpha."""
-    focal_gammas: tuple[float, ...] = ()
-    """Values of --focal-gamma."""
-    label_smoothings: tuple[float, ...] = ()
-    """Values of --label-smoothing."""
-    dropout_rates: tuple[float, ...] = ()
-    """Values of --dropout-rate."""
-    grad_clip_norms: tuple[float, ...] = ()
-    """Values of --grad-clip-norm (0: no clipping)."""
-    members_at_once: int = 1
-    """Members that train in one program; more gained nothing where it was measured, on a CPU
-    and on one large GPU."""
-
-
-@dataclass(frozen=True)
 class RunConfig:
     """Where a run is kept and what it runs on; no part of its identity."""
 
@@ -263,7 +238,6 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "backbone_size": (1, 4096),
     "backbone_mean": (-1_000_000, 1_000_000),
     "decode_workers": (1, 4096),
-    "members_at_once": (1, 4096),
     "clip_frames": (1, 100_000),
     "projection_size": (0, 8192),
     "hidden_size": (1, 4096),

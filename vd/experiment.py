@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vd.models.head import Head
     from vd.models.parts import Loss
     from vd.training.feature_set import FeatureSet
-    from vd.training.loop import Member, Trained
+    from vd.training.loop import Trained
 
 
 def run(
@@ -170,7 +170,6 @@ def train_run(
     parts: Parts,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
-    member: "Member | None" = None,
     hosts: Hosts = ALONE,
 ) -> "Trained":
     """Train the open run, or go on with it."""
@@ -182,7 +181,7 @@ def train_run(
     try:
         return train(
             config, sets["train"], sets["val"], config.run.checkpoint_dir, devices,
-            batch_size, parts, member, hosts,
+            batch_size, parts, hosts,
         )  # fmt: skip
     except MemoryError as error:  # NumPy's, of a batch on the host
         reason = (str(error) or "MemoryError").splitlines()[0]

@@ -15,7 +15,8 @@ from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.loop import begin
 from vd.training.meeting import devices_of_all, look
-from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.optimizer import learning_rates
+from vd.training.step import step_numbers
 
 
 def follow(config: Config, parts: Parts, hosts: Hosts) -> NoReturn:
@@ -31,18 +32,21 @@ def follow(config: Config, parts: Parts, hosts: Hosts) -> NoReturn:
     batch_size: int = told["batch_size"]
     steps = len(data) // batch_size
     settings = config.training
-    optimizer = make_optimizer(settings, learning_rate(settings, steps))
+    rates, numbers = learning_rates(settings, steps), step_numbers(config)
     with JointInterruption() as interruption:
-        step = make_joint_step(config, optimizer, devices, parts, interruption)
-        state = begin(config, optimizer, data.dim, parts).state
+        step = make_joint_step(config, devices, parts, interruption)
+        state = begin(config, data.dim, parts).state
         state = share_state(state, hosts)
+        done = int(state.step)
         batches = training_batches(
-            data, settings, config.model.clip_frames, batch_size, int(state.step),
+            data, settings, config.model.clip_frames, batch_size, done,
             len(devices) // hosts.count, hosts.rows(batch_size),
         )  # fmt: skip
         while (todo := hosts.hear()) is not None:  # steps that the epoch lacks
             for _ in range(todo):
-                state, _ = step(state, next(batches))
+                numbers = numbers._replace(learning_rate=rates[done])
+                state, _ = step(state, next(batches), numbers)
+                done += 1
                 if interruption.came:
                     break
         hosts.wait_for_end()
