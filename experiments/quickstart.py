@@ -42,11 +42,9 @@ class Quickstart(Train):
         """Render, train and evaluate, then draw violence over time in a longer video."""
         from rendering.clips import render_dataset, render_episode
 
-        from vd.config import validate
         from vd.console import say
         from vd.predict.predictor import draw_timeline
 
-        validate(self)
         render_dataset(self.data.dataset_path, clips=CLIPS, seed=self.render_seed)
         code = super().__call__(head, loss)
         video, picture = ROOT / "episode.mp4", self.run.checkpoint_dir / "timeline.png"

@@ -1,13 +1,10 @@
 """Extraction: whatever kills, fills or damages it, a rerun ends with the same records."""
 
-import fcntl
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -31,7 +28,6 @@ from vd.features.backbone import find_backbone
 from vd.features.compute import open_store
 from vd.features.extract import extract
 from vd.features.verify import verify_store
-from vd.files import lock
 
 CHUNK = 4  # videos a shard, so that 32 clips are several
 SCRIPT = f"""
@@ -175,25 +171,6 @@ def test_a_read_only_store_is_one_sentence(clips, backbone, tmp_path):
         assert "Read-only" in done.stderr.splitlines()[-1]
     finally:
         subprocess.run(["umount", str(cache)], check=True)
-
-
-def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path):
-    path = tmp_path / ".lock"
-    with path.open("w") as holder:
-        fcntl.flock(holder, fcntl.LOCK_EX)
-
-        def write_name() -> None:
-            holder.write("vd extract, process 1234 on here")
-            holder.flush()
-
-        threading.Timer(0.2, write_name).start()
-        with (
-            pytest.raises(VdError, match="in use by vd extract, process 1234"),
-            lock(path, "vd extract"),
-        ):
-            pass
-    with lock(path, "vd extract"):
-        assert str(os.getpid()) in path.read_text()
 
 
 @pytest.mark.slow

@@ -26,7 +26,6 @@ from vd.config import (
     EngineName,
     ExecutorConfig,
     SplitConfig,
-    validate,
 )
 from vd.console import say
 from vd.errors import SOME_FAILED, USAGE, VdError
@@ -62,7 +61,6 @@ class Scan:
         from vd.data.manifest import check_classes, read_manifest
         from vd.files import make_folder, write_csv, write_json
 
-        validate(self)
         manifest = read_manifest(self.data, both_classes=False)
         make_folder(self.report_dir, "--report-dir")
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
@@ -93,7 +91,6 @@ class Audit:
         """Print the findings, the worst first."""
         from vd.audit.audit import audit
 
-        validate(self)
         config = Config(self.data, self.splits, self.decode, self.backbone)
         audit(config, self.report_dir, self.checkpoint_dir)
         return 0
@@ -115,7 +112,6 @@ class Split:
         """Write the splits file, which training then takes; print its counts."""
         from vd.data.splits import split
 
-        validate(self)
         find_duplicates = None
         if self.merge_duplicates:
             from vd.audit.near_duplicates import duplicate_ids
@@ -144,7 +140,6 @@ class Extract:
         from vd.data.manifest import read_manifest
         from vd.features.extract import extract
 
-        validate(self)
         manifest = read_manifest(self.data)
         videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
@@ -168,7 +163,6 @@ class Train(Config):
         from vd.experiment import run
         from vd.training.opening import check_devices
 
-        validate(self)  # before minutes of waiting for other processes
         check_devices(self, self.run.num_processes or 1)
         join(self.run)
         run(self, head, loss)
@@ -342,7 +336,6 @@ class Predict:
         from vd.devices import prepare_jax
         from vd.predict.predictor import Predictor
 
-        validate(self)
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
         for path in self.files:
@@ -385,18 +378,17 @@ def main() -> None:
         "predict": Predict,
     }
 
-    def parse_and_run() -> int:
+    def command() -> int:
         _refuse_former_flags(sys.argv[1:])
-        command = tyro.extras.subcommand_cli_from_dict(
+        chosen = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="vd",
             description="Violence detection in video.",
             config=_FLAT,
         )
-        exit_code: int = command()
-        return exit_code
+        return int(chosen())
 
-    run_command(parse_and_run)
+    run_command(command)
 
 
 def _refuse_former_flags(arguments: Sequence[str]) -> None:
@@ -427,8 +419,14 @@ def experiment(
     if command is Train:
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
     default = command(**defaults)
-    chosen = tyro.cli(command, default=default, description=description, config=_FLAT)
-    run_command(lambda: chosen(head, loss))
+
+    def run() -> int:
+        chosen = tyro.cli(
+            command, default=default, description=description, config=_FLAT
+        )
+        return chosen(head, loss)
+
+    run_command(run)
 
 
 def run_command(command: Callable[[], int]) -> None:

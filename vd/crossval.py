@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vd.config import Config, validate
+from vd.config import Config
 from vd.console import say
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
@@ -34,7 +34,6 @@ def crossval(
     begun ones go on. Raises `VdError` as `vd.sweep.sweep` does.
     """
     folder = config.run.checkpoint_dir
-    validate(config)
     _check(config, folds, seeds)
     grid = {"seed": list(seeds) or [config.training.seed]}
     names = _names(config, cross_datasets) if cross_datasets else {}

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vd.config import Config, validate
+from vd.config import Config
 from vd.console import say
 from vd.data.hashes import identify
 from vd.data.manifest import Video, read_manifest
@@ -52,7 +52,6 @@ def run(
     a user's own (docs/extending.md); their source is part of the run's identity.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    validate(config)
     if several(config.run) and joined() is ALONE:
         raise VdError(
             "--num-processes is for vd train and experiment scripts; call vd.hosts.join first "

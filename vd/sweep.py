@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vd.config import Config, ModelConfig, TrainingConfig, validate
+from vd.config import Config, ModelConfig, TrainingConfig
 from vd.console import say
 from vd.data.splits import fold_splits
 from vd.data.splits_file import keep_splits
@@ -170,7 +170,6 @@ def _checked_members(
     config: Config, grid: Grid, folds: int
 ) -> dict[str, tuple[int | None, Config]]:
     """Fold and settings of each member by name; raises `VdError` for a wrong setting."""
-    validate(config)
     check_devices(config)
     if folds < 0 or folds == 1:
         raise VdError(
@@ -186,7 +185,6 @@ def _checked_members(
         for name, fold, member in member_configs(config, grid, folds)
     }
     for _, member in members.values():
-        validate(member)
         check_devices(member)
         check_folder(member.run.checkpoint_dir)
     return members

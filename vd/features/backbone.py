@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import onnxruntime
 
-from vd.config import BackboneConfig, PresetName, validate
+from vd.config import BackboneConfig, PresetName
 from vd.errors import VdError
 from vd.features.efficientnet import VARIANTS
 from vd.features.quantized import QUANTIZED, known_ranges
@@ -200,7 +200,6 @@ def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> Backbone
             if getattr(config, f"backbone_{name}") is None and f"vd.{name}" in metadata
         }
         config = replace(config, **given)
-        validate(config)
     except (ValueError, VdError) as error:
         raise VdError(
             f"--backbone {config.backbone} has wrong metadata, one of vd.size, vd.mean, "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import vd
-from vd.config import Config, from_json, to_json, validate
+from vd.config import Config, from_json, to_json
 from vd.data.manifest import CLASSES, Video, class_label, split_rows
 from vd.errors import VdError, damage
 from vd.files import read_csv, read_json, remove_orphans, write_json
@@ -161,7 +161,6 @@ def read_settings(run_dir: Path) -> Config:
 def _settings(values: Mapping[str, Any]) -> Config:
     """The settings in a config.json."""
     config: Config = from_json(Config, values["settings"])
-    validate(config)
     return config
 
 

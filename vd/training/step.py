@@ -128,10 +128,8 @@ def make_train_step(
 
     Configs that differ in `StepNumbers` alone get the same function, compiled once.
     """
-    none = StepNumbers(*[0] * len(StepNumbers._fields))
-    common = with_numbers(
-        Config(config.data, model=config.model, training=config.training), none
-    )
+    only = Config(config.data, model=config.model, training=config.training)
+    common = with_numbers(only, step_numbers(Config(config.data)))
     return _parallel_step(common, tuple(devices), parts)
 
 
