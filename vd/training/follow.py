@@ -8,7 +8,7 @@ from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.compute import open_store
 from vd.hosts import Hosts
-from vd.models.parts import Parts
+from vd.models.plugins import Plugins
 from vd.training import run_folder
 from vd.training.batches import training_batches
 from vd.training.feature_set import TRAINED_SHARE, FeatureSet
@@ -19,7 +19,7 @@ from vd.training.optimizer import learning_rates
 from vd.training.step import step_numbers
 
 
-def follow(config: Config, parts: Parts, hosts: Hosts) -> NoReturn:
+def follow(config: Config, plugins: Plugins, hosts: Hosts) -> NoReturn:
     """Train with process 0 until it ends, which ends this process.
 
     Raises `VdError` when this process has other settings, or sees other files.
@@ -28,14 +28,14 @@ def follow(config: Config, parts: Parts, hosts: Hosts) -> NoReturn:
     devices = devices_of_all(config, hosts)
     told = hosts.hear()  # after the extraction
     look(config.run.checkpoint_dir, told, hosts)
-    data = _training_set(config, parts, hosts)
+    data = _training_set(config, plugins, hosts)
     batch_size: int = told["batch_size"]
     steps = len(data) // batch_size
     settings = config.training
     rates, numbers = learning_rates(settings, steps), step_numbers(config)
     with JointInterruption() as interruption:
-        step = make_joint_step(config, devices, parts, interruption)
-        state = begin(config, data.dim, parts).state
+        step = make_joint_step(config, devices, plugins, interruption)
+        state = begin(config, data.dim, plugins).state
         state = share_state(state, hosts)
         done = int(state.step)
         batches = training_batches(
@@ -52,7 +52,7 @@ def follow(config: Config, parts: Parts, hosts: Hosts) -> NoReturn:
         hosts.wait_for_end()
 
 
-def _training_set(config: Config, parts: Parts, hosts: Hosts) -> FeatureSet:
+def _training_set(config: Config, plugins: Plugins, hosts: Hosts) -> FeatureSet:
     """The clips that process 0 trains on, from the run folder and the cache."""
     run_dir = config.run.checkpoint_dir
     backbone = find_backbone(config.backbone)
@@ -60,7 +60,7 @@ def _training_set(config: Config, parts: Parts, hosts: Hosts) -> FeatureSet:
     store = open_store(config.data.cache_dir, backbone, dim // len(backbone.streams))
     identity = {
         **run_folder.settings_identity(config),
-        **parts.identity(),
+        **plugins.identity(),
         "features": store.fingerprint,
     }
     run_folder.check_identity(run_dir, identity)

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from vd.config import Config
 from vd.hosts import Hosts
-from vd.models.parts import Parts
+from vd.models.plugins import Plugins
 from vd.training.interruption import Interruption
 from vd.training.step import (
     AXIS,
@@ -52,7 +52,7 @@ class JointInterruption(Interruption):
 def make_joint_step(
     config: Config,
     devices: Sequence[jax.Device],
-    parts: Parts,
+    plugins: Plugins,
     interruption: JointInterruption,
 ) -> TrainStep:
     """The step over the devices of all processes; each gives its rows of the batch.
@@ -60,7 +60,7 @@ def make_joint_step(
     All call it equally often. After a call all know of the signals that came before the
     call before it, so that no device waits for a host.
     """
-    step_fn = make_step(config, parts, AXIS)
+    step_fn = make_step(config, plugins, AXIS)
     here = sum(device.process_index == jax.process_index() for device in devices)
 
     def joint(

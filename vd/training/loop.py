@@ -26,8 +26,8 @@ from vd.config import Config
 from vd.console import say
 from vd.errors import VdError
 from vd.hosts import ALONE, Hosts
-from vd.models.head import Params, init_params
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.head import Params, check_shapes, init_params
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
 from vd.training.early_stopping import EarlyStopping
@@ -66,7 +66,7 @@ def train(
     run_dir: Path,
     devices: Sequence[jax.Device],
     batch_size: int,
-    parts: Parts = BUILT_IN,
+    plugins: Plugins = BUILT_IN,
     hosts: Hosts = ALONE,
     on_event: OnEvent = ignore_event,
 ) -> Trained:
@@ -80,8 +80,8 @@ def train(
     steps = len(train_set) // batch_size
     say_cut_warmup(settings, steps)
     rates = learning_rates(settings, steps)
-    first = begin(config, train_set.dim, parts)
-    step, interruption = _step(config, devices, parts, hosts)
+    first = begin(config, train_set.dim, plugins)
+    step, interruption = _step(config, devices, plugins, hosts)
     numbers = step_numbers(config, devices if hosts.count == 1 else ())
     profile = run_dir / "profile" if config.run.profile else None
     with interruption, Checkpoints(run_dir, on_event=on_event) as checkpoints:
@@ -99,7 +99,7 @@ def train(
                 int(at.state.step), len(devices) // hosts.count, hosts.rows(batch_size),
             )  # fmt: skip
             at = _Run(
-                config, Validation(config, val_set, parts), batch_size, steps, rates, numbers,
+                config, Validation(config, val_set, plugins), batch_size, steps, rates, numbers,
                 step, batches, checkpoints, log, watch, interruption, hosts, on_event,
             ).go_on(at)  # fmt: skip
         if not interruption.came:
@@ -112,13 +112,13 @@ def train(
 
 
 def _step(
-    config: Config, devices: Sequence[jax.Device], parts: Parts, hosts: Hosts
+    config: Config, devices: Sequence[jax.Device], plugins: Plugins, hosts: Hosts
 ) -> tuple[TrainStep, Interruption]:
     """The step of this process, and what stops it."""
     if hosts.count == 1:
-        return make_train_step(config, devices, parts), Interruption()
+        return make_train_step(config, devices, plugins), Interruption()
     interruption = JointInterruption()
-    return make_joint_step(config, devices, parts, interruption), interruption
+    return make_joint_step(config, devices, plugins, interruption), interruption
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,10 @@ class _Run:
                 )
 
 
-def begin(config: Config, dim: int, parts: Parts) -> Checkpoint:
+def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
     """Step 0, from the seed."""
-    parts.check(config, dim)
-    settings, head = config.training, parts.make_head(config.model)
+    check_shapes(plugins, config, dim)
+    settings, head = config.training, plugins.make_head(config.model)
     key = jax.random.key(settings.seed, impl="threefry2x32")
     params = init_params(head, dim, key)
     opt_state = make_optimizer(settings).init(params)

@@ -10,7 +10,8 @@ import numpy as np
 from vd.config import Config
 from vd.metrics.binary import collapsed, recall, roc_auc
 from vd.models.head import Params
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.losses import clip_losses
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.models.scoring import Windows, score_batches, scoring_device, window_batches
 from vd.training.feature_set import FeatureSet, fits
 
@@ -21,10 +22,12 @@ class Validation:
     """Scores the validation part; a GPU keeps its windows from one epoch to the next."""
 
     def __init__(
-        self, config: Config, val_set: FeatureSet, parts: Parts = BUILT_IN
+        self, config: Config, val_set: FeatureSet, plugins: Plugins = BUILT_IN
     ) -> None:
-        self._head, self._set = parts.make_head(config.model), val_set
-        self._losses = jax.jit(partial(parts.losses, config=config.training))
+        self._head, self._set = plugins.make_head(config.model), val_set
+        self._losses = jax.jit(
+            partial(clip_losses, plugins.loss, settings=config.training)
+        )
         self._kept: list[Windows] | None = None
         if fits(self._bytes(), [scoring_device()], _DEVICE_SHARE):
             self._kept = [_on_device(windows) for windows in self._batches()]
