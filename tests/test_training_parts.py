@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vd.config import TrainingConfig
+from vd.errors import VdError
 from vd.models.losses import (
     clip_losses,
     even_logit,
@@ -16,8 +17,8 @@ from vd.models.losses import (
     imbalance_warning,
     smoothed_targets,
 )
-from vd.training.early_stopping import EarlyStopping
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
+from vd.training.validation import EarlyStopping, check_metric
 
 
 def sigmoid(x):
@@ -152,6 +153,14 @@ def test_stops_after_patience_and_keeps_the_earlier_of_a_tie():
 def test_accuracy_is_better_when_larger_and_undefined_never_wins():
     stopping = run_stopping([None, 0.5, 0.7, None], metric="val_roc_auc", patience=9)
     assert (stopping.best_epoch, stopping.best_value) == (3, 0.7)
+
+
+def test_a_metric_has_its_own_direction():
+    falling = [0.3, 0.2, 0.25]
+    assert run_stopping(falling, metric="val_brier").best_epoch == 2
+    assert run_stopping(falling, metric="val_recall_violent").best_epoch == 1
+    with pytest.raises(VdError, match=r"val_roc is unknown; .* val_roc_auc"):
+        check_metric("val_roc")
 
 
 def test_min_delta_asks_for_more():

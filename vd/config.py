@@ -197,10 +197,9 @@ class TrainingConfig(Settings):
     """Mixup: shares of two clips are drawn from Beta(alpha, alpha) (0: no mixup)."""
     early_stopping_patience: Count = 15
     """Epochs without a better value before training stops."""
-    early_stopping_metric: Literal[
-        "val_loss", "val_accuracy", "val_balanced_accuracy", "val_roc_auc"
-    ] = "val_loss"
-    """Validation metric that chooses the best checkpoint."""
+    early_stopping_metric: str = "val_loss"
+    """Validation metric that chooses the best checkpoint: val_loss, val_accuracy,
+    val_balanced_accuracy, val_roc_auc, or val_ and another name in vd.metrics.binary.METRICS."""
     early_stopping_min_delta: Annotated[float, Between(0, 1e6)] = 0.0
     """Smallest change that counts as better."""
     seed: Seed = 0

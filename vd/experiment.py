@@ -59,6 +59,9 @@ def run(
             "--num-processes is for vd train and experiment scripts; call vd.hosts.join first "
             "where a script calls run by itself."
         )
+    from vd.training.validation import check_metric
+
+    check_metric(config.training.early_stopping_metric)
     plugins, hosts = Plugins(head, loss, augmentation), joined()
     begun = run_folder.settings_identity(config) | plugins.identity()
     check_devices(config, hosts.count)

@@ -184,7 +184,10 @@ def _checked_members(
         name: (fold, member)
         for name, fold, member in member_configs(config, grid, folds)
     }
+    from vd.training.validation import check_metric
+
     for _, member in members.values():
+        check_metric(member.training.early_stopping_metric)
         check_devices(member)
         check_folder(member.run.checkpoint_dir)
     return members

@@ -19,9 +19,9 @@ from rich.filesize import decimal
 from vd.console import say
 from vd.errors import VdError
 from vd.models.head import Params
-from vd.training.early_stopping import EarlyStopping
 from vd.training.log import EpochSums
 from vd.training.step import TrainState
+from vd.training.validation import EarlyStopping
 
 # orbax tells of every save and option, asyncio of the second leaf that cannot be read;
 # the first error reaches us as an exception

@@ -30,11 +30,10 @@ from vd.models.head import Params, check_shapes, init_params
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
-from vd.training.early_stopping import EarlyStopping
 from vd.training.feature_set import FeatureSet
 from vd.training.interruption import Interruption
 from vd.training.joint import JointInterruption, make_joint_step, share_state
-from vd.training.log import EpochSums, MetricsLog
+from vd.training.log import EpochSums, MetricsLog, Watch, watching
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 from vd.training.profiling import profiling
 from vd.training.step import (
@@ -46,8 +45,7 @@ from vd.training.step import (
     make_train_step,
     step_numbers,
 )
-from vd.training.validation import Validation
-from vd.training.watch import Watch, watching
+from vd.training.validation import EarlyStopping, Validation
 
 
 @dataclass(frozen=True)
