@@ -10,7 +10,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import vd
 from vd.config import Config, from_json, to_json
 from vd.data.manifest import CLASSES, Video, class_label, split_rows
 from vd.errors import VdError, damage
@@ -19,6 +18,7 @@ from vd.models.plugins import BUILT_IN, Plugins
 
 FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
+    "vd",
     "jax",
     "jaxlib",
     "flax",
@@ -127,7 +127,7 @@ def write_config(
             },
             "label_map": {name: label for label, name in enumerate(CLASSES)},
             **facts,
-            "packages": {"vd": vd.__version__, **versions},
+            "packages": versions,
             "git_revision": _git_revision(),
         },
     )
@@ -239,7 +239,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _git_revision() -> str | None:
     """The revision of the checkout that vd runs from, if it is one."""
-    command = ["git", "-C", str(Path(vd.__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=10
