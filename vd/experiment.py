@@ -1,11 +1,10 @@
 """One experiment, from videos to pictures: `vd train` and every script call `run`.
 
-1. Settings are checked, then the manifest, before anything slow.
-2. Extract what the store lacks; print the ledger; refuse a gap between the classes' losses.
+1. Check settings, then the manifest, before anything slow.
+2. Extract missing features; print the ledger; refuse a gap between the classes' losses.
 3. Open the run folder: another identity is an error, a finished run is left as it is.
-4. Train, or go on; restore the best; fit temperature and threshold on validation.
-5. Evaluate the restored best on validation and test; pictures; the test part comes last,
-   then the report.
+4. Train, or continue; restore the best; fit temperature and threshold on validation.
+5. Evaluate the restored best on validation and test; write pictures and the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
@@ -20,7 +19,7 @@ from vd.data.hashes import identify
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import for_folds, with_splits
 from vd.data.splits_file import keep_splits
-from vd.errors import VdError, damage
+from vd.errors import VdError
 from vd.files import lock, read_json
 from vd.hosts import ALONE, Hosts, joined, several
 from vd.models.plugins import Plugins
@@ -31,7 +30,6 @@ from vd.training.opening import (
     Opened,
     batch_and_devices,
     check_devices,
-    write_inputs,
 )
 
 if TYPE_CHECKING:
@@ -99,7 +97,7 @@ def run(
 def prepare(config: Config, folds: bool = False) -> Data:
     """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
 
-    With `folds` it is not split: they take no notice of splits.
+    With `folds` it is not split: folds ignore splits.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.extract import extract
@@ -120,11 +118,11 @@ def open_run(
     joint: "Sequence[jax.Device]" = (),
     fewest: int | None = None,
 ) -> Opened | None:
-    """Make a run folder ready, or take up the one there; None when it is finished.
+    """Write a run folder, or continue the one there; None when that run is finished.
 
-    The caller holds its lock. `joint` are the devices of several processes; `fewest` the
-    clips of a sweep's smallest train part, whose batch is that of all. Raises `VdError`
-    when the folder holds another run.
+    The caller holds its lock. `joint` are the devices of several processes. `fewest` is the
+    size of a sweep's smallest train part, which sets the batch size of every member. Raises
+    `VdError` when the folder holds another run.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     _check_classes(clips)
@@ -143,12 +141,12 @@ def open_run(
     opened = batch_and_devices(config, fewest, joint)
     if config.run.fresh:  # nothing is deleted before all checks are done
         run_folder.clear(run_dir)
-    write_inputs(config, plugins, data, identity, opened)
+    run_folder.write_inputs(config, plugins, data, identity, opened)
     return opened
 
 
 def _complete(run_dir: Path) -> None:
-    """The report of a finished run that was killed before it, or was made before reports."""
+    """Write the report of a finished run that was killed before it wrote one."""
     if not (run_dir / "report.html").exists():
         from vd.report.report import write_quick
 
@@ -156,16 +154,13 @@ def _complete(run_dir: Path) -> None:
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
-    """What the run's test evaluation said."""
+    """The test evaluation of a finished run."""
     from vd.evaluation.evaluate import summary
 
     path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
     result: dict[str, Any] = read_json(path, remedy)
-    try:
-        say(summary(result))
-    except (KeyError, TypeError) as error:
-        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
+    say(summary(result))
     return result
 
 
@@ -176,7 +171,7 @@ def train_run(
     opened: Opened,
     hosts: Hosts = ALONE,
 ) -> "Trained":
-    """Train the open run, or go on with it."""
+    """Train, or continue, the open run."""
     import jax
 
     from vd.training.loop import train
@@ -208,7 +203,7 @@ def evaluate_run(
     sets: Mapping[str, "FeatureSet"],
     trained: "Trained",
 ) -> dict[str, Any]:
-    """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
+    """Calibrate the restored best, evaluate it on validation and test, write the report."""
     from vd import plots
     from vd.evaluation.evaluate import (
         Restored,
@@ -245,7 +240,7 @@ def say_before_training(
     train_set: "FeatureSet",
     devices: Sequence["jax.Device"],
 ) -> None:
-    """What is trained on, and what a person may want otherwise."""
+    """Print what is trained on, and settings that may be wrong for it."""
     from vd.models.losses import imbalance_warning
 
     settings = config.training
@@ -265,10 +260,11 @@ def say_before_training(
 
 
 def _check_classes(clips: Mapping[str, Sequence[Video]]) -> None:
-    """Quarantine may have emptied a class."""
+    """Raise `VdError` when quarantine has emptied a class."""
     for split, videos in clips.items():
         if len({video.label for video in videos}) < 2:
             raise VdError(
                 f"the {split} split has usable clips of {len({v.label for v in videos})} "
-                "class only; mend the quarantined files that the ledger above names, or add clips."
+                "class only; repair or replace the quarantined files that the ledger lists, or add "
+                "clips."
             )
