@@ -8,9 +8,9 @@ from vd.config import Config
 from vd.errors import VdError
 from vd.evaluation.predictions import Member, read_run
 from vd.files import read_csv, read_json
-from vd.training.early_stopping import EarlyStopping
 from vd.training.log import read_metrics
 from vd.training.run_folder import read_config, read_settings
+from vd.training.validation import EarlyStopping
 
 _FIRST = {"test": 0, "val": 1}  # the order of evaluations; others by name
 
