@@ -24,8 +24,7 @@ from vd.config import DataConfig, usable_cores
 from vd.console import track
 from vd.data.catalog import identify
 from vd.data.manifest import read_manifest
-from vd.features.efficientnet import onnx_model
-from vd.features.quantized import known_ranges, quantized_model
+from vd.features.efficientnet import onnx_model, quantized_model
 from vd.files import writing
 
 RATE, SIDE, FINE = 8, 224, 448  # frames a second; sides of the network's image and ours
@@ -121,7 +120,7 @@ def network(side: int, integers: bool = False) -> Callable[[np.ndarray], Map]:
     from onnx import TensorProto, helper
 
     name = "efficientnet-lite0"
-    model = quantized_model(name, known_ranges(name)) if integers else onnx_model(name)
+    model = quantized_model(name) if integers else onnx_model(name)
     for axis in (1, 2):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
     last = model.graph.node[-2].input[0]

@@ -22,10 +22,9 @@ from vd.cli import run_command
 from vd.config import BackboneConfig, DataConfig, DecodeConfig
 from vd.console import track
 from vd.data.catalog import identify
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import read_manifest
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.files import writing
 

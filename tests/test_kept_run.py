@@ -1,8 +1,9 @@
 """A finished run that version 0.1 wrote: every later version predicts and evaluates it.
 
-`run_of_0_1/run` is `vd train` with revision 279e9dc on clips and a backbone of
-`benchmarks.golden`, without its pictures, report and event file; `run_of_0_1/clips` holds
-its test clips, of which two have each other's class so that no figure is perfect.
+`run_of_0_1/run` is what `vd train` of revision 279e9dc wrote for clips as those of
+`benchmarks.golden` and a tiny ONNX backbone, without pictures, report and event file.
+`run_of_0_1/clips` holds its test clips: two have each other's class, so that no figure is
+perfect.
 """
 
 import csv

@@ -17,6 +17,7 @@ from vd.data.catalog import Catalog, identify
 from vd.data.ledger import scan
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
+from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 
 
@@ -47,8 +48,8 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     assert [o.outcome for o in catalog.outcomes().values()] == ["used"] * 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, number):
     root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
     with open(root / "normal" / "endless.mp4", "wb") as handle:
@@ -116,7 +117,7 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
         if work is scan:
             return scan(videos, data, DecodeConfig())
         if work is extract:
-            return extract(videos, config)[1]
+            return extract(videos, config, find_backbone(config.backbone))[1]
         return fingerprint_videos(videos, data, DecodeConfig())[0]
 
     def vanishing(paths, *arguments, **options):

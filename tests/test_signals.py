@@ -56,6 +56,7 @@ run_command(globals()[sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code", "printed"),
     [
@@ -66,7 +67,6 @@ run_command(globals()[sys.argv[1]])
         ("in_c", 143, ""),
     ],
 )
-@pytest.mark.slow
 def test_one_signal_ends_a_command_once(what, code, printed, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(

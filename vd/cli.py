@@ -4,16 +4,17 @@ Heavy modules are imported by the command that needs them, so that help and erro
 quick and a decoding worker, which imports the main script again, stays light.
 """
 
+import argparse
 import atexit
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -25,9 +26,7 @@ from vd.config import (
     DecodeConfig,
     EngineName,
     ExecutorConfig,
-    GridConfig,
     SplitConfig,
-    validate,
 )
 from vd.console import say
 from vd.errors import SOME_FAILED, USAGE, VdError
@@ -37,10 +36,13 @@ from vd.supervisor import INTERRUPTED
 
 if TYPE_CHECKING:
     from vd.models.head import Head
-    from vd.models.parts import Loss
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _FLAT = (tyro.conf.OmitArgPrefixes,)
+_FORMER_FLAGS = (
+    "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
+    "--label-smoothings", "--dropout-rates", "--grad-clip-norms",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,6 @@ class Scan:
         from vd.data.manifest import check_classes, read_manifest
         from vd.files import make_folder, write_csv, write_json
 
-        validate(self)
         manifest = read_manifest(self.data, both_classes=False)
         make_folder(self.report_dir, "--report-dir")
         videos = identify(manifest.videos, self.data.cache_dir)
@@ -90,7 +91,6 @@ class Audit:
         """Print the findings, the worst first."""
         from vd.audit.audit import audit
 
-        validate(self)
         config = Config(self.data, self.splits, self.decode, self.backbone)
         audit(config, self.report_dir, self.checkpoint_dir)
         return 0
@@ -112,7 +112,6 @@ class Split:
         """Write the splits file, which training then takes; print its counts."""
         from vd.data.splits import split
 
-        validate(self)
         find_duplicates = None
         if self.merge_duplicates:
             from vd.audit.near_duplicates import duplicate_ids
@@ -131,7 +130,8 @@ class Extract:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     verify: bool = False
-    """Read every stored record against its checksum first; damaged ones are made again."""
+    """Read every stored record against its checksum first; videos of damaged shards are
+    extracted again."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __call__(self) -> int:
@@ -139,13 +139,14 @@ class Extract:
         from vd.data import ledger as scan
         from vd.data.catalog import identify
         from vd.data.manifest import read_manifest
+        from vd.features.backbone import find_backbone
         from vd.features.extract import extract
 
-        validate(self)
         manifest = read_manifest(self.data)
         videos = identify(manifest.videos, self.data.cache_dir)
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        store, ledger = extract(videos, config, self.verify, self.executor)
+        backbone = find_backbone(self.backbone)
+        store, ledger = extract(videos, config, backbone, self.verify, self.executor)
         scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"
@@ -155,44 +156,63 @@ class Extract:
 
 
 @dataclass(frozen=True)
-class Train(Config):
+class _Training(Config):
+    """A command that trains."""
+
+    head: str | None = None
+    """Your own head, package.module:Name; its settings become flags (docs/extending.md)."""
+
+    def chosen_head(self, head: "type[Head] | None" = None) -> Any:
+        """The head that --head names, else a script's, with its settings."""
+        if self.head is not None:
+            head = _import_head(self.head)
+        settings = getattr(self, "head_settings", None)
+        return partial(head, **vars(settings)) if head and settings else head
+
+
+@dataclass(frozen=True)
+class Train(_Training):
     """Extract, train, calibrate, evaluate the restored best checkpoint, draw pictures."""
 
     def __call__(
-        self, head: "type[Head] | None" = None, loss: "Loss | None" = None
+        self, head: "type[Head] | None" = None, **plugins: Callable[..., Any] | None
     ) -> int:
-        """Run the experiment that the flags describe, with a script's own head and loss."""
+        """Run the experiment that the flags describe, with a script's own plug-ins."""
         from vd.experiment import run
         from vd.training.opening import check_devices
 
-        validate(self)  # before minutes of waiting for other processes
         check_devices(self, self.run.num_processes or 1)
         join(self.run)
-        run(self, head, loss)
+        run(self, self.chosen_head(head), **plugins)
         return 0
 
 
 @dataclass(frozen=True)
-class Sweep(Config):
-    """Train many runs of one shape as one program; each writes a run folder of its own."""
+class Sweep(_Training):
+    """Train every combination of some settings' values; each is a run folder of its own."""
 
-    grid: GridConfig = field(default_factory=GridConfig)
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=VALUE,VALUE…: values of a setting of the model or of training; may be repeated."""
+    folds: int = 0
+    """Grouped, stratified folds over all clips, each the test part once (0: the splits)."""
 
     def __call__(self) -> int:
         """Train and evaluate every member; write sweep.csv."""
-        from vd.sweep import sweep
+        from vd.models.plugins import Plugins
+        from vd.sweep import parse_grid, sweep
 
         if several(self.run):
             raise VdError(
                 "vd sweep trains all members in one process; leave --coordinator-address, "
                 "--num-processes and --process-id out, or use vd train."
             )
-        sweep(self, self.grid)
+        plugins = Plugins(head=self.chosen_head())
+        sweep(self, parse_grid(self.set), self.folds, plugins)
         return 0
 
 
 @dataclass(frozen=True)
-class Crossval(Config):
+class Crossval(_Training):
     """Train and test every fold with every seed, and pool the predictions."""
 
     folds: int = 5
@@ -205,8 +225,15 @@ class Crossval(Config):
     def __call__(self) -> int:
         """Write predictions.csv and crossval.json; print the latter."""
         from vd.crossval import crossval
+        from vd.models.plugins import Plugins
 
-        result = crossval(self, self.folds, self.seeds, self.cross_dataset)
+        result = crossval(
+            self,
+            self.folds,
+            self.seeds,
+            self.cross_dataset,
+            Plugins(head=self.chosen_head()),
+        )
         print(json.dumps(result, indent=2))
         return 0
 
@@ -277,36 +304,33 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of vd crossval; the first is the baseline."""
     out: Path | None = None
-    """Folder for compare.json, compare.csv, and curves over seeds as curves.csv and .png."""
+    """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
+    curves.png."""
 
     def __call__(self) -> int:
         """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare
-        from vd.evaluation.verdict import table, write_comparison
+        from vd.evaluation.compare import compare, table
 
-        result = compare(self.folders)
-        if self.out is not None:
-            write_comparison(self.out, result)
+        result = compare(self.folders, self.out)
         print(table(result))
         for pair in result["comparisons"]:
-            for sentence in pair["sentences"]:
-                say(sentence)
+            say(pair["verdict"])
         for warning in result["warnings"]:
-            say(f"WARNING: {warning}")
+            say(f"warning: {warning}")
         return 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write a run, a cross-validation or a comparison as one self-contained page."""
+    """Write a run or a cross-validation as one self-contained page."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """A run folder, or one of vd crossval; several are compared with the first."""
+    """A run folder, or one of vd crossval; only one (vd compare takes several)."""
     out: Path | None = None
-    """The page (default: report.html in the folder; needed for a comparison)."""
+    """The page (default: report.html in the folder)."""
     mistakes: int = 12
-    """Clips judged wrong that are shown with frames, and the worst with their score over
-    time: decodes these videos (0: a table only, quick). A comparison shows none."""
+    """Misclassified clips to show with frames, which decodes these videos (0: a table
+    only, quick)."""
     dataset_path: Path | None = None
     """Where the data set has moved, if it has."""
 
@@ -336,7 +360,6 @@ class Predict:
         from vd.devices import prepare_jax
         from vd.predict.predictor import Predictor
 
-        validate(self)
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
         for path in self.files:
@@ -378,25 +401,102 @@ def main() -> None:
         "report": Report,
         "predict": Predict,
     }
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="vd", description="Violence detection in video.", config=_FLAT
+
+    def command() -> int:
+        arguments = sys.argv[1:]
+        _refuse_former_flags(arguments)
+        for name in ("train", "sweep", "crossval"):
+            if arguments[:1] == [name]:
+                commands[name] = _with_head_flags(commands[name], arguments)
+        chosen = tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="vd",
+            description="Violence detection in video.",
+            config=_FLAT,
+        )
+        return int(chosen())
+
+    run_command(command)
+
+
+def _with_head_flags(
+    command: type[_Training],
+    arguments: Sequence[str],
+    head: "type[Head] | None" = None,
+) -> type[_Training]:
+    """The command with the settings of the head that it trains among its flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--head")
+    if path := parser.parse_known_args(arguments)[0].head:
+        head = _import_head(path)
+    if head is None:
+        return command
+    from vd.models.plugins import own_fields
+
+    hints = get_type_hints(head)
+    settings = make_dataclass(
+        f"{head.__name__} settings",
+        [
+            (name, hints[name], tyro.MISSING if default is MISSING else default)
+            for name, default in own_fields(head).items()
+        ],
+        frozen=True,
     )
-    run_command(chosen)
+    return make_dataclass(
+        command.__name__,
+        [("head_settings", settings, field(default_factory=settings))],
+        bases=(command,),
+        namespace={"__doc__": command.__doc__},
+        frozen=True,
+    )
+
+
+def _import_head(path: str) -> Any:
+    from vd.models.plugins import import_plugin
+
+    return import_plugin(path, f"--head {path}", Path.cwd())
+
+
+def _refuse_former_flags(arguments: Sequence[str]) -> None:
+    """Raise `VdError` for a flag of `vd sweep` that `--set` has replaced."""
+    for argument in arguments if arguments[:1] == ["sweep"] else ():
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag == "--members-at-once":
+            raise VdError(
+                f"{flag} is gone: the members of a sweep train one after the other; "
+                "leave it out."
+            )
+        if flag in _FORMER_FLAGS:
+            name = flag.removeprefix("--").removesuffix("s").replace("-", "_")
+            raise VdError(
+                f"{flag} is replaced by --set: give --set {name}=VALUE,VALUE (the values "
+                "with commas)."
+            )
 
 
 def experiment(
     description: str | None,
     command: type[Train] = Train,
     head: "type[Head] | None" = None,
-    loss: "Loss | None" = None,
+    loss: Callable[..., Any] | None = None,
+    augmentation: Callable[..., Any] | None = None,
     **defaults: Any,
 ) -> None:
     """Run an experiment script: its settings are defaults, every one of them a flag."""
     if command is Train:
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
-    default = command(**defaults)
-    chosen = tyro.cli(command, default=default, description=description, config=_FLAT)
-    run_command(lambda: chosen(head, loss))
+
+    def run() -> int:
+        with_head = _with_head_flags(command, sys.argv[1:], head)
+        chosen = tyro.cli(
+            with_head,
+            default=with_head(**defaults),
+            description=description,
+            config=_FLAT,
+        )
+        return chosen(head, loss=loss, augmentation=augmentation)
+
+    run_command(run)
 
 
 def run_command(command: Callable[[], int]) -> None:

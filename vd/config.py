@@ -6,10 +6,13 @@ P projected features, H hidden units, V views.
 """
 
 import dataclasses
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+
+import typeguard
 
 from vd.errors import VdError
 
@@ -17,8 +20,63 @@ EngineName = Literal["auto", "onnxruntime", "jax"]
 PresetName = Literal["fast", "default", "best"]
 
 
+class Between(NamedTuple):
+    """The least and the greatest value that a setting may have."""
+
+    low: float
+    high: float
+
+
+class Above(NamedTuple):
+    """A setting must be finite and greater than `low`."""
+
+    low: float
+
+
+Share = Annotated[float, Between(0, 1)]
+Count = Annotated[int, Between(1, 1_000_000)]
+Processes = Annotated[int, Between(1, 4096)]
+Positive = Annotated[float, Above(0)]
+Seed = Annotated[int, Between(0, 2**32 - 1)]
+
+
+class Settings:
+    """Settings in a dataclass whose fields are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        """Raise `VdError` for the first field that is outside the bounds of its type."""
+        for name, bounds in _bounds(type(self)).items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float):  # None, or traced by JAX
+                continue
+            flag = "--" + name.replace("_", "-")
+            if isinstance(bounds, Above):
+                if not bounds.low < value < math.inf:
+                    raise VdError(
+                        f"{flag} is {value}; give a finite value above {bounds.low}."
+                    )
+            elif not bounds.low <= value <= bounds.high:
+                raise VdError(
+                    f"{flag} is {value}; give a value from {bounds.low} to {bounds.high}."
+                )
+
+
+def _bounds(cls: type) -> dict[str, Between | Above]:
+    """The bounds in the annotations of a dataclass, by field."""
+    bounds = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        for part in (
+            hint,
+            *get_args(hint),
+        ):  # Annotated itself, or in a union with None
+            for bound in getattr(part, "__metadata__", ()):
+                if isinstance(bound, Between | Above):
+                    bounds[name] = bound
+    return bounds
+
+
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """Where the videos are, what they are called, and where what is known is kept."""
 
     dataset_path: Path
@@ -29,36 +87,36 @@ class DataConfig:
     """Name of the violent class when the names are not the usual ones."""
     group_from: str | None = None
     """Regular expression that finds a clip's group (source video, camera) in its path."""
-    max_loss_gap: float = 0.05
+    max_loss_gap: Share = 0.05
     """Largest difference between the classes' shares of lost files (1: any)."""
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(Settings):
     """How videos without splits are divided."""
 
     splits_file: Path | None = None
     """Where assigned splits are kept (default: a file under CACHE/splits)."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the 70/15/15 assignment; touches nothing else."""
     resplit: bool = False
     """Assign all splits anew instead of keeping those in the splits file."""
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(Settings):
     """How videos are decoded; touches no number of a video that decodes."""
 
-    decode_timeout_seconds: float = 30.0
+    decode_timeout_seconds: Positive = 30.0
     """Deadline of decoding up to 30 s of one video, in seconds."""
-    decode_workers: int | None = None
+    decode_workers: Processes | None = None
     """Decoding processes (default: one a core)."""
     retry_quarantined: bool = False
     """Decode files again that were quarantined before."""
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Settings):
     """The pretrained network that turns frames into features."""
 
     feature_preset: PresetName = "default"
@@ -67,18 +125,18 @@ class BackboneConfig:
     backbone: str | None = None
     """efficientnet-lite0, -lite1, -lite2, -lite0-int8, or an ONNX file: images to vectors
     (default: the preset's)."""
-    backbone_size: int | None = None
+    backbone_size: Annotated[int, Between(1, 4096)] | None = None
     """Side of the ONNX file's input images in pixels (default: from the file)."""
-    backbone_mean: float | None = None
+    backbone_mean: Annotated[float, Between(-1e6, 1e6)] | None = None
     """Subtracted from the 0–255 pixels before an ONNX file (default: its metadata, else 0)."""
-    backbone_std: float | None = None
+    backbone_std: Positive | None = None
     """Divides them after that (default: the file's metadata, else 1)."""
     engine: EngineName = "auto"
     """What runs the backbone: ONNX Runtime on a CPU, JAX on an accelerator."""
 
 
 @dataclass(frozen=True)
-class ExecutorConfig:
+class ExecutorConfig(Settings):
     """Where features are computed; touches no number."""
 
     executor: Literal["local", "ray"] = "local"
@@ -88,100 +146,80 @@ class ExecutorConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """Projection, bidirectional LSTM, attention pooling, one logit."""
 
-    clip_frames: int = 32
+    clip_frames: Annotated[int, Between(1, 100_000)] = 32
     """Frames of a clip (T) at 8 a second; longer videos are cut into windows."""
-    projection_size: int = 256
+    projection_size: Annotated[int, Between(0, 8192)] = 256
     """Features of a frame after the linear projection (P); 0: straight into the LSTM."""
-    hidden_size: int = 128
+    hidden_size: Annotated[int, Between(1, 4096)] = 128
     """Hidden units of each LSTM direction (H)."""
-    dropout_rate: float = 0.3
+    dropout_rate: Annotated[float, Between(0, 0.99)] = 0.3
     """Share of units dropped after the projection and after the pooling."""
     mixed_precision: bool = True
     """Products and activations in bfloat16; parameters and loss stay float32."""
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Settings):
     """Optimisation; the defaults are those of the recipe's `optimized` column."""
 
-    epochs: int = 150
+    epochs: Count = 150
     """Passes over the training split; the cosine ends with the last."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Clips a step, over all devices."""
-    learning_rate: float = 0.0005
+    learning_rate: Positive = 0.0005
     """Peak of the warmup cosine schedule."""
-    warmup_epochs: int = 5
+    warmup_epochs: Annotated[int, Between(0, 1_000_000)] = 5
     """Epochs of linear warmup."""
-    weight_decay: float = 0.0001
+    weight_decay: Annotated[float, Between(0, 10)] = 0.0001
     """AdamW's decoupled decay, on matrices only."""
-    grad_clip_norm: float = 1.0
+    grad_clip_norm: Annotated[float, Between(0, 1e9)] = 1.0
     """Global gradient norm above which gradients are scaled down (0: never)."""
-    focal_alpha: float = 0.25
+    focal_alpha: Share = 0.25
     """Weight of the violent class in the focal loss; the other's is 1 − alpha."""
-    focal_gamma: float = 2.0
+    focal_gamma: Annotated[float, Between(0, 100)] = 2.0
     """Focusing exponent of the focal loss; 0 is weighted cross-entropy."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Between(0, 0.99)] = 0.1
     """ε of the targets y(1 − ε) + ε/2."""
     augmentation: bool = True
-    """Temporal jitter, random windows and views; off: the plain middle window."""
-    temporal_jitter: float = 0.1
+    """Temporal jitter, random windows and views, and the next five; off: the middle window."""
+    temporal_jitter: Annotated[float, Between(0, 0.5)] = 0.1
     """Stretch and shift of a clip's time axis, as a share of its length."""
     spatial_augmentation: bool = True
     """Draw one of the stored views each time; plain alone, or with preset best mirrored."""
-    early_stopping_patience: int = 15
+    frame_dropping_rate: Annotated[float, Between(0, 0.99)] = 0.0
+    """Share of a clip's frames that training masks; at least one stays (0: none)."""
+    feature_noise: Annotated[float, Between(0, 10)] = 0.0
+    """Gaussian noise on features, as a share of the deviation of a clip's own (0: none)."""
+    mixup_alpha: Annotated[float, Between(0, 10)] = 0.0
+    """Mixup: shares of two clips are drawn from Beta(alpha, alpha) (0: no mixup)."""
+    early_stopping_patience: Count = 15
     """Epochs without a better value before training stops."""
-    early_stopping_metric: Literal[
-        "val_loss", "val_accuracy", "val_balanced_accuracy", "val_roc_auc"
-    ] = "val_loss"
-    """Validation metric that chooses the best checkpoint."""
-    early_stopping_min_delta: float = 0.0
+    early_stopping_metric: str = "val_loss"
+    """Validation metric that chooses the best checkpoint: val_loss, val_accuracy,
+    val_balanced_accuracy, val_roc_auc, or val_ and another name in vd.metrics.binary.METRICS."""
+    early_stopping_min_delta: Annotated[float, Between(0, 1e6)] = 0.0
     """Smallest change that counts as better."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, order, dropout and augmentation."""
 
 
 @dataclass(frozen=True)
-class GridConfig:
-    """The members of a sweep: every combination of these values (none: the run's own)."""
-
-    seeds: tuple[int, ...] = ()
-    """Values of --seed."""
-    folds: int = 0
-    """Grouped, stratified folds over all clips, each the test part once (0: the splits)."""
-    learning_rates: tuple[float, ...] = ()
-    """Values of --learning-rate."""
-    focal_alphas: tuple[float, ...] = ()
-    """Values of --focal-alpha."""
-    focal_gammas: tuple[float, ...] = ()
-    """Values of --focal-gamma."""
-    label_smoothings: tuple[float, ...] = ()
-    """Values of --label-smoothing."""
-    dropout_rates: tuple[float, ...] = ()
-    """Values of --dropout-rate."""
-    grad_clip_norms: tuple[float, ...] = ()
-    """Values of --grad-clip-norm (0: no clipping)."""
-    members_at_once: int = 1
-    """Members that train in one program; more gained nothing where it was measured, on a CPU
-    and on one large GPU."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Settings):
     """Where a run is kept and what it runs on; no part of its identity."""
 
     checkpoint_dir: Path = Path("runs/run")
     """The run folder."""
-    devices: int | None = None
+    devices: Processes | None = None
     """Devices of each process to train on (default: all accelerators, or one a CPU core)."""
     coordinator_address: str | None = None
     """HOST:PORT on the machine of process 0, to train with several processes (docs/hosts.md);
     auto: this and the next two from Slurm or Kubernetes."""
-    num_processes: int | None = None
+    num_processes: Processes | None = None
     """Processes that train together."""
-    process_id: int | None = None
+    process_id: Annotated[int, Between(0, 4095)] | None = None
     """Number of this process, from 0; process 0 leads."""
     profile: bool = False
     """Trace the third to the twelfth step with JAX's profiler, into the run's profile/."""
@@ -190,7 +228,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """One experiment. Data and features enter a run's identity by fingerprint."""
 
     data: DataConfig
@@ -219,91 +257,37 @@ def to_json(config: Any) -> dict[str, Any]:
             }
         return str(value.absolute()) if isinstance(value, Path) else value
 
-    result: dict[str, Any] = plain(config)
-    return result
+    values: dict[str, Any] = plain(config)
+    return values
 
 
 def from_json(cls: type, values: dict[str, Any]) -> Any:
     """The config dataclass `cls` from `to_json`'s values.
 
-    Raises `VdError` for an unknown key, and for a value of another type.
+    Raises `VdError` for an unknown key, and for a value of another type or out of bounds.
     """
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(known))
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
     if unknown:
         raise VdError(
             f"config.json has the unknown setting {unknown[0]!r}; read the run with the "
             "version of vd that wrote it."
         )
-    made = {}
-    for name, value in values.items():
-        kind = known[name].type
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-            value = from_json(kind, value)
-        elif value is not None and kind in (Path, Path | None):
-            value = Path(value)
-        elif not _fits(value, kind):
-            raise VdError(f"config.json: {value!r} cannot be the setting {name}.")
-        made[name] = value
-    return cls(**made)
+    return cls(**{name: _value(name, hints[name], values[name]) for name in values})
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is one of a field's type: a class, a union or a Literal."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    kinds = get_args(kind) or (kind,)
-    if isinstance(value, bool):  # an int to Python
-        return bool in kinds
-    return isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
-
-
-_BOUNDS: dict[str, tuple[float, float]] = {
-    "max_loss_gap": (0, 1),
-    "backbone_size": (1, 4096),
-    "backbone_mean": (-1_000_000, 1_000_000),
-    "decode_workers": (1, 4096),
-    "members_at_once": (1, 4096),
-    "clip_frames": (1, 100_000),
-    "projection_size": (0, 8192),
-    "hidden_size": (1, 4096),
-    "dropout_rate": (0, 0.99),
-    "epochs": (1, 1_000_000),
-    "batch_size": (1, 1_000_000),
-    "warmup_epochs": (0, 1_000_000),
-    "weight_decay": (0, 10),
-    "grad_clip_norm": (0, 1_000_000_000),
-    "focal_alpha": (0, 1),
-    "focal_gamma": (0, 100),
-    "label_smoothing": (0, 0.99),
-    "temporal_jitter": (0, 0.5),
-    "early_stopping_patience": (1, 1_000_000),
-    "early_stopping_min_delta": (0, 1_000_000),
-    "split_seed": (0, 2**32 - 1),
-    "seed": (0, 2**32 - 1),
-    "render_seed": (0, 2**32 - 1),
-    "devices": (1, 4096),
-    "num_processes": (1, 4096),
-    "process_id": (0, 4095),
-}
-_POSITIVE = (
-    "learning_rate",
-    "decode_timeout_seconds",
-    "backbone_std",
-)
-
-
-def validate(config: Any) -> None:
-    """Raise a `VdError` that names the first flag whose value is outside its range."""
-    for f in dataclasses.fields(config):
-        value, flag = getattr(config, f.name), "--" + f.name.replace("_", "-")
-        if dataclasses.is_dataclass(value):
-            validate(value)
-        elif value is None:
-            continue
-        elif f.name in _BOUNDS:
-            low, high = _BOUNDS[f.name]
-            if not low <= value <= high:
-                raise VdError(f"{flag} is {value}; give a value from {low} to {high}.")
-        elif f.name in _POSITIVE and not 0 < value < float("inf"):
-            raise VdError(f"{flag} is {value}; give a finite value above 0.")
+def _value(name: str, hint: Any, value: Any) -> Any:
+    """A setting of type `hint` from its JSON value."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_json(hint, value)
+    if isinstance(value, str) and Path in (hint, *get_args(hint)):
+        return Path(value)
+    if isinstance(value, list):
+        value = tuple(value)
+    try:
+        return typeguard.check_type(value, hint)
+    except typeguard.TypeCheckError as error:
+        raise VdError(
+            f"config.json: {value!r} is not a valid value for {name}; put back the file "
+            "that training wrote."
+        ) from error

@@ -42,77 +42,55 @@ def _terminal() -> Console | None:
 
 
 class Ticker:
-    """Counts finished items; knows rate and time left."""
+    """Counts finished items, and shows rate and time left."""
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
-        self.done, self.start, self._said = 0, time.monotonic(), time.monotonic()
-        self.note, self._share = "", 0.0
+    def __init__(self, title: str, total: int, unit: str, bar: Progress) -> None:
+        self.done = 0
+        self._title, self._total, self._unit = title, total, unit
+        self._start = self._shown = time.monotonic()
+        self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
 
     def advance(
         self, count: int = 1, note: str = "", share: float | None = None
     ) -> None:
-        """Count `count` more finished items; `note` stands behind the rate.
+        """Count `count` more finished items; `note` follows the rate.
 
-        `share` is what is done of all, where items differ much and more is known than they.
+        `share` is the finished share of the work, where the items are of unequal size.
         """
         self.done += count
-        self.note = note or self.note
-        self._share = self.done / max(self.total, 1) if share is None else share
-        self._show()
+        share = self.done / max(self._total, 1) if share is None else share
+        rate = f"{self._rate(share)}{note}"
+        if not self._bar.disable:
+            self._bar.update(self._task, completed=self.done, rate=rate)
+        elif time.monotonic() - self._shown >= _PLAIN_EVERY_SECONDS:
+            self._shown = time.monotonic()
+            say(f"{self._title}: {self.done}/{self._total} {self._unit}, {rate}")
 
     def seconds(self) -> float:
         """Time since the beginning."""
-        return max(time.monotonic() - self.start, 1e-9)
+        return max(time.monotonic() - self._start, 1e-9)
 
-    def rate(self) -> str:
+    def _rate(self, share: float) -> str:
         """Finished items a second so far, and the time left, in words."""
         left = "time left unknown"
-        if 0 < self._share < 1:
-            seconds = self.seconds() * (1 - self._share) / self._share
-            left = f"{duration(seconds)} left"
-        elif self._share >= 1:
-            left = "nearly done" if self.done < self.total else "0 s left"
-        rate = self.done / self.seconds()
-        return f"{rate:.1f} {self.unit}/s, {left}{self.note}"
-
-    def line(self) -> str:
-        """Done, rate and time left, in words."""
-        return f"{self.title}: {self.done}/{self.total} {self.unit}, {self.rate()}"
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        if now - self._said >= _PLAIN_EVERY_SECONDS:
-            self._said = now
-            say(self.line())
-
-
-class _BarTicker(Ticker):
-    """The same on a terminal."""
-
-    def __init__(self, title: str, total: int, unit: str, bar: Progress) -> None:
-        super().__init__(title, total, unit)
-        self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
-
-    def _show(self) -> None:
-        self._bar.update(self._task, completed=self.done, rate=self.rate())
+        if share > 0:
+            left = f"{duration(self.seconds() * max(1 / share - 1, 0))} left"
+        return f"{self.done / self.seconds():.1f} {self._unit}/s, {left}"
 
 
 @contextmanager
 def track(title: str, total: int, unit: str) -> Iterator[Ticker]:
     """Show progress of `total` items while the block runs."""
-    console = _terminal()
-    if console is None:
-        yield Ticker(title, total, unit)
-        return
+    terminal = _terminal()
     columns = (
         TextColumn("{task.description}"),
-        *([BarColumn()] if console.width >= _WIDE else []),
+        *([BarColumn()] if terminal and terminal.width >= _WIDE else []),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield _BarTicker(title, total, unit, bar)
+    disable = terminal is None
+    with Progress(*columns, console=terminal, transient=True, disable=disable) as bar:
+        yield Ticker(title, total, unit, bar)
 
 
 @contextmanager

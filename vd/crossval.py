@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vd.config import Config, GridConfig, validate
+from vd.config import Config
 from vd.console import say
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
 from vd.files import read_json, write_json
-from vd.models.parts import BUILT_IN, Parts
-from vd.sweep import member_configs, sweep
+from vd.models.plugins import BUILT_IN, Plugins
+from vd.sweep import Grid, member_configs, sweep
 
 
 def crossval(
@@ -26,7 +26,7 @@ def crossval(
     folds: int,
     seeds: Sequence[int] = (),
     cross_datasets: Sequence[Path] = (),
-    parts: Parts = BUILT_IN,
+    plugins: Plugins = BUILT_IN,
 ) -> dict[str, Any]:
     """Train and test every fold with every seed; returns the content of crossval.json.
 
@@ -34,13 +34,12 @@ def crossval(
     begun ones go on. Raises `VdError` as `vd.sweep.sweep` does.
     """
     folder = config.run.checkpoint_dir
-    validate(config)
     _check(config, folds, seeds)
-    grid = GridConfig(seeds=tuple(seeds) or (config.training.seed,), folds=folds)
+    grid = {"seed": list(seeds) or [config.training.seed]}
     names = _names(config, cross_datasets) if cross_datasets else {}
-    result = _on_one(config, grid, parts)
+    result = _on_one(config, grid, folds, plugins)
     if names:
-        result = _on_all(config, grid, parts, names, result)
+        result = _on_all(config, grid, folds, plugins, names, result)
     say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
     return result
 
@@ -51,7 +50,9 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
     if folds < 2:
         raise VdError(f"--folds is {folds}; give 2 or more.")
     if len(set(seeds)) < len(seeds):
-        raise VdError(f"--seeds {' '.join(map(str, seeds))} names one twice; drop it.")
+        raise VdError(
+            f"--seeds {' '.join(map(str, seeds))} lists a value twice; remove one."
+        )
     if folder.exists() and not folder.is_dir():
         raise VdError(f"--checkpoint-dir {folder} is a file; name a folder.")
     if (folder / "config.json").exists():
@@ -61,15 +62,15 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
         )
 
 
-def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
+def _on_one(config: Config, grid: Grid, folds: int, plugins: Plugins) -> dict[str, Any]:
     """The cross-validation of one data set."""
     from vd.evaluation.crossval import summary, write_crossval
-    from vd.evaluation.results import read_run
+    from vd.evaluation.predictions import read_run
 
-    sweep(config, grid, parts)
+    sweep(config, grid, folds, plugins)
     members = [
         read_run(member.run.checkpoint_dir, fold)
-        for _, fold, member in member_configs(config, grid)
+        for _, fold, member in member_configs(config, grid, folds)
     ]
     members.sort(key=lambda member: (member.seed, member.fold or 0))
     facts: dict[str, Any] = {
@@ -79,7 +80,7 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
     before = config.run.checkpoint_dir / "crossval.json"
     if before.exists() and not config.run.fresh:
         told = read_json(before, "delete it, and the same command writes it again")
-        if told.get("seeds") == sorted(grid.seeds):  # the same members say the same
+        if told.get("seeds") == sorted(grid["seed"]):  # the same members say the same
             facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
         else:
             say(
@@ -118,33 +119,35 @@ def _names(config: Config, others: Sequence[Path]) -> dict[str, Path]:
 
 def _on_all(
     config: Config,
-    grid: GridConfig,
-    parts: Parts,
+    grid: Grid,
+    folds: int,
+    plugins: Plugins,
     names: dict[str, Path],
     first: dict[str, Any],
 ) -> dict[str, Any]:
     """The same on every other data set, and the matrix of all."""
-    from vd.evaluation.matrix import (
+    from vd.evaluation.cross_dataset import (
         cell,
-        folder_of,
+        evaluate_members_on,
         matrix_rows,
         own_cell,
-        say_of_other,
     )
-    from vd.evaluation.results import read_results
+    from vd.evaluation.predictions import read_results
     from vd.files import write_csv
     from vd.metrics.binary import COLLAPSE
 
     folder = config.run.checkpoint_dir
     folders = {
-        name: folder if path == config.data.dataset_path else folder_of(folder, name)
+        name: folder if path == config.data.dataset_path else folder / f"on-{name}"
         for name, path in names.items()
     }
     results = dict.fromkeys(names, first)
     for trained, here in folders.items():  # all, before any is tested on another
         if here != folder:
             say(f"trained on {trained}:")
-            results[trained] = _on_one(_at(config, names[trained], here), grid, parts)
+            results[trained] = _on_one(
+                _at(config, names[trained], here), grid, folds, plugins
+            )
     matrix = []
     for trained, own in results.items():
         members = read_results(folders[trained])
@@ -153,7 +156,7 @@ def _on_all(
                 told = own_cell(own, len(members))
             else:
                 data = replace(config.data, dataset_path=other)
-                told = cell(say_of_other(members, data, tested))
+                told = cell(evaluate_members_on(members, data, tested))
             matrix.append({"trained_on": trained, "tested_on": tested, **told})
     others = [str(path.absolute()) for path in list(names.values())[1:]]
     result = {**first, "cross_datasets": others, "matrix": matrix}

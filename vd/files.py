@@ -3,24 +3,21 @@
 import contextlib
 import csv
 import errno
-import fcntl
-import hashlib
 import io
 import json
 import os
 import re
 import shutil
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+import filelock
 
 from vd.errors import VdError
 
-SEAL = "row_sha256"  # of a row, its last column
-_NAMING_SECONDS = 1.0  # what a lock's holder has at most to write its name
 _OWNED = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)$")
 
 
@@ -151,45 +148,30 @@ def remove_orphans(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, doing: str) -> Iterator[None]:
-    """Hold the only writer's lock at `path`; a second writer is told who holds it."""
+    """Hold the only writer's lock at `path`; `doing` names the holder to a second writer.
+
+    The name stands in a file beside the lock. Raises `VdError` when the lock is held.
+    """
+    owner = path.with_name(f"{path.name}-owner")
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = open(path, "a+")  # noqa: SIM115  # closed below
-    with opened as handle:
-        _take(handle, path.parent)
-        with explaining(path):
-            handle.truncate(0)
-            owner = f"{doing}, process {os.getpid()} on {socket.gethostname()}"
-            os.write(
-                handle.fileno(), owner.encode()
-            )  # no buffer, which would fail later
+        try:
+            held = filelock.FileLock(path).acquire(blocking=False)
+        except filelock.Timeout:
+            holder = owner.read_text() if owner.exists() else "another process"
+            raise VdError(
+                f"{path.parent} is in use by {holder}; wait for it to end, or name "
+                "another folder."
+            ) from None
+    with held:
+        with explaining(owner):
+            owner.write_text(
+                f"{doing}, process {os.getpid()} on {socket.gethostname()}"
+            )
         try:
             yield
         finally:
-            handle.truncate(0)
-
-
-def _take(handle: IO[str], folder: Path) -> None:
-    """Lock `handle`, or say who holds it: the holder writes its name just after it locks."""
-    until = time.monotonic() + _NAMING_SECONDS
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        handle.seek(0)
-        owner = handle.read().strip()
-        if owner or time.monotonic() > until:
-            raise VdError(
-                f"{folder} is in use by {owner or 'another process'}; wait for it to "
-                "end, or name another folder."
-            )
-        time.sleep(0.01)
-
-
-def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with the checksum of its other values."""
-    values = {name: value for name, value in row.items() if name != SEAL}
-    text = json.dumps(["" if v is None else str(v) for v in values.values()])  # as CSV
-    return {**values, SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
+            owner.unlink(missing_ok=True)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -12,11 +12,10 @@ from jaxtyping import UInt8
 from vd.config import DataConfig, DecodeConfig
 from vd.console import track
 from vd.data.catalog import Catalog
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.ledger import DecodingPass, Ledger, settled
 from vd.data.manifest import Video
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 
 SIDE = 16  # of a small grey frame
 _BLACK = 16  # grey level of a bar, at most

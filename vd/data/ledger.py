@@ -11,11 +11,10 @@ from typing import Any
 from vd.config import DataConfig, DecodeConfig
 from vd.console import say, track
 from vd.data.catalog import Catalog
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES, SPLITS, Video
 from vd.data.outcome import Outcome, check_file
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import LOSS_GAP, VdError
 
 _SIGNIFICANT = 0.01  # p-value below which a loss gap is not chance

@@ -9,14 +9,15 @@ from jaxtyping import Float64
 
 from vd import plots
 from vd.config import DecodeConfig, EngineName
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
+from vd.devices import prepare_jax
 from vd.errors import VdError
-from vd.evaluation.evaluate import check_features, moved, restore
+from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
-from vd.features.compute import VideoFeatures, video_features
 from vd.features.engines import make_engine
+from vd.features.extract import VideoFeatures, video_features
 from vd.models.scoring import score, score_windows
 from vd.training.run_folder import read_config
 
@@ -29,6 +30,15 @@ class Prediction:
     outcome: Outcome
     probability: float | None
     label: str | None
+
+
+def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
+    """The detector of a finished run, from its folder alone; `vd.load` is the same.
+
+    Raises `VdError` when training has not ended or a file of the run is missing.
+    """
+    prepare_jax()
+    return Predictor(Path(run_dir), engine)
 
 
 @dataclass(frozen=True)
