@@ -18,12 +18,10 @@ from tests.broken import (
     rotated,
     trim_without_encoding,
     with_frame_rate,
-    zeroed,
 )
 from tests.decoding import SMALL, decode, outcome
 from tests.unprivileged import open_folder, unprivileged
-from vd.data.decode import decode_stretch
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings, decode_stretch
 from vd.data.outcome import Outcome
 
 
@@ -273,27 +271,6 @@ def test_the_picture_s_own_length_tells_what_of_it_lacks(tmp_path):
     assert outcome(path).outcome == "used"
     path.write_bytes(cut(path.read_bytes(), 0.6))
     assert outcome(path).outcome == "partial"  # of 60 frames, not of 125
-
-
-def test_a_cut_or_zeroed_gif_is_not_used(tmp_path):
-    path = tmp_path / "a.gif"
-    render(path, noisy_frames(50), codec="gif", pix_fmt="rgb8")
-    content = path.read_bytes()
-    made = {
-        (content, "used", ""),
-        (content + bytes(9), "used", ""),  # padding
-        (content[:-1], "partial", "truncated"),
-        (cut(content, 0.99), "partial", "truncated"),
-        (cut(content, 0.3), "partial", "truncated"),  # of nobody knows how many
-        (zeroed(content, 0.7, 0.8), "partial", "corrupt-frames"),
-        (zeroed(content, 0.4, 0.5), "quarantined", "corrupt-frames"),  # ends there
-        (content + b"more", "partial", "corrupt-frames"),
-    }
-    for damaged, ending, reason in made:
-        path.write_bytes(damaged)
-        result = outcome(path)
-        assert (result.outcome, result.reason) == (ending, reason)
-        assert outcome(path, seconds=0.5) == result
 
 
 @pytest.mark.parametrize(

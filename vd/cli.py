@@ -54,19 +54,19 @@ class Scan:
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
         from vd.data import ledger as scan
-        from vd.data.hashes import identify
+        from vd.data.catalog import identify
         from vd.data.manifest import check_classes, read_manifest
         from vd.files import make_folder, write_csv, write_json
 
         manifest = read_manifest(self.data, both_classes=False)
         make_folder(self.report_dir, "--report-dir")
-        videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
+        videos = identify(manifest.videos, self.data.cache_dir)
         ledger = scan.scan(videos, self.data, self.decode)
         write_csv(self.report_dir / "scan.csv", ledger.rows())
         write_json(self.report_dir / "scan.json", ledger.summary(manifest.ignored))
         scan.report(ledger, manifest.ignored, self.report_dir / "scan.csv")
         say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
-        check_classes(videos, self.data)
+        check_classes(videos, f"--dataset-path {self.data.dataset_path}")
         scan.check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 
@@ -127,20 +127,23 @@ class Extract:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     verify: bool = False
-    """Read every stored record against its checksum first; damaged ones are made again."""
+    """Read every stored record against its checksum first; videos of damaged shards are
+    extracted again."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
         from vd.data import ledger as scan
-        from vd.data.hashes import identify
+        from vd.data.catalog import identify
         from vd.data.manifest import read_manifest
+        from vd.features.backbone import find_backbone
         from vd.features.extract import extract
 
         manifest = read_manifest(self.data)
-        videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
+        videos = identify(manifest.videos, self.data.cache_dir)
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        store, ledger = extract(videos, config, self.verify, self.executor)
+        backbone = find_backbone(self.backbone)
+        store, ledger = extract(videos, config, backbone, self.verify, self.executor)
         scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"

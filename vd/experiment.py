@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from vd.config import Config
 from vd.console import say
-from vd.data.hashes import identify
-from vd.data.manifest import Video, read_manifest
-from vd.data.splits import for_folds, with_splits
-from vd.data.splits_file import keep_splits
+from vd.data.catalog import identify
+from vd.data.manifest import check_classes, read_manifest
+from vd.data.splits import for_folds, keep_splits, with_splits
 from vd.errors import VdError, damage
 from vd.files import lock, read_json
 from vd.hosts import ALONE, Hosts, joined, several
@@ -97,15 +96,17 @@ def prepare(config: Config, folds: bool = False) -> Data:
     With `folds` it is not split: they take no notice of splits.
     """
     from vd.data.ledger import check_loss_gap, report
+    from vd.features.backbone import find_backbone
     from vd.features.extract import extract
 
     manifest = read_manifest(config.data)
-    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    given = identify(manifest.videos, config.data.cache_dir)
     videos = for_folds(given, config) if folds else with_splits(given, config)
-    store, ledger = extract(videos, config)
+    backbone = find_backbone(config.backbone)
+    store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), videos, ledger, store)
+    return Data(list(given), videos, ledger, store, backbone)
 
 
 def open_run(
@@ -122,7 +123,12 @@ def open_run(
     when the folder holds another run.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
-    _check_classes(clips)
+    for split, videos in clips.items():
+        check_classes(
+            videos,
+            f"the {split} split, without its quarantined files,",
+            "repair or replace the files listed above, or add clips",
+        )
     identity = {
         **run_folder.settings_identity(config),
         **parts.identity(),
@@ -245,13 +251,3 @@ def say_before_training(
             "stores the mirrored one too"
         )
     say(f"training on {clips} clips, {len(devices)} × {devices[0].device_kind}")
-
-
-def _check_classes(clips: Mapping[str, Sequence[Video]]) -> None:
-    """Quarantine may have emptied a class."""
-    for split, videos in clips.items():
-        if len({video.label for video in videos}) < 2:
-            raise VdError(
-                f"the {split} split has usable clips of {len({v.label for v in videos})} "
-                "class only; mend the quarantined files that the ledger above names, or add clips."
-            )

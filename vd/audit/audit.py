@@ -23,11 +23,11 @@ from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.page import audit_page, shown_pairs
 from vd.config import Config
 from vd.console import say
+from vd.data.catalog import identify
 from vd.data.groups import merge_groups
-from vd.data.hashes import identify
 from vd.data.ledger import Ledger, report
 from vd.data.manifest import CLASSES, Video, read_manifest
-from vd.data.splits_file import kept_splits
+from vd.data.splits import kept_splits
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
@@ -50,7 +50,7 @@ def audit(
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
     make_folder(report_dir, "--report-dir")
-    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    given = identify(manifest.videos, config.data.cache_dir)
     own_splits = any(video.split for video in given)
     relabelled: list[str] = []
     tested = None

@@ -14,7 +14,7 @@ import numpy as np
 
 from vd.config import Config, DataConfig
 from vd.console import say
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.ledger import report
 from vd.data.manifest import Video, read_manifest
 from vd.errors import VdError
@@ -140,9 +140,10 @@ def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member |
 def _open(config: Config, run_dir: Path, name: str) -> Other:
     """Read and extract the data set that `config` names, for a run in `run_dir`."""
     manifest = read_manifest(config.data, both_classes=False)
-    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
-    check_features(find_backbone(config.backbone), run_dir)
-    store, ledger = extract(videos, config)
+    videos = identify(manifest.videos, config.data.cache_dir)
+    backbone = find_backbone(config.backbone)
+    check_features(backbone, run_dir)
+    store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     usable = ledger.usable()
     if not usable:

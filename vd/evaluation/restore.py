@@ -5,13 +5,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vd.config import Config
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError, damage
 from vd.features.backbone import Backbone, find_backbone
-from vd.features.compute import features_description, open_store
 from vd.features.extract import extract
-from vd.features.store import FeatureStore, fingerprint
+from vd.features.store import (
+    FeatureStore,
+    features_description,
+    fingerprint,
+    open_store,
+)
 from vd.files import read_json
 from vd.metrics.calibration import Calibration
 from vd.models.head import Head, Params, init_params
@@ -103,7 +107,7 @@ def features_of_run(
     store = open_store(config.data.cache_dir, backbone, dim)
     if all(video.id in store.rows for video in videos):
         return store
-    now = identify(videos, config.data.cache_dir / "hashes.csv")
+    now = identify(videos, config.data.cache_dir)
     for before, after in zip(videos, now, strict=True):
         if before.id != after.id:
             raise VdError(
@@ -111,4 +115,4 @@ def features_of_run(
                 "name the place of the data set with --dataset-path, or that of the features "
                 "with --cache-dir."
             )
-    return extract(videos, config)[0]
+    return extract(videos, config, backbone)[0]

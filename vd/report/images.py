@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 
 from vd import plots
 from vd.config import DecodeConfig
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
 from vd.data.outcome import check_file
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.evaluation.compare import PANELS
 from vd.evaluation.predictions import Predictions
 from vd.report.page import Picture, picture
