@@ -13,9 +13,9 @@ import pytest
 from tests.fabricated import metrics_without_timing, same_leaves, train_on_numbers
 from vd.errors import VdError
 from vd.training.checkpoints import Checkpoint, Checkpoints
-from vd.training.early_stopping import EarlyStopping
 from vd.training.log import EpochSums
 from vd.training.step import TrainState
+from vd.training.validation import EarlyStopping
 
 # tensorstore tells of a second array that fails after orbax has closed its event loop;
 # vd drops that, but pytest puts a hook of its own in the place of vd's

@@ -272,7 +272,6 @@ def test_a_cross_validation_has_a_page(clips, backbone, tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("evaluation_test.json", None, "is not evaluated; run its training command"),
         ("evaluation_val.json", "{", "evaluation_val.json is damaged"),
         ("evaluation_val.json", "[]", "evaluation_val.json is damaged"),
         ("metrics.jsonl", None, "metrics.jsonl is missing or damaged"),
@@ -290,10 +289,17 @@ def test_a_missing_or_damaged_file_is_one_sentence(run, file, content, message):
     assert digests(run) == before
 
 
+def test_an_unfinished_run_has_no_page(run):
+    (run / "evaluation_test.json").unlink()
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(VdError, match="run its training command again to go on"):
+        report([run], mistakes=0)
+
+
 def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()
     done = vd("report", tmp_path / "empty", code=2)
-    assert "no folder of a run or a cross-validation" in done.stderr
+    assert "holds neither config.json nor" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not list((tmp_path / "empty").iterdir())
     done = vd("report", run, tmp_path, code=2)

@@ -6,6 +6,7 @@ import re
 import struct
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -13,9 +14,8 @@ from tests.fabricated import metrics_without_timing, train_on_numbers
 from vd.config import TrainingConfig
 from vd.errors import VdError
 from vd.training import loop
-from vd.training.early_stopping import EarlyStopping
-from vd.training.log import read_metrics
-from vd.training.watch import overfits, watching
+from vd.training.log import overfits, read_metrics, watching
+from vd.training.validation import EarlyStopping
 
 ROW = {
     "epoch": 2, "step": 20, "train_loss": 0.5, "val_loss": 0.25, "val_accuracy": 0.75,
@@ -40,7 +40,7 @@ def clock(monkeypatch):
 def shown(clock, rows):
     """The third epoch, ten steps of four clips, at 2 s a step."""
     config = TrainingConfig(epochs=3, warmup_epochs=1)
-    with watching(config, lambda step: 0.001 * step, 10, 4, rows) as watch:
+    with watching(config, 0.001 * np.arange(30), 10, 4, rows) as watch:
         for step in range(21, 31):
             clock[0] += 2.0
             watch.step(step, loss=0.125)
@@ -97,7 +97,7 @@ def test_overfitting_is_said_when_it_begins(capsys):
     losses = [(0.5, 0.25), (0.4, 0.3), (0.3, 0.3), (0.2, 0.3), (0.1, 0.3)]
     config = TrainingConfig(epochs=9)
     said = []
-    with watching(config, lambda step: 0.0, 10, 4, []) as watch:
+    with watching(config, np.zeros(90), 10, 4, []) as watch:
         for epoch, (train, val) in enumerate(losses, start=1):
             row = ROW | {"epoch": epoch, "train_loss": train, "val_loss": val}
             watch.epoch(row, EarlyStopping("val_loss", 9))
@@ -138,8 +138,8 @@ def spoil_step(monkeypatch, number):
     def spoilt(*args):
         step = make(*args)
 
-        def run(state, batch):
-            state, metrics = step(state, batch)
+        def run(*arguments):
+            state, metrics = step(*arguments)
             if next(calls) == number:
                 metrics = metrics._replace(loss=jnp.float32(jnp.nan))
             return state, metrics

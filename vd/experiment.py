@@ -1,28 +1,27 @@
 """One experiment, from videos to pictures: `vd train` and every script call `run`.
 
-1. Settings are checked, then the manifest, before anything slow.
-2. Extract what the store lacks; print the ledger; refuse a gap between the classes' losses.
+1. Check settings, then the manifest, before anything slow.
+2. Extract missing features; print the ledger; refuse a gap between the classes' losses.
 3. Open the run folder: another identity is an error, a finished run is left as it is.
-4. Train, or go on; restore the best; fit temperature and threshold on validation.
-5. Evaluate the restored best on validation and test; pictures; the test part comes last,
-   then the report.
+4. Train, or continue; restore the best; fit temperature and threshold on validation.
+5. Evaluate the restored best on validation and test; write pictures and the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vd.config import Config
+from vd.config import Config, ModelConfig
 from vd.console import say
 from vd.data.catalog import identify
 from vd.data.manifest import check_classes, read_manifest
 from vd.data.splits import for_folds, keep_splits, with_splits
-from vd.errors import VdError, damage
+from vd.errors import VdError
 from vd.files import lock, read_json
 from vd.hosts import ALONE, Hosts, joined, several
-from vd.models.parts import Parts
+from vd.models.plugins import Plugins
 from vd.training import run_folder
 from vd.training.meeting import devices_of_all, shown
 from vd.training.opening import (
@@ -30,25 +29,26 @@ from vd.training.opening import (
     Opened,
     batch_and_devices,
     check_devices,
-    write_inputs,
 )
 
 if TYPE_CHECKING:
     import jax
 
     from vd.models.head import Head
-    from vd.models.parts import Loss
     from vd.training.feature_set import FeatureSet
-    from vd.training.loop import Member, Trained
+    from vd.training.loop import Trained
 
 
 def run(
-    config: Config, head: "type[Head] | None" = None, loss: "Loss | None" = None
+    config: Config,
+    head: "Callable[[ModelConfig], Head] | None" = None,
+    loss: Callable[..., Any] | None = None,
+    augmentation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Run, or go on with, one experiment; returns the content of evaluation_test.json.
+    """Run, or continue, one experiment; returns the content of evaluation_test.json.
 
-    `head`, a subclass of `vd.models.head.Head`, and `loss`, (logits_B, targets_B) → losses_B, are
-    a user's own (docs/extending.md); their source is part of the run's identity.
+    `head`, `loss` and `augmentation` are a user's own (`vd.models.plugins.Plugins`,
+    docs/extending.md); their import paths are part of the run's identity.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
     if several(config.run) and joined() is ALONE:
@@ -56,21 +56,24 @@ def run(
             "--num-processes is for vd train and experiment scripts; call vd.hosts.join first "
             "where a script calls run by itself."
         )
-    parts, hosts = Parts(head, loss), joined()
-    begun = run_folder.settings_identity(config) | parts.identity()
+    from vd.training.validation import check_metric
+
+    check_metric(config.training.early_stopping_metric)
+    plugins, hosts = Plugins(head, loss, augmentation), joined()
+    begun = run_folder.settings_identity(config) | plugins.identity()
     check_devices(config, hosts.count)
     run_dir = config.run.checkpoint_dir
     if not hosts.lead:
         from vd.training.follow import follow
 
-        follow(config, parts, hosts)
+        follow(config, plugins, hosts)
     run_folder.check_folder(run_dir)
     if not config.run.fresh:
         run_folder.check_identity(run_dir, begun)
     joint = devices_of_all(config, hosts)
     data = prepare(config)
     with lock(run_dir / ".lock", "vd train"):
-        opened = open_run(config, parts, data, joint)
+        opened = open_run(config, plugins, data, joint)
         if opened is None:
             say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
             return _finished(run_dir)
@@ -84,16 +87,16 @@ def run(
             split: FeatureSet(clips, data.store, *places.get(split, ()))
             for split, clips in data.parts().items()
         }
-        say_before_training(config, parts, sets["train"], opened.devices)
+        say_before_training(config, plugins, sets["train"], opened.devices)
         with shown(hosts, run_dir, opened.batch_size):
-            trained = train_run(config, parts, sets, opened, hosts=hosts)
-        return evaluate_run(config, parts, sets, trained)
+            trained = train_run(config, plugins, sets, opened, hosts=hosts)
+        return evaluate_run(config, plugins, sets, trained)
 
 
 def prepare(config: Config, folds: bool = False) -> Data:
     """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
 
-    With `folds` it is not split: they take no notice of splits.
+    With `folds` it is not split: folds ignore splits.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.backbone import find_backbone
@@ -111,16 +114,16 @@ def prepare(config: Config, folds: bool = False) -> Data:
 
 def open_run(
     config: Config,
-    parts: Parts,
+    plugins: Plugins,
     data: Data,
     joint: "Sequence[jax.Device]" = (),
     fewest: int | None = None,
 ) -> Opened | None:
-    """Make a run folder ready, or take up the one there; None when it is finished.
+    """Write a run folder, or continue the one there; None when that run is finished.
 
-    The caller holds its lock. `joint` are the devices of several processes; `fewest` the
-    clips of a sweep's smallest train part, whose batch is that of all. Raises `VdError`
-    when the folder holds another run.
+    The caller holds its lock. `joint` are the devices of several processes. `fewest` is the
+    size of a sweep's smallest train part, which sets the batch size of every member. Raises
+    `VdError` when the folder holds another run.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     for split, videos in clips.items():
@@ -131,7 +134,7 @@ def open_run(
         )
     identity = {
         **run_folder.settings_identity(config),
-        **parts.identity(),
+        **plugins.identity(),
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
@@ -144,12 +147,12 @@ def open_run(
     opened = batch_and_devices(config, fewest, joint)
     if config.run.fresh:  # nothing is deleted before all checks are done
         run_folder.clear(run_dir)
-    write_inputs(config, parts, data, identity, opened)
+    run_folder.write_inputs(config, plugins, data, identity, opened)
     return opened
 
 
 def _complete(run_dir: Path) -> None:
-    """The report of a finished run that was killed before it, or was made before reports."""
+    """Write the report of a finished run that was killed before it wrote one."""
     if not (run_dir / "report.html").exists():
         from vd.report.report import write_quick
 
@@ -157,28 +160,24 @@ def _complete(run_dir: Path) -> None:
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
-    """What the run's test evaluation said."""
+    """The test evaluation of a finished run."""
     from vd.evaluation.evaluate import summary
 
     path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
     result: dict[str, Any] = read_json(path, remedy)
-    try:
-        say(summary(result))
-    except (KeyError, TypeError) as error:
-        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
+    say(summary(result))
     return result
 
 
 def train_run(
     config: Config,
-    parts: Parts,
+    plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
-    member: "Member | None" = None,
     hosts: Hosts = ALONE,
 ) -> "Trained":
-    """Train the open run, or go on with it."""
+    """Train, or continue, the open run."""
     import jax
 
     from vd.training.loop import train
@@ -187,7 +186,7 @@ def train_run(
     try:
         return train(
             config, sets["train"], sets["val"], config.run.checkpoint_dir, devices,
-            batch_size, parts, member, hosts,
+            batch_size, plugins, hosts,
         )  # fmt: skip
     except MemoryError as error:  # NumPy's, of a batch on the host
         reason = (str(error) or "MemoryError").splitlines()[0]
@@ -205,11 +204,15 @@ def train_run(
 
 
 def evaluate_run(
-    config: Config, parts: Parts, sets: Mapping[str, "FeatureSet"], trained: "Trained"
+    config: Config,
+    plugins: Plugins,
+    sets: Mapping[str, "FeatureSet"],
+    trained: "Trained",
 ) -> dict[str, Any]:
-    """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
+    """Calibrate the restored best, evaluate it on validation and test, write the report."""
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
+    from vd.models.losses import even_logit
     from vd.report.report import write_quick
     from vd.training.log import read_metrics
 
@@ -217,10 +220,10 @@ def evaluate_run(
     plots.save(
         plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
     )
-    head = parts.make_head(config.model)
+    head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
-    even_logit = parts.even_logit(config.training, share)
-    results = evaluate_trained(config, head, trained.params, sets, even_logit)
+    even = even_logit(plugins.loss, config.training, share)
+    results = evaluate_trained(config, head, trained.params, sets, even)
     for result in results.values():
         say(summary(result))
     write_quick(run_dir)
@@ -230,18 +233,18 @@ def evaluate_run(
 
 def say_before_training(
     config: Config,
-    parts: Parts,
+    plugins: Plugins,
     train_set: "FeatureSet",
     devices: Sequence["jax.Device"],
 ) -> None:
-    """What is trained on, and what a person may want otherwise."""
+    """Print what is trained on, and settings that may be wrong for it."""
     from vd.models.losses import imbalance_warning
 
     settings = config.training
     clips, views = len(train_set), train_set.views
     violent = sum(video.label for video in train_set.videos)
     warning = imbalance_warning(violent, clips - violent, settings.focal_alpha)
-    if warning and parts.loss is None:
+    if warning and plugins.loss is None:
         say(warning)
     if config.model.mixed_precision and devices[0].platform == "cpu":
         say("note: on most CPUs --no-mixed-precision is faster")

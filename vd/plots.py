@@ -19,10 +19,10 @@ Labels = Int[np.ndarray, " N"]
 Probabilities = Float[np.ndarray, " N"]
 Rows = Sequence[Mapping[str, Any]]  # an epoch each
 
-# Colours that the colour-blind tell apart (Okabe and Ito 2008).
+# Colours that colour-blind readers distinguish (Okabe and Ito 2008).
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
 _RUNS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", _GREY)
-_STYLES = ("-", "--", "-.")  # told apart without colour, too
+_STYLES = ("-", "--", "-.")  # for print without colour
 _LONGEST_NAME = 28  # of which two stand side by side
 _PANELS = {  # of the learning curves: metrics by what the legend calls them
     "Loss": {"validation": "val_loss", "train": "train_loss"},

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vd.config import Config
+from vd.config import Config, from_json
 from vd.data.catalog import identify
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError, damage
@@ -19,9 +19,9 @@ from vd.features.store import (
 from vd.files import read_json
 from vd.metrics.calibration import Calibration
 from vd.models.head import Head, Params, init_params
-from vd.models.parts import import_parts
+from vd.models.plugins import Plugins, recorded_plugin
 from vd.training.checkpoints import Checkpoints
-from vd.training.run_folder import read_config, read_settings
+from vd.training.run_folder import read_config
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def restore(run_dir: Path) -> Restored:
     """The best checkpoint of a run and its calibration.
 
     Raises `VdError` when training has not ended, the checkpoint is damaged, or a user's
-    own head or loss is missing.
+    own head cannot be imported.
     """
     import jax
 
@@ -49,7 +49,7 @@ def restore(run_dir: Path) -> Restored:
             f"{run_dir / 'config.json'} has the label map {described.get('label_map')}, "
             "which this version of vd does not use; put back the file that training wrote."
         )
-    config = read_settings(run_dir)
+    config: Config = from_json(Config, described["settings"])
     path = run_dir / "calibration.json"
     if not path.exists():
         raise VdError(
@@ -62,7 +62,8 @@ def restore(run_dir: Path) -> Restored:
     except (TypeError, ValueError) as error:
         raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
     dim = described["preprocessing"]["dim"]
-    head = import_parts(described).make_head(config.model)
+    plugins = Plugins(head=recorded_plugin(described, "head"))
+    head = plugins.make_head(config.model)
     like = jax.eval_shape(lambda: init_params(head, dim, jax.random.key(0)))
     with Checkpoints(run_dir, read_only=True) as checkpoints:
         params, _ = checkpoints.restore_best(like)

@@ -8,9 +8,9 @@ from vd.config import Config
 from vd.errors import VdError
 from vd.evaluation.predictions import Member, read_run
 from vd.files import read_csv, read_json
-from vd.training.early_stopping import EarlyStopping
 from vd.training.log import read_metrics
 from vd.training.run_folder import read_config, read_settings
+from vd.training.validation import EarlyStopping
 
 _FIRST = {"test": 0, "val": 1}  # the order of evaluations; others by name
 
@@ -43,14 +43,16 @@ class RunFacts:
 
 def read_facts(run_dir: Path) -> RunFacts:
     """Read a run folder; raises `VdError` when a file is missing or damaged."""
+    described, config = read_config(run_dir), read_settings(run_dir)
+    member = read_run(run_dir)  # which says whether a run is unfinished
     return RunFacts(
         run_dir,
-        read_config(run_dir),
-        read_settings(run_dir),
+        described,
+        config,
         _evaluations(run_dir),
         _present(run_dir / "metrics.jsonl", read_metrics(run_dir)),
         _present(run_dir / "ledger.csv", read_csv(run_dir / "ledger.csv")),
-        read_run(run_dir),
+        member,
     )
 
 

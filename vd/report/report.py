@@ -153,8 +153,8 @@ def _render(
     template: str,
     facts: RunFacts,
     dataset_path: Path | None,
-    found: Sequence[Mistake],
-    mistakes: int,
+    mistakes: Sequence[Mistake],
+    most: int,
     **values: Any,
 ) -> str:
     """A page, with what runs and cross-validations have in common."""
@@ -167,11 +167,11 @@ def _render(
             "facts": facts,
             "described": facts.described,
             "metrics": METRICS,
-            "mistakes": len(found),
-            "shown": _with_frames(found[:mistakes], facts, dataset_path)
-            if mistakes
-            else found[:MISTAKES],
-            "quick": mistakes == 0,
+            "mistakes": len(mistakes),
+            "shown": _with_frames(mistakes[:most], facts, dataset_path)
+            if most
+            else mistakes[:MISTAKES],
+            "quick": most == 0,
             "faulty": faulty[:_MOST_FAULTY],
             "more_faulty": len(faulty[_MOST_FAULTY:]),
             "settings": settings(facts.described),
@@ -203,14 +203,14 @@ def _mistakes(seeds: Sequence[Predictions]) -> list[Mistake]:
 
 
 def _with_frames(
-    found: Sequence[Mistake], facts: RunFacts, dataset_path: Path | None
+    mistakes: Sequence[Mistake], facts: RunFacts, dataset_path: Path | None
 ) -> list[Mistake]:
     """Mistakes with frames of their videos; any run of a cross-validation has all clips."""
     root = dataset_path or facts.config.data.dataset_path
     videos = {video.name: video for video in videos_of(facts.folder, root)}
-    chosen = [videos[mistake.name] for mistake in found]
+    chosen = [videos[mistake.name] for mistake in mistakes]
     strips = images.frame_strips(chosen, facts.config.decode)
     return [
         replace(mistake, frames=frames, no_frames=reason)
-        for mistake, (frames, reason) in zip(found, strips, strict=True)
+        for mistake, (frames, reason) in zip(mistakes, strips, strict=True)
     ]

@@ -12,6 +12,7 @@ from vd.metrics.binary import COLLAPSE
 from vd.report.facts import RunFacts
 from vd.report.page import percent
 
+_REMEDY = "check the labels, or train with another --focal-alpha or --learning-rate"
 _PATHS = "dataset_path", "cache_dir", "checkpoint_dir"
 _OF_ONE_START = (  # how a run was started, which its repetition does not need
     "fresh", "profile", "resplit", "retry_quarantined", "coordinator_address",
@@ -24,7 +25,7 @@ def run_limits(facts: RunFacts) -> list[str]:
     record, stopping = facts.evaluations["test"], facts.stopping
     limits = []
     if record.get("collapsed"):
-        limits.append(f"CLASS COLLAPSE: {COLLAPSE}; the accuracy says nothing")
+        limits.append(f"CLASS COLLAPSE: {COLLAPSE}; {_REMEDY}")
     limits += _constant(record, record.get("accuracy"), record.get("accuracy_ci95"))
     limits += _loss_gap(facts.described)
     limits += record.get("warnings", [])
@@ -46,7 +47,7 @@ def crossval_limits(
 
 
 def _constant(record: Mapping[str, Any], accuracy: Any, ci95: Any) -> Iterator[str]:
-    """Whether the accuracy is not above that of always answering the larger class."""
+    """A sentence when always answering the larger class may be as accurate."""
     if not record.get("n") or accuracy is None:
         return
     share = record.get("n_violent", 0) / record["n"]
@@ -60,7 +61,7 @@ def _constant(record: Mapping[str, Any], accuracy: Any, ci95: Any) -> Iterator[s
 
 
 def _loss_gap(described: Mapping[str, Any]) -> Iterator[str]:
-    """A gap between the classes' losses, whatever the run allowed itself."""
+    """A sentence when one class lost far more files, whatever --max-loss-gap was."""
     gap = described["ledger"]["loss_gap"]
     if is_excessive(gap, DataConfig.max_loss_gap):
         yield (

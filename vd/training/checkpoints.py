@@ -1,12 +1,10 @@
 """Checkpoints by orbax, each with a sha256 of its leaves: the last two and their best."""
 
-import functools
 import hashlib
 import json
 import logging
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -21,9 +19,9 @@ from rich.filesize import decimal
 from vd.console import say
 from vd.errors import VdError
 from vd.models.head import Params
-from vd.training.early_stopping import EarlyStopping
 from vd.training.log import EpochSums
 from vd.training.step import TrainState
+from vd.training.validation import EarlyStopping
 
 # orbax tells of every save and option, asyncio of the second leaf that cannot be read;
 # the first error reaches us as an exception
@@ -56,7 +54,6 @@ def ignore_event(event: Event) -> None:
     """Do nothing at an event of training."""
 
 
-_TURN = threading.RLock()
 _WRITE_SECONDS = 86_400  # time while the program is stopped (Ctrl-Z) counts
 _FULL = "free some space, then run the same command again: it goes on from the checkpoint before."
 
@@ -75,33 +72,15 @@ class Checkpoint:
         return self.stopping.epoch + (self.sums.steps > 0)
 
 
-def _in_turn(method: Callable[..., Any]) -> Any:
-    """The method, while no other thread is in one of these."""
-
-    @functools.wraps(method)
-    def run(*arguments: Any, **named: Any) -> Any:
-        with _TURN:
-            return method(*arguments, **named)
-
-    return run
-
-
 class Checkpoints:
-    """The checkpoints of a run folder, named by their epoch; written in the background.
+    """The checkpoints of a run folder, named by their epoch; written in the background."""
 
-    With `turns` several threads have checkpoints of their own: orbax then works for one at
-    a time, since its coroutines do not bear two, and each write is waited for.
-    """
-
-    @_in_turn
     def __init__(
         self,
         run_dir: Path,
         read_only: bool = False,
-        turns: bool = False,
         on_event: OnEvent = ignore_event,
     ) -> None:
-        self._turns = turns
         self._on_event = on_event
         self._writing = False
         # by epoch, what a checkpoint names as the best
@@ -126,7 +105,6 @@ class Checkpoints:
             ),
         )
 
-    @_in_turn
     def save(self, at: Checkpoint) -> None:
         """Start writing a checkpoint, which is named by its epoch; drop those not kept.
 
@@ -156,8 +134,6 @@ class Checkpoints:
         self._bests[at.epoch] = at.stopping.best_epoch
         self._writing = True
         self._on_event("write-begin")
-        if self._turns:
-            self.wait()
 
     def _check_space(self, state: TrainState) -> None:
         """Raise `VdError` before a write that cannot end: orbax fails in many threads."""
@@ -187,7 +163,6 @@ class Checkpoints:
                 self._bests[epoch] = self._info(epoch)["stopping"]["best_epoch"]
         return self._bests.get(epoch)
 
-    @_in_turn
     def wait(self) -> None:
         """Wait for the write in the background; a full disk is one sentence."""
         with self._explaining():
@@ -211,14 +186,12 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @_in_turn
     def close(self) -> None:
         """Wait for the write in the background and free orbax's threads."""
         self.wait()
         self._prune()
         self._manager.close()
 
-    @_in_turn
     def restore_last(self, like: TrainState) -> Checkpoint | None:
         """The newest whole checkpoint in the form of `like`, or None; damaged ones are said.
 
@@ -249,7 +222,6 @@ class Checkpoints:
             say("warning: no whole checkpoint is left, so training starts over")
         return None
 
-    @_in_turn
     def newest(self) -> Path | None:
         """The folder of the newest checkpoint that is whole, once the write ends."""
         self.wait()
@@ -264,7 +236,6 @@ class Checkpoints:
         (folder / str(epoch)).rename(aside)
         self._manager.reload()
 
-    @_in_turn
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
         """The best parameters and their epoch, as the newest checkpoint's state names it.
 

@@ -7,14 +7,21 @@ from types import FrameType
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from vd.config import Config
 from vd.hosts import Hosts
-from vd.models.parts import Parts
+from vd.models.plugins import Plugins
 from vd.training.interruption import Interruption
-from vd.training.step import AXIS, Batch, StepMetrics, TrainState, TrainStep, make_step
+from vd.training.step import (
+    AXIS,
+    Batch,
+    StepMetrics,
+    StepNumbers,
+    TrainState,
+    TrainStep,
+    make_step,
+)
 
 _ONE_SIGNAL_SECONDS = 1.0  # Slurm's comes twice: to the process and by its parent
 
@@ -44,9 +51,8 @@ class JointInterruption(Interruption):
 
 def make_joint_step(
     config: Config,
-    optimizer: optax.GradientTransformation,
     devices: Sequence[jax.Device],
-    parts: Parts,
+    plugins: Plugins,
     interruption: JointInterruption,
 ) -> TrainStep:
     """The step over the devices of all processes; each gives its rows of the batch.
@@ -54,24 +60,26 @@ def make_joint_step(
     All call it equally often. After a call all know of the signals that came before the
     call before it, so that no device waits for a host.
     """
-    step_fn = make_step(config, optimizer, parts, AXIS)
+    step_fn = make_step(config, plugins, AXIS)
     here = sum(device.process_index == jax.process_index() for device in devices)
 
     def joint(
-        state: TrainState, batch: Batch, came: jax.Array
+        state: TrainState, batch: Batch, numbers: StepNumbers, came: jax.Array
     ) -> tuple[TrainState, StepMetrics, jax.Array]:
-        return *step_fn(state, batch), jax.lax.pmax(came, AXIS)
+        return *step_fn(state, batch, numbers), jax.lax.pmax(came, AXIS)
 
     parallel = jax.pmap(
-        joint, axis_name=AXIS, in_axes=(None, 0, 0), out_axes=(None, None, None),
+        joint, axis_name=AXIS, in_axes=(None, 0, None, 0), out_axes=(None, None, None),
         devices=list(devices), donate_argnums=0,
     )  # fmt: skip
     late: jax.Array | None = None
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def run(
+        state: TrainState, batch: Batch, numbers: StepNumbers
+    ) -> tuple[TrainState, StepMetrics]:
         nonlocal late
         came_D = np.full(here, interruption.own, np.int32)
-        state, metrics, came = parallel(state, batch, came_D)
+        state, metrics, came = parallel(state, batch, numbers, came_D)
         if late is not None:
             interruption.agree(int(late))
         late = came

@@ -15,32 +15,37 @@ epoch's sums so far; what follows is what would have followed.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
-import optax
+from jaxtyping import Float32
 
 from vd.config import Config
 from vd.console import say
 from vd.errors import VdError
 from vd.hosts import ALONE, Hosts
-from vd.models.head import Params, init_params
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.head import Params, check_shapes, init_params
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
-from vd.training.early_stopping import EarlyStopping
 from vd.training.feature_set import FeatureSet
 from vd.training.interruption import Interruption
 from vd.training.joint import JointInterruption, make_joint_step, share_state
-from vd.training.log import EpochSums, MetricsLog
-from vd.training.optimizer import learning_rate, make_optimizer, say_cut_warmup
+from vd.training.log import EpochSums, MetricsLog, Watch, watching
+from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 from vd.training.profiling import profiling
-from vd.training.step import Batch, StepMetrics, TrainState, TrainStep, make_train_step
-from vd.training.validation import Validation
-from vd.training.watch import Watch, watching
+from vd.training.step import (
+    Batch,
+    StepMetrics,
+    StepNumbers,
+    TrainState,
+    TrainStep,
+    make_train_step,
+    step_numbers,
+)
+from vd.training.validation import EarlyStopping, Validation
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,6 @@ class Trained:
     last_epoch: int
 
 
-@dataclass(frozen=True)
-class Member:
-    """What a run of a sweep has in common with the others."""
-
-    name: str
-    step: TrainStep
-    interruption: Interruption
-    alone: bool  # for now no other trains
-
-
 def train(
     config: Config,
     train_set: FeatureSet,
@@ -69,43 +64,32 @@ def train(
     run_dir: Path,
     devices: Sequence[jax.Device],
     batch_size: int,
-    parts: Parts = BUILT_IN,
-    member: Member | None = None,
+    plugins: Plugins = BUILT_IN,
     hosts: Hosts = ALONE,
     on_event: OnEvent = ignore_event,
 ) -> Trained:
     """Train, or go on with, the run in `run_dir`; returns the restored best.
 
-    As a member of a sweep it shares its step and what stops it; as the first of several
-    processes it leads. `on_event` is called with the name of each event, in this thread;
-    an exception that it raises ends training. Raises `VdError` when a loss is not finite,
-    naming step, metric and last checkpoint.
+    As the first of several processes it leads. `on_event` is called with the name of each
+    event, in this thread; an exception that it raises ends training. Raises `VdError` when
+    a loss is not finite, naming step, metric and last checkpoint.
     """
     settings = config.training
     steps = len(train_set) // batch_size
     say_cut_warmup(settings, steps)
-    schedule = learning_rate(settings, steps)
-    optimizer = make_optimizer(settings, schedule)
-    first = begin(config, optimizer, train_set.dim, parts)
-    if member is not None:
-        step, interruption = member.step, member.interruption
-    else:
-        step, interruption = _step(config, optimizer, devices, parts, hosts)
-    name = member.name if member else None
+    rates = learning_rates(settings, steps)
+    first = begin(config, train_set.dim, plugins)
+    step, interruption = _step(config, devices, plugins, hosts)
+    numbers = step_numbers(config, devices if hosts.count == 1 else ())
     profile = run_dir / "profile" if config.run.profile else None
-    with (
-        nullcontext() if member else interruption,
-        Checkpoints(
-            run_dir, turns=bool(member and not member.alone), on_event=on_event
-        ) as checkpoints,
-    ):
+    with interruption, Checkpoints(run_dir, on_event=on_event) as checkpoints:
         at = checkpoints.restore_last(first.state) or first
         at = replace(at, state=share_state(at.state, hosts))
         if at.epoch:
             say(f"going on from step {int(at.state.step)}, epoch {at.epoch}")
         with (
             MetricsLog(run_dir, at.stopping.epoch) as log,
-            watching(settings, schedule, steps, batch_size, log.rows, name) as watch,
+            watching(settings, rates, steps, batch_size, log.rows) as watch,
             profiling(step, profile) as step,
         ):
             batches = training_batches(
@@ -113,36 +97,26 @@ def train(
                 int(at.state.step), len(devices) // hosts.count, hosts.rows(batch_size),
             )  # fmt: skip
             at = _Run(
-                config, Validation(config, val_set, parts), batch_size, steps, schedule, step,
-                batches, checkpoints, log, watch, interruption, hosts, on_event,
+                config, Validation(config, val_set, plugins), batch_size, steps, rates, numbers,
+                step, batches, checkpoints, log, watch, interruption, hosts, on_event,
             ).go_on(at)  # fmt: skip
         if not interruption.came:
             checkpoints.wait()
             params, best = checkpoints.restore_best(at.state.params)
-            of = f"{name}: " if name else ""
-            say(
-                f"{of}best epoch {best} of {at.epoch} by {settings.early_stopping_metric}"
-            )
+            say(f"best epoch {best} of {at.epoch} by {settings.early_stopping_metric}")
             return Trained(params, best, at.epoch)
         say(f"stopped after step {int(at.state.step)}; its checkpoint is being written")
     raise KeyboardInterrupt  # where the signal was not this run's to raise
 
 
 def _step(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    devices: Sequence[jax.Device],
-    parts: Parts,
-    hosts: Hosts,
+    config: Config, devices: Sequence[jax.Device], plugins: Plugins, hosts: Hosts
 ) -> tuple[TrainStep, Interruption]:
     """The step of this process, and what stops it."""
     if hosts.count == 1:
-        return make_train_step(config, optimizer, devices, parts), Interruption()
+        return make_train_step(config, devices, plugins), Interruption()
     interruption = JointInterruption()
-    return (
-        make_joint_step(config, optimizer, devices, parts, interruption),
-        interruption,
-    )
+    return make_joint_step(config, devices, plugins, interruption), interruption
 
 
 @dataclass(frozen=True)
@@ -153,7 +127,8 @@ class _Run:
     validation: Validation
     batch_size: int
     steps: int  # an epoch
-    schedule: optax.Schedule
+    rates: Float32[np.ndarray, " steps"]  # of the whole run
+    numbers: StepNumbers
     step: TrainStep
     batches: Iterator[Batch]
     checkpoints: Checkpoints
@@ -191,7 +166,9 @@ class _Run:
             batch = next(self.batches)
             sums.waited += time.perf_counter() - asked
             self.on_event("step-begin")
-            state, metrics = self.step(state, batch)
+            rate = self.rates[before + number]
+            numbers = self.numbers._replace(learning_rate=rate)
+            state, metrics = self.step(state, batch, numbers)
             if late is not None:
                 self._add(sums, late, before + number)
             late = metrics
@@ -220,7 +197,7 @@ class _Run:
         row = {
             "epoch": at.epoch,
             "step": step,
-            "learning_rate": float(self.schedule(step - 1)),
+            "learning_rate": float(self.rates[step - 1]),
             **at.sums.row(self.batch_size),
             **metrics,
             "seconds": at.sums.seconds + time.perf_counter() - began,
@@ -245,15 +222,14 @@ class _Run:
                 )
 
 
-def begin(
-    config: Config, optimizer: optax.GradientTransformation, dim: int, parts: Parts
-) -> Checkpoint:
+def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
     """Step 0, from the seed."""
-    parts.check(config, dim)
-    settings, head = config.training, parts.make_head(config.model)
+    check_shapes(plugins, config, dim)
+    settings, head = config.training, plugins.make_head(config.model)
     key = jax.random.key(settings.seed, impl="threefry2x32")
     params = init_params(head, dim, key)
-    state = TrainState(np.zeros((), np.int32), params, optimizer.init(params))  # type: ignore[arg-type]
+    opt_state = make_optimizer(settings).init(params)
+    state = TrainState(np.zeros((), np.int32), params, opt_state)  # type: ignore[arg-type]
     stopping = EarlyStopping(
         settings.early_stopping_metric,
         settings.early_stopping_patience,

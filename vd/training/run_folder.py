@@ -1,20 +1,31 @@
-"""The run folder: what config.json holds, a run's identity, and whether it is finished."""
+"""The run folder: its config.json, the identity of its run, and whether it is finished."""
 
 import hashlib
 import importlib.metadata
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, from_json, to_json
-from vd.data.manifest import CLASSES, Video, class_label, split_rows
+from vd.data.manifest import CLASSES, SPLITS, Video, class_label, split_rows
 from vd.errors import VdError, damage
-from vd.files import read_csv, read_json, remove_orphans, write_json
-from vd.models.parts import Parts
+from vd.files import (
+    read_csv,
+    read_json,
+    remove_orphans,
+    write_bytes,
+    write_csv,
+    write_json,
+)
+from vd.models.plugins import BUILT_IN, Plugins
+
+if TYPE_CHECKING:
+    from vd.training.opening import Data, Opened
 
 FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
@@ -28,6 +39,11 @@ _PACKAGES = (
     "onnxruntime",
     "av",
 )
+_KEYS = "identity", "engine", "preprocessing", "part_files", "batch_size", "devices"
+_MOVED = {  # as runs before the modules moved name them
+    "vd.model:Detector": "vd.models.detector:Detector",
+    "vd.training.loss:focal_loss": "vd.models.losses:focal_loss",
+}
 _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
     "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
@@ -37,7 +53,7 @@ _OWN_FILES = (
 
 
 def settings_identity(config: Config) -> dict[str, Any]:
-    """The part of a run's identity that the settings give."""
+    """The settings' part of a run's identity."""
     return {
         "format": FORMAT,
         "model": to_json(config.model),
@@ -46,7 +62,7 @@ def settings_identity(config: Config) -> dict[str, Any]:
 
 
 def check_folder(run_dir: Path) -> None:
-    """Raise `VdError` when the folder holds something that is no run."""
+    """Raise `VdError` when the folder exists and is not that of a run."""
     if (run_dir / "config.json").exists() or not run_dir.exists():
         return
     ours = ".lock", "config.json.tmp-"  # of a run that was killed as it began
@@ -54,8 +70,8 @@ def check_folder(run_dir: Path) -> None:
         not path.name.startswith(ours) for path in run_dir.iterdir()
     ):
         raise VdError(
-            f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is no run "
-            "folder; name an empty or a new folder."
+            f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is not a "
+            "run folder; name an empty or a new folder."
         )
 
 
@@ -68,13 +84,17 @@ def check_identity(
     """
     if not (run_dir / "config.json").exists():
         return
-    former = dict(_flat(read_config(run_dir)["identity"]))
+    values = read_config(run_dir)
+    # a setting that the run was trained without has its default there
+    record = BUILT_IN.identity() | values["identity"]
+    record |= settings_identity(from_json(Config, values["settings"]))
+    former, missing = dict(_flat(record)), object()
     differ = [
         _changes(run_dir, videos)
         if key == "dataset"
         else f"{key} was {former[key]}, now {value}"
         for key, value in _flat(identity)
-        if key in former and former[key] != value
+        if former.get(key, missing) not in (value, missing)
     ]
     if differ:
         raise VdError(
@@ -84,7 +104,7 @@ def check_identity(
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether all is there that training, calibration and both evaluations leave."""
+    """Whether training, calibration and both evaluations have left their files."""
     names = (
         "splits.csv", "calibration.json", "evaluation_val.json", "evaluation_test.json",
     )  # fmt: skip
@@ -99,23 +119,58 @@ def clear(run_dir: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def write_config(
+def write_inputs(
+    config: Config,
+    plugins: Plugins,
+    data: "Data",
+    identity: Mapping[str, Any],
+    opened: "Opened",
+) -> None:
+    """Write config.json, splits.csv, ledger.csv and a user's own backbone."""
+    run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
+    devices, clips = opened.devices, data.parts()
+    backbone = data.backbone
+    engines = Counter(store.rows[video.id].engine for video in ledger.usable())
+    facts = {
+        "engine": engines.most_common(1)[0][0],  # that of most features
+        "preprocessing": {
+            **asdict(backbone.frames),
+            "views": list(backbone.views),
+            "backbone": backbone.description,
+            "dim": store.streams * store.dim,
+        },
+        "part_files": plugins.files(),
+        "batch_size": opened.batch_size,
+        "devices": {"count": len(devices), "kind": devices[0].device_kind},
+        "ledger": {
+            "per_split_and_class": ledger.counts(),
+            "loss_gap": ledger.loss_gap(),
+        },
+    }
+    _write_config(config, identity, facts)  # first: it makes this a run folder
+    rows = split_rows(video for split in SPLITS for video in clips[split])
+    write_csv(run_dir / "splits.csv", rows)
+    write_csv(run_dir / "ledger.csv", ledger.rows())
+    if not backbone.built_in:
+        write_bytes(run_dir / "backbone.onnx", backbone.content)
+
+
+def _write_config(
     config: Config, identity: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Write config.json, unless the same run has it already; `facts` are further keys."""
+    """Write config.json, unless the same run has it already."""
     path = config.run.checkpoint_dir / "config.json"
     remove_orphans(path.parent)
     if path.exists():
         return
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    settings = {f.name: to_json(getattr(config, f.name)) for f in fields(Config)}
     write_json(
         path,
         {
             "format": FORMAT,
             "identity": dict(identity),
-            "settings": {
-                f.name: to_json(getattr(config, f.name)) for f in fields(Config)
-            },
+            "settings": settings,
             "label_map": {name: label for label, name in enumerate(CLASSES)},
             **facts,
             "packages": versions,
@@ -137,30 +192,25 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     try:
         written = values["format"]
         if written == FORMAT:
-            identity = settings_identity(_settings(values))
-            lacking = {"engine", "preprocessing", "part_files"} - set(values)
-            lacking |= set(Parts._fields) - set(values["identity"])
-            lacking |= {"count", "kind"} - set(values["devices"])
-            if lacking or values["identity"] != values["identity"] | identity:
-                raise ValueError("not what training wrote")
-    except (KeyError, TypeError, ValueError, VdError) as error:
+            from_json(Config, values["settings"])
+            for key in _KEYS:
+                values[key]
+    except (KeyError, TypeError, VdError) as error:
         raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
     if written != FORMAT:
         raise VdError(
             f"{path} has format {written} and this version of vd reads {FORMAT}; use the "
             "version that wrote it, or train again."
         )
+    for plugin in Plugins._fields:
+        if record := values["identity"].get(plugin):
+            record["import"] = _MOVED.get(record["import"], record["import"])
     return dict(values)
 
 
 def read_settings(run_dir: Path) -> Config:
     """The settings of a run."""
-    return _settings(read_config(run_dir))
-
-
-def _settings(values: Mapping[str, Any]) -> Config:
-    """The settings in a config.json."""
-    config: Config = from_json(Config, values["settings"])
+    config: Config = from_json(Config, read_config(run_dir)["settings"])
     return config
 
 
@@ -171,9 +221,9 @@ def dataset_fingerprint(videos: Iterable[Video]) -> str:
 
 
 def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
-    """The usable videos of a run, from its splits.csv; files are below the data set.
+    """The usable videos of a run, from its splits.csv, with their paths in the data set.
 
-    Raises `VdError` when they are not those that the run was trained on.
+    Raises `VdError` when the run was trained on others.
     """
     path = run_dir / "splits.csv"
     is_table = (
@@ -211,17 +261,17 @@ def _changes(run_dir: Path, videos: Sequence[Video]) -> str:
         "gone": [before[i]["path"] for i in before.keys() - now.keys()],
     }
     for field in ("label", "split", "group"):
-        changed[f"of another {field}"] = [
+        changed[f"with another {field}"] = [
             now[i]["path"]
             for i in now.keys() & before.keys()
             if now[i][field] != before[i][field]
         ]
-    said = [
-        f"{len(names)} clips {how}, {min(names)!r} for one"
+    changes = [
+        f"{len(names)} clips {how}, for example {min(names)!r}"
         for how, names in changed.items()
         if names
     ]
-    return ", ".join(said) or "other copies of the same clips"
+    return ", ".join(changes) or "other copies of the same clips"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
