@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import errno
-import hashlib
 import io
 import json
 import os
