@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
 from vd.data.manifest import read_manifest, write_manifest
-from vd.data.outcome import check_file
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
 
@@ -92,49 +91,22 @@ def test_a_file_beside_class_folders_of_a_split_is_listed(tmp_path):
     assert read(tmp_path).ignored == ("train/loose.mp4",)
 
 
-def test_folder_named_like_a_video_and_link_loops_are_entries(tmp_path):
-    touch(tmp_path, "fight/a.mp4", "normal/b.mp4")
-    (tmp_path / "normal" / "dir.mp4").mkdir()
-    (tmp_path / "normal" / "loop").symlink_to(tmp_path)
-    assert [v.name for v in read(tmp_path).videos] == [
-        "fight/a.mp4",
-        "normal/b.mp4",
-        "normal/dir.mp4",
-    ]
+def test_links_to_folders_are_followed_above_the_videos_only(tmp_path):
+    touch(tmp_path, "else/a.mp4", "set/normal/b.mp4")
+    (tmp_path / "set" / "fight").symlink_to(tmp_path / "else")
+    (tmp_path / "set" / "normal" / "loop").symlink_to(tmp_path)
+    manifest = read(tmp_path / "set")
+    assert [v.name for v in manifest.videos] == ["fight/a.mp4", "normal/b.mp4"]
+    assert manifest.ignored == ("normal/loop",)
 
 
-def test_a_folder_that_may_not_be_read_stands_for_its_files():
+@pytest.mark.parametrize("shut", ["test", "test/fight", "test/fight/deep"])
+def test_a_folder_without_permission_to_read_it_is_named(shut):
     with open_folder() as folder:
-        touch(folder, "fight/a.mp4", "fight/shut/b.mp4", "fight/listed/c.mp4")
-        touch(folder, "normal/d.mp4")
-        for name, mode in (("shut", 0), ("listed", 0o444), ("", 0o755)):
-            (folder / "fight" / name).chmod(mode)
-        with unprivileged():
-            videos = read(folder).videos
-            reasons = {video.name: check_file(video.path) for video in videos}
-        assert reasons == {
-            "fight/a.mp4": "",
-            "fight/listed": "unreadable",
-            "fight/shut": "unreadable",
-            "normal/d.mp4": "",
-        }
-        (folder / "normal").chmod(0)
-        with unprivileged():
-            assert [v.label for v in read(folder).videos] == [1, 1, 1, 0]
-
-
-def test_a_split_folder_that_may_not_be_read_is_said(capsys):
-    with open_folder() as folder:
-        touch(folder, "train/fight/a.mp4", "train/normal/b.mp4", "test/fight/c.mp4")
-        (folder / "test").chmod(0)
-        with unprivileged():
-            manifest = read(folder)
-        assert [v.name for v in manifest.videos] == [
-            "train/fight/a.mp4",
-            "train/normal/b.mp4",
-        ]
-        assert manifest.ignored == ("test",)
-        assert f"no permission to read {folder / 'test'}" in capsys.readouterr().err
+        touch(folder, "train/normal/b.mp4", "test/fight/deep/c.mp4")
+        (folder / shut).chmod(0)
+        with unprivileged(), pytest.raises(VdError, match=f"{shut} cannot be read"):
+            read(folder)
 
 
 def test_csv_with_groups_relative_to_it(tmp_path):

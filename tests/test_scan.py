@@ -154,25 +154,3 @@ def check_rights(folder):
         assert Catalog(cache).outcomes() == kept
     clip.chmod(0o644)
     assert scanned(root, cache) == first
-
-
-def test_a_folder_that_may_not_be_read_is_a_row_of_the_ledger(tmp_path, monkeypatch):
-    root = make_set(tmp_path / "set")
-    render(root / "normal" / "a.mp4", noisy_frames(50))
-    shut = root / "normal" / "shut"
-    shut.mkdir()
-
-    def refusing(whole):
-        def call(path, *arguments, **options):
-            if Path(path) == shut:
-                raise PermissionError(13, "Permission denied", str(path))
-            return whole(path, *arguments, **options)
-
-        return call
-
-    monkeypatch.setattr(Path, "iterdir", refusing(Path.iterdir))
-    monkeypatch.setattr("os.access", refusing(os.access))
-    found = scanned(root, tmp_path / "cache")
-    assert found.pop("normal/shut") == ("quarantined", "unreadable")
-    assert set(found.values()) == {USED}
-    assert len(found) == 5

@@ -106,8 +106,8 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise VdError(
-            f"{path} cannot be read ({error.strerror or error}) and is left as it is; "
-            "mend its rights or its disk, then run the same command again."
+            f"{path} cannot be read ({error.strerror or error}); give yourself permission to "
+            "read it or repair its disk, then run the same command again."
         ) from error
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vd.config import DataConfig
-from vd.console import say
 from vd.errors import VdError
-from vd.files import numbered_rows, write_csv
+from vd.files import numbered_rows, reading, write_csv
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -126,88 +125,68 @@ def _label(name: str, where: str, positive_class: str | None) -> int:
 
 def _read_folder(root: Path, config: DataConfig) -> Manifest:
     """Read ROOT/<split>/<class>/… or ROOT/<class>/…."""
-    ignored: list[str] = []
-    folders = []
-    for entry in sorted(root.iterdir()):
-        if entry.is_dir() and _may_hold_videos(entry):
-            folders.append(entry)
-        elif not entry.name.startswith("."):
-            ignored.append(entry.name)
-    is_split = [_normal(folder.name) in _SPLIT_NAMES for folder in folders]
-    if any(is_split) and not all(is_split):
-        odd = folders[is_split.index(False)]
+    ignored: list[Path] = []
+    folders = _video_folders(root, ignored)
+    splits = [_SPLIT_NAMES.get(_normal(folder.name), "") for folder in folders]
+    if any(splits) and not all(splits):
         raise VdError(
-            f"{odd} is beside split folders but is none of train, val, test; move it "
-            "elsewhere, or remove the split folders."
+            f"{folders[splits.index('')]} is beside split folders but is none of train, val, "
+            "test; move it elsewhere, or remove the split folders."
         )
     videos: list[Video] = []
-    for folder in folders:
-        split = _SPLIT_NAMES[_normal(folder.name)] if any(is_split) else ""
-        classes = _entries(folder) if split else [folder]
-        if classes is None:
-            say(f"WARNING: no permission to read {folder}: its files are left out")
-            ignored.append(folder.name)
-        for class_folder in classes or ():
-            if class_folder.name.startswith("."):
-                continue
-            if not class_folder.is_dir() or not _may_hold_videos(class_folder):
-                ignored.append(class_folder.relative_to(root).as_posix())
-                continue
+    for folder, split in zip(folders, splits, strict=True):
+        for class_folder in _video_folders(folder, ignored) if split else [folder]:
             label = _label(class_folder.name, str(class_folder), config.positive_class)
-            for path, is_video in _files(class_folder):
-                name = path.relative_to(root).as_posix()
-                if is_video:
+            for path in _files(class_folder):
+                if _is_video(path):
+                    name = path.relative_to(root).as_posix()
                     videos.append(Video(path, name, label, split))
                 else:
-                    ignored.append(name)
-    return Manifest(tuple(videos), tuple(ignored))
+                    ignored.append(path)
+    names = tuple(path.relative_to(root).as_posix() for path in ignored)
+    return Manifest(tuple(videos), names)
 
 
-def _may_hold_videos(folder: Path) -> bool:
-    """Whether a folder has the name of a split or a class, or contains a video.
+def _video_folders(parent: Path, ignored: list[Path]) -> list[Path]:
+    """The folders in `parent` that have the name of a split or a class, or hold a video.
 
-    So a cache or a report that vd wrote into the data set is not taken for a class.
+    Everything else goes to `ignored`, so that a cache or a report that vd wrote into the
+    data set is not taken for a class.
     """
-    if folder.name.startswith("."):
-        return False
-    name = _normal(folder.name)
-    known = name in _SPLIT_NAMES or name in _LABELS
-    return known or any(is_video for _, is_video in _files(folder))
+    folders = []
+    for entry in _entries(parent):
+        name = _normal(entry.name)
+        known = name in _SPLIT_NAMES or name in _LABELS
+        if entry.is_dir() and (known or any(map(_is_video, _files(entry)))):
+            folders.append(entry)
+        else:
+            ignored.append(entry)
+    return folders
 
 
-def _entries(folder: Path) -> list[Path] | None:
-    """The entries of a folder by name; None without permission to list and enter it."""
-    try:
-        entries = sorted(folder.iterdir())
-        for entry in entries:
-            os.stat(entry, follow_symlinks=False)
-    except PermissionError:
-        return None
-    return entries
-
-
-def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Files below `folder` in order of name, and whether they are videos by name.
-
-    Links to folders are not followed. An unreadable folder is yielded in place of its
-    files, so that the ledger lists it as unreadable.
-    """
-    entries = _entries(folder)
-    if entries is None:
-        yield folder, True
-    for entry in entries or ():
-        if entry.name.startswith("."):
-            continue
-        is_folder = entry.is_dir() and not entry.is_symlink()
-        if is_folder and entry.suffix.lower() not in _VIDEO_SUFFIXES:
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below `folder` in order of name; links to folders are not followed."""
+    for entry in _entries(folder):
+        if entry.is_dir() and not entry.is_symlink():
             yield from _files(entry)
         else:
-            yield entry, entry.suffix.lower() in _VIDEO_SUFFIXES
+            yield entry
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The entries of a folder that are not hidden, in order of name."""
+    with reading(folder):
+        return sorted(e for e in folder.iterdir() if not e.name.startswith("."))
+
+
+def _is_video(path: Path) -> bool:
+    """Whether a file is a video by its name."""
+    return path.suffix.lower() in _VIDEO_SUFFIXES
 
 
 def _read_csv(path: Path, config: DataConfig) -> Manifest:
     """Read a CSV with path,label and optionally split,group."""
-    if path.suffix.lower() in _VIDEO_SUFFIXES:
+    if _is_video(path):
         raise VdError(
             f"--dataset-path {path} is a video; name a folder of class folders or a CSV "
             "with the columns path,label."
