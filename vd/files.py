@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import socket
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,32 +174,17 @@ def lock(path: Path, doing: str) -> Iterator[None]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; [] when there is none."""
-    return [row for _, row in numbered_rows(path)] if path.exists() else []
-
-
-def numbered_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file, each with the number of its last line.
-
-    Raises `VdError` for a column that is named twice and for what is no CSV.
-    """
+    """The rows of a CSV file; [] when there is none. Raises `VdError` for what is no CSV."""
+    if not path.exists():
+        return []
     # names that are not UTF-8 are read and written as the bytes they are
     with open(
         path, encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as handle:
-        reader = csv.DictReader(handle)
         try:
-            names = Counter(name.strip() for name in reader.fieldnames or () if name)
-            if names and max(names.values()) > 1:
-                raise VdError(
-                    f"{path} names the column {names.most_common(1)[0][0]!r} twice; remove "
-                    "one."
-                )
-            return [(reader.line_num, row) for row in reader]
+            return list(csv.DictReader(handle))
         except csv.Error as error:
-            raise VdError(
-                f"{path}, line {reader.line_num} is no CSV ({error}); correct the line."
-            ) from error
+            raise VdError(f"{path} is no CSV ({error}); correct it.") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

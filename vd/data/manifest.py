@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vd.config import DataConfig
 from vd.errors import VdError
-from vd.files import numbered_rows, reading, write_csv
+from vd.files import read_csv, reading, write_csv
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -186,30 +186,19 @@ def _is_video(path: Path) -> bool:
 
 def _read_csv(path: Path, config: DataConfig) -> Manifest:
     """Read a CSV with path,label and optionally split,group."""
-    if _is_video(path):
+    rows = read_csv(path)
+    names = [name.strip() for name in rows[0] if name] if rows else []
+    if not {"path", "label"} <= set(names):
         raise VdError(
-            f"--dataset-path {path} is a video; name a folder of class folders or a CSV "
-            "with the columns path,label."
+            f"{path} names the columns {','.join(names)!r:.80} and has {len(rows)} rows; its "
+            "first line must name path,label and may name split,group, in UTF-8, with commas."
         )
-    rows = [
-        (line, {name.strip(): value for name, value in row.items() if name})
-        for line, row in numbered_rows(path)
-    ]
-    names = list(rows[0][1]) if rows else []
-    missing = {"path", "label"} - set(names)
-    if missing:
-        found = f"it names {','.join(names)!r:.80}" if rows else "it has no row"
-        raise VdError(
-            f"{path} has no column {min(missing)!r} ({found}); its first line must name "
-            "path,label and may name split,group, in UTF-8, with commas."
-        )
-    videos = [_listed_video(row, path, line, config) for line, row in rows]
+    videos = [_listed_video(row, path, config) for row in rows]
     # b/../a is a, and so is an absolute path
     places = Counter(os.path.abspath(video.path) for video in videos)
     place, count = places.most_common(1)[0]
     if count > 1:
-        name = os.path.relpath(place, os.path.abspath(path.parent))
-        raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
+        raise VdError(f"{path} lists {place!r} {count} times; keep one of these rows.")
     without = [video.name for video in videos if not video.split]
     if 0 < len(without) < len(videos):
         raise VdError(
@@ -224,23 +213,22 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
     return Manifest(tuple(sorted(videos, key=lambda video: video.name)))
 
 
-def _listed_video(
-    row: Mapping[str, str], path: Path, line: int, config: DataConfig
-) -> Video:
+def _listed_video(row: Mapping[str, str], path: Path, config: DataConfig) -> Video:
     """The video in a row of the CSV at `path`."""
-    where = f"{path}, line {line}"
-    if not row["path"] or not row["label"]:
+    values = {name.strip(): value or "" for name, value in row.items() if name}
+    where = f"{path}, row {','.join(values.values())!r:.80}"
+    if not values["path"] or not values["label"]:
         raise VdError(f"{where} has no path or no label; add it, or delete the row.")
-    split = row.get("split") or ""
+    split = values.get("split", "")
     if split and _normal(split) not in _SPLIT_NAMES:
         raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
-    name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
+    name = Path(values["path"]).as_posix()  # ./a.mp4 is a.mp4
     return Video(
         path.parent / name,
         name,
-        _label(row["label"], where, config.positive_class),
+        _label(values["label"], where, config.positive_class),
         _SPLIT_NAMES.get(_normal(split), ""),
-        row.get("group") or "",
+        values.get("group", ""),
     )
 
 
