@@ -154,7 +154,7 @@ def test_a_group_in_two_splits_is_an_error_and_doubled_content_a_warning(
 ):
     given = [video(i, i % 2, split=("train", "val", "test")[i % 3]) for i in range(12)]
     cut = [replace(v, group="g") if v.name in ("0.mp4", "1.mp4") else v for v in given]
-    with pytest.raises(VdError, match=r"'0.mp4' in train, '1.mp4' in val"):
+    with pytest.raises(VdError, match="the group 'g' is in several splits"):
         with_splits(cut, config(tmp_path))
     twin = replace(given[0], name="twin.mp4", split="test")
     with_splits([*given, twin], config(tmp_path))
@@ -170,21 +170,14 @@ def test_groups_learnt_later_do_not_move_kept_rows_in_silence(tmp_path):
     with_splits(grouped, config(tmp_path, resplit=True))
 
 
-@pytest.mark.parametrize(
-    ("row", "said"), [("id0,TRAINING SET", "'TRAINING SET'"), ("id0", "'nothing'")]
-)
-def test_an_unknown_split_in_the_splits_file_is_named(tmp_path, row, said):
-    videos = [video(i, i % 2) for i in range(40)]
-    path = tmp_path / "s.csv"
-    path.write_text(f"id,split\n{row}\n")
-    with pytest.raises(VdError, match=f"{said} is no split"):
-        with_splits(videos, config(tmp_path, splits_file=path))
-
-
 @pytest.mark.parametrize("resplit", [False, True])
 @pytest.mark.parametrize(
     "text",
-    ["some notes\n", "id,split\n", "path,label,split,id,comment\na,b,train,c,d\n"],
+    [
+        "some notes\n",
+        "path,label,split,group,id,comment\na,b,train,,c,d\n",
+        "path,label,split,group,id\na,b,TRAINING SET,,c\n",
+    ],
 )
 def test_a_file_that_holds_no_splits_is_never_overwritten(tmp_path, text, resplit):
     path = tmp_path / "s.csv"
@@ -202,12 +195,6 @@ def test_the_splits_of_a_run_are_not_written_to(tmp_path):
     settings = config(tmp_path, splits_file=tmp_path / "splits.csv")
     with pytest.raises(VdError, match="belongs to a run"):
         with_splits([video(i, i % 2) for i in range(40)], settings)
-
-
-def test_missing_files_are_told_when_a_split_lacks_a_class(tmp_path):
-    videos = [replace(video(i, i % 2), id=f"id{i}" * (i % 2)) for i in range(40)]
-    with pytest.raises(VdError, match=r"the 20 files that are missing, .* '0.mp4'"):
-        with_splits(videos, config(tmp_path))
 
 
 SCFD = Path(__file__).parents[2] / "shared" / "data" / "scfd" / "manifest.csv"
@@ -283,10 +270,8 @@ def test_the_splits_file_goes_by_where_a_data_set_is(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("written", ["set.csv", "sub/../set.csv", "link.csv", "s.csv"])
-def test_a_manifest_in_place_of_the_data_set_or_the_splits_is_refused(
-    tmp_path, written
-):
+@pytest.mark.parametrize("written", ["set.csv", "sub/../set.csv", "link.csv"])
+def test_a_manifest_in_place_of_the_data_set_is_refused(tmp_path, written):
     (tmp_path / "sub").mkdir()
     rows = []
     for i in range(20):
@@ -299,7 +284,7 @@ def test_a_manifest_in_place_of_the_data_set_or_the_splits_is_refused(
     before = table.read_bytes()
     data = DataConfig(table, tmp_path / "cache")
     settings = Config(data, SplitConfig(splits_file=tmp_path / "s.csv"))
-    with pytest.raises(VdError, match=f"--manifest .*{written} is the file of"):
+    with pytest.raises(VdError, match=f"--manifest .*{written} is the data set"):
         split(settings, manifest_file=tmp_path / written)
     assert table.read_bytes() == before
     assert not (tmp_path / "s.csv").exists()  # said before any work

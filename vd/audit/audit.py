@@ -18,7 +18,6 @@ from vd.audit.findings import findings
 from vd.audit.fingerprints import Fingerprint, fingerprint_videos, read_pictures
 from vd.audit.leakage import (
     VideoPair,
-    groups_cut,
     read_tested,
     video_pairs,
     without_leaks,
@@ -27,7 +26,7 @@ from vd.audit.near_duplicates import Pair, find_pairs
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
-from vd.data.groups import merge_groups
+from vd.data.groups import groups_cut, merge_groups
 from vd.data.ledger import Ledger, report
 from vd.data.manifest import CLASSES, Video, read_manifest
 from vd.data.splits import kept_splits

@@ -1,6 +1,6 @@
 """Leakage: pairs of videos, the splits and classes they join, a run without leaked clips."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vd.audit.near_duplicates import Pair
+from vd.data.groups import groups_cut
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError
 from vd.evaluation.predictions import Member, read_run
@@ -92,19 +93,6 @@ def video_pairs(videos: Iterable[Video], alike: Iterable[Pair]) -> list[VideoPai
             -pair.similarity, pair.first.name, pair.second.name,
         ),
     )  # fmt: skip
-
-
-def groups_cut(videos: Iterable[Video]) -> list[dict[str, Any]]:
-    """Groups that lie in several splits, with the number of clips in each."""
-    splits: dict[str, Counter[str]] = defaultdict(Counter)
-    for video in videos:
-        if video.group and video.split:
-            splits[video.group][video.split] += 1
-    return [
-        {"group": group, "clips": dict(counts)}
-        for group, counts in sorted(splits.items())
-        if len(counts) > 1
-    ]
 
 
 def read_tested(run_dir: Path, videos: Iterable[Video]) -> Member:

@@ -1,8 +1,9 @@
 """Groups of videos that must be in one split: by source, by content, by what they show."""
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -49,6 +50,19 @@ def components(
     for video in videos:
         together[least[component[number[_key(video)]]]].append(video)
     return dict(together)
+
+
+def groups_cut(videos: Iterable[Video]) -> list[dict[str, Any]]:
+    """Groups that lie in several splits, with the number of clips in each."""
+    splits: dict[str, Counter[str]] = defaultdict(Counter)
+    for video in videos:
+        if video.group and video.split:
+            splits[video.group][video.split] += 1
+    return [
+        {"group": group, "clips": dict(counts)}
+        for group, counts in sorted(splits.items())
+        if len(counts) > 1
+    ]
 
 
 def _key(video: Video) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
-from vd.data.groups import components, merge_groups
+from vd.data.groups import components, groups_cut, merge_groups
 from vd.data.manifest import (
     SPLITS,
     Video,
@@ -24,9 +24,9 @@ from vd.data.manifest import (
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
 
+_COLUMNS = {"path", "label", "split", "group", "id"}  # of the splits file
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 _RWF_2000 = {"train", "val"}  # the splits of this data set, and of others like it
-_COLUMNS = {"path", "label", "split", "group", "id"}  # of the splits file
 
 
 def assign(
@@ -108,8 +108,8 @@ def fold_splits(
 
 def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos without splits; groups that the splits file knows are kept together."""
-    if not any(video.split for video in videos) and not config.splits.resplit:
-        videos = merge_groups(videos, _kept_pairs(kept_rows(config)))
+    if not any(video.split for video in videos):
+        videos, _ = _kept(videos, config)
     return [dataclasses.replace(video, split="") for video in videos]
 
 
@@ -125,17 +125,17 @@ def split(
     `manifest_file` is written as well. Raises `VdError` when the data set has splits of
     its own, or `manifest_file` would overwrite it.
     """
-    for path in (config.data.dataset_path, splits_file(config)):
-        if manifest_file is not None and manifest_file.resolve() == path.resolve():
-            raise VdError(
-                f"--manifest {manifest_file} is the file of the data set or of the splits "
-                "and would be overwritten; name another file."
-            )
+    dataset = config.data.dataset_path
+    if manifest_file is not None and manifest_file.resolve() == dataset.resolve():
+        raise VdError(
+            f"--manifest {manifest_file} is the data set and would be overwritten; name "
+            "another file."
+        )
     manifest = read_manifest(config.data)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
         raise VdError(
-            f"--dataset-path {config.data.dataset_path} has splits already; remove its "
-            "split folders or column to have splits assigned."
+            f"--dataset-path {dataset} has splits already; remove its split folders or "
+            "column to have splits assigned."
         )
     kept_rows(config)  # a wrong --splits-file is an error before any decoding
     videos = identify(manifest.videos, config.data.cache_dir)
@@ -181,17 +181,19 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
             f"{path} has splits but no {min(set(SPLITS) - present)} part; add it, or remove "
             "the split folders or column to have splits assigned."
         )
-    remedy = "add clips, or use smaller groups"
-    if lost := [video.name for video in videos if not video.id]:
-        remedy += (
-            f", or repair the {len(lost)} files that are missing, empty or unreadable, for "
-            f"example {lost[0]!r}"
-        )
     for split in SPLITS:
-        part = [video for video in videos if video.split == split]
-        check_classes(part, f"the {split} split of {path}", remedy)
-    given = "correct the given splits, or leave out one of the two"
-    _check_leaks(videos, given if present else "assign all splits again with --resplit")
+        check_classes(
+            [video for video in videos if video.split == split],
+            f"the {split} split of {path}",
+            "add clips, use smaller groups, or see with vd scan which files are missing or "
+            "unreadable",
+        )
+    if cut := groups_cut(videos):
+        raise VdError(
+            f"the group {cut[0]['group']!r} is in several splits {cut[0]['clips']}; correct "
+            "the splits of the data set, or assign all again with --resplit."
+        )
+    _warn_of_copies(videos)
     return list(videos)
 
 
@@ -199,40 +201,44 @@ def _assigned(
     videos: Sequence[Video], shares: Mapping[str, float], config: Config
 ) -> list[Video]:
     """The videos with the splits of the splits file, the others with new ones."""
-    rows, path = kept_rows(config), splits_file(config)
-    if config.splits.resplit:
-        _say_dropped(rows, videos, path)
-        rows = []
-    kept = {row["id"]: row["split"] for row in rows if row["split"] in shares}
+    merged, kept = _kept(videos, config)
+    kept = {video_id: split for video_id, split in kept.items() if split in shares}
     if kept:
-        say(f"splits kept in {path} are used; --resplit assigns all again")
-    merged = merge_groups(videos, _kept_pairs(rows))
+        say(
+            f"splits kept in {splits_file(config)} are used; --resplit assigns all again"
+        )
     readable = [video for video in merged if video.id]
     parts = assign(readable, shares, config.splits.split_seed, kept)
     return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in merged]
 
 
-def _check_leaks(videos: Sequence[Video], remedy: str) -> None:
-    """Refuse a group in two splits; warn of the same content in two places."""
-    first_of: dict[str, dict[str, str]] = defaultdict(dict)
-    places_of = defaultdict(set)
+def _kept(
+    videos: Sequence[Video], config: Config
+) -> tuple[list[Video], dict[str, str]]:
+    """The videos with the groups of the splits file, and its splits by content hash."""
+    rows = kept_rows(config)
+    if config.splits.resplit:
+        rows = []
+    first: dict[str, str] = {}  # id by group
+    pairs = [
+        (first.setdefault(row["group"], row["id"]), row["id"])
+        for row in rows
+        if row["group"]
+    ]
+    return merge_groups(videos, pairs), {row["id"]: row["split"] for row in rows}
+
+
+def _warn_of_copies(videos: Sequence[Video]) -> None:
+    """Warn of the same content in several splits or under both labels."""
+    places = defaultdict(set)
     for video in videos:
-        if video.group and video.split:
-            first_of[video.group].setdefault(video.split, video.name)
         if video.id:
-            places_of[video.id].add((video.split, video.label))
-    for group, names in first_of.items():
-        if len(names) > 1:
-            (a, first), (b, second) = sorted(names.items())[:2]
-            raise VdError(
-                f"the group {group!r} is in two splits ({first!r} in {a}, {second!r} in "
-                f"{b}); {remedy}."
-            )
-    doubled = [v.name for v in videos if v.id and len(places_of[v.id]) > 1]
-    if doubled:
+            places[video.id].add((video.split, video.label))
+    copies = [video.name for video in videos if len(places[video.id]) > 1]
+    if copies:
         say(
-            f"WARNING: {len(doubled)} files have the same content in several splits or "
-            f"under both labels ({doubled[0]!r}, {doubled[1]!r}, …): keep one of each"
+            f"WARNING: {len(copies)} files have the same content in several splits or "
+            f"under both labels ({copies[0]!r}, {copies[1]!r}, …): keep one of each"
         )
 
 
@@ -246,21 +252,14 @@ def splits_file(config: Config) -> Path:
 
 
 def keep_splits(videos: Sequence[Video], config: Config) -> None:
-    """Write the splits file, unless it has the splits and groups of these videos already."""
+    """Write the splits and groups of these videos into the splits file; other rows stay."""
     path = splits_file(config)
-    rows = split_rows(video for video in videos if video.id)
-    old = {row.get("id"): row for row in read_csv(path)}
-    if all(
-        row["id"] in old
-        and all(old[row["id"]].get(key, "") == row[key] for key in ("split", "group"))
-        for row in rows
-    ):
-        return
-    for row in rows:
-        old.pop(row["id"], None)
-    gone = [{key: row.get(key, "") for key in rows[0]} for row in old.values()]
-    write_csv(path, rows + gone)
-    say(f"splits kept in {path}")
+    former = kept_rows(config)
+    rows = {row["id"]: row for row in former}
+    rows |= {row["id"]: row for row in split_rows(v for v in videos if v.id)}
+    if list(rows.values()) != former:
+        write_csv(path, list(rows.values()))
+        say(f"splits kept in {path}")
 
 
 def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
@@ -268,10 +267,8 @@ def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     named = config.splits.splits_file
     if named is not None and not named.exists():
         raise VdError(f"--splits-file {named} does not exist; name one that vd wrote.")
-    rows = kept_rows(config)
-    parts = {row["id"]: row["split"] for row in rows}
-    grouped = merge_groups(videos, _kept_pairs(rows))
-    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in grouped]
+    merged, kept = _kept(videos, config)
+    return [dataclasses.replace(v, split=kept.get(v.id, "")) for v in merged]
 
 
 def kept_rows(config: Config) -> list[dict[str, str]]:
@@ -283,44 +280,11 @@ def kept_rows(config: Config) -> list[dict[str, str]]:
             "the copy."
         )
     rows = read_csv(path)
-    names = set(rows[0]) if rows else set()
-    ours = {"id", "split"} <= names <= _COLUMNS
-    if path.exists() and path.stat().st_size and not ours:
+    ours = rows and set(rows[0]) == _COLUMNS
+    if path.exists() and not (ours and all(row["split"] in SPLITS for row in rows)):
         raise VdError(
-            f"--splits-file {path} is no splits file, or has no row: it must have the "
-            "columns id,split and no other than path,label,group; name another file, or "
-            "delete it."
+            f"--splits-file {path} is no splits file: it must have the columns "
+            "path,label,split,group,id and a split (train, val or test) in each row; name "
+            "another file, or delete it."
         )
-    for row in rows:
-        if row["split"] not in ("", *SPLITS) and not config.splits.resplit:
-            raise VdError(
-                f"--splits-file {path}: {row['split'] or 'nothing'!r} is no split "
-                f"({row.get('path') or row['id']}); write train, val or test, or assign "
-                "all splits again with --resplit."
-            )
     return rows
-
-
-def _kept_pairs(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    """Pairs of ids that hold the groups of the splits file together."""
-    first: dict[str, str] = {}  # id by group
-    named = [row for row in rows if row.get("group")]
-    return [(first.setdefault(row["group"], row["id"]), row["id"]) for row in named]
-
-
-def _say_dropped(
-    rows: Sequence[Mapping[str, str]], videos: Sequence[Video], path: Path
-) -> None:
-    """Warn of groups that only the splits file knows and --resplit drops."""
-    given = {video.id: video.group for video in videos}
-    dropped = {
-        row["group"]
-        for row in rows
-        if row.get("group") and given.get(row["id"], row["group"]) != row["group"]
-    }
-    if dropped:
-        say(
-            f"WARNING: --resplit drops {len(dropped)} groups that only {path} has, for "
-            f"example {min(dropped)!r}; vd split --resplit --merge-duplicates makes those of "
-            "duplicates again"
-        )
