@@ -9,11 +9,9 @@ import hashlib
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 from vd.console import say, track
@@ -38,8 +36,8 @@ _TABLES = """
 _BUSY_SECONDS = 60.0
 _DAMAGE = sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR
 _NO_LOCK = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL
-_CHUNK_BYTES, _MEGABYTE = 1 << 20, 10**6
-_COMMIT_EVERY_SECONDS = 2.0
+_CHUNK_BYTES = 1 << 20
+_COMMIT_EVERY_SECONDS = 1.0
 
 _T = TypeVar("_T")
 
@@ -143,7 +141,7 @@ def identify(videos: Sequence[Video], cache_dir: Path) -> list[Video]:
     """Give every readable video its content hash, size and time; unchanged files are not read.
 
     A file is unchanged when its path, size and times of modification and of change are
-    those in the catalog. Hashes are kept as they are made, so an interrupt loses none.
+    those in the catalog. An interrupt keeps what was hashed until the second before.
     Files that are missing, empty, unreadable or not regular get "" and 0.
     """
     catalog = Catalog(cache_dir)
@@ -175,57 +173,38 @@ def _file(path: Path) -> _File | None:
     return _File(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-_Event = int | Future[str | None]  # bytes read, or a file is finished
-
-
 def _hash_all(files: Sequence[_File], catalog: Catalog) -> dict[_File, str]:
-    """Hash files, in threads; hashes go to the catalog every few seconds.
+    """Hash files, in threads; hashes go to the catalog every second.
 
     An interrupt ends it at once, whatever the size of the files under way.
     """
     stop = threading.Event()
-    events: SimpleQueue[_Event] = SimpleQueue()
     hashes: dict[_File, str] = {}
-    new_rows: list[tuple] = []
-    read, committed = 0, time.monotonic()
     pool = ThreadPoolExecutor()  # hashing releases the interpreter's lock
     try:
-        total = sum(file.size for file in files)
-        with track("hashing", total // _MEGABYTE, "MB") as ticker:
-            file_of = {pool.submit(_hash, file, stop, events): file for file in files}
-            for future in file_of:
-                future.add_done_callback(events.put)
-            while file_of:
-                event = events.get()
-                if isinstance(event, int):
-                    read += event
-                    ticker.advance(read // _MEGABYTE - ticker.done)
-                else:
-                    file = file_of.pop(event)
-                    if sha256 := event.result():
-                        hashes[file] = sha256
-                        new_rows.append((*file, sha256))
-                if time.monotonic() - committed > _COMMIT_EVERY_SECONDS:
-                    committed = time.monotonic()
-                    catalog.insert("hashes", new_rows)
-                    new_rows.clear()
+        with track("hashing", len(files), "files") as ticker:
+            file_of = {pool.submit(_hash, file, stop): file for file in files}
+            waiting = set(file_of)
+            while waiting:
+                done, waiting = wait(waiting, timeout=_COMMIT_EVERY_SECONDS)
+                new = {file_of[future]: future.result() for future in done}
+                new = {file: sha256 for file, sha256 in new.items() if sha256}
+                catalog.insert("hashes", [(*file, new[file]) for file in new])
+                hashes |= new
+                ticker.advance(len(done))
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-        catalog.insert("hashes", new_rows)
     return hashes
 
 
-def _hash(
-    file: _File, stop: threading.Event, events: SimpleQueue[_Event]
-) -> str | None:
-    """In a thread: a file's SHA-256, None when it cannot be read or all is to stop."""
+def _hash(file: _File, stop: threading.Event) -> str:
+    """In a thread: a file's SHA-256, "" when it cannot be read or all is to stop."""
     digest = hashlib.sha256()
     try:
         with open(file.path, "rb", buffering=0) as handle:
             while (chunk := handle.read(_CHUNK_BYTES)) and not stop.is_set():
                 digest.update(chunk)
-                events.put(len(chunk))
     except OSError:
-        return None  # decoding says why
-    return None if stop.is_set() else digest.hexdigest()
+        return ""  # decoding says why
+    return "" if stop.is_set() else digest.hexdigest()
