@@ -116,11 +116,13 @@ def test_damage_that_only_shows_in_the_work_is_found_too(tmp_path, capsys):
     assert "catalog.sqlite is damaged" in capsys.readouterr().err
 
 
-def test_a_catalog_of_another_version_is_not_read(tmp_path, capsys):
+def test_a_catalog_with_other_columns_is_made_again(tmp_path, capsys):
     Catalog(tmp_path).add_outcomes({"a": USED})
-    execute(tmp_path / "catalog.sqlite", "PRAGMA user_version = 99")
-    assert Catalog(tmp_path).outcomes() == {}
-    assert "another version of vd wrote it" in capsys.readouterr().err
+    execute(tmp_path / "catalog.sqlite", "ALTER TABLE outcomes ADD COLUMN more TEXT")
+    assert Catalog(tmp_path).outcomes() == {"a": USED}
+    Catalog(tmp_path).add_outcomes({"b": USED})
+    assert Catalog(tmp_path).outcomes() == {"b": USED}
+    assert "catalog.sqlite is damaged" in capsys.readouterr().err
 
 
 def test_a_catalog_that_cannot_be_locked_is_renamed_with_its_journal(

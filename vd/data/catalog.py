@@ -20,16 +20,15 @@ from vd.data.outcome import Outcome, check_file
 from vd.errors import VdError
 from vd.files import explaining
 
-_VERSION = 1  # of the tables; a catalog of another version is not read
 _TABLES = """
-    CREATE TABLE hashes (
+    CREATE TABLE IF NOT EXISTS hashes (
         path BLOB PRIMARY KEY,  -- bytes, for names that are not UTF-8
         size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT);
-    CREATE TABLE outcomes (
+    CREATE TABLE IF NOT EXISTS outcomes (
         sha256 TEXT PRIMARY KEY, outcome TEXT, reason TEXT, frames INTEGER,
         width INTEGER, height INTEGER, fps REAL, duration REAL, codec TEXT,
         brightness REAL);
-    CREATE TABLE fingerprints (
+    CREATE TABLE IF NOT EXISTS fingerprints (
         sha256 TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL,
         letterbox REAL);
 """
@@ -65,7 +64,8 @@ class Catalog:
 
     def outcomes(self) -> dict[str, Outcome]:
         """All outcomes by content hash."""
-        rows = self.select("SELECT * FROM outcomes")
+        columns = ", ".join(field.name for field in dataclasses.fields(Outcome))
+        rows = self.select(f"SELECT sha256, {columns} FROM outcomes")
         return {sha256: Outcome(*values) for sha256, *values in rows}
 
     def add_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
@@ -80,7 +80,10 @@ class Catalog:
         try:
             connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS)
             with contextlib.closing(connection) as database, database:
-                _make_tables(database)
+                database.execute(
+                    "PRAGMA journal_mode = DELETE"
+                )  # not WAL: network disks
+                database.executescript(_TABLES)
                 return work(database)
         except sqlite3.Error as error:
             if not again or _code(error) not in (*_DAMAGE, *_NO_LOCK):
@@ -109,23 +112,6 @@ class Catalog:
 def _code(error: sqlite3.Error) -> int:
     """SQLite's primary code of an error; what is not SQLite's own is damage."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-
-
-def _make_tables(database: sqlite3.Connection) -> None:
-    """Make the tables of a new catalog; raises `sqlite3.Error` for another version."""
-
-    def version() -> int:
-        return int(database.execute("PRAGMA user_version").fetchone()[0])
-
-    database.execute("PRAGMA journal_mode = DELETE")  # WAL fails on network disks
-    if version() == 0:
-        database.execute("BEGIN IMMEDIATE")  # others wait, then find the tables
-    if version() == 0:
-        for statement in _TABLES.split(";"):
-            database.execute(statement)
-        database.execute(f"PRAGMA user_version = {_VERSION}")
-    if version() != _VERSION:
-        raise sqlite3.DatabaseError("another version of vd wrote it")
 
 
 class _File(NamedTuple):
