@@ -124,7 +124,7 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
         (root / gone).unlink(missing_ok=True)  # all is listed and looked at
         return decode_videos(paths, *arguments, **options)
 
-    for module in ("vd.data.ledger", "vd.audit.fingerprints", "vd.features.extract"):
+    for module in ("vd.data.ledger", "vd.features.extract"):
         monkeypatch.setattr(f"{module}.decode_videos", vanishing)
     videos = identify(read_manifest(data).videos, tmp_path / "cache")
     found = told(ledger(videos))

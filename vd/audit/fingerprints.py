@@ -10,12 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vd.config import DataConfig, DecodeConfig
-from vd.console import track
 from vd.data.catalog import Catalog
-from vd.data.decode import FrameSettings
-from vd.data.ledger import DecodingPass, Ledger, settled
+from vd.data.ledger import DecodingPass, Ledger
 from vd.data.manifest import Video
-from vd.data.workers import decode_pool, decode_videos
 
 SIDE = 16  # of a small grey frame
 _BLACK = 16  # grey level of a bar, at most
@@ -53,27 +50,15 @@ def fingerprint_videos(
         if outcome.outcome == "quarantined" or video_id in fingerprints
     }
     decoding = DecodingPass(videos, decode)
-    while pending := decoding.pending(known):
-        paths = [video.path for video in pending]
-        parts: list[tuple[Fingerprint, bytes]] = []  # of a video's stretches
-        with (
-            track("fingerprints", len(pending), "videos") as ticker,
-            decode_pool(FrameSettings(), decode, len(pending)) as pool,
-        ):
-            for piece in decode_videos(paths, pool):
-                if len(piece.images):
-                    parts.append(fingerprint(piece.images[:, 0]))
-                if piece.outcome is None:
-                    continue
-                video = pending[piece.index]
-                outcome = settled(video, piece.outcome)
-                if decoding.take(video, outcome):
-                    if outcome.outcome != "quarantined":
-                        fingerprints[video.id] = _keep(catalog, video.id, parts)
-                    catalog.add_outcomes({video.id: outcome})
-                    known[video.id] = outcome
-                parts.clear()
-                ticker.advance()
+    parts: list[tuple[Fingerprint, bytes]] = []  # of a video's stretches
+    for video, images, outcome in decoding.stretches(known, catalog, "fingerprints"):
+        if len(images):
+            parts.append(fingerprint(images[:, 0]))
+        if outcome is None:
+            continue
+        if video.id in known and outcome.outcome != "quarantined":
+            fingerprints[video.id] = _keep(catalog, video.id, parts)
+        parts.clear()
     ledger = decoding.ledger(known)
     usable = sorted({video.id for video in ledger.usable()})
     return ledger, {video_id: fingerprints[video_id] for video_id in usable}

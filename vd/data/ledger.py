@@ -3,10 +3,12 @@
 import itertools
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vd.config import DataConfig, DecodeConfig
 from vd.console import say, track
@@ -132,11 +134,6 @@ def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
             "  videos that missed the deadline stay quarantined; --retry-quarantined decodes "
             "them again, best with a longer --decode-timeout-seconds"
         )
-    if any(entry.outcome.reason == "changed" for entry in faulty):
-        say(
-            "  files that changed between hashing and decoding were not used; the same "
-            "command again uses them as they are now"
-        )
     if ignored:
         say(
             f"  ignored {len(ignored)} files without a video's name ({ignored[0]!r}, …)"
@@ -175,21 +172,8 @@ def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Led
     catalog = Catalog(data.cache_dir)
     known = catalog.outcomes()
     decoding = DecodingPass(videos, decode)
-    while pending := decoding.pending(known):
-        paths = [video.path for video in pending]
-        with (
-            track("scanning", len(pending), "videos") as ticker,
-            decode_pool(FrameSettings(), decode, len(pending)) as pool,
-        ):
-            for piece in decode_videos(paths, pool, keep_images=False):
-                if piece.outcome is None:
-                    continue
-                video = pending[piece.index]
-                outcome = settled(video, piece.outcome)
-                if decoding.take(video, outcome):
-                    catalog.add_outcomes({video.id: outcome})
-                    known[video.id] = outcome
-                ticker.advance()
+    for _ in decoding.stretches(known, catalog, "scanning", keep_images=False):
+        pass
     return decoding.ledger(known)
 
 
@@ -214,7 +198,7 @@ class DecodingPass:
 
     def __init__(self, videos: Sequence[Video], decode: DecodeConfig) -> None:
         self._videos = videos
-        self._retry = decode.retry_quarantined
+        self._decode = decode
         self._taken: set[str] = set()
         reasons = ((video.path, check_file(video.path)) for video in videos)
         self._at_path = {
@@ -231,6 +215,33 @@ class DecodingPass:
             if video.path not in self._at_path and not self._is_known(video.id, known):
                 pending.setdefault(video.id or video.path, video)
         return list(pending.values())
+
+    def stretches(
+        self,
+        known: dict[str, Outcome],
+        catalog: Catalog,
+        doing: str,
+        keep_images: bool = True,
+    ) -> Iterator[tuple[Video, np.ndarray, Outcome | None]]:
+        """Decode the pending videos; their outcomes go to `known` and to the catalog.
+
+        Yields the images of each stretch, with the outcome when it is the video's last.
+        """
+        while pending := self.pending(known):
+            paths = [video.path for video in pending]
+            with (
+                track(doing, len(pending), "videos") as ticker,
+                decode_pool(FrameSettings(), self._decode, len(pending)) as pool,
+            ):
+                for piece in decode_videos(paths, pool, keep_images):
+                    video, outcome = pending[piece.index], None
+                    if piece.outcome is not None:
+                        outcome = settled(video, piece.outcome)
+                        if self.take(video, outcome):
+                            catalog.add_outcomes({video.id: outcome})
+                            known[video.id] = outcome
+                        ticker.advance()
+                    yield video, piece.images, outcome
 
     def take(self, video: Video, outcome: Outcome) -> bool:
         """Record the outcome of a pending video; whether it is one of its content."""
@@ -253,5 +264,5 @@ class DecodingPass:
         """Whether an outcome is known and is not to be tried again."""
         if video_id not in known:
             return False
-        again = self._retry and video_id not in self._taken
+        again = self._decode.retry_quarantined and video_id not in self._taken
         return not (again and known[video_id].outcome == "quarantined")
