@@ -16,12 +16,7 @@ import numpy as np
 from vd.audit import shortcuts
 from vd.audit.findings import findings
 from vd.audit.fingerprints import Fingerprint, fingerprint_videos, read_pictures
-from vd.audit.leakage import (
-    VideoPair,
-    read_tested,
-    video_pairs,
-    without_leaks,
-)
+from vd.audit.leakage import VideoPair, video_pairs, without_leaks
 from vd.audit.near_duplicates import Pair, find_pairs
 from vd.config import Config
 from vd.console import say
@@ -31,6 +26,7 @@ from vd.data.ledger import Ledger, report
 from vd.data.manifest import CLASSES, Video, read_manifest
 from vd.data.splits import kept_splits
 from vd.errors import VdError
+from vd.evaluation.predictions import read_run
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
 from vd.files import make_folder, write_csv, write_json, write_text
@@ -48,19 +44,16 @@ def audit(
 
     Splits are those of `run_dir`, whose test accuracy is then counted again without leaked
     clips; without a run the data set's own, else those kept in the splits file. Raises
-    `VdError` when the run was trained on files that the data set does not have, or its test
-    predictions are not those of its test clips.
+    `VdError` when the run was trained on files that the data set does not have.
     """
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
     make_folder(report_dir, "--report-dir")
     given = identify(manifest.videos, config.data.cache_dir)
     own_splits = any(video.split for video in given)
-    relabelled: list[str] = []
-    tested = None
+    tested = read_run(run_dir) if run_dir is not None else None
     if run_dir is not None:
-        videos, relabelled = _as_in_run(given, run_dir, config.data.dataset_path)
-        tested = read_tested(run_dir, videos)
+        videos = _with_splits_of(run_dir, given, config.data.dataset_path)
     else:
         videos = given if own_splits else kept_splits(given, config)
     ledger, fingerprints = fingerprint_videos(videos, config.data, config.decode)
@@ -76,7 +69,6 @@ def audit(
         "pairs": [pair.row() for pair in pairs],
         "groups": len({v.group for v in usable if v.group}) or None,
         "groups_cut": groups_cut(usable),
-        "relabelled": relabelled,
         "run": tested and without_leaks(tested, usable, pairs),
         "one_class_groups": shortcuts.one_class_groups(usable),
         "shortcuts": _shortcuts(ledger, fingerprints, alike, backbone, config),
@@ -90,27 +82,22 @@ def audit(
     return values
 
 
-def _as_in_run(
-    videos: Sequence[Video], run_dir: Path, dataset_path: Path
-) -> tuple[list[Video], list[str]]:
-    """The videos with a run's splits, and the names whose label was another in the run."""
+def _with_splits_of(
+    run_dir: Path, videos: Sequence[Video], dataset_path: Path
+) -> list[Video]:
+    """The videos with a run's splits."""
     # by file, for copies of one clip may be in two splits
-    of_run = {(v.name, v.id): v for v in videos_of(run_dir, dataset_path)}
-    resplit, relabelled = [], []
-    for video in videos:
-        before = of_run.pop((video.name, video.id), None)
-        if before is not None and before.label != video.label:
-            relabelled.append(video.name)
-        split = before.split if before else ""
-        resplit.append(dataclasses.replace(video, split=split))
-    if of_run:
-        name = min(name for name, _ in of_run)
+    split_of = {(v.name, v.id): v.split for v in videos_of(run_dir, dataset_path)}
+    missing = split_of.keys() - {(video.name, video.id) for video in videos}
+    if missing:
         raise VdError(
-            f"--checkpoint-dir {run_dir} was trained on {len(of_run)} files that are missing "
-            f"or have changed in --dataset-path {dataset_path} (for example {name!r}); name "
-            "the data set that it was trained on."
+            f"--checkpoint-dir {run_dir} was trained on {len(missing)} files that are missing "
+            f"or have changed in --dataset-path {dataset_path} (for example "
+            f"{min(missing)[0]!r}); name the data set that it was trained on."
         )
-    return resplit, relabelled
+    return [
+        dataclasses.replace(v, split=split_of.get((v.name, v.id), "")) for v in videos
+    ]
 
 
 def _shortcuts(
@@ -136,32 +123,28 @@ def _shortcuts(
     engine = make_engine(backbone, config.backbone.engine)
     kept = read_pictures(config.data.cache_dir, [video.id for video in chosen])
     pictures = [kept[video.id] for video in chosen]
-    inputs = {
-        "metadata": shortcuts.metadata(
-            chosen,
-            [entries[video.id].outcome for video in chosen],
-            [fingerprints[video.id] for video in chosen],
-        ),
-        "frame": shortcuts.picture_features(pictures, engine, backbone.size),
-        "borders": shortcuts.picture_features(pictures, engine, backbone.size, True),
-    }
+    metadata_NxD = shortcuts.metadata(
+        chosen,
+        [entries[video.id].outcome for video in chosen],
+        [fingerprints[video.id] for video in chosen],
+    )
+    frame_NxD = shortcuts.picture_features(pictures, engine, backbone.size)
+    borders_NxD = shortcuts.picture_features(pictures, engine, backbone.size, True)
     return {
-        name: shortcuts.shortcut(
-            shortcuts.metadata_model()
-            if name == "metadata"
-            else shortcuts.picture_model(),
-            features_NxD,
-            labels_N,
-            groups_N,
+        name: shortcuts.shortcut(model, features_NxD, labels_N, groups_N)
+        for name, model, features_NxD in (
+            ("metadata", shortcuts.metadata_model(), metadata_NxD),
+            ("frame", shortcuts.picture_model(), frame_NxD),
+            ("borders", shortcuts.picture_model(), borders_NxD),
         )
-        for name, features_NxD in inputs.items()
     }
 
 
 def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) -> str:
     """audit.html, with a picture of each video of the worst pairs."""
-    surprising = [pair for pair in pairs if not pair.is_expected]
-    shown = surprising[:_MOST_PAIRS]
+    # one scene within one group is what groups are for
+    shown = [pair for pair in pairs if pair.same_footage or not pair.grouped]
+    shown = shown[:_MOST_PAIRS]
     ids = {video.id for pair in shown for video in (pair.first, pair.second)}
     return render(
         "vd.audit",
@@ -171,8 +154,6 @@ def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) ->
             "values": values,
             "classes": CLASSES,
             "pairs": shown,
-            "hidden": len(surprising) - len(shown),
-            "expected": len(pairs) - len(surprising),
             "pictures": {
                 video_id: picture(content, "jpeg", "middle frame")
                 for video_id, content in read_pictures(cache, ids).items()

@@ -128,21 +128,16 @@ def _shortcuts(values: Values) -> Iterator[str]:
 
 
 def _run(values: Values) -> Iterator[str]:
-    """A run's accuracy without leaked clips, and labels that have changed since."""
+    """A run's accuracy without leaked clips."""
     if not values["run"]:
         return
-    rows, changed = values["run"]["test"], values["relabelled"]
+    rows = values["run"]["test"]
     last = rows["without_shared_group"]
     yield (
         f"the run's test accuracy is {percent(rows['all']['accuracy'])} "
         f"({rows['all']['clips']} clips), and {percent(last['accuracy'])} "
         f"({last['clips']} clips) without {last['left_out']} leaked clips"
     )
-    if changed:
-        yield (
-            f"{len(changed)} clips had another label when the run was trained (for example "
-            f"{changed[0]!r}): its figures are of the former labels"
-        )
 
 
 def _not_tested(values: Values) -> Iterator[str]:

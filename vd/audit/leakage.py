@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +11,7 @@ import numpy as np
 from vd.audit.near_duplicates import Pair
 from vd.data.groups import groups_cut
 from vd.data.manifest import CLASSES, Video
-from vd.errors import VdError
-from vd.evaluation.predictions import Member, read_run
+from vd.evaluation.predictions import Member
 
 
 @dataclass(frozen=True)
@@ -47,11 +45,6 @@ class VideoPair:
     def grouped(self) -> bool:
         """Whether both are in one group already."""
         return self.first.group != "" and self.first.group == self.second.group
-
-    @property
-    def is_expected(self) -> bool:
-        """Whether it is one scene within one group, which is what groups are for."""
-        return not self.same_footage and self.grouped
 
     def row(self) -> dict[str, Any]:
         """The pair in JSON values."""
@@ -93,24 +86,6 @@ def video_pairs(videos: Iterable[Video], alike: Iterable[Pair]) -> list[VideoPai
             -pair.similarity, pair.first.name, pair.second.name,
         ),
     )  # fmt: skip
-
-
-def read_tested(run_dir: Path, videos: Iterable[Video]) -> Member:
-    """The test predictions of a run; `videos` carry its splits.
-
-    Raises `VdError` unless they are of exactly its test clips: one that is missing would
-    count as free of leaks.
-    """
-    member = read_run(run_dir)
-    predicted = set(member.predictions.paths)
-    names = {video.name for video in videos if video.split == "test"}
-    if predicted != names:
-        raise VdError(
-            f"{run_dir / 'predictions_test.csv'} has {len(predicted)} clips that are not the "
-            f"run's {len(names)} test clips (for example {min(predicted ^ names)!r}); run vd "
-            "evaluate on the run to write it again."
-        )
-    return member
 
 
 def without_leaks(
