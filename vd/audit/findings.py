@@ -25,12 +25,44 @@ def findings(
 
     `values` is the content of audit.json without these sentences.
     """
+    footage = [pair for pair in pairs if pair.same_footage]
+    scenes = [pair for pair in pairs if not pair.same_footage and not pair.grouped]
+    together = "vd split --merge-duplicates --resplit keeps them together"
+    if values["own_splits"]:
+        together = (
+            "remove one of each, or the split folders or column of the data set, then vd "
+            "split --merge-duplicates keeps them together"
+        )
     sentences = [
-        *_across(values, pairs),
+        *_pairs(
+            [pair for pair in footage if pair.both_labels],
+            "of the same footage are under both labels",
+            "correct one label, or remove both",
+        ),
+        *_pairs(
+            [pair for pair in footage if pair.across_splits],
+            "of the same footage lie in two splits",
+            together,
+        ),
+        *_groups(values),
+        *_pairs(
+            [pair for pair in scenes if pair.across_splits],
+            "show the same scene in two splits",
+            together,
+        ),
         *_lost(values["ledger"], max_loss_gap),
         *_shortcuts(values),
-        *_run(values),
-        *_inside(values, pairs),
+        *_run(values["run"]),
+        *_pairs(
+            [p for p in footage if not p.across_splits and not p.both_labels],
+            "of the same footage are within one split or unsplit",
+            "what is in both counts twice",
+        ),
+        *_pairs(
+            [pair for pair in scenes if not pair.across_splits],
+            "show the same scene and are in no common group",
+            "give them one, or vd split --merge-duplicates does",
+        ),
     ]
     usable = values["ledger"]["usable"]
     return [
@@ -39,62 +71,20 @@ def findings(
     ]
 
 
-def _across(values: Values, pairs: Sequence[VideoPair]) -> Iterator[str]:
-    """Footage under both labels; footage, groups and scenes in two splits."""
-    remedy = _keep_together(values, resplit=True)
-    yield from _count(
-        [pair for pair in pairs if pair.both_labels],
-        "of the same footage are under both labels",
-        "correct one label, or remove both",
-    )
-    yield from _count(
-        [pair for pair in pairs if pair.same_footage and pair.across_splits],
-        "of the same footage lie in two splits",
-        remedy,
-    )
+def _pairs(pairs: Sequence[VideoPair], what: str, remedy: str) -> Iterator[str]:
+    """A sentence that counts the pairs and names the first; none without pairs."""
+    if pairs:
+        first, second = pairs[0].first.name, pairs[0].second.name
+        yield f"{len(pairs)} pairs {what} ({first!r} and {second!r}): {remedy}"
+
+
+def _groups(values: Values) -> Iterator[str]:
+    """Groups in several splits."""
     for row in values["groups_cut"]:
         yield (
             f"the group {row['group']!r} is cut by the splits {row['clips']}: the test part "
             "shows places that were trained on"
         )
-    yield from _count(
-        [p for p in pairs if p.across_splits and not p.same_footage and not p.grouped],
-        "show the same scene in two splits",
-        remedy,
-    )
-
-
-def _inside(values: Values, pairs: Sequence[VideoPair]) -> Iterator[str]:
-    """Pairs that no split divides."""
-    inside = [pair for pair in pairs if not pair.across_splits and not pair.both_labels]
-    yield from _count(
-        [pair for pair in inside if pair.same_footage],
-        "of the same footage are within one split or unsplit",
-        "what is in both counts twice",
-    )
-    yield from _count(
-        [pair for pair in inside if not pair.same_footage and not pair.grouped],
-        "show the same scene and are in no common group",
-        _keep_together(values),
-    )
-
-
-def _count(chosen: Sequence[VideoPair], what: str, remedy: str) -> Iterator[str]:
-    """A sentence that counts the pairs and names the first; none without pairs."""
-    if chosen:
-        first, second = chosen[0].first.name, chosen[0].second.name
-        yield f"{len(chosen)} pairs {what} ({first!r} and {second!r}): {remedy}"
-
-
-def _keep_together(values: Values, resplit: bool = False) -> str:
-    """How to keep pairs in one split; `resplit`: kept splits divide them."""
-    if values["own_splits"]:
-        return (
-            "remove one of each, or drop the data set's own split folders or column, then "
-            "vd split --merge-duplicates keeps them together"
-        )
-    flag = " --resplit" if resplit else ""
-    return f"vd split --merge-duplicates{flag} keeps them together"
 
 
 def _lost(ledger: Values, max_loss_gap: float) -> Iterator[str]:
@@ -127,17 +117,15 @@ def _shortcuts(values: Values) -> Iterator[str]:
             )
 
 
-def _run(values: Values) -> Iterator[str]:
+def _run(run: Values | None) -> Iterator[str]:
     """A run's accuracy without leaked clips."""
-    if not values["run"]:
-        return
-    rows = values["run"]["test"]
-    last = rows["without_shared_group"]
-    yield (
-        f"the run's test accuracy is {percent(rows['all']['accuracy'])} "
-        f"({rows['all']['clips']} clips), and {percent(last['accuracy'])} "
-        f"({last['clips']} clips) without {last['left_out']} leaked clips"
-    )
+    if run:
+        every, last = run["test"]["all"], run["test"]["without_shared_group"]
+        yield (
+            f"the run's test accuracy is {percent(every['accuracy'])} ({every['clips']} "
+            f"clips), and {percent(last['accuracy'])} ({last['clips']} clips) without "
+            f"{last['left_out']} leaked clips"
+        )
 
 
 def _not_tested(values: Values) -> Iterator[str]:
