@@ -17,8 +17,6 @@ import filelock
 
 from vd.errors import VdError
 
-_OWNED = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)$")
-
 
 def temporary(path: Path) -> Path:
     """A name beside `path` that carries host and process, so a dead owner's is known."""
@@ -35,21 +33,16 @@ def make_folder(path: Path, flag: str) -> None:
         ) from error
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def publish(temporary_path: Path, path: Path) -> None:
     """Give a finished temporary file its name: fsync, rename, fsync of the folder."""
     with open(temporary_path, "rb") as handle:
         os.fsync(handle.fileno())
     os.replace(temporary_path, path)
-    fsync_folder(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # makes the rename durable
+    finally:
+        os.close(folder)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -124,25 +117,17 @@ def writing(path: Path) -> Iterator[Path]:
             temporary_path.unlink()
 
 
-def owner_is_dead(host: str, pid: int) -> bool:
-    """Whether the process `pid` of `host` is surely gone (another host's is not known)."""
-    if host != socket.gethostname():
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
 def remove_orphans(folder: Path) -> None:
-    """Remove temporary files and folders in `folder` whose owner is dead."""
+    """Remove temporary files and folders in `folder` of dead processes of this host."""
+    ours = re.compile(rf"\.tmp-{re.escape(socket.gethostname())}-(\d+)$")
     for path in folder.glob("*.tmp-*"):
-        match = _OWNED.search(path.name)
-        if match and owner_is_dead(match["host"], int(match["pid"])):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if match := ours.search(path.name):
+            try:
+                os.kill(int(match[1]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            except PermissionError:
+                pass  # another user's process
 
 
 @contextlib.contextmanager

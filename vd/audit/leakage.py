@@ -96,13 +96,16 @@ def without_leaks(
     A test clip is leaked when its footage, its scene or its group is in another split.
     `videos` and `pairs` carry the run's splits. Nothing is trained or scored.
     """
-    leaked: dict[str, set[str]] = {"footage": set(), "scene": set(), "group": set()}
-    for pair in pairs:
-        for video in (pair.first, pair.second):
-            if pair.across_splits and video.split == "test":
-                leaked["footage" if pair.same_footage else "scene"].add(video.name)
     cut = {row["group"] for row in groups_cut(videos)}
-    leaked["group"] = {v.name for v in videos if v.split == "test" and v.group in cut}
+    leaked: dict[str, set[str]] = {
+        "footage": set(),
+        "scene": set(),
+        "group": {video.name for video in videos if video.group in cut},
+    }
+    for pair in pairs:
+        if pair.across_splits:
+            reason = "footage" if pair.same_footage else "scene"
+            leaked[reason] |= {pair.first.name, pair.second.name}
     predictions = tested.predictions
     correct_N = predictions.predicted_N == (predictions.labels_N == 1)
     kept_N = np.ones(len(correct_N), bool)
