@@ -31,13 +31,6 @@ _VIDEO_SUFFIXES = frozenset(
 )
 
 
-def class_label(name: str) -> int:
-    """The label of a class by its name in our own files; raises `ValueError` for another."""
-    if name not in CLASSES:
-        raise ValueError(f"{name!r} is no class")
-    return CLASSES.index(name)
-
-
 @dataclass(frozen=True)
 class Video:
     """One file of the data set; `id` is the SHA-256 of its content, "" if unreadable."""

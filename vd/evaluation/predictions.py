@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Shaped
 
-from vd.data.manifest import CLASSES, class_label
+from vd.data.manifest import CLASSES
 from vd.errors import VdError, damage
 from vd.files import read_csv, read_json
 from vd.training.run_folder import read_settings
@@ -97,7 +97,7 @@ def from_rows(
         np.array(paths, object),
         np.array([row["group"] for row in rows], object),
         np.array([(ids or {}).get(path, "") for path in paths], object),
-        np.array([class_label(row["label"]) for row in rows]),
+        np.array([CLASSES.index(row["label"]) for row in rows]),
         probability_N,
         np.array([float(row["logit"]) for row in rows]),
         probability_N >= threshold,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, from_json, to_json
-from vd.data.manifest import CLASSES, SPLITS, Video, class_label, split_rows
+from vd.data.manifest import CLASSES, SPLITS, Video, split_rows
 from vd.errors import VdError, damage
 from vd.files import (
     read_csv,
@@ -235,7 +235,7 @@ def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
             Video(
                 path=root / row["path"],
                 name=row["path"],
-                label=class_label(row["label"]),
+                label=CLASSES.index(row["label"]),
                 split=row["split"],
                 group=row["group"],
                 id=row["id"],
