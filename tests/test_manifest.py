@@ -92,6 +92,12 @@ def test_links_to_folders_are_followed_above_the_videos_only(tmp_path):
     assert manifest.ignored == ("normal/loop",)
 
 
+def test_a_folder_named_like_a_video_is_an_entry(tmp_path):
+    touch(tmp_path, "fight/a.mp4", "normal/b.mp4")
+    (tmp_path / "normal" / "dir.mp4").mkdir()
+    assert read(tmp_path).videos[-1].name == "normal/dir.mp4"
+
+
 @pytest.mark.parametrize("shut", ["test", "test/fight", "test/fight/deep"])
 def test_a_folder_without_permission_to_read_it_is_named(shut):
     with open_folder() as folder:

@@ -158,9 +158,12 @@ def _video_folders(parent: Path, ignored: list[Path]) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files below `folder` in order of name; links to folders are not followed."""
+    """Files below `folder` in order of name; links to folders are not followed.
+
+    A folder that is named like a video is a file, which the ledger has as not regular.
+    """
     for entry in _entries(folder):
-        if entry.is_dir() and not entry.is_symlink():
+        if entry.is_dir() and not entry.is_symlink() and not _is_video(entry):
             yield from _files(entry)
         else:
             yield entry
