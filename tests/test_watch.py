@@ -172,7 +172,7 @@ def test_a_validation_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
 def test_profile_writes_a_trace_of_ten_steps_and_says_where(tmp_path, capsys):
     train_on_numbers(tmp_path, epochs=4, profile=True)
     trace = tmp_path / "run" / "profile"
-    assert f"10 steps are traced in {trace}" in capsys.readouterr().err
+    assert f"the trace of 10 steps is in {trace}" in capsys.readouterr().err
     (made,) = trace.rglob("*.xplane.pb")
     assert made.stat().st_size > 0
     assert b"train" in made.read_bytes()

@@ -41,7 +41,7 @@ class EpochSums:
     def add(
         self, loss: float, accuracy: float, grad_norm: float, clip_norm: float
     ) -> None:
-        """Take in one step's means over its batch; clipping is above `clip_norm`, 0: never."""
+        """Add one step's means; gradients are clipped above `clip_norm` (0: never)."""
         self.steps += 1
         self.loss += loss
         self.accuracy += accuracy
@@ -49,7 +49,7 @@ class EpochSums:
         self.clipped += 0 < clip_norm < grad_norm
 
     def row(self, batch_size: int) -> dict[str, float]:
-        """The epoch's means, all batches being of one size, and its speed."""
+        """The epoch's means over equal batches, and its speed."""
         return {
             "train_loss": self.loss / self.steps,
             "train_accuracy": self.accuracy / self.steps,
@@ -64,7 +64,7 @@ class MetricsLog:
     """metrics.jsonl, a line an epoch, and the same for TensorBoard."""
 
     def __init__(self, run_dir: Path, epoch: int) -> None:
-        """Cut the file back to `epoch` lines; TensorBoard's file is written from it again."""
+        """Cut the file back to `epoch` lines, and write TensorBoard's file from them."""
         from tensorboardX import SummaryWriter
 
         self._path = run_dir / "metrics.jsonl"
@@ -96,7 +96,7 @@ class MetricsLog:
         except OSError as error:
             raise VdError(
                 f"{self._path} cannot be written ({error.strerror}); free some space, then "
-                "run the same command again: it goes on from the last checkpoint."
+                "run the same command again: it continues from the last checkpoint."
             ) from error
 
     def _show(self, row: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl; a line that a crash cut is left out."""
+    """The complete lines of a run's metrics.jsonl; a line cut by a crash is left out."""
     path = run_dir / "metrics.jsonl"
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -138,7 +138,7 @@ class Watch:
         self._since: tuple[int, float] | None = None  # first step seen of the epoch
 
     def step(self, step: int, loss: float) -> None:
-        """A step is done: the live line."""
+        """Show the live line after a step."""
         now = time.monotonic()
         if self._since is None:  # the first step of a process compiles
             self._since = step, now
@@ -161,7 +161,7 @@ class Watch:
         )
 
     def epoch(self, row: Row, stopping: "EarlyStopping") -> None:
-        """An epoch is done: its line, and warnings."""
+        """Print an epoch's line and warnings."""
         self._since = None
         self._rows.append(row)
         left = row["seconds"] * (self._config.epochs - row["epoch"])
@@ -182,7 +182,7 @@ class Watch:
         if overfits(self._rows) and not overfits(self._rows[:-1]):
             say(
                 f"WARNING: OVERFITTING: for {_OVERFIT_EPOCHS} epochs the training loss has "
-                "been lower and the validation loss a tenth higher than at the best epoch; "
+                "been lower, and the validation loss a tenth higher, than at the best epoch; "
                 "more clips, --dropout-rate or --weight-decay may help"
             )
 
@@ -201,10 +201,10 @@ def watching(
 
 
 def overfits(rows: Sequence[Row]) -> bool:
-    """Whether the last three epochs learnt the training clips at the cost of the others.
+    """Whether the last three epochs overfit.
 
-    That is: a training loss below, and a validation loss 1.1 times above, those of the
-    epoch whose validation loss is the least.
+    That is: compared with the epoch of the lowest validation loss, each has a lower training
+    loss, and a validation loss more than 1.1 times as high.
     """
     best = min(rows, key=lambda row: row["val_loss"], default={})
     recent = rows[-_OVERFIT_EPOCHS:]

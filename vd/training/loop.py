@@ -1,15 +1,15 @@
 """The training loop: epochs, validation, checkpoints, early stopping, resumption.
 
 1. Restore the newest whole checkpoint, or initialise; cut metrics.jsonl back to its epoch.
-2. For each epoch: its steps, batches made ahead; metrics fetched one step late, so that
-   the device never waits for the host.
+2. For each epoch, run its steps. Batches are made ahead, and metrics are fetched one step
+   late, so that the device never waits for the host.
 3. Score the validation split, write the epoch's line, update early stopping.
-4. Save the checkpoint, which carries the early-stopping state. The line goes first: a line
-   without a checkpoint is cut back on resumption, a checkpoint never lacks its line.
-5. Stop when patience ends; the best checkpoint is what evaluation restores.
+4. Save the checkpoint with the early-stopping state. The line is written first: a line
+   without a checkpoint is cut back on resumption, a checkpoint always has its line.
+5. Stop when patience ends; evaluation restores the best checkpoint.
 
-SIGTERM and Ctrl-C end an epoch after the step under way, with a checkpoint that holds the
-epoch's sums so far; what follows is what would have followed.
+After SIGTERM or Ctrl-C the step under way is the last one. The checkpoint then holds the
+epoch's sums so far, and a resumed run gives the same numbers as an unbroken one.
 """
 
 import math
@@ -68,7 +68,7 @@ def train(
     hosts: Hosts = ALONE,
     on_event: OnEvent = ignore_event,
 ) -> Trained:
-    """Train, or go on with, the run in `run_dir`; returns the restored best.
+    """Train, or continue, the run in `run_dir`; returns the restored best.
 
     As the first of several processes it leads. `on_event` is called with the name of each
     event, in this thread; an exception that it raises ends training. Raises `VdError` when
@@ -121,7 +121,7 @@ def _step(
 
 @dataclass(frozen=True)
 class _Run:
-    """A run under way, and all that its epochs need."""
+    """A run under way, with everything that its epochs need."""
 
     config: Config
     validation: Validation
@@ -154,9 +154,9 @@ class _Run:
         return at
 
     def _train(self, at: Checkpoint) -> Checkpoint:
-        """The steps that an epoch lacks, or those before a signal.
+        """Run the rest of an epoch's steps, or those until a signal.
 
-        A step's metrics are fetched after the next one is under way.
+        A step's metrics are fetched when the next step is under way.
         """
         state, sums = at.state, replace(at.sums)
         before, began = int(state.step) - sums.steps, time.perf_counter()
@@ -180,7 +180,7 @@ class _Run:
         return Checkpoint(state, at.stopping, sums)
 
     def _add(self, sums: EpochSums, metrics: StepMetrics, step: int) -> None:
-        """Take in one step's metrics (waits for the device); NaN stops training."""
+        """Add one step's metrics, which waits for the device; NaN stops training."""
         loss, accuracy, grad_norm = (float(value) for value in jax.device_get(metrics))
         self._check_finite({"loss": loss, "grad_norm": grad_norm}, step)
         sums.add(loss, accuracy, grad_norm, self.config.training.grad_clip_norm)
@@ -188,7 +188,7 @@ class _Run:
         self.on_event("step-end")
 
     def _finish_epoch(self, at: Checkpoint) -> Checkpoint:
-        """Validation, the epoch's line, early stopping, checkpoint."""
+        """Validate, write the epoch's line, update early stopping, save a checkpoint."""
         began, step = time.perf_counter(), int(at.state.step)
         self.on_event("evaluation-begin")
         metrics = self.validation.metrics(at.state.params)
@@ -223,7 +223,7 @@ class _Run:
 
 
 def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
-    """Step 0, from the seed."""
+    """The state before the first step, from the seed."""
     check_shapes(plugins, config, dim)
     settings, head = config.training, plugins.make_head(config.model)
     key = jax.random.key(settings.seed, impl="threefry2x32")
