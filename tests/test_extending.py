@@ -7,14 +7,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import cv2
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.command_line import VD, vd
+from tests.decoding import decode
 from tests.fabricated import write_tiny_backbone
 from vd.config import Config, DataConfig
+from vd.data.decode import FrameSettings
+from vd.data.streams import STREAMS
 from vd.errors import VdError
 from vd.evaluation.evaluate import restore
 from vd.files import read_csv
@@ -181,6 +187,18 @@ def test_an_onnx_backbone_is_trained_on(shown):
     config = json.loads((folder / "RUN3" / "config.json").read_text())
     assert config["preprocessing"]["backbone"]["mean"] == 127.5
     assert (folder / "RUN3" / "backbone.onnx").exists()
+
+
+def test_a_stream_is_added_in_one_place(clips):
+    """As the page adds it; tests/test_metrics.py does the same for a metric."""
+    code = PAGE.partition("## A stream")[2].split("```")[1].removeprefix("python")
+    path = next(clips.glob("train/*/*.mp4"))
+    with patch.dict(STREAMS):
+        exec(code, {})  # noqa: S102
+        settings = FrameSettings(height=24, width=32, streams=("rgb", "edges"))
+        images = decode(path, settings=settings)[0]
+    expected = cv2.Laplacian(images[0, 0], cv2.CV_8U)
+    np.testing.assert_array_equal(images[0, 1], expected)
 
 
 def test_a_head_that_cannot_be_imported_is_one_sentence():

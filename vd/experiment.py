@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, ModelConfig
 from vd.console import say
-from vd.data.hashes import identify
-from vd.data.manifest import Video, read_manifest
-from vd.data.splits import for_folds, with_splits
-from vd.data.splits_file import keep_splits
+from vd.data.catalog import identify
+from vd.data.manifest import check_classes, read_manifest
+from vd.data.splits import for_folds, keep_splits, with_splits
 from vd.errors import VdError
 from vd.files import lock, read_json
 from vd.hosts import ALONE, Hosts, joined, several
@@ -100,15 +99,17 @@ def prepare(config: Config, folds: bool = False) -> Data:
     With `folds` it is not split: folds ignore splits.
     """
     from vd.data.ledger import check_loss_gap, report
+    from vd.features.backbone import find_backbone
     from vd.features.extract import extract
 
     manifest = read_manifest(config.data)
-    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    given = identify(manifest.videos, config.data.cache_dir)
     videos = for_folds(given, config) if folds else with_splits(given, config)
-    store, ledger = extract(videos, config)
+    backbone = find_backbone(config.backbone)
+    store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), videos, ledger, store)
+    return Data(list(given), videos, ledger, store, backbone)
 
 
 def open_run(
@@ -125,7 +126,12 @@ def open_run(
     `VdError` when the folder holds another run.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
-    _check_classes(clips)
+    for split, videos in clips.items():
+        check_classes(
+            videos,
+            f"the {split} split, without its quarantined files,",
+            "repair or replace the files listed above, or add clips",
+        )
     identity = {
         **run_folder.settings_identity(config),
         **plugins.identity(),
@@ -205,33 +211,24 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Calibrate the restored best, evaluate it on validation and test, write the report."""
     from vd import plots
-    from vd.evaluation.evaluate import (
-        Restored,
-        evaluate_split,
-        fit_calibration,
-        summary,
-    )
-    from vd.metrics.calibration import Calibration
+    from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
     from vd.report.report import write_quick
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
-    unfitted = Calibration(1.0, 0.5, "none")
-    head = plugins.make_head(config.model)
-    restored = Restored(config, head, trained.params, unfitted, sets["train"].dim)
-    share = float(sets["train"].labels_N.mean())
-    even = even_logit(plugins.loss, config.training, share)
-    restored = fit_calibration(restored, sets["val"], run_dir, even)
     plots.save(
         plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
     )
-    for split in ("val", "test"):
-        result = evaluate_split(restored, sets[split], run_dir, split)
+    head = plugins.make_head(config.model)
+    share = float(sets["train"].labels_N.mean())
+    even = even_logit(plugins.loss, config.training, share)
+    results = evaluate_trained(config, head, trained.params, sets, even)
+    for result in results.values():
         say(summary(result))
     write_quick(run_dir)
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
-    return result
+    return results["test"]
 
 
 def say_before_training(
@@ -257,14 +254,3 @@ def say_before_training(
             "stores the mirrored one too"
         )
     say(f"training on {clips} clips, {len(devices)} × {devices[0].device_kind}")
-
-
-def _check_classes(clips: Mapping[str, Sequence[Video]]) -> None:
-    """Raise `VdError` when quarantine has emptied a class."""
-    for split, videos in clips.items():
-        if len({video.label for video in videos}) < 2:
-            raise VdError(
-                f"the {split} split has usable clips of {len({v.label for v in videos})} "
-                "class only; repair or replace the quarantined files that the ledger lists, or add "
-                "clips."
-            )

@@ -6,7 +6,7 @@ from vd.config import Config
 from vd.console import say
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
-from vd.features.compute import open_store
+from vd.features.store import open_store
 from vd.hosts import Hosts
 from vd.models.plugins import Plugins
 from vd.training import run_folder

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import jax
 
     from vd.data.ledger import Ledger
+    from vd.features.backbone import Backbone
     from vd.features.store import FeatureStore
 
 
@@ -24,6 +25,7 @@ class Data(NamedTuple):
     videos: list[Video]  # with splits
     ledger: "Ledger"
     store: "FeatureStore"
+    backbone: "Backbone"
 
     def parts(self) -> dict[str, list[Video]]:
         """The usable clips of each split."""

@@ -127,17 +127,14 @@ def write_inputs(
     opened: "Opened",
 ) -> None:
     """Write config.json, splits.csv, ledger.csv and a user's own backbone."""
-    from vd.features.backbone import find_backbone
-    from vd.features.compute import frame_settings
-
     run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
     devices, clips = opened.devices, data.parts()
-    backbone = find_backbone(config.backbone)
+    backbone = data.backbone
     engines = Counter(store.rows[video.id].engine for video in ledger.usable())
     facts = {
         "engine": engines.most_common(1)[0][0],  # that of most features
         "preprocessing": {
-            **asdict(frame_settings(backbone)),
+            **asdict(backbone.frames),
             "views": list(backbone.views),
             "backbone": backbone.description,
             "dim": store.streams * store.dim,
@@ -176,7 +173,7 @@ def _write_config(
             "settings": settings,
             "label_map": {name: label for label, name in enumerate(CLASSES)},
             **facts,
-            "packages": {"vd": vd.__version__, **versions},
+            "packages": versions,
             "git_revision": _git_revision(),
         },
     )
