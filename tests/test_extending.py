@@ -206,6 +206,19 @@ def test_a_head_that_cannot_be_imported_is_one_sentence():
     assert "--head no_such:Head cannot be imported (ModuleNotFoundError" in done.stderr
 
 
+def test_a_heads_fields_are_flags_with_their_own_names(tmp_path, capsys):
+    (tmp_path / "clash_head.py").write_text(
+        "from vd.models.head import Head\n"
+        "class Clash(Head):\n    hidden_size: int = 3\n"
+        "class Fine(Head):\n    depths: tuple[int, ...] = (1, 2)\n"
+    )
+    asked = ["--dataset-path", "x"]
+    done = vd("train", "--head", "clash_head:Clash", *asked, code=2, cwd=tmp_path)
+    assert "the head Clash has a field hidden_size, which is the name" in done.stderr
+    done = vd("train", "--head", "clash_head:Fine", "--help", cwd=tmp_path)
+    assert "--depths" in done.stdout
+
+
 def test_a_run_of_an_earlier_version_names_its_head_in_another_form(tmp_path):
     """With a source hash and without settings, and the built-in ones by former names."""
     (tmp_path / "former_head.py").write_text(
