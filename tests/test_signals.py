@@ -1,57 +1,69 @@
-"""The first signal ends a command, wherever Python is when it comes."""
+"""A signal sets a flag; work stops where it asks, with one sentence and 128 + its number."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from tests.broken import noisy_frames, render, render_slow
+from tests.command_line import SMALL, VD, vd
+from vd import console
+from vd.training.log import read_metrics
+
 SCRIPT = """
-import ctypes, os, signal, sys, time
+import os, signal, sys, time
+from concurrent.futures import Future
 from vd.cli import run_command
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from vd.console import check_interrupt, holding_interrupts, interrupted, result_of, track
 
-class Loud:
-    def __del__(self):  # what is raised here Python drops
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
-
-def dropped():
-    Loud()
-    for _ in range(100):
-        time.sleep(0.05)
-    return 0
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
 
 def echoed():
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-    finally:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.1)
-        print("cleaned up")
+    send(signal.SIGTERM)
+    send(signal.SIGTERM)
+    print("not yet")
+    check_interrupt()
 
 def impatient():
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-    finally:
-        time.sleep(1.2)
-        os.kill(os.getpid(), signal.SIGHUP)
-        time.sleep(5)
+    send(signal.SIGTERM)
+    time.sleep(1.2)
+    send(signal.SIGHUP)
+    print("still here")
 
-def swallowed():
-    try:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-    except KeyboardInterrupt as interrupt:  # as a library does that is being imported
-        raise ImportError("initialization failed") from interrupt
+def between_items():
+    with track("work", 3, "items") as ticker:
+        ticker.advance()
+        send(signal.SIGINT)
+        print("item 2 is done")
+        ticker.advance()
+        print("item 3 is done")
 
-def in_c():
-    run = ctypes.pythonapi.PyRun_String
-    run.restype, run.argtypes = ctypes.py_object, [ctypes.c_char_p, ctypes.c_int, *[ctypes.py_object] * 2]
-    code = b"import os, time; os.kill(os.getpid(), 15); time.sleep(5)"
-    run(code, 257, {}, {})
+def waiting():
+    send(signal.SIGINT)
+    result_of(Future())
 
+def held():
+    with holding_interrupts():
+        send(signal.SIGINT)
+        check_interrupt()
+        print("held", int(interrupted()))
+    check_interrupt()
+
+def finished():
+    send(signal.SIGINT)
+    return 0
+
+def ignored():
+    send(signal.SIGHUP)
+    check_interrupt()
+    return 0
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[1] == "ignored" else signal.SIG_DFL)
 run_command(globals()[sys.argv[1]])
 """
 
@@ -59,23 +71,66 @@ run_command(globals()[sys.argv[1]])
 @pytest.mark.parametrize(
     ("what", "code", "printed"),
     [
-        ("dropped", 143, ""),
-        ("echoed", 143, "cleaned up\n"),
+        ("echoed", 143, "not yet\n"),
         ("impatient", 129, ""),
-        ("swallowed", 143, ""),
-        ("in_c", 143, ""),
+        ("between_items", 130, "item 2 is done\n"),
+        ("waiting", 130, ""),
+        ("held", 130, "held 2\n"),
+        ("finished", 0, ""),
+        ("ignored", 0, ""),
     ],
 )
 @pytest.mark.slow
-def test_one_signal_ends_a_command_once(what, code, printed, tmp_path):
+def test_a_signal_ends_a_command_where_it_asks(what, code, printed, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, "-m", "script", what],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code
+        [sys.executable, "-m", "script", what], cwd=tmp_path, capture_output=True,
+        text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
     assert done.stdout == printed
     assert "Traceback" not in done.stderr
+    interrupted = code > 0 and what != "impatient"
+    assert ("vd: interrupted; finished work is kept" in done.stderr) == interrupted
+
+
+def test_outside_the_command_line_ctrl_c_is_pythons_own():
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not console.interrupted()
+    console.check_interrupt()
+
+
+def interrupt(command, begun, seconds=0.0):
+    """Run a command, send SIGINT when a line of it begins so; its code, text and delay."""
+    arguments = [*VD, *map(str, command)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith(begun):
+                time.sleep(seconds)
+                process.send_signal(signal.SIGINT)
+                break
+        sent = time.monotonic()
+        lines += process.stderr.readlines()
+        process.wait()
+        return process.returncode, "".join(lines), time.monotonic() - sent
+
+
+def hashed(cache):
+    return bool(read_csv(cache / "hashes.csv"))
+
+
+def scanned(cache):
+    return len(read_csv(cache / "outcomes.csv")) == 4
+
+
+def fingerprinted(cache):
+    """The outcomes of an audit are written after the fingerprints."""
+    return scanned(cache)
+
+
+def extracting(cache):
+    """The file to which features go until a shard is finished."""
+    return any(cache.glob("features/*/*/*tmp*"))

@@ -11,6 +11,7 @@ Heavy modules are imported in the functions that need them, so that errors are q
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,8 @@ from vd.data.splits import for_folds, with_splits
 from vd.data.splits_file import keep_splits
 from vd.errors import VdError, damage
 from vd.files import lock, read_json
-from vd.hosts import ALONE, Hosts, joined, several
 from vd.models.parts import Parts
-from vd.training import run_folder
-from vd.training.meeting import devices_of_all, shown
+from vd.training import distributed, run_folder
 from vd.training.opening import (
     Data,
     Opened,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from vd.models.head import Head
     from vd.models.parts import Loss
     from vd.training.feature_set import FeatureSet
-    from vd.training.loop import Member, Trained
+    from vd.training.loop import Trained
 
 
 def run(
@@ -50,51 +49,51 @@ def run(
 
     `head`, a subclass of `vd.models.head.Head`, and `loss`, (logits_B, targets_B) → losses_B, are
     a user's own (docs/extending.md); their source is part of the run's identity.
+    Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    if several(config.run) and joined() is ALONE:
+    if distributed.several(config.run) and distributed.processes().count == 1:
         raise VdError(
-            "--num-processes is for vd train and experiment scripts; call vd.hosts.join first "
-            "where a script calls run by itself."
+            "--num-processes is for vd train and experiment scripts; call "
+            "vd.training.distributed.join first where a script calls run by itself."
         )
-    parts, hosts = Parts(head, loss), joined()
+    parts, lead = Parts(head, loss), distributed.is_lead()
     begun = run_folder.settings_identity(config) | parts.identity()
-    check_devices(config, hosts.count)
+    processes = distributed.processes().count
+    check_devices(config, processes)
     run_dir = config.run.checkpoint_dir
-    if not hosts.lead:
-        from vd.training.follow import follow
-
-        follow(config, parts, hosts)
-    run_folder.check_folder(run_dir)
-    if not config.run.fresh:
-        run_folder.check_identity(run_dir, begun)
-    joint = devices_of_all(config, hosts)
+    if lead:
+        run_folder.check_folder(run_dir)
+        if not config.run.fresh:
+            run_folder.check_identity(run_dir, begun)
     data = prepare(config)
-    with lock(run_dir / ".lock", "vd train"):
-        opened = open_run(config, parts, data, joint)
+    with lock(run_dir / ".lock", "vd train") if lead else nullcontext():
+        opened = open_run(config, parts, data)
         if opened is None:
-            say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
-            return _finished(run_dir)
-        if data.videos != data.given:
+            distributed.part()
+            return _finished(run_dir) if lead else {}
+        if data.videos != data.given and lead:
             keep_splits(data.videos, config)
         from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 
-        holders = () if joint else opened.devices
-        places = {"train": (holders, TRAINED_SHARE / hosts.count)}
-        sets = {
-            split: FeatureSet(clips, data.store, *places.get(split, ()))
-            for split, clips in data.parts().items()
-        }
-        say_before_training(config, parts, sets["train"], opened.devices)
-        with shown(hosts, run_dir, opened.batch_size):
-            trained = train_run(config, parts, sets, opened, hosts=hosts)
-        return evaluate_run(config, parts, sets, trained)
+        share = TRAINED_SHARE / processes
+        holders = opened.devices if processes == 1 else ()
+        clips = data.parts()
+        sets = {"train": FeatureSet(clips["train"], data.store, holders, share)}
+        if lead:
+            for split in ("val", "test"):
+                sets[split] = FeatureSet(clips[split], data.store)
+            say_before_training(config, parts, sets["train"], opened.devices)
+        trained = train_run(config, parts, sets, opened)
+        distributed.part()
+        return evaluate_run(config, parts, sets, trained) if lead else {}
 
 
 def prepare(config: Config, folds: bool = False) -> Data:
     """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
 
-    With `folds` it is not split: they take no notice of splits.
+    With `folds` it is not split. Several processes extract nothing: a missing feature is
+    an error.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.extract import extract
@@ -102,24 +101,22 @@ def prepare(config: Config, folds: bool = False) -> Data:
     manifest = read_manifest(config.data)
     given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
     videos = for_folds(given, config) if folds else with_splits(given, config)
-    store, ledger = extract(videos, config)
-    report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
+    several = distributed.processes().count > 1
+    store, ledger = extract(videos, config, only_stored=several)
+    if distributed.is_lead():
+        report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
     return Data(list(given), videos, ledger, store)
 
 
 def open_run(
-    config: Config,
-    parts: Parts,
-    data: Data,
-    joint: "Sequence[jax.Device]" = (),
-    fewest: int | None = None,
+    config: Config, parts: Parts, data: Data, fewest: int | None = None
 ) -> Opened | None:
-    """Make a run folder ready, or take up the one there; None when it is finished.
+    """Prepare a run folder, or continue the one there; None when it is finished.
 
-    The caller holds its lock. `joint` are the devices of several processes; `fewest` the
-    clips of a sweep's smallest train part, whose batch is that of all. Raises `VdError`
-    when the folder holds another run.
+    Process 0 holds its lock. `fewest` is the number of clips of a sweep's smallest train
+    part, whose batch all members use. Raises `VdError` when the folder holds another run,
+    or the processes do not have the same one.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     _check_classes(clips)
@@ -129,16 +126,20 @@ def open_run(
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
-    if not config.run.fresh:
+    run_folder.check_same_run(distributed.broadcast(identity), identity)
+    finished = False
+    if not config.run.fresh and distributed.is_lead():
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
-        if run_folder.is_finished(run_dir):
+        if finished := run_folder.is_finished(run_dir):
             _complete(run_dir)
-            return None
+    if distributed.broadcast(finished):
+        return None
     fewest = len(clips["train"]) if fewest is None else fewest
-    opened = batch_and_devices(config, fewest, joint)
-    if config.run.fresh:  # nothing is deleted before all checks are done
-        run_folder.clear(run_dir)
-    write_inputs(config, parts, data, identity, opened)
+    opened = batch_and_devices(config, fewest)
+    if distributed.is_lead():
+        if config.run.fresh:  # nothing is deleted before all checks are done
+            run_folder.clear(run_dir)
+        write_inputs(config, parts, data, identity, opened)
     return opened
 
 
@@ -151,9 +152,10 @@ def _complete(run_dir: Path) -> None:
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
-    """What the run's test evaluation said."""
+    """The content of a finished run's evaluation_test.json."""
     from vd.evaluation.evaluate import summary
 
+    say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
     path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
     result: dict[str, Any] = read_json(path, remedy)
@@ -169,8 +171,6 @@ def train_run(
     parts: Parts,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
-    member: "Member | None" = None,
-    hosts: Hosts = ALONE,
 ) -> "Trained":
     """Train the open run, or go on with it."""
     import jax
@@ -180,8 +180,8 @@ def train_run(
     batch_size, devices = opened
     try:
         return train(
-            config, sets["train"], sets["val"], config.run.checkpoint_dir, devices,
-            batch_size, parts, member, hosts,
+            config, sets["train"], sets.get("val"), config.run.checkpoint_dir, devices,
+            batch_size, parts,
         )  # fmt: skip
     except MemoryError as error:  # NumPy's, of a batch on the host
         reason = (str(error) or "MemoryError").splitlines()[0]
@@ -262,5 +262,5 @@ def _check_classes(clips: Mapping[str, Sequence[Video]]) -> None:
         if len({video.label for video in videos}) < 2:
             raise VdError(
                 f"the {split} split has usable clips of {len({v.label for v in videos})} "
-                "class only; mend the quarantined files that the ledger above names, or add clips."
+                "class only; repair or replace the quarantined files that the ledger above names, or add clips."
             )

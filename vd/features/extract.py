@@ -12,6 +12,7 @@ from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.data.pool import decode_pool
 from vd.data.workers import decode_videos
+from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.cluster import check_address, extract_on_ray
 from vd.features.compute import Progress, frame_settings, open_store, write_features
@@ -27,13 +28,14 @@ def extract(
     config: Config,
     verify: bool = False,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
+    only_stored: bool = False,
 ) -> tuple[FeatureStore, Ledger]:
     """Bring the store up to date with `videos`; returns it and the ledger.
 
     Finished videos are skipped by content hash; with `verify` after their records were
     read against their checksums, and damaged ones are extracted again. Files that `vd
     scan` quarantined are not decoded again. Raises `VdError` when the disk is too small,
-    or the store has a writer.
+    or the store has a writer; with `only_stored` when a video has no features.
     """
     if executor.executor == "ray":
         check_address(executor.ray_address)
@@ -51,6 +53,12 @@ def extract(
         return sweep.lacking(stored())
 
     sweep = Sweep(videos, config.decode)
+    if only_stored and (missing := lacking()):
+        raise VdError(
+            f"--cache-dir {config.data.cache_dir} has no features of {len(missing)} of "
+            f"{len(videos)} videos, and several processes extract none; run vd extract "
+            "with the same --cache-dir first."
+        )
     if verify:
         with lock(store.lock_file, "vd extract"):
             store.recover()

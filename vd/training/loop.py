@@ -96,7 +96,7 @@ def train(
     with (
         nullcontext() if member else interruption,
         Checkpoints(
-            run_dir, turns=bool(member and not member.alone), on_event=on_event
+            run_dir, on_event=on_event
         ) as checkpoints,
     ):
         at = checkpoints.restore_last(first.state) or first

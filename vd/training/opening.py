@@ -11,7 +11,7 @@ from vd.data.manifest import SPLITS, Video, split_rows
 from vd.errors import VdError
 from vd.files import write_bytes, write_csv
 from vd.models.parts import Parts
-from vd.training import run_folder
+from vd.training import distributed, run_folder
 
 if TYPE_CHECKING:
     import jax
@@ -51,7 +51,7 @@ class Opened(NamedTuple):
 
 
 def check_devices(config: Config, processes: int = 1) -> None:
-    """The batch must divide over the devices: said before hours of extraction."""
+    """Raise `VdError` unless the batch divides over the devices; before hours of extraction."""
     batch_size, devices = config.training.batch_size, config.run.devices
     total = (devices or 1) * processes
     if batch_size % total:
@@ -63,45 +63,47 @@ def check_devices(config: Config, processes: int = 1) -> None:
         )
 
 
-def batch_and_devices(
-    config: Config, train_clips: int, joint: Sequence["jax.Device"] = ()
-) -> Opened:
+def batch_and_devices(config: Config, train_clips: int) -> Opened:
     """The batch size, cut to what a small train split can fill, and the devices."""
     from vd.devices import training_devices
 
-    asked, devices = config.training.batch_size, len(joint) or config.run.devices
-    batch_size = min(asked, train_clips)
-    batch_size -= batch_size % (devices or 1)
+    processes = distributed.processes().count
+    requested, size = config.run.devices, config.training.batch_size
+    least = (requested or 1) * processes
+    batch_size = min(size, train_clips)
+    batch_size -= batch_size % least
     if not batch_size:
         raise VdError(
-            f"{devices} devices are more than the {train_clips} clips of the train split; "
+            f"{least} devices are more than the {train_clips} clips of the train split; "
             "give fewer by --devices or --num-processes."
         )
-    if batch_size < asked:
+    if batch_size < size and distributed.is_lead():
         say(
             f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
         )
-    if joint:
-        return Opened(batch_size, joint)
-    return Opened(batch_size, training_devices(_devices_before(config), batch_size))
+    each = distributed.broadcast(_devices_before(config))
+    return Opened(batch_size, training_devices(each, batch_size, processes))
 
 
 def _devices_before(config: Config) -> int | None:
-    """The number of devices asked for, else that of the run's beginning."""
+    """The devices of each process: those requested, else those of the run's beginning."""
     path = config.run.checkpoint_dir
     begun = (path / "config.json").exists() and not config.run.fresh
-    if config.run.devices is not None or not begun:
+    if config.run.devices is not None or not begun or not distributed.is_lead():
         return config.run.devices
     import jax
 
     from vd.devices import prepare_jax, say_other_devices
 
     before: int = run_folder.read_config(path)["devices"]["count"]
-    prepare_jax(before)
-    if before > len(jax.local_devices()):
-        say_other_devices(before, len(jax.local_devices()))
+    processes = distributed.processes().count
+    each, rest = divmod(before, processes)
+    prepare_jax(each)
+    present = jax.local_device_count()
+    if rest or each > present:
+        say_other_devices(before, processes * present)
         return None
-    return before
+    return each
 
 
 def write_inputs(
