@@ -20,7 +20,7 @@ growth. Batch 64, float32, the settings of `optimized`.
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,8 +43,14 @@ from vd.training.checkpoints import Checkpoints
 from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 from vd.training.log import read_metrics
 from vd.training.loop import train
-from vd.training.optimizer import learning_rate, make_optimizer
-from vd.training.step import TrainState, TrainStep, make_train_step
+from vd.training.optimizer import make_optimizer
+from vd.training.step import (
+    Batch,
+    StepMetrics,
+    TrainState,
+    make_train_step,
+    step_numbers,
+)
 
 BATCH = 64
 UNCOUNTED = 8  # steps of a round, for which batches were made ahead
@@ -146,8 +152,11 @@ def measure_growth(
     }
     drop(shards(folder))
     config, dim = settings(folder, epochs=100), sets[1].dim
-    optimizer = make_optimizer(config.training, learning_rate(config.training, 341))
-    train_step = make_train_step(config, optimizer, devices)
+    optimizer = make_optimizer(config.training)
+    numbers, compiled = step_numbers(config, devices), make_train_step(config, devices)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        return compiled(state, batch, numbers)
 
     def first_state() -> TrainState:
         params = init_params(Detector(config.model), dim, jax.random.key(0))
@@ -175,7 +184,7 @@ def measure_growth(
 
 def timed_rounds(
     config: Config,
-    train_step: TrainStep,
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]],
     state: TrainState,
     data: FeatureSet,
     steps: int,

@@ -1,4 +1,4 @@
-"""Ten short runs as one program against ten processes one after the other.
+"""Ten short runs in one process against ten processes one after the other.
 
     python -m benchmarks.sweep --folder SCRATCH
 
@@ -39,7 +39,7 @@ def main(folder: Path, members: int = 10, epochs: int = 5, clips: int = 192) -> 
                 run("train", *common, "--seed", seed, "--checkpoint-dir", folder / kind / str(seed))  # fmt: skip
             times["theirs"] = time.perf_counter() - began
             began = time.perf_counter()
-            run("sweep", *common, "--seeds", *range(members), "--checkpoint-dir", folder / kind / "sweep")  # fmt: skip
+            run("sweep", *common, "--set", f"seed={','.join(map(str, range(members)))}", "--checkpoint-dir", folder / kind / "sweep")  # fmt: skip
             times["ours"] = time.perf_counter() - began
         line = {
             "benchmark": "sweep",

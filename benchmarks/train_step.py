@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -51,8 +52,8 @@ from vd.devices import training_devices
 from vd.models.detector import Detector
 from vd.models.head import init_params
 from vd.training.feature_set import host_array
-from vd.training.optimizer import learning_rate, make_optimizer
-from vd.training.step import Batch, TrainState, make_train_step
+from vd.training.optimizer import learning_rates, make_optimizer
+from vd.training.step import Batch, TrainState, make_train_step, step_numbers
 
 BATCH, FRAMES, DIM = 64, 32, 2560
 ROWS = BATCH * FRAMES
@@ -123,17 +124,19 @@ def our_step(
     config: Config, params: Any, features: Any, labels: np.ndarray, devices: Any
 ) -> Step:
     """The step as the training loop calls it."""
-    schedule = learning_rate(config.training, STEPS_PER_EPOCH)
-    optimizer = make_optimizer(config.training, schedule)
-    step = make_train_step(config, optimizer, devices)
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    rates = learning_rates(config.training, STEPS_PER_EPOCH)
+    step, numbers = make_train_step(config, devices), step_numbers(config, devices)
+    opt_state = make_optimizer(config.training).init(params)
+    state = TrainState(jnp.zeros((), jnp.int32), params, opt_state)
+    done = count()
     mask = np.ones((BATCH, FRAMES), np.float32)
     arrays = features, mask, labels, np.arange(BATCH)
     batch = Batch(*(a.reshape(len(devices), -1, *a.shape[1:]) for a in arrays))
 
     def run() -> Any:
         nonlocal state
-        state, metrics = step(state, batch)
+        rate = rates[next(done)]
+        state, metrics = step(state, batch, numbers._replace(learning_rate=rate))
         return state, metrics
 
     return run

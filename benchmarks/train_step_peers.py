@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any, Self
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from vd.config import Config, ModelConfig, usable_cores
 from vd.models.detector import Detector, DropoutMasks
 from vd.models.head import apply, draw_dropout
 from vd.models.losses import focal_loss
-from vd.training.optimizer import learning_rate, make_optimizer
+from vd.training.optimizer import learning_rates, make_optimizer
 
 Step = Callable[[], Any]  # one step; returns what shows that it is done
 STEPS_PER_EPOCH = 341
@@ -43,9 +44,8 @@ def flax_step(
     """A jitted step of the Flax model, around Flax's LSTM or another."""
     model = (detector or FlaxDetector)(config.model)
     params = model.take(params)
-    optimizer = make_optimizer(
-        config.training, learning_rate(config.training, STEPS_PER_EPOCH)
-    )
+    rates = jnp.asarray(learning_rates(config.training, STEPS_PER_EPOCH))
+    moments = make_optimizer(config.training).init(params)
 
     def step(state: Any, features: Any, labels: Any) -> Any:
         number, params, moments = state
@@ -59,11 +59,12 @@ def flax_step(
             return focal_loss(logits, labels, config.training).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
-        updates, moments = optimizer.update(grads, moments, params)
+        settings = replace(config.training, learning_rate=rates[number])
+        updates, moments = make_optimizer(settings).update(grads, moments, params)
         return (number + 1, optax.apply_updates(params, updates), moments), value
 
     compiled = jax.jit(step, donate_argnums=0)
-    state = (np.int32(0), params, optimizer.init(params))
+    state = (np.int32(0), params, moments)
 
     def run() -> Any:
         nonlocal state

@@ -116,7 +116,10 @@ def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_p
     assert not (folder / "matrix.csv").exists()
     assert (folder / "fold-0_seed-0" / "report.html").exists()  # the member is kept
     assert "2 runs in" in done.stderr
-    assert "another grid (fold-0_seed-0 for one); they stay" in done.stderr
+    assert (
+        "belong to another grid (for example fold-0_seed-0); they are kept"
+        in done.stderr
+    )
 
 
 @pytest.mark.slow
@@ -161,7 +164,7 @@ def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
 def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
     for more, words in [
         (["--folds", "1"], "--folds is 1"),
-        (["--seeds", "3", "3"], "names one twice"),
+        (["--seeds", "3", "3"], "lists a value twice"),
         (
             ["--checkpoint-dir", crossed[0] / "cv" / "fold-0_seed-0"],
             "is the folder of a run",

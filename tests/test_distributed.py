@@ -218,7 +218,7 @@ def test_each_process_makes_its_rows_of_every_batch(tmp_path):
     def batches(rows=None):
         return training_batches(data, settings, 8, 4, first_step=1, rows=rows)
 
-    parts = [batches(range(0, 2)), batches(range(2, 4))]
+    parts = [batches(range(2)), batches(range(2, 4))]
     made = list(zip(batches(), *parts, strict=True))
     assert len(made) == 5
     for whole, first, second in made:
@@ -263,7 +263,11 @@ def test_flags_that_do_not_fit_are_named(flags, words):
     ],
 )  # fmt: skip
 def test_an_address_has_a_host_and_a_port(address, fits):
-    with contextlib.nullcontext() if fits else pytest.raises(VdError, match="no valid port"):
+    with (
+        contextlib.nullcontext()
+        if fits
+        else pytest.raises(VdError, match="no valid port")
+    ):
         assert several(
             RunConfig(coordinator_address=address, num_processes=2, process_id=1)
         )

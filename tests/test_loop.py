@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(tmp_path):
         VdError,
         match=r"(loss|grad_norm) is (nan|inf) at step \d+, .*no checkpoint yet; .* --learning-rate",
     ):
-        run(tmp_path, learning_rate=1e30, grad_clip_norm=1e30, warmup_epochs=0)
+        run(tmp_path, learning_rate=1e30, grad_clip_norm=0, warmup_epochs=0)
     assert strict_rows(tmp_path) == []  # it had come in the first epoch
 
 

@@ -13,8 +13,8 @@ from vd.models.head import apply, draw_dropout, init_params
 from vd.models.scoring import SCORING_BATCH, score
 from vd.training import feature_set, validation
 from vd.training.batches import training_batches
-from vd.training.optimizer import learning_rate, make_optimizer
-from vd.training.step import TrainState, make_train_step
+from vd.training.optimizer import learning_rates, make_optimizer
+from vd.training.step import TrainState, make_train_step, step_numbers
 from vd.training.validation import Validation
 
 SMALL = ModelConfig(
@@ -117,11 +117,17 @@ def make_training(tmp_path, devices, model=SMALL, **settings):
     config = Config(data=DataConfig(tmp_path), model=model, training=training)
     devices_held = jax.local_devices()[:devices]
     data = make_set(tmp_path, make_videos(24), devices=devices_held)
-    schedule = learning_rate(training, 3)
-    optimizer = make_optimizer(training, schedule)
-    step = make_train_step(config, optimizer, jax.local_devices()[:devices])
+    rates = learning_rates(training, 3)
+    train_step = make_train_step(config, devices_held)
+    numbers = step_numbers(config, devices_held)
     params = init_params(Detector(model), data.dim, jax.random.key(0))
-    state = TrainState(np.zeros((), np.int32), params, optimizer.init(params))
+    opt_state = make_optimizer(training).init(params)
+    state = TrainState(np.zeros((), np.int32), params, opt_state)
+
+    def step(state, batch):
+        rate = rates[int(state.step)]
+        return train_step(state, batch, numbers._replace(learning_rate=rate))
+
     frames = SMALL.clip_frames
     return step, state, training_batches(data, training, frames, 8, 0, devices)
 

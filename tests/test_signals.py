@@ -8,10 +8,8 @@ import time
 
 import pytest
 
-from tests.broken import noisy_frames, render, render_slow
-from tests.command_line import SMALL, VD, vd
+from tests.command_line import VD
 from vd import console
-from vd.training.log import read_metrics
 
 SCRIPT = """
 import os, signal, sys, time
@@ -116,21 +114,3 @@ def interrupt(command, begun, seconds=0.0):
         lines += process.stderr.readlines()
         process.wait()
         return process.returncode, "".join(lines), time.monotonic() - sent
-
-
-def hashed(cache):
-    return bool(read_csv(cache / "hashes.csv"))
-
-
-def scanned(cache):
-    return len(read_csv(cache / "outcomes.csv")) == 4
-
-
-def fingerprinted(cache):
-    """The outcomes of an audit are written after the fingerprints."""
-    return scanned(cache)
-
-
-def extracting(cache):
-    """The file to which features go until a shard is finished."""
-    return any(cache.glob("features/*/*/*tmp*"))

@@ -1,7 +1,6 @@
-"""`vd sweep`: members of one program are ordinary runs, equal to single ones."""
+"""`vd sweep`: members are ordinary runs, equal to single ones."""
 
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 
 from tests.command_line import SMALL, VD, train, vd
-from vd.config import Config, DataConfig, GridConfig
+from vd.config import Config, DataConfig
 from vd.evaluation.evaluate import restore
 from vd.files import read_csv, write_csv
-from vd.models.parts import BUILT_IN
-from vd.sweep import member_configs
-from vd.training.lockstep import Lockstep
+from vd.sweep import member_configs, parse_grid
 from vd.training.log import read_metrics
-from vd.training.step import TrainState
+from vd.training.step import make_train_step
 
 SETTINGS = ["--no-mixed-precision", "--feature-preset", "best", *SMALL]
 
@@ -55,7 +52,7 @@ def swept(tmp_path_factory, clips, backbone):
     """Two seeds × two alphas."""
     folder = tmp_path_factory.mktemp("swept")
     asked = arguments(clips, backbone, folder)
-    vd(*asked, "--seeds", "0", "1", "--focal-alphas", "0.25", "0.5")
+    vd(*asked, "--set", "focal_alpha=0.25,0.5", "--set", "seed=0,1")
     return folder
 
 
@@ -69,29 +66,6 @@ def test_each_member_equals_its_single_run(swept, clips, backbone, tmp_path):
     same_run(swept / "sweep" / "seed-1_focal-alpha-0.5", tmp_path / "run")
     with pytest.raises(AssertionError):
         same_run(swept / "sweep" / "seed-0_focal-alpha-0.5", tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_members_that_train_at_once_equal_those_one_by_one(
-    swept, clips, backbone, tmp_path
-):
-    """Four of which two stop early, so that the program shrinks."""
-    asked = ["--seeds", "0", "1", "--learning-rates", "1e-9", "0.005", "--epochs", "5",
-             "--early-stopping-patience", "2", "--early-stopping-min-delta", "0.001"]  # fmt: skip
-    folders = [tmp_path / name for name in ("one", "all")]
-    for folder, number in zip(folders, (1, 4), strict=True):
-        folder.mkdir()
-        shutil.copytree(swept / "cache", folder / "cache")
-        command = [*VD, *arguments(clips, backbone, folder), *asked]
-        command += ["--members-at-once", number]
-        subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    one, together = (folder / "sweep" for folder in folders)
-    ends = []
-    for row in read_csv(one / "sweep.csv"):
-        # not the parameters: the attention's bias, which changes nothing, drifts at will
-        same_metrics(one / row["member"], together / row["member"])
-        ends.append(len(read_metrics(one / row["member"])))
-    assert min(ends) == 3 < max(ends)
 
 
 @pytest.mark.slow
@@ -123,7 +97,7 @@ def test_the_table_has_a_row_a_member_and_a_second_sweep_changes_nothing(
         path = swept / "sweep" / row["member"] / "evaluation_test.json"
         assert float(row["accuracy"]) == json.loads(path.read_text())["accuracy"]
     asked = arguments(clips, backbone, swept)
-    done = vd(*asked, "--seeds", "0", "1", "--focal-alphas", "0.25", "0.5")
+    done = vd(*asked, "--set", "focal_alpha=0.25,0.5", "--set", "seed=0,1")
     assert "4 members, 4 of them finished" in done.stderr
     assert table.read_bytes() == before
 
@@ -145,9 +119,9 @@ def test_folds_are_grouped_and_each_clip_is_tested_once(clips, backbone, tmp_pat
 @pytest.mark.slow
 def test_members_stop_early_each_by_itself(clips, backbone, tmp_path):
     vd(
-        *arguments(clips, backbone, tmp_path), "--learning-rates", "1e-9", "0.02",
+        *arguments(clips, backbone, tmp_path), "--set", "learning_rate=1e-9,0.02",
         "--epochs", "6", "--early-stopping-patience", "2",
-        "--early-stopping-min-delta", "0.001", "--seeds", "0",
+        "--early-stopping-min-delta", "0.001", "--set", "seed=0",
     )  # fmt: skip
     slow, fast = (
         len(read_metrics(tmp_path / "sweep" / f"seed-0_learning-rate-{rate}"))
@@ -161,8 +135,8 @@ def test_members_stop_early_each_by_itself(clips, backbone, tmp_path):
 def test_ctrl_c_keeps_every_member_and_the_same_command_goes_on(
     swept, clips, backbone, tmp_path
 ):
-    asked = [*arguments(clips, backbone, tmp_path), "--seeds", "0", "1", "--focal-alphas",
-             "0.25", "0.5"]  # fmt: skip
+    asked = [*arguments(clips, backbone, tmp_path), "--set", "seed=0,1",
+             "--set", "focal_alpha=0.25,0.5"]  # fmt: skip
     with subprocess.Popen([*VD, *map(str, asked)], stderr=subprocess.PIPE) as process:
         folder = tmp_path / "sweep" / "seed-0_focal-alpha-0.25"
         while process.poll() is None and not read_metrics(folder):
@@ -212,8 +186,8 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
     clips, backbone, tmp_path
 ):
     asked = arguments(clips, backbone, tmp_path)
-    done = vd(*asked, "--learning-rates", "0.001", "1e30", "--epochs", "2", code=2)
-    assert "1 of 2 members ended early; learning-rate-1e+30: " in done.stderr
+    done = vd(*asked, "--set", "learning_rate=0.001,1e30", "--epochs", "2", code=2)
+    assert "1 of 2 members failed; learning-rate-1e+30: " in done.stderr
     good, bad = read_csv(tmp_path / "sweep" / "sweep.csv")
     path = tmp_path / "sweep" / good["member"] / "evaluation_test.json"
     assert float(good["accuracy"]) == json.loads(path.read_text())["accuracy"]
@@ -223,8 +197,15 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--seeds", "1", "1"], "names a value twice"),
-        (["--seeds", "1", "--profile"], "--profile traces one run"),
+        (["--set", "seed=1,1"], "--set seed lists a value twice"),
+        (["--set", "seed=1", "--set", "seed=2"], "--set gives seed twice"),
+        (["--set", "seed=1", "--profile"], "--profile traces one run"),
+        (["--set", "fokal_alpha=1"], "with a name such as focal_alpha"),
+        (["--set", "hidden_size=8,wide"], "'wide' is not a whole number"),
+        (["--set", "augmentation=maybe"], "'maybe' is not one of true, false"),
+        (["--set", "focal_alpha=0.5,7"], "--focal-alpha is 7.0; give a value from 0"),
+        (["--seeds", "0", "1"], "--seeds is replaced by --set: give --set seed=VALUE"),
+        (["--members-at-once", "2"], "--members-at-once is gone"),
         (["--folds", "-1"], "--folds is -1; give 2 or more"),
         (["--folds", "1"], "--folds is 1; give 2 or more"),
     ],
@@ -236,31 +217,39 @@ def test_what_a_sweep_cannot_do_is_one_sentence(
     assert words in vd(*arguments(clips, backbone, tmp_path), *flags, code=2).stderr
 
 
-def test_an_error_of_one_group_is_not_the_next_ones(monkeypatch, tmp_path):
-    wrong = [MemoryError()]
-
-    def program(states, batches, _):
-        if wrong:
-            raise wrong.pop()
-        return states, batches
-
-    monkeypatch.setattr("vd.training.lockstep._program", lambda *_: program)
-    configs = dict.fromkeys("ab", Config(DataConfig(tmp_path)))
-    steps = Lockstep(configs, dict.fromkeys("ab", 2), BUILT_IN, jax.devices()[:1])
-    state = TrainState(np.array(0), {}, ())
-    steps.enter("a")
-    with pytest.raises(MemoryError):
-        steps.step_of("a")(state, "batch")
-    steps.leave("a")
-    steps.enter("b")
-    assert steps.step_of("b")(state, "batch") == (state, "batch")
-
-
 def test_values_that_agree_in_six_digits_are_two_members(tmp_path):
-    grid = GridConfig(learning_rates=(0.00012345678, 0.00012345679, 0.5))
+    grid = {"learning_rate": [0.00012345678, 0.00012345679, 0.5]}
     names = [name for name, *_ in member_configs(Config(DataConfig(tmp_path)), grid)]
     assert names == [
         "learning-rate-0.00012345678",
         "learning-rate-0.00012345679",
         "learning-rate-0.5",
     ]
+
+
+def test_members_are_named_alike_whatever_the_order_of_the_flags(tmp_path):
+    config = Config(DataConfig(tmp_path))
+    flags = ["focal_alpha=0.25,0.5", "seed=1", "hidden_size=8", "augmentation=false"]
+    names = {
+        tuple(name for name, *_ in member_configs(config, parse_grid(order), 2))
+        for order in (flags, flags[::-1])
+    }
+    assert names == {
+        tuple(
+            f"fold-{fold}_seed-1_focal-alpha-{alpha}_augmentation-false_hidden-size-8"
+            for fold in (0, 1)
+            for alpha in (0.25, 0.5)
+        )
+    }
+
+
+def test_one_compiled_step_serves_members_that_differ_in_its_numbers(tmp_path):
+    config, devices = Config(DataConfig(tmp_path)), jax.local_devices()
+
+    def steps(**grid):
+        members = member_configs(config, grid)
+        return {make_train_step(member, devices) for _, _, member in members}
+
+    numbers = {"seed": [0, 1], "dropout_rate": [0.0, 0.5], "learning_rate": [0.1, 1.0]}
+    assert len(steps(**numbers)) == 1
+    assert len(steps(hidden_size=[8, 16])) == 2

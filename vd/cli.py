@@ -9,11 +9,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -25,12 +25,11 @@ from vd.config import (
     DecodeConfig,
     EngineName,
     ExecutorConfig,
-    GridConfig,
     SplitConfig,
 )
 from vd.console import Interrupted, listen, say
 from vd.errors import SOME_FAILED, USAGE, VdError
-from vd.training.distributed import LOST, end, join, processes, several
+from vd.training.distributed import LOST, end, join, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
@@ -39,6 +38,10 @@ if TYPE_CHECKING:
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _INTERRUPTED = "interrupted; finished work is kept, the same command goes on"
 _FLAT = (tyro.conf.OmitArgPrefixes,)
+_FORMER_FLAGS = (
+    "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
+    "--label-smoothings", "--dropout-rates", "--grad-clip-norms",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,20 +170,18 @@ class Train(Config):
 
 @dataclass(frozen=True)
 class Sweep(Config):
-    """Train many runs of one shape as one program; each writes a run folder of its own."""
+    """Train every combination of some settings' values; each is a run folder of its own."""
 
-    grid: GridConfig = field(default_factory=GridConfig)
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=VALUE,VALUE…: values of a setting of the model or of training; may be repeated."""
+    folds: int = 0
+    """Grouped, stratified folds over all clips, each the test part once (0: the splits)."""
 
     def __call__(self) -> int:
         """Train and evaluate every member; write sweep.csv."""
-        from vd.sweep import sweep
+        from vd.sweep import parse_grid, sweep
 
-        if several(self.run):
-            raise VdError(
-                "vd sweep trains all members in one process; leave --coordinator-address, "
-                "--num-processes and --process-id out, or use vd train."
-            )
-        sweep(self, self.grid)
+        sweep(self, parse_grid(self.set), self.folds)
         return 0
 
 
@@ -372,6 +373,7 @@ def main() -> None:
     }
 
     def command() -> int:
+        _refuse_former_flags(sys.argv[1:])
         chosen = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="vd",
@@ -381,6 +383,23 @@ def main() -> None:
         return int(chosen())
 
     run_command(command)
+
+
+def _refuse_former_flags(arguments: Sequence[str]) -> None:
+    """Raise `VdError` for a flag of `vd sweep` that `--set` has replaced."""
+    for argument in arguments if arguments[:1] == ["sweep"] else ():
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag == "--members-at-once":
+            raise VdError(
+                f"{flag} is gone: the members of a sweep train one after the other; "
+                "leave it out."
+            )
+        if flag in _FORMER_FLAGS:
+            name = flag.removeprefix("--").removesuffix("s").replace("-", "_")
+            raise VdError(
+                f"{flag} is replaced by --set: give --set {name}=VALUE,VALUE (the values "
+                "with commas)."
+            )
 
 
 def experiment(

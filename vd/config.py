@@ -47,7 +47,7 @@ class Settings:
         """Raise `VdError` for the first field that is outside the bounds of its type."""
         for name, bounds in _bounds(type(self)).items():
             value = getattr(self, name)
-            if value is None:
+            if not isinstance(value, int | float):  # None, or traced by JAX
                 continue
             flag = "--" + name.replace("_", "-")
             if isinstance(bounds, Above):
@@ -199,31 +199,6 @@ class TrainingConfig(Settings):
     """Smallest change that counts as better."""
     seed: Seed = 0
     """Seed of initialisation, order, dropout and augmentation."""
-
-
-@dataclass(frozen=True)
-class GridConfig(Settings):
-    """The members of a sweep: every combination of these values (none: the run's own)."""
-
-    seeds: tuple[int, ...] = ()
-    """Values of --seed."""
-    folds: int = 0
-    """Grouped, stratified folds over all clips, each the test part once (0: the splits)."""
-    learning_rates: tuple[float, ...] = ()
-    """Values of --learning-rate."""
-    focal_alphas: tuple[float, ...] = ()
-    """Values of --focal-alpha."""
-    focal_gammas: tuple[float, ...] = ()
-    """Values of --focal-gamma."""
-    label_smoothings: tuple[float, ...] = ()
-    """Values of --label-smoothing."""
-    dropout_rates: tuple[float, ...] = ()
-    """Values of --dropout-rate."""
-    grad_clip_norms: tuple[float, ...] = ()
-    """Values of --grad-clip-norm (0: no clipping)."""
-    members_at_once: Processes = 1
-    """Members that train in one program; more gained nothing where it was measured, on a CPU
-    and on one large GPU."""
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vd.config import Config, GridConfig
+from vd.config import Config
 from vd.console import say
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
 from vd.files import read_json, write_json
 from vd.models.parts import BUILT_IN, Parts
-from vd.sweep import member_configs, sweep
+from vd.sweep import Grid, member_configs, sweep
 
 
 def crossval(
@@ -35,11 +35,11 @@ def crossval(
     """
     folder = config.run.checkpoint_dir
     _check(config, folds, seeds)
-    grid = GridConfig(seeds=tuple(seeds) or (config.training.seed,), folds=folds)
+    grid = {"seed": list(seeds) or [config.training.seed]}
     names = _names(config, cross_datasets) if cross_datasets else {}
-    result = _on_one(config, grid, parts)
+    result = _on_one(config, grid, folds, parts)
     if names:
-        result = _on_all(config, grid, parts, names, result)
+        result = _on_all(config, grid, folds, parts, names, result)
     say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
     return result
 
@@ -50,7 +50,9 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
     if folds < 2:
         raise VdError(f"--folds is {folds}; give 2 or more.")
     if len(set(seeds)) < len(seeds):
-        raise VdError(f"--seeds {' '.join(map(str, seeds))} names one twice; drop it.")
+        raise VdError(
+            f"--seeds {' '.join(map(str, seeds))} lists a value twice; remove one."
+        )
     if folder.exists() and not folder.is_dir():
         raise VdError(f"--checkpoint-dir {folder} is a file; name a folder.")
     if (folder / "config.json").exists():
@@ -60,15 +62,15 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
         )
 
 
-def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
+def _on_one(config: Config, grid: Grid, folds: int, parts: Parts) -> dict[str, Any]:
     """The cross-validation of one data set."""
     from vd.evaluation.crossval import summary, write_crossval
     from vd.evaluation.results import read_run
 
-    sweep(config, grid, parts)
+    sweep(config, grid, folds, parts)
     members = [
         read_run(member.run.checkpoint_dir, fold)
-        for _, fold, member in member_configs(config, grid)
+        for _, fold, member in member_configs(config, grid, folds)
     ]
     members.sort(key=lambda member: (member.seed, member.fold or 0))
     facts: dict[str, Any] = {
@@ -78,7 +80,7 @@ def _on_one(config: Config, grid: GridConfig, parts: Parts) -> dict[str, Any]:
     before = config.run.checkpoint_dir / "crossval.json"
     if before.exists() and not config.run.fresh:
         told = read_json(before, "delete it, and the same command writes it again")
-        if told.get("seeds") == sorted(grid.seeds):  # the same members say the same
+        if told.get("seeds") == sorted(grid["seed"]):  # the same members say the same
             facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
         else:
             say(
@@ -117,7 +119,8 @@ def _names(config: Config, others: Sequence[Path]) -> dict[str, Path]:
 
 def _on_all(
     config: Config,
-    grid: GridConfig,
+    grid: Grid,
+    folds: int,
     parts: Parts,
     names: dict[str, Path],
     first: dict[str, Any],
@@ -143,7 +146,9 @@ def _on_all(
     for trained, here in folders.items():  # all, before any is tested on another
         if here != folder:
             say(f"trained on {trained}:")
-            results[trained] = _on_one(_at(config, names[trained], here), grid, parts)
+            results[trained] = _on_one(
+                _at(config, names[trained], here), grid, folds, parts
+            )
     matrix = []
     for trained, own in results.items():
         members = read_results(folders[trained])

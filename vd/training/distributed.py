@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
 from vd.config import RunConfig
@@ -22,7 +22,13 @@ from vd.errors import VdError
 if TYPE_CHECKING:
     import jax
 
-    from vd.training.step import Batch, StepMetrics, TrainState
+    from vd.training.step import (
+        Batch,
+        StepMetrics,
+        StepNumbers,
+        TrainState,
+        TrainStep,
+    )
 
 HEARTBEAT_SECONDS = 20
 LOST = (
@@ -144,14 +150,14 @@ def rows(batch_size: int) -> range:
     return range(_processes.index * share, (_processes.index + 1) * share)
 
 
-def broadcast(value: T) -> T:
+def broadcast(value: T | None) -> T:
     """The value of process 0, in every process; all must call it at the same place."""
     if _processes.count == 1:
-        return value
+        return cast(T, value)
     return _in_thread(lambda: _broadcast(value))
 
 
-def _broadcast(value: T) -> T:
+def _broadcast(value: T | None) -> T:
     import numpy as np
     from jax.experimental.multihost_utils import broadcast_one_to_all
     from orbax.checkpoint.multihost import sync_global_processes
@@ -165,7 +171,7 @@ def _broadcast(value: T) -> T:
     content = np.frombuffer(pickle.dumps(value), np.uint8)
     size = int(broadcast_one_to_all(np.int32(len(content))))
     received = broadcast_one_to_all(np.resize(content, size))
-    result: T = pickle.loads(received.tobytes())  # noqa: S301  # of this run's process 0
+    result: T = pickle.loads(received.tobytes())  # of this run's process 0
     return result
 
 
@@ -203,43 +209,42 @@ def _in_thread(call: Callable[[], T]) -> T:
 
 
 class SharedStep:
-    """A step over the devices of all processes, after which all know of the same signal.
+    """A step over the devices of all processes, which tells all of one another's signals.
 
-    All call it equally often. `interrupted` is read one step late, so that no device waits
-    for a host.
+    All call it equally often. What `interrupted` gives is read one step late, so that no
+    device waits for a host.
     """
 
     def __init__(
-        self, step: Callable[..., Any], devices: "Sequence[jax.Device]", axis: str
+        self, step: "TrainStep", devices: "Sequence[jax.Device]", axis: str
     ) -> None:
         import jax
 
         def shared(
-            state: "TrainState", batch: "Batch", signal: "jax.Array"
-        ) -> tuple["TrainState", "StepMetrics", "jax.Array"]:
-            return *step(state, batch), jax.lax.pmax(signal, axis)
+            state: "TrainState", batch: "Batch", numbers: "StepNumbers", signal: Any
+        ) -> tuple["TrainState", "StepMetrics", Any]:
+            return *step(state, batch, numbers), jax.lax.pmax(signal, axis)
 
         self._local = sum(d.process_index == _processes.index for d in devices)
         self._parallel = jax.pmap(
-            shared, axis_name=axis, in_axes=(None, 0, 0), out_axes=(None, None, None),
-            devices=list(devices), donate_argnums=0,
+            shared, axis_name=axis, in_axes=(None, 0, None, 0),
+            out_axes=(None, None, None), devices=list(devices), donate_argnums=0,
         )  # fmt: skip
-        self._signal: int = 0
-        self._late: jax.Array | None = None
+        self._signal, self._late = 0, None
 
     def __call__(
-        self, state: "TrainState", batch: "Batch"
+        self, state: "TrainState", batch: "Batch", numbers: "StepNumbers"
     ) -> tuple["TrainState", "StepMetrics"]:
         """Run one step; the batch is this process's rows."""
         import numpy as np
 
         signal_D = np.full(self._local, interrupted(), np.int32)
-        state, metrics, signal = self._parallel(state, batch, signal_D)
+        state, metrics, signal = self._parallel(state, batch, numbers, signal_D)
         if self._late is not None:
             self._signal = int(self._late)
         self._late = signal
         return state, metrics
 
     def interrupted(self) -> int:
-        """The number of the signal that all processes know of, 0 for none."""
+        """The number of the signal that came to any process, 0 for none."""
         return self._signal

@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Float32
 
 from vd.config import TrainingConfig
 from vd.console import say
@@ -29,32 +31,39 @@ def say_cut_warmup(config: TrainingConfig, steps_per_epoch: int) -> None:
         )
 
 
-def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Linear warmup to the peak, then a cosine to 0 at the last step.
+def learning_rates(
+    config: TrainingConfig, steps_per_epoch: int
+) -> Float32[np.ndarray, " steps"]:
+    """The rate of each step: linear warmup to the peak, then a cosine to 0 at the last.
 
     Loshchilov and Hutter, "SGDR" (2017).
     """
     steps = config.epochs * steps_per_epoch
-    warmup = warmup_steps(config, steps_per_epoch)
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=warmup,
+        warmup_steps=warmup_steps(config, steps_per_epoch),
         decay_steps=steps,
     )
+    return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(steps)))
 
 
-def make_optimizer(
-    config: TrainingConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    """Clip by global norm (0: not at all), then AdamW with decay on matrices alone."""
+def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
+    """Clip by global norm (0: not at all), then AdamW with decay on matrices alone.
+
+    `config.learning_rate` is that of the step under way; it may be traced.
+    """
 
     def is_matrix(params: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     return optax.chain(
         _clip_by_global_norm(config.grad_clip_norm),
-        optax.adamw(schedule, weight_decay=config.weight_decay, mask=is_matrix),
+        optax.adamw(
+            lambda _: config.learning_rate,
+            weight_decay=config.weight_decay,
+            mask=is_matrix,
+        ),
     )
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from vd.console import say
-from vd.training.step import Batch, StepMetrics, TrainState, TrainStep
+from vd.training.step import StepMetrics, TrainState, TrainStep
 
 _SKIPPED = 2  # of a process: the first compiles
 _TRACED = 10
@@ -29,14 +30,14 @@ def profiling(step: TrainStep, folder: Path | None) -> Iterator[TrainStep]:
         tracing = False
         say(f"{calls - _SKIPPED} steps are traced in {folder}; xprof shows them")
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def run(*arguments: Any) -> tuple[TrainState, StepMetrics]:
         nonlocal calls, tracing, metrics
         calls += 1
         if calls == _SKIPPED + 1:
             jax.profiler.start_trace(folder)
             tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=calls):
-            state, metrics = step(state, batch)
+            state, metrics = step(*arguments)
         if calls == _SKIPPED + _TRACED:
             stop()
         return state, metrics

@@ -1,17 +1,21 @@
 """One training step: a pure function, and the pmap over it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Float16, Float32, Int
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float16, Float32, Int, UInt32
 
 from vd.config import Config
 from vd.models.head import Params, apply, draw_dropout
 from vd.models.parts import BUILT_IN, Parts
+from vd.training.optimizer import make_optimizer
 
 AXIS = "devices"
 
@@ -26,11 +30,29 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds; not stacked over devices. `step` counts steps done."""
+    """Training state (no device axis), as saved in checkpoints.
+
+    `step` is the number of completed steps.
+    """
 
     step: Int[Array, ""]
     params: Params
     opt_state: optax.OptState
+
+
+class StepNumbers(NamedTuple):
+    """Settings that are arguments of the compiled step, by name.
+
+    Runs that differ in these alone share one program. `learning_rate` is that of this step.
+    """
+
+    seed: UInt32[Any, ""]
+    learning_rate: Float32[Any, ""]
+    focal_alpha: Float32[Any, ""]
+    focal_gamma: Float32[Any, ""]
+    label_smoothing: Float32[Any, ""]
+    grad_clip_norm: Float32[Any, ""]
+    dropout_rate: Float32[Any, ""]
 
 
 class StepMetrics(NamedTuple):
@@ -41,28 +63,53 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[[TrainState, Batch, StepNumbers], tuple[TrainState, StepMetrics]]
+
+
+def step_numbers(config: Config, devices: Sequence[jax.Device] = ()) -> StepNumbers:
+    """The numbers of a run, placed on its `devices`: a transfer once, not at every step."""
+    settings = vars(config.model) | vars(config.training)
+    kinds = {"seed": np.uint32}
+    numbers = StepNumbers._make(
+        kinds.get(name, np.float32)(settings[name]) for name in StepNumbers._fields
+    )
+    if not devices:
+        return numbers
+    everywhere = NamedSharding(Mesh(np.array(devices), AXIS), PartitionSpec())
+    placed: StepNumbers = jax.device_put(numbers, everywhere)
+    return placed
+
+
+def with_numbers(config: Config, numbers: StepNumbers) -> Config:
+    """The settings with these numbers, which may be traced, in place of their own."""
+    values = numbers._asdict()
+    model = replace(config.model, dropout_rate=values.pop("dropout_rate"))
+    return replace(config, model=model, training=replace(config.training, **values))
 
 
 def make_step(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    parts: Parts = BUILT_IN,
-    axis: str | None = None,
+    config: Config, parts: Parts = BUILT_IN, axis: str | None = None
 ) -> TrainStep:
     """The step, a pure function; its means are also over the mapped `axis`, if any."""
-    head = parts.make_head(config.model)
 
-    def loss_fn(params: Params, batch: Batch, step: Array) -> tuple[Array, Array]:
-        keys_B = _example_keys(config.training.seed, step, batch.index_B)
-        dropout = draw_dropout(head, keys_B)
-        logits_B = apply(head, params, batch.features_BxTxD, batch.mask_BxT, dropout)
-        losses_B = parts.losses(logits_B, batch.labels_B, config.training)
-        return losses_B.mean(), logits_B
+    def step_fn(
+        state: TrainState, batch: Batch, numbers: StepNumbers
+    ) -> tuple[TrainState, StepMetrics]:
+        traced = with_numbers(config, numbers)
+        settings, head = traced.training, parts.make_head(traced.model)
+        optimizer = make_optimizer(settings)
 
-    def step_fn(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        def loss_fn(params: Params) -> tuple[Array, Array]:
+            keys_B = _example_keys(settings.seed, state.step, batch.index_B)
+            dropout = draw_dropout(head, keys_B)
+            logits_B = apply(
+                head, params, batch.features_BxTxD, batch.mask_BxT, dropout
+            )
+            losses_B = parts.losses(logits_B, batch.labels_B, settings)
+            return losses_B.mean(), logits_B
+
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, logits_B), grads = grad_fn(state.params, batch, state.step)
+        (loss, logits_B), grads = grad_fn(state.params)
         accuracy = jnp.mean((logits_B > 0) == (batch.labels_B > 0.5))
         means = grads, loss, accuracy
         grads, loss, accuracy = jax.lax.pmean(means, axis) if axis else means
@@ -75,16 +122,25 @@ def make_step(
 
 
 def make_train_step(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    devices: Sequence[jax.Device],
-    parts: Parts = BUILT_IN,
+    config: Config, devices: Sequence[jax.Device], parts: Parts = BUILT_IN
 ) -> TrainStep:
-    """The step over `devices`: takes and returns the state un-stacked, a batch over them."""
+    """The step over `devices`: takes and returns the state un-stacked, a batch over them.
+
+    Configs that differ in `StepNumbers` alone get the same function, compiled once.
+    """
+    only = Config(config.data, model=config.model, training=config.training)
+    common = with_numbers(only, step_numbers(Config(config.data)))
+    return _parallel_step(common, tuple(devices), parts)
+
+
+@cache
+def _parallel_step(
+    config: Config, devices: tuple[jax.Device, ...], parts: Parts
+) -> TrainStep:
     parallel: TrainStep = jax.pmap(
-        make_step(config, optimizer, parts, AXIS),
+        make_step(config, parts, AXIS),
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0, None),
         out_axes=(None, None),
         devices=list(devices),
         donate_argnums=0,

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import optax
+import numpy as np
+from jaxtyping import Float32
 
 from vd.config import TrainingConfig
 from vd.console import duration, live, say
@@ -24,15 +25,13 @@ class Watch:
     def __init__(
         self,
         config: TrainingConfig,
-        schedule: optax.Schedule,
+        rates: Float32[np.ndarray, " steps"],
         steps_per_epoch: int,
         batch_size: int,
         rows: Sequence[Row],
         show: Callable[[Callable[[], str]], None],
-        prefix: str = "",
     ) -> None:
-        self._prefix = prefix
-        self._config, self._schedule = config, schedule
+        self._config, self._rates = config, rates
         self._steps, self._batch_size = steps_per_epoch, batch_size
         self._rows, self._show = list(rows), show
         self._since: tuple[int, float] | None = None  # first step seen of the epoch
@@ -56,7 +55,7 @@ class Watch:
             left += (epochs - epoch + 1) * max(last["seconds"] - trained, 0.0)
         return (
             f"epoch {epoch}/{epochs}  step {step}/{epochs * self._steps}  "
-            f"loss {loss:.4f}  {_recalls(last)}  lr {self._schedule(step - 1):.1e}  "
+            f"loss {loss:.4f}  {_recalls(last)}  lr {self._rates[step - 1]:.1e}  "
             f"{self._batch_size / seconds_a_step:.0f} videos/s  {duration(left)} left at most"
         )
 
@@ -66,7 +65,7 @@ class Watch:
         self._rows.append(row)
         left = row["seconds"] * (self._config.epochs - row["epoch"])
         say(
-            f"{self._prefix}epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
+            f"epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
             f"loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
             f"accuracy {_percent(row['val_accuracy'])}  {_recalls(row)}  "
             f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s  "
@@ -76,12 +75,12 @@ class Watch:
         warm = row["step"] > warmup_steps(self._config, self._steps)
         if row["val_collapsed"] and warm:
             say(
-                f"{self._prefix}WARNING: CLASS COLLAPSE at threshold 0.5: nearly all predictions are one "
+                "WARNING: CLASS COLLAPSE at threshold 0.5: nearly all predictions are one "
                 "class or a recall is under 20 %; accuracy alone would hide it"
             )
         if overfits(self._rows) and not overfits(self._rows[:-1]):
             say(
-                f"{self._prefix}WARNING: OVERFITTING: for {_OVERFIT_EPOCHS} epochs the training loss has "
+                f"WARNING: OVERFITTING: for {_OVERFIT_EPOCHS} epochs the training loss has "
                 "been lower and the validation loss a tenth higher than at the best epoch; "
                 "more clips, --dropout-rate or --weight-decay may help"
             )
@@ -90,22 +89,14 @@ class Watch:
 @contextmanager
 def watching(
     config: TrainingConfig,
-    schedule: optax.Schedule,
+    rates: Float32[np.ndarray, " steps"],
     steps_per_epoch: int,
     batch_size: int,
     rows: Sequence[Row],
-    name: str | None = None,
 ) -> Iterator[Watch]:
-    """Yield the watch of a run whose epochs before are `rows`.
-
-    One of several runs has a name, and no live line.
-    """
-    arguments = config, schedule, steps_per_epoch, batch_size, rows
-    if name is not None:
-        yield Watch(*arguments, show=lambda _: None, prefix=f"{name}: ")
-        return
+    """Yield the watch of a run whose epochs before are `rows`."""
     with live() as show:
-        yield Watch(*arguments, show)
+        yield Watch(config, rates, steps_per_epoch, batch_size, rows, show)
 
 
 def overfits(rows: Sequence[Row]) -> bool:
