@@ -5,14 +5,14 @@ what it decided. A process that fails ends at once, and JAX then ends the others
 its heartbeat.
 """
 
-import itertools
 import os
 import pickle
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 
 from vd.config import RunConfig
@@ -30,18 +30,19 @@ if TYPE_CHECKING:
         TrainStep,
     )
 
-HEARTBEAT_SECONDS = 20
+_HEARTBEAT_SECONDS = 20
 LOST = (
     "an error ended this process, perhaps because another process of this run was lost; "
     "finished work is kept: start all processes again with the same commands."
 )
 _START_SECONDS = 300  # within which all processes must start
-_MEET_SECONDS = 86_400
+_LEAVE_SECONDS = 86_400  # process 0 may still be writing a checkpoint
 
 T = TypeVar("T")
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """This process among those of a run."""
 
     index: int = 0
@@ -49,7 +50,6 @@ class Processes(NamedTuple):
 
 
 _processes = Processes()
-_meetings = itertools.count()
 
 
 def several(run: RunConfig) -> bool:
@@ -115,7 +115,8 @@ def _initialize(run: RunConfig) -> Processes:
             run.process_id,
             cluster_detection_method="deactivate" if given else None,
             initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_LEAVE_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -160,14 +161,7 @@ def broadcast(value: T | None) -> T:
 def _broadcast(value: T | None) -> T:
     import numpy as np
     from jax.experimental.multihost_utils import broadcast_one_to_all
-    from orbax.checkpoint.multihost import sync_global_processes
 
-    # a barrier may wait for hours; a collective may not
-    sync_global_processes(
-        f"vd {next(_meetings)}",
-        timeout=_MEET_SECONDS,
-        processes=set(range(_processes.count)),
-    )
     content = np.frombuffer(pickle.dumps(value), np.uint8)
     size = int(broadcast_one_to_all(np.int32(len(content))))
     received = broadcast_one_to_all(np.resize(content, size))
@@ -182,7 +176,7 @@ def part() -> None:
         import jax
 
         _in_thread(jax.distributed.shutdown)
-        _processes = _processes._replace(count=1)
+        _processes = replace(_processes, count=1)
 
 
 def end(code: int) -> NoReturn:

@@ -62,6 +62,7 @@ class Trained:
     last_epoch: int
 
 
+@holding_interrupts()  # a signal ends training after a step, with a checkpoint
 def train(
     config: Config,
     train_set: FeatureSet,
@@ -85,7 +86,7 @@ def train(
     at = begin(config, train_set.dim, parts)
     step, signal = _step(config, devices, parts)
     numbers = step_numbers(config, devices if processes.count == 1 else ())
-    with holding_interrupts(), ExitStack() as stack:
+    with ExitStack() as stack:
         lead = None
         if val_set is not None:
             say_cut_warmup(settings, steps)
