@@ -24,7 +24,7 @@ from torch.nn import functional
 from vd.config import Config, ModelConfig, usable_cores
 from vd.models.detector import Detector, DropoutMasks
 from vd.models.head import apply, draw_dropout
-from vd.models.losses import focal_loss
+from vd.models.losses import clip_losses
 from vd.training.optimizer import learning_rates, make_optimizer
 
 Step = Callable[[], Any]  # one step; returns what shows that it is done
@@ -56,7 +56,7 @@ def flax_step(
 
         def loss(params: Any) -> Any:
             logits: Any = model.apply({"params": params}, features, dropout)
-            return focal_loss(logits, labels, config.training).mean()
+            return clip_losses(None, logits, labels, config.training).mean()
 
         value, grads = jax.value_and_grad(loss)(params)
         settings = replace(config.training, learning_rate=rates[number])

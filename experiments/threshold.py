@@ -28,7 +28,8 @@ from vd.evaluation.predictions import read_predictions
 from vd.evaluation.results import read_results
 from vd.files import read_csv
 from vd.metrics.calibration import fit
-from vd.models.parts import import_parts
+from vd.models.losses import even_logit
+from vd.models.plugins import recorded_plugin
 from vd.training.run_folder import read_config, read_settings
 
 
@@ -47,15 +48,15 @@ def even(run_dir: Path) -> float:
     """The logit that the loss of a run gives to a clip that tells nothing."""
     train = read_csv(run_dir / "splits.csv")
     labels = [row["label"] == "violent" for row in train if row["split"] == "train"]
-    parts = import_parts(read_config(run_dir))
-    return parts.even_logit(read_settings(run_dir).training, float(np.mean(labels)))
+    loss = recorded_plugin(read_config(run_dir), "loss")
+    return even_logit(loss, read_settings(run_dir).training, float(np.mean(labels)))
 
 
 def fitted(
-    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"], even_logit: float
+    logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"], even: float
 ) -> float:
     """The logit of vd's threshold."""
-    found = fit(logit_N, labels_N, even_logit)
+    found = fit(logit_N, labels_N, even)
     odds = found.threshold / (1 - found.threshold)
     return float(found.temperature * np.log(odds))
 

@@ -35,6 +35,13 @@ def audited(folder, dataset, backbone, *extra):
     return json.loads((folder / "report" / "audit.json").read_text()), page
 
 
+@pytest.fixture(autouse=True)
+def few_permutations(monkeypatch):
+    """39 permutations of the labels in place of 99: p is 1/40 or more."""
+    few = partial(shortcut, permutations=39)
+    monkeypatch.setattr("vd.audit.shortcuts.shortcut", few)
+
+
 @pytest.fixture(scope="module")
 def faulty(clips, tmp_path_factory):
     """Rendered clips with a mirrored copy under the other label, a trimmed one in another
@@ -86,7 +93,7 @@ def test_a_clean_set_has_no_pair_and_a_run_on_it_no_leak(
     assert values["pairs"] == values["groups_cut"] == []
     assert "No two videos show the same." in page
     # a clip of either class has the same size, rate and length
-    assert values["shortcuts"]["metadata"]["p"] > 0.01
+    assert values["shortcuts"]["metadata"]["p"] > 0.05
     rows = values["run"]["test"]
     evaluation = json.loads((run / "evaluation_test.json").read_text())
     assert rows["all"]["accuracy"] == evaluation["accuracy"]
@@ -269,6 +276,7 @@ def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tm
     assert f"--splits-file {absent} does not exist" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_late_stays_in_the_report(
     clips, backbone, tmp_path, monkeypatch
 ):

@@ -34,7 +34,6 @@ def test_wrong_values_are_one_sentence(clips, tmp_path, arguments, words):
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.slow
 def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
     clips, tmp_path
 ):
@@ -46,7 +45,6 @@ def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
     assert "space" not in done.stderr
 
 
-@pytest.mark.slow
 def test_evaluate_refuses_a_data_set_that_is_not_there(trained):
     run = trained[0] / "run"
     done = vd("evaluate", "--checkpoint-dir", run, "--dataset-path", "gone", code=2)
@@ -77,10 +75,10 @@ def test_a_reader_that_has_enough_is_no_error(trained, clips):
     process.stderr.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 )
-@pytest.mark.slow
 def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
     clips, backbone, tmp_path, sent, code
 ):

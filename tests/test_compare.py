@@ -121,7 +121,6 @@ def pair(trained, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_figures_are_those_of_other_code(pair):
     result = compare([pair / "weak", pair / "good"])
     (found,) = result["comparisons"]
@@ -171,7 +170,6 @@ def test_figures_are_those_of_other_code(pair):
     assert swapped["sentences"][0].startswith("good is better than weak by")
 
 
-@pytest.mark.slow
 def test_the_same_predictions_show_nothing(pair, trained):
     write_run(pair / "twin", trained[0] / "run", made_up(400, 1.2, 2, 50))
     result = compare([pair / "good", pair / "twin"])
@@ -187,7 +185,6 @@ def test_the_same_predictions_show_nothing(pair, trained):
     assert "good and twin are equally accurate" in found["sentences"][0]
 
 
-@pytest.mark.slow
 def test_right_on_all_against_wrong_on_all_is_no_certainty(trained, tmp_path):
     """All twelve groups differ: as exact as the interval of a share of 1."""
     clips = [(f"{i}.mp4", i % 2, f"g{i % 12}") for i in range(24)]
@@ -203,7 +200,6 @@ def test_right_on_all_against_wrong_on_all_is_no_certainty(trained, tmp_path):
         assert found["roc_auc_difference_ci95"] is None  # all resamples show the same
 
 
-@pytest.mark.slow
 def test_collapse_is_told(pair, trained):
     fallen = [(p, y, g, 0.9) for p, y, g, _ in made_up(400, 1.2, 2, 50)]
     write_run(pair / "fallen", trained[0] / "run", fallen)
@@ -212,7 +208,6 @@ def test_collapse_is_told(pair, trained):
     assert compare([pair / "good", pair / "weak"])["warnings"] == []
 
 
-@pytest.mark.slow
 def test_edited_predictions_are_refused(pair, trained, tmp_path):
     shutil.copytree(pair / "good", tmp_path / "edited")
     path = tmp_path / "edited" / "predictions_test.csv"
@@ -223,7 +218,6 @@ def test_edited_predictions_are_refused(pair, trained, tmp_path):
         compare([pair / "weak", tmp_path / "edited"])
 
 
-@pytest.mark.slow
 def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, trained):
     for seed in (7, 8):
         run = pair / f"weak{seed}"
@@ -241,7 +235,6 @@ def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, traine
     assert {row["b"] for row in table_rows(result)} == {"good", "weak7", "weak8"}
 
 
-@pytest.mark.slow
 def test_three_clips_one_class_and_one_group(trained, tmp_path):
     run = trained[0] / "run"
     cases = {
@@ -266,7 +259,6 @@ def test_three_clips_one_class_and_one_group(trained, tmp_path):
         table(result)
 
 
-@pytest.mark.slow
 def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
     run = trained[0] / "run"
     rows = made_up(400, 0.5, 1, 50)
@@ -283,7 +275,6 @@ def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
         compare([pair / "weak", relabelled])
 
 
-@pytest.mark.slow
 def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp_path):
     moved = [(f"new/{p}", y, g, s) for p, y, g, s in made_up(400, 1.2, 2, 50)]
     run = write_run(tmp_path / "good", trained[0] / "run", moved)
@@ -310,7 +301,6 @@ def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp
         ("config.json", None, "neither config.json nor crossval.json"),
     ],
 )
-@pytest.mark.slow
 def test_unfinished_and_damaged_runs_are_one_sentence(
     pair, tmp_path, name, content, words
 ):
@@ -321,7 +311,6 @@ def test_unfinished_and_damaged_runs_are_one_sentence(
         compare([pair / "weak", tmp_path / "good"])
 
 
-@pytest.mark.slow
 def test_the_command_writes_what_it_says(pair, tmp_path, trained):
     out = tmp_path / "out"
     done = vd("compare", pair / "weak", pair / "good", "--out", out)
@@ -476,7 +465,6 @@ def test_other_folds_or_seeds_are_refused(tmp_path, settings, words):
         compare([a, b])
 
 
-@pytest.mark.slow
 def test_a_run_and_a_crossval_are_no_pair(pair, tmp_path):
     a = write_crossed(tmp_path / "a", 0.5)
     with pytest.raises(VdError, match="two of a kind"):

@@ -333,7 +333,6 @@ def run(trained, tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.slow
 def test_figures_follow_from_the_csv(run):
     result = json.loads((run / "evaluation_test.json").read_text())
     rows = read_csv(run / "predictions_test.csv")
@@ -365,7 +364,6 @@ def test_figures_follow_from_the_csv(run):
         assert sum(row["n"] for row in result["slices"][facet]) == result["n"] == 8
 
 
-@pytest.mark.slow
 def test_all_splits_at_once_are_sliced_by_split(run, trained):
     result = json.loads(vd("evaluate", "--checkpoint-dir", run, "--split", "all").stdout)  # fmt: skip
     by_split = {row["slice"]: row for row in result["slices"]["split"]}
@@ -394,7 +392,6 @@ def write_other(folder, clips, run):
     return folder / "manifest.csv", test[:7]
 
 
-@pytest.mark.slow
 def test_another_data_set_without_what_was_trained_on(run, clips, tmp_path):
     other, kept = write_other(tmp_path / "scfd", clips, run)
     before = digests(run)
@@ -424,7 +421,6 @@ def test_another_data_set_without_what_was_trained_on(run, clips, tmp_path):
     assert digests(run) == after
 
 
-@pytest.mark.slow
 def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
     (tmp_path / "empty").mkdir()
     for where, name, words in [
@@ -445,7 +441,6 @@ def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.slow
 def test_another_label_map_is_refused(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "config.json"
@@ -455,7 +450,6 @@ def test_another_label_map_is_refused(run, tmp_path):
         restore(tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_without_its_videos_a_run_is_evaluated_but_for_brightness(run, clips, tmp_path):
     shutil.copytree(run.parent, tmp_path, dirs_exist_ok=True)
     arguments = [

@@ -86,7 +86,6 @@ def test_evaluation_extracts_again_what_has_gone(trained, clips, tmp_path):
     assert "--dataset-path" in moved.stderr
 
 
-@pytest.mark.slow
 def test_test_time_views_change_the_logits(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained[0] / "run", run)
@@ -111,7 +110,6 @@ def test_predict_gives_the_number_that_evaluation_stored(trained, clips):
     ]
 
 
-@pytest.mark.slow
 def test_predict_goes_on_after_a_file_that_fails(trained, clips, tmp_path):
     (tmp_path / "bad.mp4").write_text("no video")
     good = clips / read_csv(trained[0] / "run" / "predictions_test.csv")[0]["path"]
@@ -144,7 +142,6 @@ def test_a_timeout_says_how_to_try_again(tmp_path):
     assert "--retry-quarantined" not in done.stderr
 
 
-@pytest.mark.slow
 def test_a_folder_of_empty_files_is_scanned(tmp_path):
     for name in ("fight/a.mp4", "normal/b.mp4"):
         (tmp_path / "set" / name).parent.mkdir(parents=True)

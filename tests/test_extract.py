@@ -100,6 +100,7 @@ def test_kills_at_random_moments_change_no_byte(clips, backbone, tmp_path, undis
     assert not verify_store(store, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "zeroed", "swapped", "renamed"])
 def test_verify_finds_what_is_damaged_and_makes_it_again(
     clips, backbone, tmp_path, undisturbed, monkeypatch, capsys, damage
@@ -216,6 +217,7 @@ def test_the_fast_preset_stores_one_view_and_the_best_three_streams(
     assert facts == {"fast": (1, 2 * 8), "best": (2, 3 * 8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", ["index cut", "index negative", "index", "shard", "shard cut"]
 )
@@ -251,6 +253,7 @@ def test_a_lost_shard_or_index_is_made_again_by_a_plain_rerun(
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["dataset_info.json", "features.json", "../fingerprint.json"]
 )
@@ -264,6 +267,7 @@ def test_what_tells_of_a_store_is_written_again(clips, backbone, tmp_path, name)
         assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_verify_after_the_first_index_was_lost(
     clips, backbone, tmp_path, undisturbed, monkeypatch, capsys
 ):
@@ -288,6 +292,7 @@ def test_a_whole_cache_is_used_from_a_read_only_disk(clips, backbone, tmp_path):
         subprocess.run(["umount", str(cache)], check=True)
 
 
+@pytest.mark.slow
 def test_a_file_replaced_while_it_is_decoded_is_not_kept_under_its_former_hash(
     clips, backbone, tmp_path, monkeypatch
 ):
@@ -310,6 +315,7 @@ def test_a_file_replaced_while_it_is_decoded_is_not_kept_under_its_former_hash(
     assert {e.outcome.outcome for e in ledger.entries} == {"used"}
 
 
+@pytest.mark.slow
 def test_progress_tells_frames_a_second_and_every_stretch_of_a_long_video(
     backbone, tmp_path, monkeypatch, capsys
 ):
@@ -400,6 +406,7 @@ def promised_images(said):
     return int(re.search(r"about ([\d,]+) images", said)[1].replace(",", ""))
 
 
+@pytest.mark.slow
 def test_a_large_file_that_does_not_decode_tells_nothing_of_the_others(
     clips, backbone, tmp_path, capsys
 ):
@@ -412,6 +419,7 @@ def test_a_large_file_that_does_not_decode_tells_nothing_of_the_others(
     assert promised_images(capsys.readouterr().err) < 8 * 3 * 8 * 2
 
 
+@pytest.mark.slow
 def test_files_of_many_bytes_a_second_tell_nothing_of_those_of_few(
     backbone, tmp_path, capsys
 ):
@@ -431,6 +439,7 @@ def test_files_of_many_bytes_a_second_tell_nothing_of_those_of_few(
     assert 0.7 * true < promised_images(capsys.readouterr().err) < 1.4 * true
 
 
+@pytest.mark.slow
 def test_without_a_temporary_folder_shared_memory_is_enough(
     clips, backbone, tmp_path, monkeypatch
 ):
@@ -446,6 +455,7 @@ def test_without_a_temporary_folder_shared_memory_is_enough(
         extraction(clips, backbone, tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "words"), [(0.4, "free some space"), (0.9, "in whole shards is kept")]
 )

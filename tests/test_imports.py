@@ -26,3 +26,12 @@ def test_the_step_loads_no_decoder_no_store_and_no_plots():
 def test_the_former_place_of_the_head_names_the_new_one():
     with pytest.raises(ImportError, match=r"vd\.models\.head"):
         from vd.model import Head  # noqa: F401
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    done = _run(
+        "import sys, vd, vd.config, vd.cli\n"
+        f"print(*(name for name in {[*HEAVY, 'jax', 'flax', 'orbax']} if name in sys.modules))"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

@@ -62,6 +62,13 @@ def test_patience_stops_and_the_best_is_restored(tmp_path):
     assert trained.last_epoch - trained.best_epoch == 2
 
 
+def test_the_metric_that_stops_training_is_in_the_log(tmp_path):
+    trained = run(tmp_path, epochs=3, early_stopping_metric="val_brier")
+    rows = metrics_without_timing(tmp_path)
+    best = min(rows, key=lambda row: row["val_brier"])["epoch"]
+    assert trained.best_epoch == best
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(tmp_path):
     with pytest.raises(
         VdError,

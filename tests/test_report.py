@@ -131,7 +131,6 @@ def crossval(tmp_path_factory, clips, backbone):
     return folder / "cv"
 
 
-@pytest.mark.slow
 def test_figures_are_those_of_the_files(run, tmp_path):
     page = Page(said(run, tmp_path))
     told = [
@@ -192,7 +191,6 @@ def mistakes_of(run):
     ]
 
 
-@pytest.mark.slow
 def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
     wrong = mistakes_of(run)
     wrong.sort(key=lambda r: -abs(float(r["probability"]) - (r["label"] == "violent")))
@@ -201,7 +199,6 @@ def test_mistakes_are_those_of_the_predictions_the_worst_first(run, tmp_path):
     assert shown == [(row["path"], float(row["probability"])) for row in wrong]
 
 
-@pytest.mark.slow
 def test_what_is_undefined_is_said_and_never_zero(run, tmp_path):
     rows = read_csv(run / "predictions_test.csv")
     folder = tmp_path / "run"
@@ -232,7 +229,6 @@ def test_the_verdict_weighs_by_words():
     assert "63.0 % of the violent and 17.0 % of the non-violent" in made.text
 
 
-@pytest.mark.slow
 def test_collapse_and_loss_gap_are_loud(run, tmp_path):
     folder = all_wrong(run, tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
@@ -245,7 +241,6 @@ def test_collapse_and_loss_gap_are_loud(run, tmp_path):
     assert "Warning: LOSS GAP: 60.0 % of the violent" in words
 
 
-@pytest.mark.slow
 def test_the_command_gives_the_same_settings(run, tmp_path):
     words = re.search("<pre>(.*?)</pre>", said(run, tmp_path), re.DOTALL)[1]
     command = shlex.split(html.unescape(words).replace("\\\n", ""))
@@ -391,6 +386,7 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
     assert "have the same settings" in page.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -421,7 +417,6 @@ def test_a_comparison_has_a_page_and_needs_a_name(run, tmp_path):
         ),
     ],
 )  # fmt: skip
-@pytest.mark.slow
 def test_what_lacks_or_is_damaged_is_one_sentence(
     run, tmp_path, file, content, message
 ):
@@ -513,8 +508,8 @@ document.getElementById("f").onload = function () {{
 }};</script>"""
 
 
-@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium")
 @pytest.mark.slow
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium")
 def test_a_browser_shows_it_on_a_phone(run, crossval, tmp_path):
     wrong = all_wrong(run, tmp_path / "b")
     pages = {

@@ -28,7 +28,7 @@ from tests.fabricated import (
 )
 from vd.cli import run_command
 from vd.devices import prepare_jax
-from vd.models.parts import BUILT_IN
+from vd.models.plugins import BUILT_IN
 from vd.training.checkpoints import Checkpoints
 from vd.training.loop import begin
 

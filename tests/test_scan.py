@@ -48,8 +48,8 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     assert [row["outcome"] for row in read_csv(log)] == ["used"] * 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, number):
     root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
     with open(root / "normal" / "endless.mp4", "wb") as handle:

@@ -59,6 +59,7 @@ def test_what_tells_the_label_is_found_and_noise_is_not():
     assert not is_testable(labels_N, one_place)
 
 
+@pytest.mark.slow
 def test_a_place_that_tells_the_label_is_not_learnt_from_itself():
     """Features that name the group and nothing else: p is uniform, one in ten below 0.1."""
     groups_N = np.repeat(np.arange(20), 10)

@@ -78,7 +78,6 @@ run_command(globals()[sys.argv[1]])
         ("ignored", 0, ""),
     ],
 )
-@pytest.mark.slow
 def test_a_signal_ends_a_command_where_it_asks(what, code, printed, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(

@@ -280,6 +280,7 @@ def _write_for_ever(folder):
         number += 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.05, 0.11, 0.23])
 def test_kill_9_leaves_whole_shards_only(tmp_path, delay):
     process = multiprocessing.get_context("spawn").Process(

@@ -194,6 +194,7 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
     assert bad["accuracy"] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -210,7 +211,6 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
         (["--folds", "1"], "--folds is 1; give 2 or more"),
     ],
 )
-@pytest.mark.slow
 def test_what_a_sweep_cannot_do_is_one_sentence(
     clips, backbone, tmp_path, flags, words
 ):

@@ -70,6 +70,7 @@ def labels() -> np.ndarray:
     return np.repeat([0, 1], 50)
 
 
+@pytest.mark.slow
 def test_exactly_the_promised_files_are_there(root: Path) -> None:
     expected = [
         f"{split}/{name}/clip_{n:04d}.mp4"
@@ -80,6 +81,7 @@ def test_exactly_the_promised_files_are_there(root: Path) -> None:
     assert files(root) == sorted([".rendered.json", *expected])
 
 
+@pytest.mark.slow
 def test_clips_decode_to_the_frames_they_promise(clips: dict[str, list[Clip]]) -> None:
     every = clips["violent"] + clips["nonviolent"]
     for clip in every:
@@ -89,6 +91,7 @@ def test_clips_decode_to_the_frames_they_promise(clips: dict[str, list[Clip]]) -
     assert {clip.frame_rate for clip in every} == set(FRAME_RATES)
 
 
+@pytest.mark.slow
 def test_formats_of_the_classes_are_the_same(clips: dict[str, list[Clip]]) -> None:
     formats = {
         name: [(clip.frames_FxHxW.shape, clip.frame_rate) for clip in of_class]
@@ -97,6 +100,7 @@ def test_formats_of_the_classes_are_the_same(clips: dict[str, list[Clip]]) -> No
     assert formats["violent"] == formats["nonviolent"]
 
 
+@pytest.mark.slow
 def test_neither_brightness_nor_file_size_tells_the_class(
     root: Path, clips: dict[str, list[Clip]], labels: np.ndarray
 ) -> None:
@@ -114,6 +118,7 @@ def test_neither_brightness_nor_file_size_tells_the_class(
         assert np.mean(np.array(gaps) >= gap) > 0.05  # p of a permutation test
 
 
+@pytest.mark.slow
 def test_a_single_frame_does_not_tell_the_class(
     clips: dict[str, list[Clip]], labels: np.ndarray
 ) -> None:
@@ -129,6 +134,7 @@ def test_a_single_frame_does_not_tell_the_class(
     assert 0.35 < roc_auc_score(labels, scores) < 0.65
 
 
+@pytest.mark.slow
 def test_motion_tells_the_class(
     clips: dict[str, list[Clip]], labels: np.ndarray
 ) -> None:

@@ -9,10 +9,16 @@ import optax
 import pytest
 
 from vd.config import TrainingConfig
-from vd.models.losses import focal_loss, imbalance_warning, smoothed_targets
-from vd.models.parts import Parts
-from vd.training.early_stopping import EarlyStopping
+from vd.errors import VdError
+from vd.models.losses import (
+    clip_losses,
+    even_logit,
+    focal_loss,
+    imbalance_warning,
+    smoothed_targets,
+)
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
+from vd.training.validation import EarlyStopping, check_metric
 
 
 def sigmoid(x):
@@ -26,8 +32,7 @@ def test_smoothed_targets():
 
 
 def test_focal_loss_by_hand_without_smoothing():
-    config = TrainingConfig(label_smoothing=0.0, focal_alpha=0.25, focal_gamma=2.0)
-    made = focal_loss(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]), config)
+    made = focal_loss(jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0]), 0.25, 2.0)
     p = sigmoid(0.5)
     expected = [-0.25 * (1 - p) ** 2 * math.log(p), -0.75 * p**2 * math.log(1 - p)]
     np.testing.assert_allclose(made, expected, rtol=1e-5)
@@ -37,12 +42,14 @@ def test_gamma_zero_alpha_half_is_half_cross_entropy():
     config = TrainingConfig(label_smoothing=0.1, focal_alpha=0.5, focal_gamma=0.0)
     logits, labels = jnp.array([-1.0, 2.0]), jnp.array([0.0, 1.0])
     expected = optax.sigmoid_binary_cross_entropy(logits, jnp.array([0.05, 0.95])) / 2
-    np.testing.assert_allclose(focal_loss(logits, labels, config), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        clip_losses(None, logits, labels, config), expected, rtol=1e-5
+    )
 
 
 def test_the_losses_own_threshold_by_hand():
     def own(share, loss=None, **settings):
-        return Parts(loss=loss).even_logit(TrainingConfig(**settings), share)
+        return even_logit(loss, TrainingConfig(**settings), share)
 
     plain = {"focal_gamma": 0.0, "label_smoothing": 0.0}
     assert own(0.5, focal_alpha=0.5) == 0
@@ -146,6 +153,14 @@ def test_stops_after_patience_and_keeps_the_earlier_of_a_tie():
 def test_accuracy_is_better_when_larger_and_undefined_never_wins():
     stopping = run_stopping([None, 0.5, 0.7, None], metric="val_roc_auc", patience=9)
     assert (stopping.best_epoch, stopping.best_value) == (3, 0.7)
+
+
+def test_a_metric_has_its_own_direction():
+    falling = [0.3, 0.2, 0.25]
+    assert run_stopping(falling, metric="val_brier").best_epoch == 2
+    assert run_stopping(falling, metric="val_recall_violent").best_epoch == 1
+    with pytest.raises(VdError, match=r"val_roc is unknown; .* val_roc_auc"):
+        check_metric("val_roc")
 
 
 def test_min_delta_asks_for_more():

@@ -14,9 +14,8 @@ from tests.fabricated import metrics_without_timing, train_on_numbers
 from vd.config import TrainingConfig
 from vd.errors import VdError
 from vd.training import loop
-from vd.training.early_stopping import EarlyStopping
-from vd.training.log import read_metrics
-from vd.training.watch import overfits, watching
+from vd.training.log import overfits, read_metrics, watching
+from vd.training.validation import EarlyStopping
 
 ROW = {
     "epoch": 2, "step": 20, "train_loss": 0.5, "val_loss": 0.25, "val_accuracy": 0.75,

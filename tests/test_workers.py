@@ -226,9 +226,9 @@ def test_a_video_whose_worker_crashes_is_tried_once_more(
     assert outcomes([*done, *pieces]) == [("used", ""), outcome, ("used", "")]
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("abandon", ["close", "forget"])
-@pytest.mark.slow
 def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
     pieces = decode([clip, slow, slow])
     next(pieces)
@@ -240,8 +240,8 @@ def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
     assert not exchange_folders(os.getpid())
 
 
-@needs_proc
 @pytest.mark.slow
+@needs_proc
 def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
     process = start_script([clip, slow, slow])
     assert process.stdout.readline() == "used\n"
@@ -251,8 +251,8 @@ def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
     assert not exchange_folders(process.pid)
 
 
-@needs_proc
 @pytest.mark.slow
+@needs_proc
 def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip, slow):
     process = start_script([clip, slow, slow])
     assert process.stdout.readline() == "used\n"
@@ -294,8 +294,8 @@ def test_decoded_frames_that_vanish_are_an_error_not_a_video_without_frames(
             list(pieces)
 
 
-@needs_proc
 @pytest.mark.slow
+@needs_proc
 def test_a_worker_does_not_load_jax(start_script, slow):
     process = start_script([slow])
     (worker,) = workers_reading(slow, process.pid)
@@ -353,8 +353,8 @@ def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
         assert len(list(pieces)) == 2
 
 
-@pytest.mark.parametrize("before", ["", "__import__('time').sleep(14)"])
 @pytest.mark.slow
+@pytest.mark.parametrize("before", ["", "__import__('time').sleep(14)"])
 def test_a_stopped_program_is_no_timeout(tmp_path, before):
     """Also when it stops `before` it asks for the first video."""
     clip = render_slow(tmp_path / "clip.mkv", 400)  # 3 s of decoding

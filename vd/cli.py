@@ -4,16 +4,17 @@ Heavy modules are imported by the command that needs them, so that help and erro
 quick and a decoding worker, which imports the main script again, stays light.
 """
 
+import argparse
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -33,7 +34,6 @@ from vd.training.distributed import LOST, end, join, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
-    from vd.models.parts import Loss
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 _INTERRUPTED = "interrupted; finished work is kept, the same command goes on"
@@ -152,24 +152,39 @@ class Extract:
 
 
 @dataclass(frozen=True)
-class Train(Config):
+class _Training(Config):
+    """A command that trains."""
+
+    head: str | None = None
+    """Your own head, package.module:Name; its settings become flags (docs/extending.md)."""
+
+    def chosen_head(self, head: "type[Head] | None" = None) -> Any:
+        """The head that --head names, else a script's, with its settings."""
+        if self.head is not None:
+            head = _import_head(self.head)
+        settings = getattr(self, "head_settings", None)
+        return partial(head, **vars(settings)) if head and settings else head
+
+
+@dataclass(frozen=True)
+class Train(_Training):
     """Extract, train, calibrate, evaluate the restored best checkpoint, draw pictures."""
 
     def __call__(
-        self, head: "type[Head] | None" = None, loss: "Loss | None" = None
+        self, head: "type[Head] | None" = None, **plugins: Callable[..., Any] | None
     ) -> int:
-        """Run the experiment that the flags describe, with a script's own head and loss."""
+        """Run the experiment that the flags describe, with a script's own plug-ins."""
         from vd.experiment import run
         from vd.training.opening import check_devices
 
         check_devices(self, self.run.num_processes or 1)
         join(self.run)
-        run(self, head, loss)
+        run(self, self.chosen_head(head), **plugins)
         return 0
 
 
 @dataclass(frozen=True)
-class Sweep(Config):
+class Sweep(_Training):
     """Train every combination of some settings' values; each is a run folder of its own."""
 
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -179,14 +194,16 @@ class Sweep(Config):
 
     def __call__(self) -> int:
         """Train and evaluate every member; write sweep.csv."""
+        from vd.models.plugins import Plugins
         from vd.sweep import parse_grid, sweep
 
-        sweep(self, parse_grid(self.set), self.folds)
+        plugins = Plugins(head=self.chosen_head())
+        sweep(self, parse_grid(self.set), self.folds, plugins)
         return 0
 
 
 @dataclass(frozen=True)
-class Crossval(Config):
+class Crossval(_Training):
     """Train and test every fold with every seed, and pool the predictions."""
 
     folds: int = 5
@@ -199,8 +216,15 @@ class Crossval(Config):
     def __call__(self) -> int:
         """Write predictions.csv and crossval.json; print the latter."""
         from vd.crossval import crossval
+        from vd.models.plugins import Plugins
 
-        result = crossval(self, self.folds, self.seeds, self.cross_dataset)
+        result = crossval(
+            self,
+            self.folds,
+            self.seeds,
+            self.cross_dataset,
+            Plugins(head=self.chosen_head()),
+        )
         print(json.dumps(result, indent=2))
         return 0
 
@@ -373,7 +397,11 @@ def main() -> None:
     }
 
     def command() -> int:
-        _refuse_former_flags(sys.argv[1:])
+        arguments = sys.argv[1:]
+        _refuse_former_flags(arguments)
+        for name in ("train", "sweep", "crossval"):
+            if arguments[:1] == [name]:
+                commands[name] = _with_head_flags(commands[name], arguments)
         chosen = tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="vd",
@@ -383,6 +411,44 @@ def main() -> None:
         return int(chosen())
 
     run_command(command)
+
+
+def _with_head_flags(
+    command: type[_Training],
+    arguments: Sequence[str],
+    head: "type[Head] | None" = None,
+) -> type[_Training]:
+    """The command with the settings of the head that it trains among its flags."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--head")
+    if path := parser.parse_known_args(arguments)[0].head:
+        head = _import_head(path)
+    if head is None:
+        return command
+    from vd.models.plugins import own_fields
+
+    hints = get_type_hints(head)
+    settings = make_dataclass(
+        f"{head.__name__} settings",
+        [
+            (name, hints[name], tyro.MISSING if default is MISSING else default)
+            for name, default in own_fields(head).items()
+        ],
+        frozen=True,
+    )
+    return make_dataclass(
+        command.__name__,
+        [("head_settings", settings, field(default_factory=settings))],
+        bases=(command,),
+        namespace={"__doc__": command.__doc__},
+        frozen=True,
+    )
+
+
+def _import_head(path: str) -> Any:
+    from vd.models.plugins import import_plugin
+
+    return import_plugin(path, f"--head {path}", Path.cwd())
 
 
 def _refuse_former_flags(arguments: Sequence[str]) -> None:
@@ -406,19 +472,23 @@ def experiment(
     description: str | None,
     command: type[Train] = Train,
     head: "type[Head] | None" = None,
-    loss: "Loss | None" = None,
+    loss: Callable[..., Any] | None = None,
+    augmentation: Callable[..., Any] | None = None,
     **defaults: Any,
 ) -> None:
     """Run an experiment script: its settings are defaults, every one of them a flag."""
     if command is Train:
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
-    default = command(**defaults)
 
     def run() -> int:
+        with_head = _with_head_flags(command, sys.argv[1:], head)
         chosen = tyro.cli(
-            command, default=default, description=description, config=_FLAT
+            with_head,
+            default=with_head(**defaults),
+            description=description,
+            config=_FLAT,
         )
-        return chosen(head, loss)
+        return chosen(head, loss=loss, augmentation=augmentation)
 
     run_command(run)
 

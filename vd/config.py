@@ -184,17 +184,22 @@ class TrainingConfig(Settings):
     label_smoothing: Annotated[float, Between(0, 0.99)] = 0.1
     """ε of the targets y(1 − ε) + ε/2."""
     augmentation: bool = True
-    """Temporal jitter, random windows and views; off: the plain middle window."""
+    """Temporal jitter, random windows and views, and the next five; off: the middle window."""
     temporal_jitter: Annotated[float, Between(0, 0.5)] = 0.1
     """Stretch and shift of a clip's time axis, as a share of its length."""
     spatial_augmentation: bool = True
     """Draw one of the stored views each time; plain alone, or with preset best mirrored."""
+    frame_dropping_rate: Annotated[float, Between(0, 0.99)] = 0.0
+    """Share of a clip's frames that training masks; at least one stays (0: none)."""
+    feature_noise: Annotated[float, Between(0, 10)] = 0.0
+    """Gaussian noise on features, as a share of the deviation of a clip's own (0: none)."""
+    mixup_alpha: Annotated[float, Between(0, 10)] = 0.0
+    """Mixup: shares of two clips are drawn from Beta(alpha, alpha) (0: no mixup)."""
     early_stopping_patience: Count = 15
     """Epochs without a better value before training stops."""
-    early_stopping_metric: Literal[
-        "val_loss", "val_accuracy", "val_balanced_accuracy", "val_roc_auc"
-    ] = "val_loss"
-    """Validation metric that chooses the best checkpoint."""
+    early_stopping_metric: str = "val_loss"
+    """Validation metric that chooses the best checkpoint: val_loss, val_accuracy,
+    val_balanced_accuracy, val_roc_auc, or val_ and another name in vd.metrics.binary.METRICS."""
     early_stopping_min_delta: Annotated[float, Between(0, 1e6)] = 0.0
     """Smallest change that counts as better."""
     seed: Seed = 0

@@ -17,7 +17,7 @@ from vd.console import say
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
 from vd.files import read_json, write_json
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.sweep import Grid, member_configs, sweep
 
 
@@ -26,7 +26,7 @@ def crossval(
     folds: int,
     seeds: Sequence[int] = (),
     cross_datasets: Sequence[Path] = (),
-    parts: Parts = BUILT_IN,
+    plugins: Plugins = BUILT_IN,
 ) -> dict[str, Any]:
     """Train and test every fold with every seed; returns the content of crossval.json.
 
@@ -37,9 +37,9 @@ def crossval(
     _check(config, folds, seeds)
     grid = {"seed": list(seeds) or [config.training.seed]}
     names = _names(config, cross_datasets) if cross_datasets else {}
-    result = _on_one(config, grid, folds, parts)
+    result = _on_one(config, grid, folds, plugins)
     if names:
-        result = _on_all(config, grid, folds, parts, names, result)
+        result = _on_all(config, grid, folds, plugins, names, result)
     say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
     return result
 
@@ -62,12 +62,12 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
         )
 
 
-def _on_one(config: Config, grid: Grid, folds: int, parts: Parts) -> dict[str, Any]:
+def _on_one(config: Config, grid: Grid, folds: int, plugins: Plugins) -> dict[str, Any]:
     """The cross-validation of one data set."""
     from vd.evaluation.crossval import summary, write_crossval
     from vd.evaluation.results import read_run
 
-    sweep(config, grid, folds, parts)
+    sweep(config, grid, folds, plugins)
     members = [
         read_run(member.run.checkpoint_dir, fold)
         for _, fold, member in member_configs(config, grid, folds)
@@ -121,7 +121,7 @@ def _on_all(
     config: Config,
     grid: Grid,
     folds: int,
-    parts: Parts,
+    plugins: Plugins,
     names: dict[str, Path],
     first: dict[str, Any],
 ) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _on_all(
         if here != folder:
             say(f"trained on {trained}:")
             results[trained] = _on_one(
-                _at(config, names[trained], here), grid, folds, parts
+                _at(config, names[trained], here), grid, folds, plugins
             )
     matrix = []
     for trained, own in results.items():

@@ -10,12 +10,12 @@
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vd.config import Config
+from vd.config import Config, ModelConfig
 from vd.console import say
 from vd.data.hashes import identify
 from vd.data.manifest import Video, read_manifest
@@ -23,7 +23,7 @@ from vd.data.splits import for_folds, with_splits
 from vd.data.splits_file import keep_splits
 from vd.errors import VdError, damage
 from vd.files import lock, read_json
-from vd.models.parts import Parts
+from vd.models.plugins import Plugins
 from vd.training import distributed, run_folder
 from vd.training.opening import (
     Data,
@@ -37,18 +37,20 @@ if TYPE_CHECKING:
     import jax
 
     from vd.models.head import Head
-    from vd.models.parts import Loss
     from vd.training.feature_set import FeatureSet
     from vd.training.loop import Trained
 
 
 def run(
-    config: Config, head: "type[Head] | None" = None, loss: "Loss | None" = None
+    config: Config,
+    head: "Callable[[ModelConfig], Head] | None" = None,
+    loss: Callable[..., Any] | None = None,
+    augmentation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Run, or go on with, one experiment; returns the content of evaluation_test.json.
+    """Run, or continue, one experiment; returns the content of evaluation_test.json.
 
-    `head`, a subclass of `vd.models.head.Head`, and `loss`, (logits_B, targets_B) → losses_B, are
-    a user's own (docs/extending.md); their source is part of the run's identity.
+    `head`, `loss` and `augmentation` are a user's own (`vd.models.plugins.Plugins`,
+    docs/extending.md); their import paths are part of the run's identity.
     Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
@@ -57,8 +59,11 @@ def run(
             "--num-processes is for vd train and experiment scripts; call "
             "vd.training.distributed.join first where a script calls run by itself."
         )
-    parts, lead = Parts(head, loss), distributed.is_lead()
-    begun = run_folder.settings_identity(config) | parts.identity()
+    from vd.training.validation import check_metric
+
+    check_metric(config.training.early_stopping_metric)
+    plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
+    begun = run_folder.settings_identity(config) | plugins.identity()
     processes = distributed.processes().count
     check_devices(config, processes)
     run_dir = config.run.checkpoint_dir
@@ -68,7 +73,7 @@ def run(
             run_folder.check_identity(run_dir, begun)
     data = prepare(config)
     with lock(run_dir / ".lock", "vd train") if lead else nullcontext():
-        opened = open_run(config, parts, data)
+        opened = open_run(config, plugins, data)
         if opened is None:
             distributed.part()
             return _finished(run_dir) if lead else {}
@@ -83,10 +88,10 @@ def run(
         if lead:
             for split in ("val", "test"):
                 sets[split] = FeatureSet(clips[split], data.store)
-            say_before_training(config, parts, sets["train"], opened.devices)
-        trained = train_run(config, parts, sets, opened)
+            say_before_training(config, plugins, sets["train"], opened.devices)
+        trained = train_run(config, plugins, sets, opened)
         distributed.part()
-        return evaluate_run(config, parts, sets, trained) if lead else {}
+        return evaluate_run(config, plugins, sets, trained) if lead else {}
 
 
 def prepare(config: Config, folds: bool = False) -> Data:
@@ -110,7 +115,7 @@ def prepare(config: Config, folds: bool = False) -> Data:
 
 
 def open_run(
-    config: Config, parts: Parts, data: Data, fewest: int | None = None
+    config: Config, plugins: Plugins, data: Data, fewest: int | None = None
 ) -> Opened | None:
     """Prepare a run folder, or continue the one there; None when it is finished.
 
@@ -122,7 +127,7 @@ def open_run(
     _check_classes(clips)
     identity = {
         **run_folder.settings_identity(config),
-        **parts.identity(),
+        **plugins.identity(),
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
@@ -139,7 +144,7 @@ def open_run(
     if distributed.is_lead():
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
-        write_inputs(config, parts, data, identity, opened)
+        write_inputs(config, plugins, data, identity, opened)
     return opened
 
 
@@ -168,7 +173,7 @@ def _finished(run_dir: Path) -> dict[str, Any]:
 
 def train_run(
     config: Config,
-    parts: Parts,
+    plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
 ) -> "Trained":
@@ -181,7 +186,7 @@ def train_run(
     try:
         return train(
             config, sets["train"], sets.get("val"), config.run.checkpoint_dir, devices,
-            batch_size, parts,
+            batch_size, plugins,
         )  # fmt: skip
     except MemoryError as error:  # NumPy's, of a batch on the host
         reason = (str(error) or "MemoryError").splitlines()[0]
@@ -199,7 +204,10 @@ def train_run(
 
 
 def evaluate_run(
-    config: Config, parts: Parts, sets: Mapping[str, "FeatureSet"], trained: "Trained"
+    config: Config,
+    plugins: Plugins,
+    sets: Mapping[str, "FeatureSet"],
+    trained: "Trained",
 ) -> dict[str, Any]:
     """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
     from vd import plots
@@ -210,16 +218,17 @@ def evaluate_run(
         summary,
     )
     from vd.metrics.calibration import Calibration
+    from vd.models.losses import even_logit
     from vd.report.report import write_quick
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
     unfitted = Calibration(1.0, 0.5, "none")
-    head = parts.make_head(config.model)
+    head = plugins.make_head(config.model)
     restored = Restored(config, head, trained.params, unfitted, sets["train"].dim)
     share = float(sets["train"].labels_N.mean())
-    even_logit = parts.even_logit(config.training, share)
-    restored = fit_calibration(restored, sets["val"], run_dir, even_logit)
+    even = even_logit(plugins.loss, config.training, share)
+    restored = fit_calibration(restored, sets["val"], run_dir, even)
     plots.save(
         plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
     )
@@ -233,7 +242,7 @@ def evaluate_run(
 
 def say_before_training(
     config: Config,
-    parts: Parts,
+    plugins: Plugins,
     train_set: "FeatureSet",
     devices: Sequence["jax.Device"],
 ) -> None:
@@ -244,7 +253,7 @@ def say_before_training(
     clips, views = len(train_set), train_set.views
     violent = sum(video.label for video in train_set.videos)
     warning = imbalance_warning(violent, clips - violent, settings.focal_alpha)
-    if warning and parts.loss is None:
+    if warning and plugins.loss is None:
         say(warning)
     if config.model.mixed_precision and devices[0].platform == "cpu":
         say("note: on most CPUs --no-mixed-precision is faster")

@@ -28,7 +28,7 @@ from vd.experiment import (
     train_run,
 )
 from vd.files import lock, read_json, write_csv
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.training.distributed import several
 from vd.training.opening import Data, Opened, check_devices
 from vd.training.run_folder import check_folder
@@ -42,7 +42,7 @@ _SHOWN = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc"
 
 
 def sweep(
-    config: Config, grid: Grid, folds: int = 0, parts: Parts = BUILT_IN
+    config: Config, grid: Grid, folds: int = 0, plugins: Plugins = BUILT_IN
 ) -> list[dict[str, Any]]:
     """Train and evaluate every combination of a grid; returns the rows of sweep.csv.
 
@@ -70,12 +70,12 @@ def sweep(
         runs = {}
         for name, (fold, member) in members.items():
             locks.enter_context(lock(member.run.checkpoint_dir / ".lock", "vd sweep"))
-            opened = open_run(member, parts, by_fold[fold or 0], fewest=fewest)
+            opened = open_run(member, plugins, by_fold[fold or 0], fewest=fewest)
             if opened is not None:
                 runs[name] = member, by_fold[fold or 0], opened
         say(f"{len(members)} members, {len(members) - len(runs)} of them finished")
         _say_other_runs(folder, members)
-        errors = _train_and_evaluate(data, runs, parts) if runs else {}
+        errors = _train_and_evaluate(data, runs, plugins) if runs else {}
         rows = [
             _row(name, member, grid, name in errors)
             for name, (_, member) in members.items()
@@ -190,7 +190,10 @@ def _checked_members(
         name: (fold, member)
         for name, fold, member in member_configs(config, grid, folds)
     }
+    from vd.training.validation import check_metric
+
     for _, member in members.values():
+        check_metric(member.training.early_stopping_metric)
         check_devices(member)
         check_folder(member.run.checkpoint_dir)
     return members
@@ -221,7 +224,7 @@ def _allow_open_files() -> None:
 
 
 def _train_and_evaluate(
-    data: Data, runs: Mapping[str, tuple[Config, Data, Opened]], parts: Parts
+    data: Data, runs: Mapping[str, tuple[Config, Data, Opened]], plugins: Plugins
 ) -> dict[str, VdError]:
     """Train and evaluate each member; returns the errors of those that failed."""
     from vd.training.feature_set import TRAINED_SHARE, FeatureSet
@@ -235,14 +238,14 @@ def _train_and_evaluate(
     for number, (name, (config, of_fold, opened)) in enumerate(runs.items(), start=1):
         everything = features(tuple(opened.devices))
         if number == 1:
-            say_before_training(config, parts, everything, opened.devices)
+            say_before_training(config, plugins, everything, opened.devices)
         say(f"member {number} of {len(runs)}: {name}")
         sets = {
             split: everything.part(clips) for split, clips in of_fold.parts().items()
         }
         try:
-            trained = train_run(config, parts, sets, opened)
-            evaluate_run(config, parts, sets, trained)
+            trained = train_run(config, plugins, sets, opened)
+            evaluate_run(config, plugins, sets, trained)
         except VdError as error:
             say(f"{name} failed: {error}")
             errors[name] = error

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vd.config import Config
+from vd.config import Config, from_json
 from vd.data.hashes import identify
 from vd.data.ledger import Ledger
 from vd.data.manifest import CLASSES, Video
@@ -18,9 +18,9 @@ from vd.features.store import FeatureStore, fingerprint
 from vd.files import read_json
 from vd.metrics import calibration
 from vd.models.head import Head, Params, init_params
-from vd.models.parts import import_parts
+from vd.models.plugins import Plugins, recorded_plugin
 from vd.training.checkpoints import Checkpoints
-from vd.training.run_folder import read_config, read_settings
+from vd.training.run_folder import read_config
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def restore(run_dir: Path) -> Restored:
     """The best checkpoint of a run and its calibration.
 
     Raises `VdError` when training has not ended, the checkpoint is damaged, or a user's
-    own head or loss is missing.
+    own head cannot be imported.
     """
     import jax
 
@@ -48,7 +48,7 @@ def restore(run_dir: Path) -> Restored:
             f"{run_dir / 'config.json'} has the label map {described.get('label_map')}, by "
             "which this version of vd does not score; put back the file that training wrote."
         )
-    config = read_settings(run_dir)
+    config: Config = from_json(Config, described["settings"])
     path = run_dir / "calibration.json"
     if not path.exists():
         raise VdError(
@@ -56,7 +56,8 @@ def restore(run_dir: Path) -> Restored:
             "command again to go on, then evaluate."
         )
     dim = described["preprocessing"]["dim"]
-    head = import_parts(described).make_head(config.model)
+    plugins = Plugins(head=recorded_plugin(described, "head"))
+    head = plugins.make_head(config.model)
     like = jax.eval_shape(lambda: init_params(head, dim, jax.random.key(0)))
     with Checkpoints(run_dir, read_only=True) as checkpoints:
         params, _ = checkpoints.restore_best(like)

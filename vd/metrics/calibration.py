@@ -50,7 +50,7 @@ def fit(
 
     The likelihood is of Platt's targets (1999), (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), so that
     a part without a mistake gives no certainty. `even_logit` is what the loss gives to a clip
-    that tells nothing (`vd.models.parts.Parts.even_logit`); the fewer the clips, the nearer
+    that tells nothing (`vd.models.losses.even_logit`); the fewer the clips, the nearer
     to it the threshold.
     """
     counts = np.bincount(labels_N, minlength=2)

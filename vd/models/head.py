@@ -1,10 +1,10 @@
 """`Head`: what a run trains, the detector of `vd` or a user's own (docs/extending.md).
 
-A head draws no random number:
-dropout masks come in as arguments, so that a training step depends on (seed, step, index in
-the batch) alone and on no number of devices.
+A head draws no random numbers: dropout masks are arguments. So a training step depends on
+(seed, step, index in the batch), and not on the number of devices.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from vd.config import ModelConfig
+from vd.config import Config, ModelConfig
+from vd.errors import VdError
+from vd.models.losses import clip_losses
+from vd.models.plugins import Plugins
 
 Params = Any  # Flax's nested dictionary of float32 arrays
 
@@ -64,3 +67,32 @@ def apply(
 def draw_dropout(head: Head, keys_B: Shaped[PRNGKeyArray, " B"]) -> Any:
     """Dropout masks of a batch from one key a clip."""
     return jax.vmap(head.draw_dropout)(keys_B)
+
+
+def check_shapes(plugins: Plugins, config: Config, dim: int) -> None:
+    """Raise `VdError` unless head and loss give a float32 a clip; nothing is computed."""
+    head, frames = plugins.make_head(config.model), config.model.clip_frames
+    features_BxTxD = jax.ShapeDtypeStruct((2, frames, dim), jnp.float16)
+    mask_BxT = jax.ShapeDtypeStruct((2, frames), jnp.float32)
+    labels_B = jax.ShapeDtypeStruct((2,), jnp.float32)
+    logits_B, variables = jax.eval_shape(
+        head.init_with_output, jax.random.key(0), features_BxTxD, mask_BxT
+    )
+    if more := sorted(set(variables) - {"params"}):
+        raise VdError(
+            f"the head {type(head).__name__} has {more[0]} beside params; training changes "
+            "parameters only, so remove them."
+        )
+    losses_B = jax.eval_shape(
+        partial(clip_losses, plugins.loss, settings=config.training), labels_B, labels_B
+    )
+    names = (
+        f"head {type(head).__name__}",
+        f"loss {getattr(plugins.loss, '__name__', '')}",
+    )
+    for name, result in zip(names, (logits_B, losses_B), strict=True):
+        if result.shape != (2,) or result.dtype != jnp.float32:
+            raise VdError(
+                f"the {name} gives {result.dtype}{list(result.shape)} for 2 clips; it must "
+                "give float32[2]."
+            )

@@ -1,4 +1,7 @@
-"""Sigmoid focal loss with label smoothing."""
+"""Losses: the sigmoid focal loss with label smoothing, or a user's own."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,23 @@ import optax
 from jaxtyping import Array, Float, Shaped
 
 from vd.config import TrainingConfig
+from vd.models.plugins import loss_settings
+
+
+def focal_loss(
+    logits_B: Shaped[Array, " B"],
+    targets_B: Shaped[Array, " B"],
+    focal_alpha: float,
+    focal_gamma: float,
+) -> Float[Array, " B"]:
+    """Focal loss of each clip (Lin et al. 2017, eq. 5).
+
+    alpha weighs the violent class, 1 − alpha the other; gamma 0 is weighted cross-entropy.
+    """
+    losses_B: Array = optax.sigmoid_focal_loss(
+        logits_B, targets_B, alpha=focal_alpha, gamma=focal_gamma
+    )
+    return losses_B
 
 
 def smoothed_targets(
@@ -15,22 +35,42 @@ def smoothed_targets(
     return jnp.asarray(labels_B) * (1.0 - epsilon) + epsilon / 2
 
 
-def focal_loss(
+def clip_losses(
+    loss: Callable[..., Any] | None,
     logits_B: Shaped[Array | np.ndarray, " B"],
     labels_B: Shaped[Array | np.ndarray, " B"],
-    config: TrainingConfig,
+    settings: TrainingConfig,
 ) -> Float[Array, " B"]:
-    """Focal loss of each clip against smoothed targets (Lin et al. 2017, eq. 5).
+    """Loss of each clip against its smoothed target; `loss` None is the focal loss.
 
-    alpha weighs the violent class, 1 − alpha the other; gamma 0 is weighted cross-entropy.
+    A loss gets the settings that it names among its arguments.
     """
-    losses_B: Array = optax.sigmoid_focal_loss(
-        jnp.asarray(logits_B),
-        smoothed_targets(labels_B, config.label_smoothing),
-        alpha=config.focal_alpha,
-        gamma=config.focal_gamma,
+    loss = loss or focal_loss
+    targets_B = smoothed_targets(labels_B, settings.label_smoothing)
+    losses_B: Array = loss(
+        jnp.asarray(logits_B), targets_B, **loss_settings(loss, settings)
     )
     return losses_B
+
+
+def even_logit(
+    loss: Callable[..., Any] | None, settings: TrainingConfig, share: float
+) -> float:
+    """The logit of least mean loss where a `share` of the clips is violent.
+
+    That is the logit of a clip of which nothing is known: 0 for cross-entropy of balanced
+    classes, below it where the loss weighs violent clips less.
+    """
+    logit_C = np.linspace(-8, 8, 3201, dtype=np.float32)
+    loss_C = np.zeros(len(logit_C))
+    for label, weight in ((1, share), (0, 1 - share)):
+        labels_C = np.full(len(logit_C), label, np.float32)
+        losses_C = np.asarray(
+            clip_losses(loss, logit_C, labels_C, settings), np.float64
+        )
+        loss_C += weight * np.nan_to_num(losses_C, nan=np.inf)
+    least = logit_C[loss_C <= loss_C.min() + 1e-7]  # float32's rounding
+    return float(least[np.argmin(np.abs(least))])
 
 
 def imbalance_warning(violent: int, nonviolent: int, alpha: float) -> str | None:

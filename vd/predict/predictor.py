@@ -12,6 +12,7 @@ from vd.config import DecodeConfig, EngineName
 from vd.data.frames import FrameSettings
 from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
+from vd.devices import prepare_jax
 from vd.errors import VdError
 from vd.evaluation.evaluate import check_features, moved, restore
 from vd.features.backbone import find_backbone
@@ -29,6 +30,15 @@ class Prediction:
     outcome: Outcome
     probability: float | None
     label: str | None
+
+
+def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
+    """The detector of a finished run, from its folder alone; `vd.load` is the same.
+
+    Raises `VdError` when training has not ended or a file of the run is missing.
+    """
+    prepare_jax()
+    return Predictor(Path(run_dir), engine)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from vd.evaluation.results import Member, agrees, read_run
 from vd.files import read_csv, read_json
 from vd.metrics.binary import METRICS, evaluation_metrics
 from vd.metrics.calibration import Calibration
-from vd.training.early_stopping import EarlyStopping
-from vd.training.log import read_metrics
+from vd.training.log import overfits, read_metrics
 from vd.training.run_folder import read_config, read_settings, videos_of
-from vd.training.watch import overfits
+from vd.training.validation import EarlyStopping
 
 EVALUATE = "run vd evaluate on the run to write it again"
 _TRAIN = "put back the file that training wrote, or train the run again"

@@ -48,8 +48,8 @@ def all_settings(described: Mapping[str, Any]) -> list[Setting]:
 
 
 def command(described: Mapping[str, Any]) -> str | None:
-    """The `vd train` command that gives this run again; None with a user's own parts."""
-    if any(described["identity"][part]["sha256"] for part in ("head", "loss")):
+    """The `vd train` command that gives this run again; None with a user's own plug-ins."""
+    if any(described["part_files"].values()):
         return None
     return _LINE.join(["vd train", *_flags(described, _ALWAYS)])
 

@@ -23,9 +23,9 @@ from rich.filesize import decimal
 from vd.console import say
 from vd.errors import VdError
 from vd.models.head import Params
-from vd.training.early_stopping import EarlyStopping
 from vd.training.log import EpochSums
 from vd.training.step import TrainState
+from vd.training.validation import EarlyStopping
 
 Event = Literal[
     "step-begin",

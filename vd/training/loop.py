@@ -28,14 +28,13 @@ from jaxtyping import Float32
 from vd.config import Config
 from vd.console import Interrupted, holding_interrupts, interrupted, say
 from vd.errors import VdError
-from vd.models.head import Params, init_params
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.head import Params, check_shapes, init_params
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.training import distributed
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
-from vd.training.early_stopping import EarlyStopping
 from vd.training.feature_set import FeatureSet
-from vd.training.log import EpochSums, MetricsLog
+from vd.training.log import EpochSums, MetricsLog, Watch, watching
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 from vd.training.profiling import profiling
 from vd.training.step import (
@@ -49,8 +48,7 @@ from vd.training.step import (
     make_train_step,
     step_numbers,
 )
-from vd.training.validation import Validation
-from vd.training.watch import Watch, watching
+from vd.training.validation import EarlyStopping, Validation
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def train(
     run_dir: Path,
     devices: Sequence[jax.Device],
     batch_size: int,
-    parts: Parts = BUILT_IN,
+    plugins: Plugins = BUILT_IN,
     on_event: OnEvent = ignore_event,
 ) -> Trained:
     """Train, or continue, the run in `run_dir`; returns the restored best.
@@ -83,8 +81,8 @@ def train(
     settings, processes = config.training, distributed.processes()
     steps = len(train_set) // batch_size
     rates = learning_rates(settings, steps)
-    at = begin(config, train_set.dim, parts)
-    step, signal = _step(config, devices, parts)
+    at = begin(config, train_set.dim, plugins)
+    step, signal = _step(config, devices, plugins)
     numbers = step_numbers(config, devices if processes.count == 1 else ())
     with ExitStack() as stack:
         lead = None
@@ -98,7 +96,7 @@ def train(
             watch = stack.enter_context(
                 watching(settings, rates, steps, batch_size, log.rows)
             )
-            validation = Validation(config, val_set, parts)
+            validation = Validation(config, val_set, plugins)
             lead = _Lead(validation, checkpoints, log, watch)
             profile = run_dir / "profile" if config.run.profile else None
             step = stack.enter_context(profiling(step, profile))
@@ -119,12 +117,12 @@ def train(
 
 
 def _step(
-    config: Config, devices: Sequence[jax.Device], parts: Parts
+    config: Config, devices: Sequence[jax.Device], plugins: Plugins
 ) -> tuple[TrainStep, Callable[[], int]]:
     """The step, and what gives the number of the signal that ends training, 0 for none."""
     if distributed.processes().count == 1:
-        return make_train_step(config, devices, parts), interrupted
-    step = distributed.SharedStep(make_step(config, parts, AXIS), devices, AXIS)
+        return make_train_step(config, devices, plugins), interrupted
+    step = distributed.SharedStep(make_step(config, plugins, AXIS), devices, AXIS)
     return step, step.interrupted
 
 
@@ -247,10 +245,10 @@ class _Run:
                 )
 
 
-def begin(config: Config, dim: int, parts: Parts) -> Checkpoint:
+def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
     """Step 0, from the seed."""
-    parts.check(config, dim)
-    settings, head = config.training, parts.make_head(config.model)
+    check_shapes(plugins, config, dim)
+    settings, head = config.training, plugins.make_head(config.model)
     key = jax.random.key(settings.seed, impl="threefry2x32")
     params = init_params(head, dim, key)
     opt_state = make_optimizer(settings).init(params)

@@ -10,7 +10,7 @@ from vd.console import say
 from vd.data.manifest import SPLITS, Video, split_rows
 from vd.errors import VdError
 from vd.files import write_bytes, write_csv
-from vd.models.parts import Parts
+from vd.models.plugins import Plugins
 from vd.training import distributed, run_folder
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _devices_before(config: Config) -> int | None:
 
 def write_inputs(
     config: Config,
-    parts: Parts,
+    plugins: Plugins,
     data: Data,
     identity: dict[str, Any],
     opened: Opened,
@@ -129,7 +129,7 @@ def write_inputs(
             "backbone": backbone.description,
             "dim": store.streams * store.dim,
         },
-        "part_files": parts.files(),
+        "part_files": plugins.files(),
         "batch_size": batch_size,
         "devices": {"count": len(devices), "kind": devices[0].device_kind},
         "ledger": {

@@ -1,4 +1,4 @@
-"""The run folder: what config.json holds, a run's identity, and whether it is finished."""
+"""The run folder: its config.json, the identity of its run, and whether it is finished."""
 
 import hashlib
 import importlib.metadata
@@ -10,15 +10,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import vd
 from vd.config import Config, from_json, to_json
 from vd.data.manifest import CLASSES, Video, class_label, split_rows
 from vd.errors import VdError, damage
 from vd.files import read_csv, read_json, remove_orphans, write_json
-from vd.models.parts import Parts
+from vd.models.plugins import BUILT_IN, Plugins
 
 FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
+    "vd",
     "jax",
     "jaxlib",
     "flax",
@@ -28,6 +28,11 @@ _PACKAGES = (
     "onnxruntime",
     "av",
 )
+_KEYS = "identity", "engine", "preprocessing", "part_files", "batch_size", "devices"
+_MOVED = {  # as runs before the modules moved name them
+    "vd.model:Detector": "vd.models.detector:Detector",
+    "vd.training.loss:focal_loss": "vd.models.losses:focal_loss",
+}
 _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
     "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
@@ -46,7 +51,7 @@ def settings_identity(config: Config) -> dict[str, Any]:
 
 
 def check_folder(run_dir: Path) -> None:
-    """Raise `VdError` when the folder holds something that is no run."""
+    """Raise `VdError` when the folder exists and is not that of a run."""
     if (run_dir / "config.json").exists() or not run_dir.exists():
         return
     ours = ".lock", "config.json.tmp-"  # of a run that was killed as it began
@@ -54,8 +59,8 @@ def check_folder(run_dir: Path) -> None:
         not path.name.startswith(ours) for path in run_dir.iterdir()
     ):
         raise VdError(
-            f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is no run "
-            "folder; name an empty or a new folder."
+            f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is not a "
+            "run folder; name an empty or a new folder."
         )
 
 
@@ -68,12 +73,15 @@ def check_identity(
     """
     if not (run_dir / "config.json").exists():
         return
-    former = read_config(run_dir)["identity"]
+    values = read_config(run_dir)
+    # a setting that the run was trained without has its default there
+    record = BUILT_IN.identity() | values["identity"]
+    record |= settings_identity(from_json(Config, values["settings"]))
     differ = [
         _changes(run_dir, videos)
         if key == "dataset"
         else f"{key} was {before}, now {now}"
-        for key, before, now in _differences(former, identity)
+        for key, before, now in _differences(record, identity)
     ]
     if differ:
         raise VdError(
@@ -139,7 +147,7 @@ def write_config(
             },
             "label_map": {name: label for label, name in enumerate(CLASSES)},
             **facts,
-            "packages": {"vd": vd.__version__, **versions},
+            "packages": versions,
             "git_revision": _git_revision(),
         },
     )
@@ -158,30 +166,25 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     try:
         written = values["format"]
         if written == FORMAT:
-            identity = settings_identity(_settings(values))
-            lacking = {"engine", "preprocessing", "part_files"} - set(values)
-            lacking |= set(Parts._fields) - set(values["identity"])
-            lacking |= {"count", "kind"} - set(values["devices"])
-            if lacking or values["identity"] != values["identity"] | identity:
-                raise ValueError("not what training wrote")
-    except (KeyError, TypeError, ValueError, VdError) as error:
+            from_json(Config, values["settings"])
+            for key in _KEYS:
+                values[key]
+    except (KeyError, TypeError, VdError) as error:
         raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
     if written != FORMAT:
         raise VdError(
             f"{path} has format {written} and this version of vd reads {FORMAT}; use the "
             "version that wrote it, or train again."
         )
+    for plugin in Plugins._fields:
+        if record := values["identity"].get(plugin):
+            record["import"] = _MOVED.get(record["import"], record["import"])
     return dict(values)
 
 
 def read_settings(run_dir: Path) -> Config:
     """The settings of a run."""
-    return _settings(read_config(run_dir))
-
-
-def _settings(values: Mapping[str, Any]) -> Config:
-    """The settings in a config.json."""
-    config: Config = from_json(Config, values["settings"])
+    config: Config = from_json(Config, read_config(run_dir)["settings"])
     return config
 
 
@@ -232,17 +235,17 @@ def _changes(run_dir: Path, videos: Sequence[Video]) -> str:
         "gone": [before[i]["path"] for i in before.keys() - now.keys()],
     }
     for field in ("label", "split", "group"):
-        changed[f"of another {field}"] = [
+        changed[f"with another {field}"] = [
             now[i]["path"]
             for i in now.keys() & before.keys()
             if now[i][field] != before[i][field]
         ]
-    said = [
-        f"{len(names)} clips {how}, {min(names)!r} for one"
+    changes = [
+        f"{len(names)} clips {how}, for example {min(names)!r}"
         for how, names in changed.items()
         if names
     ]
-    return ", ".join(said) or "other copies of the same clips"
+    return ", ".join(changes) or "other copies of the same clips"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -256,7 +259,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _git_revision() -> str | None:
     """The revision of the checkout that vd runs from, if it is one."""
-    command = ["git", "-C", str(Path(vd.__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=10

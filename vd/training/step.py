@@ -14,7 +14,9 @@ from jaxtyping import Array, Float, Float16, Float32, Int, UInt32
 
 from vd.config import Config
 from vd.models.head import Params, apply, draw_dropout
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.losses import clip_losses
+from vd.models.plugins import BUILT_IN, Plugins
+from vd.training.augment import augment, clip_keys
 from vd.training.optimizer import make_optimizer
 
 AXIS = "devices"
@@ -88,7 +90,7 @@ def with_numbers(config: Config, numbers: StepNumbers) -> Config:
 
 
 def make_step(
-    config: Config, parts: Parts = BUILT_IN, axis: str | None = None
+    config: Config, plugins: Plugins = BUILT_IN, axis: str | None = None
 ) -> TrainStep:
     """The step, a pure function; its means are also over the mapped `axis`, if any."""
 
@@ -96,16 +98,17 @@ def make_step(
         state: TrainState, batch: Batch, numbers: StepNumbers
     ) -> tuple[TrainState, StepMetrics]:
         traced = with_numbers(config, numbers)
-        settings, head = traced.training, parts.make_head(traced.model)
+        settings, head = traced.training, plugins.make_head(traced.model)
         optimizer = make_optimizer(settings)
+        batch = augment(batch, settings, state.step, axis, plugins.augmentation)
 
         def loss_fn(params: Params) -> tuple[Array, Array]:
-            keys_B = _example_keys(settings.seed, state.step, batch.index_B)
+            keys_B = clip_keys(settings.seed, state.step, batch.index_B)
             dropout = draw_dropout(head, keys_B)
             logits_B = apply(
                 head, params, batch.features_BxTxD, batch.mask_BxT, dropout
             )
-            losses_B = parts.losses(logits_B, batch.labels_B, settings)
+            losses_B = clip_losses(plugins.loss, logits_B, batch.labels_B, settings)
             return losses_B.mean(), logits_B
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -122,7 +125,7 @@ def make_step(
 
 
 def make_train_step(
-    config: Config, devices: Sequence[jax.Device], parts: Parts = BUILT_IN
+    config: Config, devices: Sequence[jax.Device], plugins: Plugins = BUILT_IN
 ) -> TrainStep:
     """The step over `devices`: takes and returns the state un-stacked, a batch over them.
 
@@ -130,15 +133,15 @@ def make_train_step(
     """
     only = Config(config.data, model=config.model, training=config.training)
     common = with_numbers(only, step_numbers(Config(config.data)))
-    return _parallel_step(common, tuple(devices), parts)
+    return _parallel_step(common, tuple(devices), plugins)
 
 
 @cache
 def _parallel_step(
-    config: Config, devices: tuple[jax.Device, ...], parts: Parts
+    config: Config, devices: tuple[jax.Device, ...], plugins: Plugins
 ) -> TrainStep:
     parallel: TrainStep = jax.pmap(
-        make_step(config, parts, AXIS),
+        make_step(config, plugins, AXIS),
         axis_name=AXIS,
         in_axes=(None, 0, None),
         out_axes=(None, None),
@@ -146,9 +149,3 @@ def _parallel_step(
         donate_argnums=0,
     )
     return parallel
-
-
-def _example_keys(seed: int, step: Array, index_B: Any) -> Array:
-    """A dropout key a clip, from (seed, step, index in the global batch)."""
-    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(index_B)

@@ -1,36 +1,106 @@
-"""The validation part of an epoch's line."""
+"""The validation part of an epoch's line, and early stopping on one of its metrics."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import expit
 
 from vd.config import Config
+from vd.errors import VdError
 from vd.metrics.binary import collapsed, recall, roc_auc
 from vd.models.head import Params
-from vd.models.parts import BUILT_IN, Parts
+from vd.models.losses import clip_losses
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.models.scoring import Windows, score_batches, scoring_device, window_batches
 from vd.training.feature_set import FeatureSet, fits
 
 _DEVICE_SHARE = 1 / 8  # of what JAX may take; the features to train on have a half
 
 
+class _Metric(NamedTuple):
+    compute: Callable[[Any, Any, Any], float | None]  # labels, probabilities, predicted
+    higher_is_better: bool = True
+
+
+METRICS = {
+    "accuracy": _Metric(lambda y, p, v: float(np.mean(v == (y == 1)))),
+    "balanced_accuracy": _Metric(lambda y, p, v: _balanced_accuracy(y, v)),
+    "recall_violent": _Metric(lambda y, p, v: recall(y, v, 1)),
+    "recall_nonviolent": _Metric(lambda y, p, v: recall(y, v, 0)),
+    "roc_auc": _Metric(lambda y, p, v: roc_auc(y, p)),
+    "brier": _Metric(lambda y, p, v: float(np.mean((p - y) ** 2)), False),
+}
+
+
+def check_metric(metric: str) -> None:
+    """Raise `VdError` for a metric that is not val_loss or val_<a name in METRICS>."""
+    known = ["val_loss", *(f"val_{name}" for name in METRICS)]
+    if metric not in known:
+        near = get_close_matches(metric, known) or known
+        raise VdError(
+            f"--early-stopping-metric {metric} is unknown; give for example "
+            f"{', '.join(near)}."
+        )
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether a validation metric is better when it is larger."""
+    if metric == "val_loss":
+        return False
+    return METRICS[metric.removeprefix("val_")].higher_is_better
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """The best epoch so far. Each checkpoint has it, so a resumed run stops alike."""
+
+    metric: str
+    patience: int
+    min_delta: float = 0.0
+    best_epoch: int = 0  # epochs count from 1; 0: none yet
+    best_value: float = math.nan
+    epoch: int = 0
+
+    def update(self, epoch: int, value: float | None) -> "EarlyStopping":
+        """Take in an epoch's value; a tie, and an undefined value, keep the earlier best."""
+        if value is None:
+            return replace(self, epoch=epoch)
+        gain = value - self.best_value
+        if not higher_is_better(self.metric):
+            gain = -gain
+        if self.best_epoch == 0 or gain > self.min_delta:
+            return replace(self, epoch=epoch, best_epoch=epoch, best_value=value)
+        return replace(self, epoch=epoch)
+
+    @property
+    def stops(self) -> bool:
+        """Whether `patience` epochs have passed without a better one."""
+        return self.epoch - self.best_epoch >= self.patience
+
+
 class Validation:
     """Scores the validation part; a GPU keeps its windows from one epoch to the next."""
 
     def __init__(
-        self, config: Config, val_set: FeatureSet, parts: Parts = BUILT_IN
+        self, config: Config, val_set: FeatureSet, plugins: Plugins = BUILT_IN
     ) -> None:
-        self._head, self._set = parts.make_head(config.model), val_set
-        self._losses = jax.jit(partial(parts.losses, config=config.training))
+        self._head, self._set = plugins.make_head(config.model), val_set
+        self._stopping_metric = config.training.early_stopping_metric
+        self._losses = jax.jit(
+            partial(clip_losses, plugins.loss, settings=config.training)
+        )
         self._kept: list[Windows] | None = None
         if fits(self._bytes(), [scoring_device()], _DEVICE_SHARE):
             self._kept = [_on_device(windows) for windows in self._batches()]
 
     def metrics(self, params: Params) -> dict[str, Any]:
-        """Loss, accuracy and recalls at 0.5, ROC AUC, collapse: as an epoch's line has them.
+        """Loss, accuracy and recalls at 0.5, ROC AUC, collapse, the early-stopping metric.
 
         A loss that is not finite comes alone: nothing else is defined then.
         """
@@ -41,26 +111,36 @@ class Validation:
             return {"val_loss": loss}
         labels_N = self._set.labels_N.astype(int)
         predicted_N = logits_N >= 0
-        recalls = [recall(labels_N, predicted_N, label) for label in (1, 0)]
-        defined = [r for r in recalls if r is not None]
-        return {
+        values = {
             "val_loss": loss,
             "val_accuracy": float(np.mean(predicted_N == (labels_N == 1))),
-            "val_balanced_accuracy": sum(defined) / len(defined),
-            "val_recall_violent": recalls[0],
-            "val_recall_nonviolent": recalls[1],
+            "val_balanced_accuracy": _balanced_accuracy(labels_N, predicted_N),
+            "val_recall_violent": recall(labels_N, predicted_N, 1),
+            "val_recall_nonviolent": recall(labels_N, predicted_N, 0),
             "val_roc_auc": roc_auc(labels_N, logits_N),
             "val_collapsed": collapsed(labels_N, predicted_N),
         }
+        if self._stopping_metric not in values:
+            metric = METRICS[self._stopping_metric.removeprefix("val_")]
+            value = metric.compute(labels_N, expit(logits_N), predicted_N)
+            values[self._stopping_metric] = value
+        return values
 
     def _batches(self) -> Iterator[Windows]:
         return window_batches(self._set.in_order(), self._head.config.clip_frames)
 
     def _bytes(self) -> int:
-        """What all windows take, padded."""
+        """The size of all windows, padded."""
         frames = self._head.config.clip_frames
         windows = int(np.sum(-(-self._set.frames_N // frames)))
         return windows * frames * self._set.dim * np.float16().itemsize
+
+
+def _balanced_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray) -> float:
+    """The mean recall of the classes that have clips."""
+    recalls = [recall(labels_N, predicted_N, label) for label in (1, 0)]
+    defined = [r for r in recalls if r is not None]
+    return sum(defined) / len(defined)
 
 
 def _on_device(windows: Windows) -> Windows:

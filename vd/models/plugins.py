@@ -1,0 +1,186 @@
+"""A user's own head, loss and augmentation, and how a run finds them again.
+
+A run records the import path `package.module:Name` of each, and the file that defines it.
+Restoring imports it by that path, also from the folder where it was.
+"""
+
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vd.config import ModelConfig, TrainingConfig
+from vd.errors import VdError
+
+if TYPE_CHECKING:
+    from vd.models.head import Head
+
+_BUILT_IN = {
+    "head": "vd.models.detector:Detector",
+    "loss": "vd.models.losses:focal_loss",
+    "augmentation": None,
+}
+
+
+class Plugins(NamedTuple):
+    """What a run trains with beside its settings; None is what vd has.
+
+    head: a subclass of `vd.models.head.Head`, or a partial of one with its own settings.
+    loss: (logits_B, targets_B, named settings of training) → losses_B.
+    augmentation: (batch, a key for each clip) → batch.
+    """
+
+    head: "Callable[[ModelConfig], Head] | None" = None
+    loss: Callable[..., Any] | None = None
+    augmentation: Callable[..., Any] | None = None
+
+    def make_head(self, config: ModelConfig) -> "Head":
+        """The head with these settings."""
+        from vd.models.detector import Detector
+
+        return (self.head or Detector)(config)
+
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """Import path of each, and the head's own settings, for a run's identity.
+
+        Raises `VdError` for one of the wrong kind or that could not be imported again.
+        """
+        _check_kinds(self)
+        identity: dict[str, dict[str, Any]] = {
+            kind: {
+                "import": _BUILT_IN[kind] if plugin is None else _find(kind, plugin)[0]
+            }
+            for kind, plugin in self._asdict().items()
+        }
+        if self.head is not None:
+            identity["head"]["settings"] = _own_settings(self.head(ModelConfig()))
+        return identity
+
+    def files(self) -> dict[str, str | None]:
+        """The file that defines each."""
+        return {
+            kind: None if plugin is None else str(_find(kind, plugin)[1])
+            for kind, plugin in self._asdict().items()
+        }
+
+
+BUILT_IN = Plugins()
+
+
+def recorded_plugin(values: Mapping[str, Any], kind: str) -> Any:
+    """The head, loss or augmentation in a run's config.json; None is what vd has.
+
+    Raises `VdError` when it cannot be imported.
+    """
+    file = values["part_files"].get(kind)
+    if file is None:
+        return None
+    identity = values["identity"][kind]
+    path: str = identity["import"]
+    folder = Path(file).parents[path.partition(":")[0].count(".")]
+    plugin = import_plugin(path, f"the {kind} {path} of this run", folder)
+    settings = identity.get("settings", {})
+    # as JSON has no tuples, and a head must be hashable
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    return partial(plugin, **own) if own else plugin
+
+
+def import_plugin(path: str, what: str, folder: Path) -> Any:
+    """The object at `package.module:Name`, whose package may be in `folder`."""
+    module, _, name = path.partition(":")
+    try:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            sys.path.append(str(folder))
+            importlib.invalidate_caches()
+            importlib.import_module(module)
+        return attrgetter(name)(sys.modules[module])
+    except Exception as error:  # whatever a user's module raises
+        raise VdError(
+            f"{what} cannot be imported ({type(error).__name__}: {error}); give "
+            "package.module:Name, and put the folder of the package on PYTHONPATH."
+        ) from error
+
+
+def own_fields(head: "type[Head]") -> dict[str, Any]:
+    """Default of each setting that a class of heads has beside `config`."""
+    from vd.models.head import Head
+
+    common = {field.name for field in fields(Head)}
+    return {f.name: f.default for f in fields(head) if f.name not in common}
+
+
+def _own_settings(head: "Head") -> dict[str, Any]:
+    """The values of a head's own settings, as JSON has them."""
+    values = {name: getattr(head, name) for name in own_fields(type(head))}
+    try:
+        settings: dict[str, Any] = json.loads(json.dumps(values))
+    except TypeError as error:
+        raise VdError(
+            f"a setting of the head {type(head).__name__} cannot be written to config.json "
+            f"({error}); use numbers, strings and tuples of them."
+        ) from error
+    return settings
+
+
+def _check_kinds(plugins: Plugins) -> None:
+    """Raise `VdError` for a head that is no `Head`, and a loss with unknown arguments."""
+    from vd.models.head import Head
+
+    head = _plain(plugins.head)
+    if head is not None and not (isinstance(head, type) and issubclass(head, Head)):
+        raise VdError(
+            f"the head {head!r} is not a subclass of vd.models.head.Head; make it one "
+            "(docs/extending.md)."
+        )
+    try:
+        if plugins.loss is not None:
+            settings = loss_settings(plugins.loss, TrainingConfig())
+            inspect.signature(plugins.loss).bind(None, None, **settings)
+        if plugins.augmentation is not None:
+            inspect.signature(plugins.augmentation).bind(None, None)
+    except TypeError as error:
+        raise VdError(
+            f"the loss {plugins.loss!r} must take logits and targets, and the augmentation "
+            f"{plugins.augmentation!r} a batch and keys ({error}); see docs/extending.md."
+        ) from error
+
+
+def loss_settings(loss: Callable[..., Any], settings: TrainingConfig) -> dict[str, Any]:
+    """The settings of training that a loss names among its arguments."""
+    names = inspect.signature(loss).parameters
+    return {name: value for name, value in vars(settings).items() if name in names}
+
+
+def _plain(plugin: Any) -> Any:
+    """The class of a head that comes with its own settings."""
+    return plugin.func if isinstance(plugin, partial) else plugin
+
+
+def _find(kind: str, plugin: Any) -> tuple[str, Path]:
+    """Import path and file; raises `VdError` when it could not be imported again."""
+    plugin = _plain(plugin)
+    try:
+        module = sys.modules[plugin.__module__]
+        found = attrgetter(plugin.__qualname__)(module)
+        file = Path(str(module.__file__)).absolute()
+    except (AttributeError, KeyError):
+        found, file = None, Path()
+    if found is not plugin or not file.is_file():
+        raise VdError(
+            f"the {kind} {plugin!r} is not a class or function at the top of a .py file, so "
+            "it could not be restored; move it into one and import it from there."
+        )
+    name = plugin.__module__
+    if (
+        name == "__main__"
+    ):  # the script that was started: by its file, or as python -m does
+        name = module.__spec__.name if module.__spec__ else file.stem
+    return f"{name}:{plugin.__qualname__}", file
