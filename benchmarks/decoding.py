@@ -19,8 +19,7 @@ import numpy as np
 import tyro
 
 from vd.config import DataConfig
-from vd.data.decode import Position, decode_stretch
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings, Position, decode_stretch
 from vd.data.manifest import read_manifest
 
 SETTINGS = FrameSettings()

@@ -21,7 +21,7 @@ from vd.audit.fingerprints import fingerprint_videos
 from vd.audit.near_duplicates import find_pairs
 from vd.config import DataConfig, DecodeConfig
 from vd.console import track
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.manifest import Video, read_manifest
 
 
@@ -37,15 +37,15 @@ class Recall:
 
     def __call__(self) -> None:
         """Make the copies in a temporary folder, search, count."""
-        hashes = self.data.cache_dir / "hashes.csv"
-        videos = identify(read_manifest(self.data).videos, hashes)
+        cache = self.data.cache_dir
+        videos = identify(read_manifest(self.data).videos, cache)
         draw = np.random.default_rng(self.seed)
         chosen = draw.choice(len(videos), min(self.clips, len(videos)), replace=False)
         with tempfile.TemporaryDirectory() as folder:
             kinds, copies = self._copies(
                 [videos[i] for i in sorted(chosen)], Path(folder)
             )
-            everything = [*videos, *identify(copies, hashes)]
+            everything = [*videos, *identify(copies, cache)]
             _, made = fingerprint_videos(everything, self.data, DecodeConfig())
         pairs = find_pairs(made)
         source = {v.id: kinds.get(v.name, ("", v.name))[1] for v in everything}

@@ -33,13 +33,11 @@ import tyro
 
 from benchmarks.backbone import batched, torch_peer
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig, usable_cores
-from vd.data.frames import FrameSettings
-from vd.data.hashes import identify
+from vd.data.catalog import identify
+from vd.data.decode import FrameSettings
 from vd.data.manifest import Video, read_manifest
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.features.backbone import Backbone, find_backbone
-from vd.features.compute import frame_settings
 from vd.features.efficientnet import FEATURES
 from vd.features.engines import Engine, make_engine
 from vd.features.extract import extract
@@ -106,7 +104,7 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
     backbone = find_backbone(FLOATS)
     engine = make_engine(backbone, "auto")
     with tempfile.TemporaryDirectory() as scratch:
-        videos = identify([every[i] for i in draw], Path(scratch) / "hashes.csv")
+        videos = identify([every[i] for i in draw], Path(scratch))
         paths = [video.path for video in videos]
         runs = {
             "ours": lambda: run_ours(videos, dataset_path, FLOATS),
@@ -152,7 +150,7 @@ def run_ours(
     """Extraction into an empty cache."""
     with tempfile.TemporaryDirectory() as cache:
         config = Config(DataConfig(dataset_path, Path(cache)), backbone=backbone)
-        extract(videos, config)
+        extract(videos, config, find_backbone(backbone))
 
 
 def run_free(videos: Sequence[Video], dataset_path: Path) -> None:
@@ -175,7 +173,7 @@ def backbone_only(
     paths: Sequence[Path], backbone: Backbone, engine: Engine
 ) -> Callable[[], None]:
     """The engine on images that were decoded beforehand."""
-    with decode_pool(frame_settings(backbone), DecodeConfig(), len(paths)) as pool:
+    with decode_pool(backbone.frames, DecodeConfig(), len(paths)) as pool:
         pieces = decode_videos(paths, pool)
         images = [p.images.reshape(-1, *p.images.shape[2:]) for p in pieces]
 
@@ -188,7 +186,7 @@ def backbone_only(
 
 def decode_only(paths: Sequence[Path], backbone: Backbone) -> None:
     """The workers alone."""
-    with decode_pool(frame_settings(backbone), DecodeConfig(), len(paths)) as pool:
+    with decode_pool(backbone.frames, DecodeConfig(), len(paths)) as pool:
         for _ in decode_videos(paths, pool):
             pass
 

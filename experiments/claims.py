@@ -163,7 +163,7 @@ def run_cell(
 ) -> dict[str, Any]:
     """Cross-validate one cell; returns its line."""
     from vd.crossval import crossval
-    from vd.evaluation.results import pooled_by_seed, read_results
+    from vd.evaluation.predictions import pooled_by_seed, read_results
 
     folder = runs_dir / cell.dataset / cell.name
     data = data_dir / cell.dataset / "manifest.csv"
@@ -250,7 +250,7 @@ def at_half(one: Any) -> dict[str, float]:
 
 def cluster_numbers(cluster_N: Any) -> list[int]:
     """Each clip's group as a number."""
-    from vd.metrics.bootstrap import group_numbers
+    from vd.metrics.intervals import group_numbers
 
     numbers: list[int] = group_numbers(cluster_N).tolist()
     return numbers

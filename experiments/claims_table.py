@@ -151,7 +151,7 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     """
     import numpy as np
 
-    from vd.metrics.bootstrap import difference_interval, resample_weights
+    from vd.metrics.intervals import difference_interval, resampled_ratio
     from vd.metrics.significance import (
         clips_needed,
         corrected_t_test,
@@ -169,9 +169,7 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     )
     difference_N = (right_b - right_a).mean(axis=0)
     cluster_N = np.array(base["clusters"])
-    values_R = np.concatenate(
-        [(w * difference_N).sum(1) / w.sum(1) for w in resample_weights(cluster_N)]
-    )
+    values_R = resampled_ratio(difference_N, np.ones(len(cluster_N)), cluster_N)
     found = difference_interval(difference_N, values_R, cluster_N)
     low, high = found or (float("nan"),) * 2
     accuracies = [

@@ -22,10 +22,9 @@ from probe import Variant, mean_and_deviation, table
 from vd.cli import run_command
 from vd.config import DataConfig, usable_cores
 from vd.console import track
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.manifest import read_manifest
-from vd.features.efficientnet import onnx_model
-from vd.features.quantized import known_ranges, quantized_model
+from vd.features.efficientnet import onnx_model, quantized_model
 from vd.files import writing
 
 RATE, SIDE, FINE = 8, 224, 448  # frames a second; sides of the network's image and ours
@@ -121,7 +120,7 @@ def network(side: int, integers: bool = False) -> Callable[[np.ndarray], Map]:
     from onnx import TensorProto, helper
 
     name = "efficientnet-lite0"
-    model = quantized_model(name, known_ranges(name)) if integers else onnx_model(name)
+    model = quantized_model(name) if integers else onnx_model(name)
     for axis in (1, 2):
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
     last = model.graph.node[-2].input[0]
@@ -186,7 +185,7 @@ MIRRORED = ("rgb mirrored", "motion 0.1 mirrored")
 def main(dataset_path: Path, cache_dir: Path, seeds: int = 5) -> int:
     """Extract what is missing, then print a row a variant; `seeds` draw the folds."""
     manifest = read_manifest(DataConfig(dataset_path))
-    videos = identify(manifest.videos, cache_dir / "hashes.csv")
+    videos = identify(manifest.videos, cache_dir)
     files = {v.path: cache_dir / f"variants/{v.id}.npz" for v in videos}
     extract({path: f for path, f in files.items() if not f.exists()})
     clips = [dict(np.load(file)) for file in files.values()]

@@ -21,11 +21,10 @@ from probe import Variant, mean_and_deviation, table
 from vd.cli import run_command
 from vd.config import BackboneConfig, DataConfig, DecodeConfig
 from vd.console import track
-from vd.data.frames import FrameSettings
-from vd.data.hashes import identify
+from vd.data.catalog import identify
+from vd.data.decode import FrameSettings
 from vd.data.manifest import read_manifest
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.files import writing
 
@@ -93,7 +92,7 @@ def main(
     if seeds < 1:
         raise VdError(f"--seeds is {seeds}; give a value of 1 or more.")
     manifest = read_manifest(DataConfig(dataset_path))
-    videos = identify(manifest.videos, cache_dir / "hashes.csv")
+    videos = identify(manifest.videos, cache_dir)
     files = {v.path: cache_dir / f"geometry/{v.id}-{views}.npz" for v in videos}
     extract({path: f for path, f in files.items() if not f.exists()}, views)
     clips = [(a["features"], float(a["fps"])) for a in map(np.load, files.values())]

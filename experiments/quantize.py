@@ -16,12 +16,10 @@ import tyro
 
 from vd.cli import run_command
 from vd.config import DataConfig, DecodeConfig
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import read_manifest
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
-from vd.features.efficientnet import architecture, onnx_model
-from vd.features.quantized import RANGES_FILE
+from vd.data.workers import decode_pool, decode_videos
+from vd.features.efficientnet import RANGES_FILE, architecture, onnx_model
 from vd.files import write_json
 
 NAME = "efficientnet-lite0"

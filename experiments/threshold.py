@@ -24,8 +24,7 @@ import tyro
 from jaxtyping import Float, Int
 
 from vd.cli import run_command
-from vd.evaluation.predictions import read_predictions
-from vd.evaluation.results import read_results
+from vd.evaluation.predictions import read_results, read_run
 from vd.files import read_csv
 from vd.metrics.calibration import fit
 from vd.models.losses import even_logit
@@ -68,7 +67,7 @@ def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
         clips = 0
         for member in read_results(folder):
             val, test = (
-                read_predictions(member.run_dir / f"predictions_{part}.csv", "train it")
+                read_run(member.run_dir, name=part).predictions
                 for part in ("val", "test")
             )
             clips += len(val.labels_N)

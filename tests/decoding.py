@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from vd.data.decode import Position, decode_stretch
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings, Position, decode_stretch
 from vd.data.outcome import outcome_of
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips

@@ -8,6 +8,7 @@ import numpy as np
 from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
+from vd.evaluation.predictions import Predictions
 from vd.features.shards import Extracted, in_parts
 from vd.features.store import FeatureStore
 from vd.training.checkpoints import ignore_event
@@ -16,6 +17,25 @@ from vd.training.log import read_metrics
 from vd.training.loop import train
 
 STREAMS, DIM = 2, 6
+
+
+def made_up_predictions(
+    paths, labels, probability, threshold=0.5, groups=None, ids=None, fold=None
+):
+    """Predictions for the clips at `paths`."""
+    nothing = [""] * len(labels)
+    probability = np.array(probability, float)
+    return Predictions(
+        *(
+            np.array(list(x), object)
+            for x in (paths, groups or nothing, ids or nothing)
+        ),
+        np.array(labels),
+        probability,
+        probability,
+        probability >= threshold,
+        np.full(len(labels), -1 if fold is None else fold),
+    )
 
 
 def make_videos(count, prefix="v"):

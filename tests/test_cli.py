@@ -48,7 +48,7 @@ def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
 def test_evaluate_refuses_a_data_set_that_is_not_there(trained):
     run = trained[0] / "run"
     done = vd("evaluate", "--checkpoint-dir", run, "--dataset-path", "gone", code=2)
-    assert "--dataset-path gone does not exist" in done.stderr
+    assert "--dataset-path gone has none of the clips" in done.stderr
 
 
 @pytest.mark.slow

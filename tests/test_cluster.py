@@ -14,9 +14,8 @@ from tests.command_line import VD, vd_process
 from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
-from vd.features.cluster import check_address
-from vd.features.compute import open_store
-from vd.features.verify import verify_store
+from vd.features.cluster import _connected
+from vd.features.store import open_store
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +80,7 @@ def test_a_node_killed_midway_changes_no_record_and_no_line_of_the_ledger(
     sums = [{r.id: r.sha256 for r in s.rows.values()} for s in (local, remote)]
     assert len(sums[0]) == 33  # the empty file has no content to go by
     assert sums[0] == sums[1]
-    assert verify_store(remote, []) == []
+    assert remote.verify() == []
     assert (here / "ledger.csv").read_bytes() == (there / "ledger.csv").read_bytes()
     assert not list(remote.directory.glob("*.tmp-*"))
 
@@ -105,8 +104,8 @@ def test_without_a_cluster_one_sentence_says_how_to_start_one(
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "auto", ":6379", "host:port"])
 def test_an_address_without_a_port_is_one_sentence(address):
-    with pytest.raises(VdError, match=r"is not HOST:PORT; give"):
-        check_address(address)
+    with pytest.raises(VdError, match="give HOST:PORT"), _connected(address):
+        pass
 
 
 def test_a_port_that_is_not_rays_is_one_sentence(clips, backbone, tmp_path):
@@ -138,4 +137,4 @@ def test_sigterm_keeps_finished_chunks_and_nothing_is_printed_for_programs(
     done = vd_process(*arguments(clips, backbone, cache), *ray)
     assert done.stdout == ""
     assert set(store_in(cache, backbone).rows) > kept
-    assert verify_store(store_in(cache, backbone), []) == []
+    assert store_in(cache, backbone).verify() == []

@@ -14,13 +14,16 @@ from sklearn import metrics as sk
 
 from experiments.rendering.clips import render_dataset
 from tests.command_line import SMALL, VD, digests, vd
+from tests.fabricated import made_up_predictions
 from vd.errors import VdError
+from vd.evaluation.cross_dataset import cell
 from vd.evaluation.crossval import summarise, write_crossval
-from vd.evaluation.matrix import cell
-from vd.evaluation.predictions import Predictions
-from vd.evaluation.results import Member, pooled_by_seed, read_results
+from vd.evaluation.predictions import (
+    Member,
+    pooled_by_seed,
+    read_results,
+)
 from vd.files import read_csv, write_csv
-from vd.report.report import report
 from vd.training.log import read_metrics
 
 
@@ -186,7 +189,8 @@ def test_too_many_folds_for_the_groups(clips, backbone, tmp_path, crossed):
     shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
     more = ["--group-from", "(violent|nonviolent)/", "--folds", "2"]
     done = vd(*arguments(clips, backbone, tmp_path, *more), code=2)
-    assert "part of fold 0 lacks a class; give fewer folds" in done.stderr
+    assert "part of fold 0 has no " in done.stderr
+    assert "give fewer folds" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -238,28 +242,6 @@ def test_trained_on_one_tested_on_the_other(matrix):
 
 
 @pytest.mark.slow
-def test_a_changed_matrix_has_no_page(matrix, tmp_path):
-    folder, _ = matrix
-    shutil.copytree(folder / "cv", tmp_path / "cv")
-    report([tmp_path / "cv"], mistakes=0)
-    path = tmp_path / "cv" / "crossval.json"
-    told = json.loads(path.read_text())
-    for place in range(4):
-        changed = json.loads(json.dumps(told))
-        changed["matrix"][place]["accuracy"] = 0.999
-        path.write_text(json.dumps(changed))
-        with pytest.raises(VdError, match=r"its cell of .* is not that of"):
-            report([tmp_path / "cv"], mistakes=0)
-    run = tmp_path / "cv" / "fold-0_seed-0"
-    path = run / "evaluation_a.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.999}))
-    with pytest.raises(
-        VdError, match=r"accuracy 0\.999 where predictions_a\.csv gives"
-    ):
-        report([run], mistakes=0)
-
-
-@pytest.mark.slow
 def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
     folder, asked = matrix
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -276,14 +258,12 @@ def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
 
 def member(fold, seed, labels, probability, threshold=0.5, groups=None, start=0):
     """A member that tested the clips c<start>, c<start + 1>, …"""
-    count = len(labels)
-    paths = [f"c{start + i}" for i in range(count)]
-    probability = np.array(probability, float)
-    said = Predictions(
-        paths, groups or [""] * count, np.array(labels), probability, probability
+    paths = [f"c{start + i}" for i in range(len(labels))]
+    said = made_up_predictions(
+        paths, labels, probability, threshold, groups, [f"id{p}" for p in paths], fold
     )
     folder = Path("cv") / f"fold-{fold}_seed-{seed}"
-    return Member(folder, fold, seed, threshold, 10, said, [f"id{p}" for p in paths])
+    return Member(folder, fold, seed, threshold, 10, said)
 
 
 def test_each_fold_is_judged_by_its_own_threshold(tmp_path):
@@ -300,7 +280,7 @@ def test_each_fold_is_judged_by_its_own_threshold(tmp_path):
     )
     assert result["over_seeds"]["accuracy"]["sd"] is None  # of one seed
     for one, other in zip(read_results(tmp_path), members, strict=True):
-        assert one.predictions.paths == other.predictions.paths
+        assert list(one.predictions.paths) == list(other.predictions.paths)
         assert one.threshold == other.threshold
 
 
@@ -312,11 +292,11 @@ def test_a_perfect_recall_rests_on_the_groups_of_its_class():
     for name, groups in (
         ("accuracy", 6),
         ("recall_violent", 4),
-        ("precision_nonviolent", 2),
+        ("recall_nonviolent", 2),
     ):
         assert over[name]["ci95"] == [pytest.approx(0.025 ** (1 / groups)), 1.0]
-    assert any("ROC AUC" in w and "no certainty" in w for w in result["warnings"])
-    assert any("4 with violent clips" in warning for warning in result["warnings"])
+    assert over["roc_auc"]["ci95"] is None  # no resample shows its spread
+    assert any("(4 with violent, 2 with" in warning for warning in result["warnings"])
 
 
 def test_a_cell_of_the_matrix_tells_of_collapse_and_exact_intervals():
@@ -346,7 +326,7 @@ def test_seeds_over_other_clips_are_refused():
     with pytest.raises(VdError, match="other clips or folds"):
         pooled_by_seed(same)
     twice = [member(0, 0, [0, 1], [0.1, 0.9]), member(1, 0, [0, 1], [0.1, 0.9])]
-    with pytest.raises(VdError, match="has a clip twice"):
+    with pytest.raises(VdError, match="have a clip twice"):
         pooled_by_seed(twice)
 
 
@@ -355,8 +335,10 @@ def test_copies_of_a_clip_count_as_one_in_a_cell():
     labels, score = np.arange(6) % 2, [0.1, 0.1, 0.1, 0.9, 0.9, 0.1]
     one = member(0, 0, labels, score)
     five = member(0, 0, np.repeat(labels, 5), np.repeat(score, 5))
-    five = replace(five, ids=[f"id{i // 5}" for i in range(30)])
-    apart = replace(five, ids=[f"id{i}" for i in range(30)])
+    five, apart = (
+        replace(five, predictions=five.predictions._replace(ids=ids))
+        for ids in ((np.arange(30) // 5).astype(str), np.arange(30).astype(str))
+    )
     widths = [np.ptp(cell([said])["accuracy_ci95"]) for said in (one, five, apart)]
     assert widths[1] == widths[0] > 1.5 * widths[2]
 
@@ -379,7 +361,7 @@ def test_a_cell_counts_what_no_member_knew():
         ("crossval.json", lambda text: text.replace('"threshold"', '"limit"')),
         ("predictions.csv", lambda text: text.replace(",violent,", ",punch,", 1)),
         ("predictions.csv", lambda text: text.replace("fold", "fould", 1)),
-        ("predictions.csv", lambda text: text.replace(",1,0,", ",7,0,", 1)),
+        ("predictions.csv", lambda text: text.replace(",1,0,", ",7,0,")),
         ("predictions.csv", lambda _: ""),
     ],
 )
@@ -404,7 +386,7 @@ def test_a_clip_in_two_copies_is_tested_by_both_names(tmp_path):
             for name in "ab"]  # fmt: skip
     write_csv(tmp_path / "splits.csv", rows)
     one = member(0, 0, [1, 1, 0], [0.9, 0.1, 0.2])
-    one.ids[:] = ["x", "x", "y"]
+    one.predictions.ids[:] = ["x", "x", "y"]
     pooled = pooled_by_seed([one])[0]
-    assert pooled.paths == ["c0", "c1", "c2"]
+    assert pooled.paths.tolist() == ["c0", "c1", "c2"]
     assert pooled.cluster_N.tolist() == ["clip c0", "clip c0", "clip c2"]

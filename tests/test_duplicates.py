@@ -1,8 +1,5 @@
 """Near duplicates: every kind of copy is found, nothing else; the search against all pairs."""
 
-import contextlib
-import sqlite3
-
 import numpy as np
 import pytest
 
@@ -11,7 +8,6 @@ from vd.audit.fingerprints import (
     Fingerprint,
     fingerprint,
     fingerprint_videos,
-    read_pictures,
 )
 from vd.audit.near_duplicates import (
     _MIRROR,
@@ -22,11 +18,8 @@ from vd.audit.near_duplicates import (
     neighbours,
 )
 from vd.config import DataConfig, DecodeConfig
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.manifest import read_manifest
-from vd.errors import VdError
-
-UNUSABLE = r"fingerprints.sqlite cannot be used .* delete it"
 
 
 def moving(rng, frames=40, side=16, objects=3):
@@ -63,7 +56,7 @@ def copied(clips, tmp_path_factory):
 
 def fingerprints(root, cache):
     data = DataConfig(root, cache_dir=cache)
-    videos = identify(read_manifest(data).videos, cache / "hashes.csv")
+    videos = identify(read_manifest(data).videos, cache)
     _, made = fingerprint_videos(videos, data, DecodeConfig())
     return {v.name: made[v.id] for v in videos}
 
@@ -89,25 +82,6 @@ def test_finished_fingerprints_are_not_made_again(copied, tmp_path, monkeypatch)
     assert first.keys() == again.keys()
     for name, made in first.items():
         np.testing.assert_array_equal(made.small_Fx16x16, again[name].small_Fx16x16)
-    (tmp_path / "fingerprints.sqlite").write_bytes(b"no database" * 1000)
-    with pytest.raises(VdError, match=UNUSABLE):
-        fingerprints(root, tmp_path)
-
-
-@pytest.mark.parametrize("column", ["small", "picture"])
-def test_a_damaged_fingerprint_is_told(copied, tmp_path, column):
-    root, _ = copied
-    fingerprints(root, tmp_path)
-    with contextlib.closing(sqlite3.connect(tmp_path / "fingerprints.sqlite")) as data:
-        table = data.execute("SELECT name FROM sqlite_master").fetchone()[0]
-        video_id, value = data.execute(f"SELECT id, {column} FROM {table}").fetchone()
-        damaged = bytes([value[0] ^ 1]) + value[1:]
-        with data:
-            data.execute(
-                f"UPDATE {table} SET {column} = ? WHERE id = ?", (damaged, video_id)
-            )
-    with pytest.raises(VdError, match=UNUSABLE):
-        fingerprints(root, tmp_path), read_pictures(tmp_path, [video_id])
 
 
 def test_brightness_and_bars_by_hand():

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from vd.errors import VdError
-from vd.features.efficientnet import architecture, folded_parameters, onnx_model
+from vd.features.efficientnet import folded_parameters, onnx_model
 from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
 from vd.features.weights import backbone_file, load_tensors
 
@@ -90,11 +90,6 @@ def test_parameter_count(variant, side, count):
         EfficientNetLite(variant).init, jax.random.key(0), images
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
-
-
-def test_unknown_variant():
-    with pytest.raises(VdError, match=r"lite9.*efficientnet-lite0, efficientnet-lite1"):
-        architecture("efficientnet-lite9")
 
 
 def test_missing_weights_name_the_package():

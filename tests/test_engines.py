@@ -12,9 +12,8 @@ from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features import engines
 from vd.features.backbone import PRESETS, find_backbone
-from vd.features.compute import features_description
 from vd.features.engines import make_engine
-from vd.features.store import fingerprint
+from vd.features.store import features_description, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +79,14 @@ def test_a_run_by_another_engine_is_said(backbone, capsys):
     assert make_engine(backbone, "auto", before="onnxruntime").name == "onnxruntime"
     assert capsys.readouterr().err == ""
     assert make_engine(backbone, "auto", before="jax").name == "onnxruntime"
-    assert "those of the run are by jax" in capsys.readouterr().err
+    assert "those of the run by jax" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"backbone": "resnet50"}, "neither a file nor one of"),
-        ({"backbone_size": 99}, "--backbone-size goes with an ONNX file"),
+        ({"backbone_size": 99}, "--backbone-size is for ONNX files"),
         ({"backbone": __file__}, "no ONNX file"),
     ],
 )
@@ -132,7 +131,7 @@ def test_a_network_of_fixed_batch_gives_what_a_free_one_does(tmp_path, batch):
         ({"metadata": {"vd.mean": "nan"}}, "wrong metadata.*--backbone-mean"),
         ({"metadata": {"vd.size": "48"}}, "does not take 4 RGB images of side 48"),
         ({"dim": 0}, "gives the shape \\(4, 0\\)"),
-        ({"softmax": 0}, "other features in other company"),
+        ({"softmax": 0}, "depend on the other images of a batch"),
     ],
 )
 def test_networks_that_cannot_serve_are_one_sentence(tmp_path, network, words):
@@ -202,9 +201,7 @@ def test_a_network_of_bytes_is_given_no_normalisation(tmp_path, flag):
     assert engines.OnnxEngine(find_backbone(BackboneConfig(backbone=file)))(
         images
     ).any()
-    with pytest.raises(
-        VdError, match=f"--{flag.replace('_', '-')} goes with a network"
-    ):
+    with pytest.raises(VdError, match=f"--{flag.replace('_', '-')} is for networks"):
         find_backbone(BackboneConfig(backbone=file, **{flag: 2.0}))
 
 

@@ -1,10 +1,17 @@
 """Metrics and calibration against cases worked out by hand."""
 
+from pathlib import Path
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 
+from tests.fabricated import made_up_predictions
+from vd.evaluation.crossval import summarise
+from vd.evaluation.predictions import Member
 from vd.metrics import binary as metrics
 from vd.metrics.calibration import Calibration, fit
+from vd.metrics.intervals import resampled_ratio, share_interval
 
 LABELS = np.array([0, 0, 0, 1, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.8, 0.6, 0.9])
@@ -77,19 +84,40 @@ def test_calibration_error_that_chance_alone_gives():
     assert few > 8 * many  # as one over the root of their number
 
 
+def accuracy_interval(correct, group):
+    values = resampled_ratio(correct, np.ones(len(correct)), group)
+    return share_interval(np.mean(correct), values, group)
+
+
 def test_bootstrap_resamples_whole_groups():
     correct = np.repeat([True, False], 50)
-    alone = metrics.bootstrap_accuracy(correct, np.arange(100))
-    grouped = metrics.bootstrap_accuracy(correct, np.repeat([0, 1], 50))
-    assert grouped == (0.0, 1.0)  # two groups: both right, both wrong or one of each
+    alone = accuracy_interval(correct, np.arange(100))
+    grouped = accuracy_interval(correct, np.repeat([0, 1], 50))
+    assert grouped == [0.0, 1.0]  # two groups: both right, both wrong or one of each
     assert 0.35 < alone[0] < 0.45
     assert 0.55 < alone[1] < 0.65
 
 
 def test_a_perfect_score_is_no_certainty():
-    low, high = metrics.bootstrap_accuracy(np.ones(60, bool), np.arange(60))
+    low, high = accuracy_interval(np.ones(60, bool), np.arange(60))
     assert (low, high) == (pytest.approx(0.025 ** (1 / 60)), 1.0)  # 94 %
-    assert metrics.bootstrap_accuracy(np.ones(60, bool), np.zeros(60)) is None
+    assert accuracy_interval(np.ones(60, bool), np.zeros(60)) is None
+
+
+def test_a_metric_is_added_in_one_place():
+    """As docs/extending.md adds it, word for word; without an interval."""
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    code = page.partition("## A metric")[2].split("```")[1].removeprefix("python")
+    with patch.dict(metrics.METRICS):
+        exec(code, {"METRICS": metrics.METRICS, "Metric": metrics.Metric})  # noqa: S102
+        result = evaluate()
+        predictions = made_up_predictions("abcde", LABELS, PROBABILITY)
+        crossed = summarise([Member(Path("run"), 0, 0, 0.5, 8, predictions)])
+    assert result["matthews"] == pytest.approx(2 / 3)  # (2·2 − 0·1) / √(2·3·3·2)
+    assert "matthews_ci95" not in result
+    assert crossed["over_seeds"]["matthews"] == {
+        "mean": result["matthews"], "ci95": None, "sd": None,
+    }  # fmt: skip
 
 
 def test_temperature_undoes_a_known_scaling():

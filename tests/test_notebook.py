@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
 
 from vd.config import TrainingConfig
-from vd.evaluation.curves import phases
+from vd.training.optimizer import warmup_steps
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +87,11 @@ def test_it_shows_what_the_run_folders_say(
 
 
 def test_phases_are_told_by_hand() -> None:
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    (source,) = (cell.source for cell in cells if "def phases" in cell.source)
+    names: dict[str, Any] = {"np": np, "warmup_steps": warmup_steps}
+    exec(source.partition("\n\n\n")[0], names)  # noqa: S102  # our own cell
+    phases = names["phases"]
     losses = [1.0, 0.8, 0.3, 0.09, 0.05, 0.0, 0.2, 0.3]
     rows = [{"val_loss": loss, "step": 3 * (1 + i)} for i, loss in enumerate(losses)]
     config = TrainingConfig(epochs=20, warmup_epochs=2)
@@ -108,8 +114,7 @@ def test_runs_of_one_clip_list_are_compared(
     assert compared[1] == "0.0 points"
     said = words(notebook)
     assert "equally accurate" in said
-    assert "by McNemar's test at least" in said
-    assert "does not tell a setting's effect from a seed's" in said
+    assert "one training run of each" in said
 
 
 def test_a_run_under_way_has_curves_only(

@@ -1,6 +1,6 @@
 """Every kind of bad input at once through `vd scan`, and docs/reliability.md's table of it.
 
-python -m tests.test_reliability > docs/reliability.md     writes the page anew
+python -m tests.test_reliability > docs/reliability.md     writes the page again
 """
 
 import os
@@ -25,14 +25,12 @@ from tests.broken import (
     render_with_sound,
     rotated,
     with_cut_pictures,
-    with_frame_rate,
     zeroed,
 )
 from tests.command_line import vd
 from vd.config import DecodeConfig
-from vd.data.frames import FrameSettings
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.decode import FrameSettings
+from vd.data.workers import decode_pool, decode_videos
 from vd.files import read_csv
 
 pytestmark = pytest.mark.slow
@@ -40,33 +38,36 @@ pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 HEAD = """# Reliability: what becomes of bad files
 
-Every row is a file that `tests/test_reliability.py` makes from a good clip of 50 frames (unless its name
-says otherwise) and gives to `vd scan`, all at once beside good clips. The test fails when a row is not as
-written here, when a good clip is touched, or when a worker is left behind. This page is what
-`python -m tests.test_reliability` prints.
+Each row is a file that `tests/test_reliability.py` makes from a good clip of 50 frames (unless the file's name
+gives another number). `vd scan` decodes all of them at once, beside good clips. The test fails if a row differs
+from this page, if a good clip is affected, or if a worker is left running. `python -m tests.test_reliability`
+prints this page.
 
-- `used`: no damaged frame, and at most two, or 5 %, lack; `partial`: at least half of the frames came, and what decodes
-  before and after the fault is kept; `quarantined`: nothing of it is used, for the reason in the third column.
-- A file with a container's header that does not open is `truncated`, one without is `not-a-video`.
-- A worker that hangs is ended at its deadline (`timeout`), one that crashes is replaced and the file tried once
-  more (`corrupt-frames`): `tests/test_workers.py`.
-- A file that may not be read is `unreadable`; root may read everything, so that row is a test of its own.
-- `truncated` is what lacks its end, by the header or the index, or because the last frame of the file is broken.
-- Known limits: a cut MPEG transport or program stream, raw MPEG or Motion JPEG and a cut WMV can look whole, since nothing
-  that FFmpeg reads in them says how long they should be; where the cut breaks a frame they are `partial`, however much lacks. So is a
-  cut GIF, and damage inside of one picture of a GIF is not seen. The header of an FLV, and of a Matroska file
-  without a tag DURATION, tells only when the longest stream ends: where sound outlasts the picture, what lacks of a cut
-  file is judged by the sound, and a picture that breaks off while the sound goes on is taken for whole.
+- `used`: no damaged frame, and at most two frames, or 5 %, are missing. `partial`: at least half of the frames
+  were decoded, and the frames before and after the fault are used. `quarantined`: nothing is used; the third column
+  gives the reason.
+- A file that FFmpeg cannot open is `truncated` if it begins like a video container, otherwise `not-a-video`.
+- A worker that hangs is ended at its deadline (`timeout`). A worker that crashes is replaced, and its video is
+  tried once more (then `corrupt-frames`): `tests/test_workers.py`.
+- A file without permission to read is `unreadable`. Root can read every file, so a separate test covers it.
+- `truncated`: the end is missing according to the header or the index, or the file ends in a broken frame.
+- Known limits: a cut GIF, MPEG transport or program stream, raw MPEG, Motion JPEG or WMV can count as whole, because
+  nothing that FFmpeg reads in it gives its length; it is `partial`, however much is missing, if the cut breaks a frame.
+  Damage inside a GIF ends it there unnoticed. The header of FLV, and of Matroska without a DURATION tag, gives only
+  the end of the longest stream. Where sound outlasts the picture, such a file is judged by its sound: a picture that
+  ends early counts as whole.
 
 | file | outcome | reason | frames |
 |---|---|---|---|
 """
 NAMES = (
-    "line\nbreak.mp4", "carriage\rreturn.mp4", "'quotes\".mp4", "comma,semicolon;.mp4", "emoji🥊.mp4", "12:30.mp4",
-    "-dash.mp4", "per%03dcent.mp4", "caf\udce9.mp4",
-)  # fmt: skip
-
-
+    "line\nbreak.mp4",
+    "'quotes\".mp4",
+    "comma,semicolon;.mp4",
+    "emoji🥊.mp4",
+    "12:30.mp4",
+    "caf\udce9.mp4",
+)
 MXF_KEY = bytes.fromhex("060e2b34020501010d01020101020400")
 
 
@@ -76,7 +77,7 @@ def make_all(folder: Path) -> None:
     good = (folder / "good.mp4").read_bytes()
     first = render(folder / "moov_first.mp4", noisy_frames(50), movflags="faststart")
     content = first.read_bytes()
-    for percent in (2, 10, 30, 70, 90, 99):
+    for percent in (2, 30, 70, 99):
         (folder / f"{percent}_percent_moov_first.mp4").write_bytes(
             cut(content, percent / 100)
         )
@@ -86,11 +87,7 @@ def make_all(folder: Path) -> None:
     (folder / "end_zeroed.mp4").write_bytes(zeroed(content, 0.98, 1))
     (folder / "one_bit_flipped.mp4").write_bytes(flipped(content, 0, bits=1))
     (folder / "mp4_by_another_name.avi").write_bytes(good)
-    avi = render(folder / "of_avi.avi", noisy_frames(50)).read_bytes()
-    (folder / "rate_0.avi").write_bytes(with_frame_rate(avi, 0))
-    (folder / "rate_2147483648.avi").write_bytes(with_frame_rate(avi, 2**31))
     (folder / "rotated.mp4").write_bytes(rotated(good, 1))
-    render_lossless(folder / "33x51.mkv", noisy_frames(50, 33, 51))
     render_lossless(folder / "1x1.mkv", noisy_frames(50, 1, 1))
     large = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
     render(folder / "8192x4096_2_frames.avi", noisy_frames(2, 4096, 8192), **large)
@@ -106,7 +103,6 @@ def make_all(folder: Path) -> None:
         "a.wmv": {"codec": "wmv2"},
         "a.flv": {},
         "a.ts": {},
-        "a.mov": {},
         "vp9.webm": {"codec": "libvpx-vp9"},
     }.items():
         render(folder / name, noisy_frames(50), **options)
@@ -119,11 +115,8 @@ def make_all(folder: Path) -> None:
     (folder / "motion_jpeg_cut_pictures.avi").write_bytes(cut_pictures)
     render_growing(folder / "large_frame_behind_small_header.avi", 20, 4096, 8192)
     (folder / "start_of_a.mxf").write_bytes(MXF_KEY + bytes(180))
-    for name, options in {"a.mpg": {}, "a.m2v": {}}.items():
-        content = render(
-            folder / name, noisy_frames(50), codec="mpeg2video", **options
-        ).read_bytes()
-        (folder / f"start_of_{name}").write_bytes(content[:12])
+    program = render(folder / "a.mpg", noisy_frames(50), codec="mpeg2video")
+    (folder / "start_of_a.mpg").write_bytes(program.read_bytes()[:12])
     (folder / "device.mp4").symlink_to("/dev/zero")
 
 
@@ -136,7 +129,6 @@ def _make_ends(folder: Path) -> None:
     render_with_sound(folder / "begins_at_7_s.mkv", 50, 2.0, start=7.0)
     gif = (folder / "a.gif").read_bytes()
     (folder / "50_percent_a.gif").write_bytes(cut(gif, 0.5))
-    (folder / "hole_a.gif").write_bytes(zeroed(gif, 0.7, 0.8))
     (folder / "50_percent_a.ts").write_bytes(cut((folder / "a.ts").read_bytes(), 0.5))
 
 

@@ -10,8 +10,6 @@ import pytest
 
 from tests.command_line import digests, train, vd
 from tests.fabricated import write_tiny_backbone
-from vd.errors import VdError
-from vd.evaluation.restore import read_calibration
 
 pytestmark = pytest.mark.slow
 
@@ -77,24 +75,6 @@ def test_evaluate_names_a_damaged_file_and_overwrites_nothing(
     done = vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
     assert str(path) in done.stderr
     assert digests(tmp_path / "run") == before
-
-
-def test_an_edited_calibration_is_not_used(trained, clips, tmp_path):
-    shutil.copytree(trained[0] / "run", tmp_path / "run")
-    path = tmp_path / "run" / "calibration.json"
-    written = json.loads(path.read_text())
-    for name in ("temperature", "false_alarm_threshold", "threshold"):
-        path.write_text(json.dumps(written | {name: 0.625}))
-        with pytest.raises(VdError, match=f"another {name} than evaluation_val.json"):
-            read_calibration(tmp_path / "run")
-    (tmp_path / "run" / "evaluation_val.json").rename(tmp_path / "away.json")
-    with pytest.raises(VdError, match=f"another {name} than evaluation_test.json"):
-        read_calibration(tmp_path / "run")
-    (tmp_path / "away.json").rename(tmp_path / "run" / "evaluation_val.json")
-    video = next(clips.rglob("*.mp4"))
-    for command in (["evaluate"], ["predict", video]):
-        done = vd(*command, "--checkpoint-dir", tmp_path / "run", code=2)
-        assert f"has another {name} than evaluation_val.json" in done.stderr
 
 
 def test_a_run_with_another_backbone_predicts_nothing(trained, clips, tmp_path):

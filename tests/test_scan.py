@@ -13,12 +13,12 @@ from tests.command_line import VD
 from tests.unprivileged import open_folder, unprivileged
 from vd.audit.fingerprints import fingerprint_videos
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig
-from vd.data.hashes import identify
-from vd.data.ledger import OutcomeLog, scan
+from vd.data.catalog import Catalog, identify
+from vd.data.ledger import scan
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
+from vd.features.backbone import find_backbone
 from vd.features.extract import extract
-from vd.files import read_csv
 
 
 def make_set(root):
@@ -38,14 +38,14 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
         [*VD, "scan", *arguments, "--report-dir", str(tmp_path / "report")],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    log = tmp_path / "cache" / "outcomes.csv"
+    catalog = Catalog(tmp_path / "cache")
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (log.exists() and len(read_csv(log)) > 3):
+    while time.monotonic() < deadline and len(catalog.outcomes()) < 4:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert process.returncode == 130, said
-    assert [row["outcome"] for row in read_csv(log)] == ["used"] * 4
+    assert [o.outcome for o in catalog.outcomes().values()] == ["used"] * 4
 
 
 @pytest.mark.slow
@@ -59,14 +59,14 @@ def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, nu
         [*VD, "scan", *arguments, "--report-dir", str(tmp_path / "report")],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    hashes = cache / "hashes.csv"
+    catalog, query = Catalog(cache), "SELECT path FROM hashes"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and len(read_csv(hashes)) < 4:
+    while time.monotonic() < deadline and len(catalog.select(query)) < 4:
         time.sleep(0.05)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, said
-    names = {Path(row["path"]).name for row in read_csv(hashes)}
+    names = {Path(os.fsdecode(path)).name for (path,) in catalog.select(query)}
     assert names == {"0.mp4", "1.mp4", "2.mp4", "3.mp4"}
 
 
@@ -75,43 +75,16 @@ def test_hashing_shows_how_far_it_is(tmp_path, monkeypatch, capsys):
     (root / "normal" / "a.mp4").write_bytes(bytes(5 * 10**6))
     monkeypatch.setattr("vd.console._PLAIN_EVERY_SECONDS", 0.0)
     videos = read_manifest(DataConfig(root, cache)).videos
-    identify(videos, cache / "hashes.csv")
+    identify(videos, cache)
     assert "hashing: 5/5 MB, " in capsys.readouterr().err
-    identify(videos, cache / "hashes.csv")
+    identify(videos, cache)
     assert capsys.readouterr().err == ""
-
-
-def test_a_hash_that_a_kill_cut_is_made_again(tmp_path):
-    root, hashes = make_set(tmp_path / "set"), tmp_path / "hashes.csv"
-    (root / "normal" / "line\nbreak.mp4").write_bytes(b"one")
-    (root / "normal" / "return\r.mp4").write_bytes(b"other")
-    videos = read_manifest(DataConfig(root)).videos
-    first = identify(videos, hashes)
-    assert all(video.id for video in first)
-    whole = hashes.read_bytes()
-    for cut in range(1, len(whole) - whole.index(b"3.mp4"), 9):
-        hashes.write_bytes(whole[:-cut])
-        assert identify(videos, hashes) == first
-        assert len(read_csv(hashes)) == len(videos)
-
-
-def test_a_line_that_a_kill_cut_is_scanned_again(tmp_path):
-    root = make_set(tmp_path / "set")
-    render(root / "normal" / "a.mp4", noisy_frames(50))
-    data = DataConfig(root, tmp_path / "cache")
-    videos = identify(read_manifest(data).videos, tmp_path / "cache" / "hashes.csv")
-    ledger = scan(videos, data, DecodeConfig())
-    log = tmp_path / "cache" / "outcomes.csv"
-    whole = log.read_bytes()
-    log.write_bytes(whole[:-3])  # h264 becomes h2
-    assert len(OutcomeLog(tmp_path / "cache").known) == 4
-    assert scan(videos, data, DecodeConfig()) == ledger
 
 
 def scanned(root, cache, **settings):
     """Outcome and reason of each file, by name."""
     data = DataConfig(root, cache)
-    videos = identify(read_manifest(data).videos, cache / "hashes.csv")
+    videos = identify(read_manifest(data).videos, cache)
     return told(scan(videos, data, DecodeConfig(**settings)))
 
 
@@ -144,17 +117,16 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
         if work is scan:
             return scan(videos, data, DecodeConfig())
         if work is extract:
-            return extract(videos, config)[1]
+            return extract(videos, config, find_backbone(config.backbone))[1]
         return fingerprint_videos(videos, data, DecodeConfig())[0]
 
     def vanishing(paths, *arguments, **options):
         (root / gone).unlink(missing_ok=True)  # all is listed and looked at
         return decode_videos(paths, *arguments, **options)
 
-    for module in ("scan", "fingerprints"):
-        monkeypatch.setattr(f"vd.data.{module}.decode_videos", vanishing)
-    monkeypatch.setattr("vd.features.extract.decode_videos", vanishing)
-    videos = identify(read_manifest(data).videos, tmp_path / "cache" / "hashes.csv")
+    for module in ("vd.data.ledger", "vd.audit.fingerprints", "vd.features.extract"):
+        monkeypatch.setattr(f"{module}.decode_videos", vanishing)
+    videos = identify(read_manifest(data).videos, tmp_path / "cache")
     found = told(ledger(videos))
     assert found.pop(gone) == (MISSING if gone == videos[0].name else USED)
     assert set(found.values()) == {USED}  # a copy is decoded once
@@ -174,11 +146,12 @@ def check_rights(folder):
     assert set(first.values()) == {USED}
     clip = root / "fight" / "0.mp4"
     clip.chmod(0)
+    kept = Catalog(cache).outcomes()
     for path in (cache, *cache.rglob("*")):
         path.chmod(0o777)
     with unprivileged():
         assert scanned(root, cache)["fight/0.mp4"] == ("quarantined", "unreadable")
-        assert "unreadable" not in (cache / "outcomes.csv").read_text()
+        assert Catalog(cache).outcomes() == kept
     clip.chmod(0o644)
     assert scanned(root, cache) == first
 
@@ -203,13 +176,3 @@ def test_a_folder_that_may_not_be_read_is_a_row_of_the_ledger(tmp_path, monkeypa
     assert found.pop("normal/shut") == ("quarantined", "unreadable")
     assert set(found.values()) == {USED}
     assert len(found) == 5
-
-
-def test_outcomes_of_paths_that_an_older_cache_kept_are_forgotten(tmp_path):
-    root, cache = make_set(tmp_path / "set"), tmp_path / "cache"
-    render(root / "normal" / "a.mp4", noisy_frames(50))
-    scanned(root, cache)
-    log = cache / "outcomes.csv"
-    log.write_text(log.read_text().replace("used,", "quarantined,missing"))
-    assert OutcomeLog(cache).known == {}
-    assert set(scanned(root, cache).values()) == {USED}

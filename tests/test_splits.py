@@ -9,11 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vd.config import Config, DataConfig, SplitConfig
+from vd.data.catalog import identify
 from vd.data.groups import merge_groups
-from vd.data.hashes import identify
 from vd.data.manifest import Video, read_manifest
-from vd.data.splits import assign, folds, split, with_splits
-from vd.data.splits_file import keep_splits, kept_splits, splits_file
+from vd.data.splits import (
+    assign,
+    folds,
+    keep_splits,
+    kept_splits,
+    split,
+    splits_file,
+    with_splits,
+)
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
 
@@ -138,7 +145,7 @@ def test_a_lacking_part_is_named(tmp_path, present):
 
 def test_a_part_of_one_class_is_named(tmp_path):
     videos = [video(i, i % 2, f"g{i % 2}") for i in range(20)]
-    with pytest.raises(VdError, match="lacks a class"):
+    with pytest.raises(VdError, match=r"the val split .* has no nonviolent"):
         with_splits(videos, config(tmp_path))
 
 
@@ -199,7 +206,7 @@ def test_the_splits_of_a_run_are_not_written_to(tmp_path):
 
 def test_missing_files_are_told_when_a_split_lacks_a_class(tmp_path):
     videos = [replace(video(i, i % 2), id=f"id{i}" * (i % 2)) for i in range(40)]
-    with pytest.raises(VdError, match=r"20 files are missing, .* '0.mp4' for one"):
+    with pytest.raises(VdError, match=r"the 20 files that are missing, .* '0.mp4'"):
         with_splits(videos, config(tmp_path))
 
 
@@ -209,7 +216,7 @@ SCFD = Path(__file__).parents[2] / "shared" / "data" / "scfd" / "manifest.csv"
 @pytest.mark.skipif(not SCFD.exists(), reason="needs the SCFD clips")
 def test_scfd_grown_source_by_source_moves_no_clip_and_keeps_the_shares(tmp_path):
     settings = Config(data=DataConfig(SCFD, cache_dir=tmp_path))
-    videos = identify(read_manifest(settings.data).videos, tmp_path / "hashes.csv")
+    videos = identify(read_manifest(settings.data).videos, tmp_path)
     groups = list(dict.fromkeys(video.group for video in videos))
     assert len(groups) == 36
     have, parts = [], {}

@@ -21,7 +21,6 @@ from tests.unprivileged import open_folder, unprivileged
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.features.shards import PART_FRAMES, Extracted, RecordFormat, Spool, in_parts
-from vd.features.verify import verify_store
 from vd.files import lock, read_csv, write_csv
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
@@ -60,31 +59,6 @@ def test_wrong_metadata_is_written_again(tmp_path, edit):
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [("stored_frames", "9" * 20), ("duration", "nan"), ("frames", "7")],
-)
-def test_an_edited_index_row_is_no_video(tmp_path, column, value):
-    store = open_store(tmp_path)
-    store.add(chunk(make_videos(3)), "test")
-    path = store.directory / "index-00000.csv"
-    rows = read_csv(path)
-    rows[1][column] = value
-    write_csv(path, rows)
-    assert open_store(tmp_path).damaged == [0]
-
-
-def test_a_used_video_without_frames_is_extracted_again(tmp_path):
-    """As an earlier version stored those whose decoded frames had vanished."""
-    open_store(tmp_path).add([Extracted("v0", USED)], "test")
-    store = open_store(tmp_path)
-    assert store.damaged == [0]
-    with lock(store.lock_file, "a test"):
-        store.recover()
-    store.add(chunk(make_videos(1)), "test")
-    assert open_store(tmp_path).rows["v0"].frames == 5
-
-
 def test_names_that_are_none_of_the_stores_are_let_alone(tmp_path):
     store = open_store(tmp_path)
     store.add(chunk(make_videos(3)), "test")
@@ -115,7 +89,7 @@ def test_a_long_video_is_several_records_read_only_where_asked(tmp_path):
     np.testing.assert_array_equal(
         store.read(after.id, 1), features_of(after, 5)[1].reshape(5, -1)
     )
-    assert verify_store(store, []) == []
+    assert store.verify() == []
 
 
 def test_a_spool_gives_back_what_came_in_pieces_from_the_disk_too(
@@ -155,11 +129,9 @@ def test_a_record_of_another_length_than_its_index_says_is_damaged(tmp_path):
             store.read("v0", 0)
 
 
-def test_the_bytes_of_a_record_are_the_same_in_every_process(tmp_path):
-    store = open_store(tmp_path)
-    store.add(chunk(make_videos(1)), "test")
-    (stored,) = store.rows.values()
-    for record in store.read_records(0, stored):
+def test_the_bytes_of_a_record_are_the_same_in_every_process():
+    form = RecordFormat(2, 3)
+    for record in form.serialize("v0", 0, np.zeros((2, 4, 2, 3), np.float16)):
         places = [record.rindex(key) for key in (b"features", b"id", b"part", b"view")]
         assert places == sorted(places)
 
@@ -254,21 +226,11 @@ def test_what_may_not_be_read_is_not_damaged():
         for name in ("index-00000.csv", "features-videos.array_record-00000"):
             (store.directory / name).chmod(0)
             with unprivileged(), pytest.raises(VdError, match=f"{name} cannot be read"):
-                verify_store(open_store(folder), ())
+                open_store(folder).verify()
             (store.directory / name).chmod(0o644)
         after = {path: path.read_bytes() for path in store.directory.iterdir()}
         assert after == before
-        assert verify_store(open_store(folder), ()) == []
-
-
-def test_a_stray_index_is_named_and_nothing_is_made_for_it(tmp_path):
-    store = open_store(tmp_path)
-    store.add(chunk(make_videos(2)), "test")
-    (store.directory / "index-99999.csv").write_text("id\n")
-    files = sorted(store.directory.iterdir())
-    with pytest.raises(VdError, match=r"index-99999\.csv is no index of this store"):
-        open_store(tmp_path)
-    assert sorted(store.directory.iterdir()) == files
+        assert open_store(folder).verify() == []
 
 
 def _write_for_ever(folder):
@@ -344,7 +306,8 @@ def test_an_edited_index_never_gives_another_videos_features(tmp_path, damage):
     videos = make_videos(4)
     store = open_store(tmp_path)
     store.add(chunk(videos), "test")
-    (path,) = store.directory.glob("index-*.csv")
+    store.add(chunk(make_videos(2, "w")), "test")
+    path = store.directory / "index-00000.csv"
     head, *rows = path.read_text().splitlines()
     if damage == "swap":
         rows[0], rows[1] = (
@@ -358,15 +321,35 @@ def test_an_edited_index_never_gives_another_videos_features(tmp_path, damage):
     else:
         rows[0] = rows[0].replace("used", "usedd")
     path.write_text("\n".join([head, *rows]) + "\n")
-    with pytest.raises(VdError, match="is damaged"):
+    with pytest.raises(VdError, match=r"vd extract"):
         open_store(tmp_path).read("v1", 0)
     store = open_store(tmp_path)
-    store.recover()
-    damaged = verify_store(store, [])
-    assert len(store.rows) + len(damaged) in (0, 4)  # an index that cannot be read: all
-    store.add(chunk([v for v in videos if v.id not in store.rows]), "test")
-    for video in videos:
+    store.verify()
+    assert set(store.rows) == {"w0", "w1"}
+    store.add(chunk(videos), "test")
+    for video in [*videos, *make_videos(2, "w")]:
         np.testing.assert_array_equal(
             open_store(tmp_path).read(video.id, 0),
             features_of(video, 5)[0].reshape(5, -1),
         )
+
+
+def test_an_index_of_today_with_sealed_rows_is_read_and_appended_to(tmp_path):
+    store = open_store(tmp_path)
+    store.add(chunk(make_videos(2)), "test")
+    path = store.directory / "index-00000.csv"
+    write_csv(path, [{**row, "row_sha256": "0" * 16} for row in read_csv(path)])
+    store = open_store(tmp_path)
+    assert store.damaged == []
+    store.add(chunk(make_videos(2, "w")), "test")
+    assert store.verify() == []
+    assert len(open_store(tmp_path).read("v1", 0)) == 5
+
+
+def test_adding_a_shard_reads_no_index(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+    monkeypatch.setattr("vd.features.store.read_csv", None)
+    store.add(chunk(make_videos(2)), "test")
+    assert len(store.read("v1", 0)) == 5
+    monkeypatch.undo()
+    assert open_store(tmp_path).rows == store.rows

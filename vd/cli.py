@@ -56,19 +56,19 @@ class Scan:
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
         from vd.data import ledger as scan
-        from vd.data.hashes import identify
+        from vd.data.catalog import identify
         from vd.data.manifest import check_classes, read_manifest
         from vd.files import make_folder, write_csv, write_json
 
         manifest = read_manifest(self.data, both_classes=False)
         make_folder(self.report_dir, "--report-dir")
-        videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
+        videos = identify(manifest.videos, self.data.cache_dir)
         ledger = scan.scan(videos, self.data, self.decode)
         write_csv(self.report_dir / "scan.csv", ledger.rows())
         write_json(self.report_dir / "scan.json", ledger.summary(manifest.ignored))
         scan.report(ledger, manifest.ignored, self.report_dir / "scan.csv")
         say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
-        check_classes(videos, self.data)
+        check_classes(videos, f"--dataset-path {self.data.dataset_path}")
         scan.check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 
@@ -129,20 +129,23 @@ class Extract:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     verify: bool = False
-    """Read every stored record against its checksum first; damaged ones are made again."""
+    """Read every stored record against its checksum first; videos of damaged shards are
+    extracted again."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
         from vd.data import ledger as scan
-        from vd.data.hashes import identify
+        from vd.data.catalog import identify
         from vd.data.manifest import read_manifest
+        from vd.features.backbone import find_backbone
         from vd.features.extract import extract
 
         manifest = read_manifest(self.data)
-        videos = identify(manifest.videos, self.data.cache_dir / "hashes.csv")
+        videos = identify(manifest.videos, self.data.cache_dir)
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        store, ledger = extract(videos, config, self.verify, self.executor)
+        backbone = find_backbone(self.backbone)
+        store, ledger = extract(videos, config, backbone, self.verify, self.executor)
         scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"
@@ -295,36 +298,33 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, or folders of vd crossval; the first is the baseline."""
     out: Path | None = None
-    """Folder for compare.json, compare.csv, and curves over seeds as curves.csv and .png."""
+    """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
+    curves.png."""
 
     def __call__(self) -> int:
         """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare
-        from vd.evaluation.verdict import table, write_comparison
+        from vd.evaluation.compare import compare, table
 
-        result = compare(self.folders)
-        if self.out is not None:
-            write_comparison(self.out, result)
+        result = compare(self.folders, self.out)
         print(table(result))
         for pair in result["comparisons"]:
-            for sentence in pair["sentences"]:
-                say(sentence)
+            say(pair["verdict"])
         for warning in result["warnings"]:
-            say(f"WARNING: {warning}")
+            say(f"warning: {warning}")
         return 0
 
 
 @dataclass(frozen=True)
 class Report:
-    """Write a run, a cross-validation or a comparison as one self-contained page."""
+    """Write a run or a cross-validation as one self-contained page."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """A run folder, or one of vd crossval; several are compared with the first."""
+    """A run folder, or one of vd crossval; only one (vd compare takes several)."""
     out: Path | None = None
-    """The page (default: report.html in the folder; needed for a comparison)."""
+    """The page (default: report.html in the folder)."""
     mistakes: int = 12
-    """Clips judged wrong that are shown with frames, and the worst with their score over
-    time: decodes these videos (0: a table only, quick). A comparison shows none."""
+    """Misclassified clips to show with frames, which decodes these videos (0: a table
+    only, quick)."""
     dataset_path: Path | None = None
     """Where the data set has moved, if it has."""
 

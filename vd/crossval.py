@@ -65,7 +65,7 @@ def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
 def _on_one(config: Config, grid: Grid, folds: int, plugins: Plugins) -> dict[str, Any]:
     """The cross-validation of one data set."""
     from vd.evaluation.crossval import summary, write_crossval
-    from vd.evaluation.results import read_run
+    from vd.evaluation.predictions import read_run
 
     sweep(config, grid, folds, plugins)
     members = [
@@ -126,20 +126,19 @@ def _on_all(
     first: dict[str, Any],
 ) -> dict[str, Any]:
     """The same on every other data set, and the matrix of all."""
-    from vd.evaluation.matrix import (
+    from vd.evaluation.cross_dataset import (
         cell,
-        folder_of,
+        evaluate_members_on,
         matrix_rows,
         own_cell,
-        say_of_other,
     )
-    from vd.evaluation.results import read_results
+    from vd.evaluation.predictions import read_results
     from vd.files import write_csv
     from vd.metrics.binary import COLLAPSE
 
     folder = config.run.checkpoint_dir
     folders = {
-        name: folder if path == config.data.dataset_path else folder_of(folder, name)
+        name: folder if path == config.data.dataset_path else folder / f"on-{name}"
         for name, path in names.items()
     }
     results = dict.fromkeys(names, first)
@@ -157,7 +156,7 @@ def _on_all(
                 told = own_cell(own, len(members))
             else:
                 data = replace(config.data, dataset_path=other)
-                told = cell(say_of_other(members, data, tested))
+                told = cell(evaluate_members_on(members, data, tested))
             matrix.append({"trained_on": trained, "tested_on": tested, **told})
     others = [str(path.absolute()) for path in list(names.values())[1:]]
     result = {**first, "cross_datasets": others, "matrix": matrix}

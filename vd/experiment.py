@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, ModelConfig
 from vd.console import say
-from vd.data.hashes import identify
-from vd.data.manifest import Video, read_manifest
-from vd.data.splits import for_folds, with_splits
-from vd.data.splits_file import keep_splits
+from vd.data.catalog import identify
+from vd.data.manifest import check_classes, read_manifest
+from vd.data.splits import for_folds, keep_splits, with_splits
 from vd.errors import VdError, damage
 from vd.files import lock, read_json
 from vd.models.plugins import Plugins
@@ -101,17 +100,19 @@ def prepare(config: Config, folds: bool = False) -> Data:
     an error.
     """
     from vd.data.ledger import check_loss_gap, report
+    from vd.features.backbone import find_backbone
     from vd.features.extract import extract
 
     manifest = read_manifest(config.data)
-    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    given = identify(manifest.videos, config.data.cache_dir)
     videos = for_folds(given, config) if folds else with_splits(given, config)
+    backbone = find_backbone(config.backbone)
     several = distributed.processes().count > 1
-    store, ledger = extract(videos, config, only_stored=several)
+    store, ledger = extract(videos, config, backbone, only_stored=several)
     if distributed.is_lead():
         report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), videos, ledger, store)
+    return Data(list(given), videos, ledger, store, backbone)
 
 
 def open_run(
@@ -124,7 +125,12 @@ def open_run(
     or the processes do not have the same one.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
-    _check_classes(clips)
+    for split, videos in clips.items():
+        check_classes(
+            videos,
+            f"the {split} split, without its quarantined files,",
+            "repair or replace the files listed above, or add clips",
+        )
     identity = {
         **run_folder.settings_identity(config),
         **plugins.identity(),
@@ -211,33 +217,24 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
     from vd import plots
-    from vd.evaluation.evaluate import (
-        Restored,
-        evaluate_split,
-        fit_calibration,
-        summary,
-    )
-    from vd.metrics.calibration import Calibration
+    from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
     from vd.report.report import write_quick
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
-    unfitted = Calibration(1.0, 0.5, "none")
-    head = plugins.make_head(config.model)
-    restored = Restored(config, head, trained.params, unfitted, sets["train"].dim)
-    share = float(sets["train"].labels_N.mean())
-    even = even_logit(plugins.loss, config.training, share)
-    restored = fit_calibration(restored, sets["val"], run_dir, even)
     plots.save(
         plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
     )
-    for split in ("val", "test"):
-        result = evaluate_split(restored, sets[split], run_dir, split)
+    head = plugins.make_head(config.model)
+    share = float(sets["train"].labels_N.mean())
+    even = even_logit(plugins.loss, config.training, share)
+    results = evaluate_trained(config, head, trained.params, sets, even)
+    for result in results.values():
         say(summary(result))
     write_quick(run_dir)
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
-    return result
+    return results["test"]
 
 
 def say_before_training(
@@ -263,13 +260,3 @@ def say_before_training(
             "stores the mirrored one too"
         )
     say(f"training on {clips} clips, {len(devices)} × {devices[0].device_kind}")
-
-
-def _check_classes(clips: Mapping[str, Sequence[Video]]) -> None:
-    """Quarantine may have emptied a class."""
-    for split, videos in clips.items():
-        if len({video.label for video in videos}) < 2:
-            raise VdError(
-                f"the {split} split has usable clips of {len({v.label for v in videos})} "
-                "class only; repair or replace the quarantined files that the ledger above names, or add clips."
-            )

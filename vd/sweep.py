@@ -17,8 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vd.config import Config, ModelConfig, TrainingConfig
 from vd.console import say
-from vd.data.splits import fold_splits
-from vd.data.splits_file import keep_splits
+from vd.data.splits import fold_splits, keep_splits
 from vd.errors import VdError
 from vd.experiment import (
     evaluate_run,

@@ -1,15 +1,13 @@
 """`vd audit`: copies, leakage between splits and shortcuts of a data set; trains nothing.
 
 1. The ledger, and a fingerprint of every usable video.
-2. Pairs of the same footage or scene; what classes and splits they join.
+2. Pairs of the same footage or scene; which classes and splits they join.
 3. Classifiers that see no action; groups of one class.
 4. Findings as sentences, the worst first; audit.json and audit.html.
 """
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +16,30 @@ import numpy as np
 from vd.audit import shortcuts
 from vd.audit.findings import findings
 from vd.audit.fingerprints import Fingerprint, fingerprint_videos, read_pictures
-from vd.audit.leakage import groups_cut, read_tested, video_pairs, without_leaks
+from vd.audit.leakage import (
+    VideoPair,
+    groups_cut,
+    read_tested,
+    video_pairs,
+    without_leaks,
+)
 from vd.audit.near_duplicates import Pair, find_pairs
-from vd.audit.page import audit_page, shown_pairs
 from vd.config import Config
 from vd.console import say
+from vd.data.catalog import identify
 from vd.data.groups import merge_groups
-from vd.data.hashes import identify
 from vd.data.ledger import Ledger, report
 from vd.data.manifest import CLASSES, Video, read_manifest
-from vd.data.splits_file import kept_splits
+from vd.data.splits import kept_splits
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
 from vd.files import make_folder, write_csv, write_json, write_text
+from vd.report.page import picture, render
 from vd.training.run_folder import videos_of
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
+_MOST_PAIRS = 60  # on the page; audit.json has all
 
 
 def audit(
@@ -42,15 +47,15 @@ def audit(
 ) -> dict[str, Any]:
     """Audit a data set, write audit.json and audit.html; returns the former's content.
 
-    Splits are those of `run_dir`, whose test predictions are then counted again without
-    leaked clips; without a run the data set's own, else those kept in the splits file.
-    Raises `VdError` when the run was trained on files that the data set lacks, or its test
-    predictions are not whole.
+    Splits are those of `run_dir`, whose test accuracy is then counted again without leaked
+    clips; without a run the data set's own, else those kept in the splits file. Raises
+    `VdError` when the run was trained on files that the data set does not have, or its test
+    predictions are not those of its test clips.
     """
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
     make_folder(report_dir, "--report-dir")
-    given = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
+    given = identify(manifest.videos, config.data.cache_dir)
     own_splits = any(video.split for video in given)
     relabelled: list[str] = []
     tested = None
@@ -63,8 +68,8 @@ def audit(
     write_csv(report_dir / "ledger.csv", ledger.rows())
     report(ledger, manifest.ignored, report_dir / "ledger.csv")
     usable = ledger.usable()
-    found = find_pairs(fingerprints)
-    pairs = video_pairs(usable, found)
+    alike = find_pairs(fingerprints)
+    pairs = video_pairs(usable, alike)
     values: dict[str, Any] = {
         "dataset": str(config.data.dataset_path),
         "own_splits": own_splits,
@@ -74,14 +79,12 @@ def audit(
         "groups_cut": groups_cut(usable),
         "relabelled": relabelled,
         "run": tested and without_leaks(tested, usable, pairs),
-        "one_class_groups": _one_class_groups(usable),
-        "shortcuts": _shortcuts(ledger, fingerprints, found, backbone, config),
+        "one_class_groups": shortcuts.one_class_groups(usable),
+        "shortcuts": _shortcuts(ledger, fingerprints, alike, backbone, config),
     }
     values = {"findings": findings(values, pairs, config.data.max_loss_gap), **values}
     write_json(report_dir / "audit.json", values)
-    ids = {v.id for pair in shown_pairs(pairs) for v in (pair.first, pair.second)}
-    page = audit_page(values, pairs, read_pictures(config.data.cache_dir, ids))
-    write_text(report_dir / "audit.html", page)
+    write_text(report_dir / "audit.html", _page(values, pairs, config.data.cache_dir))
     for finding in values["findings"]:
         say(f"- {finding}")
     say(f"written: {report_dir / 'audit.json'}, {report_dir / 'audit.html'}")
@@ -91,40 +94,30 @@ def audit(
 def _as_in_run(
     videos: Sequence[Video], run_dir: Path, dataset_path: Path
 ) -> tuple[list[Video], list[str]]:
-    """The videos with a run's splits, and the names whose label it had otherwise."""
+    """The videos with a run's splits, and the names whose label was another in the run."""
     # by file, for copies of one clip may be in two splits
-    by_file = {(v.name, v.id): v for v in videos_of(run_dir, dataset_path)}
-    made, relabelled = [], []
+    of_run = {(v.name, v.id): v for v in videos_of(run_dir, dataset_path)}
+    resplit, relabelled = [], []
     for video in videos:
-        before = by_file.pop((video.name, video.id), None)
+        before = of_run.pop((video.name, video.id), None)
         if before is not None and before.label != video.label:
             relabelled.append(video.name)
-        made.append(dataclasses.replace(video, split=before.split if before else ""))
-    if by_file:
-        name = min(name for name, _ in by_file)
+        split = before.split if before else ""
+        resplit.append(dataclasses.replace(video, split=split))
+    if of_run:
+        name = min(name for name, _ in of_run)
         raise VdError(
-            f"--checkpoint-dir {run_dir} was trained on {len(by_file)} files that "
-            f"--dataset-path {dataset_path} lacks or has with other content, {name!r} for "
-            "one; name the data set that it was trained on."
+            f"--checkpoint-dir {run_dir} was trained on {len(of_run)} files that are missing "
+            f"or have changed in --dataset-path {dataset_path} (for example {name!r}); name "
+            "the data set that it was trained on."
         )
-    return made, relabelled
-
-
-def _one_class_groups(videos: Sequence[Video]) -> list[dict[str, Any]]:
-    """Given groups whose clips are all of one class."""
-    labels: dict[str, list[int]] = defaultdict(list)
-    for video in videos:
-        if video.group:
-            labels[video.group].append(video.label)
-    share = sum(video.label for video in videos) / max(len(videos), 1)
-    rows = shortcuts.one_class_groups(labels, share)
-    return [{**row, "label": CLASSES[row["label"]]} for row in rows]
+    return resplit, relabelled
 
 
 def _shortcuts(
     ledger: Ledger,
     fingerprints: Mapping[str, Fingerprint],
-    found: Sequence[Pair],
+    alike: Sequence[Pair],
     backbone: Backbone,
     config: Config,
 ) -> dict[str, dict[str, Any] | None]:
@@ -132,39 +125,58 @@ def _shortcuts(
     entries = {e.video.id: e for e in ledger.entries if e.video.id in fingerprints}
     merged = merge_groups(
         [entry.video for entry in entries.values()],
-        [(pair.first, pair.second) for pair in found],
+        [(pair.first, pair.second) for pair in alike],
     )
     order = np.random.Generator(np.random.Philox(0)).permutation(len(merged))
     chosen = [merged[i] for i in sorted(order[:_MOST_CLIPS])]
     labels_N = np.array([video.label for video in chosen])
     groups = [video.group or video.id for video in chosen]
     groups_N = np.unique(groups, return_inverse=True)[1]
-    names = ("metadata", "frame", "borders")
     if not shortcuts.is_testable(labels_N, groups_N):
-        return dict.fromkeys(names)
+        return dict.fromkeys(("metadata", "frame", "borders"))
     engine = make_engine(backbone, config.backbone.engine)
     kept = read_pictures(config.data.cache_dir, [video.id for video in chosen])
     pictures = [kept[video.id] for video in chosen]
-    features = {
+    inputs = {
         "metadata": shortcuts.metadata(
-            [video.size for video in chosen],
+            chosen,
             [entries[video.id].outcome for video in chosen],
             [fingerprints[video.id] for video in chosen],
         ),
         "frame": shortcuts.picture_features(pictures, engine, backbone.size),
-        "borders": shortcuts.picture_features(
-            pictures, engine, backbone.size, borders=True
-        ),
+        "borders": shortcuts.picture_features(pictures, engine, backbone.size, True),
     }
-    metadata, picture = shortcuts.metadata_model(), shortcuts.picture_model()
     return {
-        name: asdict(
-            shortcuts.shortcut(
-                metadata if name == "metadata" else picture,
-                features[name],
-                labels_N,
-                groups_N,
-            )
+        name: shortcuts.shortcut(
+            shortcuts.metadata_model()
+            if name == "metadata"
+            else shortcuts.picture_model(),
+            features_NxD,
+            labels_N,
+            groups_N,
         )
-        for name in names
+        for name, features_NxD in inputs.items()
     }
+
+
+def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) -> str:
+    """audit.html, with a picture of each video of the worst pairs."""
+    surprising = [pair for pair in pairs if not pair.is_expected]
+    shown = surprising[:_MOST_PAIRS]
+    ids = {video.id for pair in shown for video in (pair.first, pair.second)}
+    return render(
+        "vd.audit",
+        "audit.html.j2",
+        {
+            "title": f"Audit of {values['dataset']}",
+            "values": values,
+            "classes": CLASSES,
+            "pairs": shown,
+            "hidden": len(surprising) - len(shown),
+            "expected": len(pairs) - len(surprising),
+            "pictures": {
+                video_id: picture(content, "jpeg", "middle frame")
+                for video_id, content in read_pictures(cache, ids).items()
+            },
+        },
+    )

@@ -1,13 +1,19 @@
-"""What an audit found, as sentences for a person, the worst first."""
+"""The findings of an audit, as sentences for a person, the worst first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vd.audit.leakage import VideoPair
 from vd.data.ledger import is_excessive
+from vd.report.page import percent
 
 _SIGNIFICANT, _STRONG = 0.05, 0.6  # p, and AUC, from which a shortcut is a finding
 _CERTAIN = 0.01  # p from which a group of one class is a finding
+_INPUTS = {  # of the shortcut tests
+    "metadata": "size, rate, length, codec, bytes, brightness and bars alone predict",
+    "frame": "a single frame predicts",
+    "borders": "the borders of a single frame predict",
+}
 
 Values = Mapping[str, Any]
 
@@ -15,168 +21,141 @@ Values = Mapping[str, Any]
 def findings(
     values: Values, pairs: Sequence[VideoPair], max_loss_gap: float
 ) -> list[str]:
-    """What a person should know, a sentence each, the worst first; last what was not tested.
+    """A sentence for each finding, the worst first; at the end what was not tested.
 
     `values` is the content of audit.json without these sentences.
     """
-    found = [
-        *_between_parts(values, pairs),
-        *_lost(values, max_loss_gap),
-        *_labels_told(values),
+    sentences = [
+        *_across(values, pairs),
+        *_lost(values["ledger"], max_loss_gap),
+        *_shortcuts(values),
         *_run(values),
-        *_within_parts(values, pairs),
+        *_inside(values, pairs),
     ]
     usable = values["ledger"]["usable"]
     return [
-        *(found or [f"nothing was found in {usable} usable clips"]),
+        *(sentences or [f"nothing was found in {usable} usable clips"]),
         *_not_tested(values),
     ]
 
 
-def _between_parts(values: Values, pairs: Sequence[VideoPair]) -> list[str]:
-    """What stands under both labels, or on both sides of a split."""
-    footage = [pair for pair in pairs if pair.same_footage]
-    scenes = [pair for pair in pairs if not pair.same_footage and not pair.grouped]
-    return [
-        *_pairs(
-            "of the same footage are under both labels",
-            [pair for pair in footage if pair.both_labels],
-            "correct one label, or remove both",
-        ),
-        *_pairs(
-            "of the same footage lie in two splits",
-            [pair for pair in footage if pair.across_splits],
-            _together(values, anew=True),
-        ),
-        *(
-            f"the group {row['group']!r} is cut by the splits {row['clips']}: what is "
-            "learnt of a place is tested there"
-            for row in values["groups_cut"]
-        ),
-        *_pairs(
-            "show the same scene in two splits",
-            [pair for pair in scenes if pair.across_splits],
-            _together(values, anew=True),
-        ),
-    ]
+def _across(values: Values, pairs: Sequence[VideoPair]) -> Iterator[str]:
+    """Footage under both labels; footage, groups and scenes in two splits."""
+    remedy = _keep_together(values, resplit=True)
+    yield from _count(
+        [pair for pair in pairs if pair.both_labels],
+        "of the same footage are under both labels",
+        "correct one label, or remove both",
+    )
+    yield from _count(
+        [pair for pair in pairs if pair.same_footage and pair.across_splits],
+        "of the same footage lie in two splits",
+        remedy,
+    )
+    for row in values["groups_cut"]:
+        yield (
+            f"the group {row['group']!r} is cut by the splits {row['clips']}: the test part "
+            "shows places that were trained on"
+        )
+    yield from _count(
+        [p for p in pairs if p.across_splits and not p.same_footage and not p.grouped],
+        "show the same scene in two splits",
+        remedy,
+    )
 
 
-def _within_parts(values: Values, pairs: Sequence[VideoPair]) -> list[str]:
+def _inside(values: Values, pairs: Sequence[VideoPair]) -> Iterator[str]:
     """Pairs that no split divides."""
     inside = [pair for pair in pairs if not pair.across_splits and not pair.both_labels]
-    return [
-        *_pairs(
-            "of the same footage are within one split or unsplit",
-            [pair for pair in inside if pair.same_footage],
-            "what is in both counts twice",
-        ),
-        *_pairs(
-            "show the same scene and no group says so",
-            [pair for pair in inside if not pair.same_footage and not pair.grouped],
-            _together(values),
-        ),
-    ]
+    yield from _count(
+        [pair for pair in inside if pair.same_footage],
+        "of the same footage are within one split or unsplit",
+        "what is in both counts twice",
+    )
+    yield from _count(
+        [pair for pair in inside if not pair.same_footage and not pair.grouped],
+        "show the same scene and are in no common group",
+        _keep_together(values),
+    )
 
 
-def _pairs(what: str, chosen: Sequence[VideoPair], remedy: str) -> list[str]:
-    """A sentence that counts the pairs, names the first and says what to do; or none."""
-    if not chosen:
-        return []
-    names = chosen[0].first.name, chosen[0].second.name
-    return [f"{len(chosen)} pairs {what} ({names[0]!r} and {names[1]!r}): {remedy}"]
+def _count(chosen: Sequence[VideoPair], what: str, remedy: str) -> Iterator[str]:
+    """A sentence that counts the pairs and names the first; none without pairs."""
+    if chosen:
+        first, second = chosen[0].first.name, chosen[0].second.name
+        yield f"{len(chosen)} pairs {what} ({first!r} and {second!r}): {remedy}"
 
 
-def _together(values: Values, anew: bool = False) -> str:
-    """How pairs are kept in one split; `anew`: when kept splits divide them."""
-    resplit = " --resplit" if anew and not values["own_splits"] else ""
-    merge = f"vd split --merge-duplicates{resplit} keeps them together"
+def _keep_together(values: Values, resplit: bool = False) -> str:
+    """How to keep pairs in one split; `resplit`: kept splits divide them."""
     if values["own_splits"]:
         return (
             "remove one of each, or drop the data set's own split folders or column, then "
-            + merge
+            "vd split --merge-duplicates keeps them together"
         )
-    return merge
+    flag = " --resplit" if resplit else ""
+    return f"vd split --merge-duplicates{flag} keeps them together"
 
 
-def _lost(values: Values, max_loss_gap: float) -> list[str]:
+def _lost(ledger: Values, max_loss_gap: float) -> Iterator[str]:
     """A gap between the classes' losses, and files that are not used."""
-    ledger = values["ledger"]
-    gap, said = ledger["loss_gap"], []
+    gap, lost = ledger["loss_gap"], ledger["found"] - ledger["usable"]
     if is_excessive(gap, max_loss_gap):
-        said.append(
+        yield (
             f"{100 * gap['lost_violent']:.0f} % of violent and "
             f"{100 * gap['lost_nonviolent']:.0f} % of non-violent files are lost"
         )
-    lost = ledger["found"] - ledger["usable"]
     if lost:
-        said.append(
+        yield (
             f"{lost} of {ledger['found']} files are not usable: ledger.csv has the reasons"
         )
-    return said
 
 
-def _labels_told(values: Values) -> list[str]:
-    """Groups of one class, and classifiers without sight of the action."""
-    groups = [
-        f"all {row['clips']} clips of the group {row['group']!r} are {row['label']}: its "
-        "place tells the label"
-        for row in values["one_class_groups"]
-        if row["p"] < _CERTAIN
-    ]
-    words = {
-        "metadata": "size, rate, length, codec, bytes, brightness and bars alone tell",
-        "frame": "a single frame tells",
-        "borders": "the borders of a single frame tell",
-    }
-    tested = {name: row for name, row in values["shortcuts"].items() if row}
-    return groups + [
-        f"{words[name]} the label with AUC {row['auc']:.3f} (labels permuted: below "
-        f"{row['chance_95']:.3f}, p = {row['p']:.2f})"
-        for name, row in tested.items()
-        if row["p"] <= _SIGNIFICANT and row["auc"] >= _STRONG
-    ]
+def _shortcuts(values: Values) -> Iterator[str]:
+    """Groups of one class, and classifiers that see no action."""
+    for row in values["one_class_groups"]:
+        if row["p"] < _CERTAIN:
+            yield (
+                f"all {row['clips']} clips of the group {row['group']!r} are "
+                f"{row['label']}: the place gives the label away"
+            )
+    for name, row in values["shortcuts"].items():
+        if row and row["p"] <= _SIGNIFICANT and row["auc"] >= _STRONG:
+            yield (
+                f"{_INPUTS[name]} the label with AUC {row['auc']:.3f} (labels permuted: "
+                f"below {row['chance_95']:.3f}, p = {row['p']:.2f})"
+            )
 
 
-def _run(values: Values) -> list[str]:
-    """What a run's accuracy is without leaked clips, and whether its labels still stand."""
+def _run(values: Values) -> Iterator[str]:
+    """A run's accuracy without leaked clips, and labels that have changed since."""
     if not values["run"]:
-        return []
-    rows, said = values["run"]["test"], []
+        return
+    rows, changed = values["run"]["test"], values["relabelled"]
     last = rows["without_shared_group"]
-    said.append(
-        f"the run's test accuracy is {_percent(rows['all'])}, and {_percent(last)} without "
-        f"{last['left_out']} leaked clips"
+    yield (
+        f"the run's test accuracy is {percent(rows['all']['accuracy'])} "
+        f"({rows['all']['clips']} clips), and {percent(last['accuracy'])} "
+        f"({last['clips']} clips) without {last['left_out']} leaked clips"
     )
-    changed = values["relabelled"]
     if changed:
-        said.append(
-            f"{len(changed)} clips had another label when the run was trained "
-            f"({changed[0]!r} for one): its figures are of the former labels"
+        yield (
+            f"{len(changed)} clips had another label when the run was trained (for example "
+            f"{changed[0]!r}): its figures are of the former labels"
         )
-    return said
 
 
-def _not_tested(values: Values) -> list[str]:
-    """What the audit could not look at: silence about it would pass for a clean bill."""
-    said = []
+def _not_tested(values: Values) -> Iterator[str]:
+    """What the audit could not test: silence about it would look like a clean result."""
     if not any(row["split"] for row in values["ledger"]["per_split_and_class"]):
-        said.append("no splits are known, so leakage between them was not tested")
+        yield "no splits are known, so leakage between them was not tested"
     if values["groups"] is None:
-        said.append(
+        yield (
             "no source groups are known: clips of one recording may be in train and test; "
-            "a column `group` or --group-from names them"
+            "name them with a column `group` or with --group-from"
         )
     if not all(values["shortcuts"].values()):
-        said.append(
-            "whether metadata, a frame or its borders tell the label was not tested: a "
+        yield (
+            "whether metadata, a frame or its borders predict the label was not tested: a "
             "class has fewer than two clips or groups"
         )
-    return said
-
-
-def _percent(row: Values) -> str:
-    accuracy = row["accuracy"]
-    clips = f"({row['clips']} clips)"
-    return (
-        f"undefined {clips}" if accuracy is None else f"{100 * accuracy:.1f} % {clips}"
-    )

@@ -1,21 +1,23 @@
-"""Copies and leakage: pairs of videos, what parts and classes they join, what they change."""
+"""Leakage: pairs of videos, the splits and classes they join, a run without leaked clips."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from vd.audit.near_duplicates import Pair
 from vd.data.manifest import CLASSES, Video
 from vd.errors import VdError
-from vd.evaluation.results import Member, read_run
+from vd.evaluation.predictions import Member, read_run
 
 
 @dataclass(frozen=True)
 class VideoPair:
-    """Two files that show the same; `shift` seconds into the first, the second begins."""
+    """Two files that show the same; the second begins `shift` seconds into the first."""
 
     first: Video
     second: Video
@@ -36,18 +38,19 @@ class VideoPair:
 
     @property
     def across_splits(self) -> bool:
-        """Whether a split lies between the two."""
-        return "" not in self.splits and len(set(self.splits)) == 2
-
-    @property
-    def splits(self) -> tuple[str, str]:
-        """The parts they are in."""
-        return self.first.split, self.second.split
+        """Whether the two are in different splits."""
+        splits = {self.first.split, self.second.split}
+        return len(splits) == 2 and "" not in splits
 
     @property
     def grouped(self) -> bool:
-        """Whether a group already says that they belong together."""
+        """Whether both are in one group already."""
         return self.first.group != "" and self.first.group == self.second.group
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether it is one scene within one group, which is what groups are for."""
+        return not self.same_footage and self.grouped
 
     def row(self) -> dict[str, Any]:
         """The pair in JSON values."""
@@ -56,7 +59,7 @@ class VideoPair:
             "kind": self.kind,
             "paths": [video.name for video in both],
             "labels": [CLASSES[video.label] for video in both],
-            "splits": list(self.splits),
+            "splits": [video.split for video in both],
             "groups": [video.group for video in both],
             "similarity": round(self.similarity, 4),
             "mirrored": self.mirrored,
@@ -64,11 +67,11 @@ class VideoPair:
         }
 
 
-def video_pairs(videos: Iterable[Video], found: Iterable[Pair]) -> list[VideoPair]:
-    """Copies by content, then the pairs found by content hash; the worst first.
+def video_pairs(videos: Iterable[Video], alike: Iterable[Pair]) -> list[VideoPair]:
+    """Pairs of files with the same content, and of those whose contents are `alike`.
 
-    Worst: the same footage under both labels, then across splits, then footage before
-    scene, then what no group holds together.
+    The worst first: the same footage under both labels, then across splits, then footage
+    before scene, then pairs that are in no common group.
     """
     by_id: dict[str, list[Video]] = defaultdict(list)
     for video in videos:
@@ -79,7 +82,7 @@ def video_pairs(videos: Iterable[Video], found: Iterable[Pair]) -> list[VideoPai
         for same in by_id.values()
         for first, second in combinations(same, 2)
     ]
-    for pair in found:
+    for pair in alike:
         for first, second in product(by_id[pair.first], by_id[pair.second]):
             pairs.append(VideoPair(first, second, *pair[2:]))
     return sorted(
@@ -92,31 +95,31 @@ def video_pairs(videos: Iterable[Video], found: Iterable[Pair]) -> list[VideoPai
 
 
 def groups_cut(videos: Iterable[Video]) -> list[dict[str, Any]]:
-    """Groups that lie in several splits, with the clips in each."""
-    parts: dict[str, Counter[str]] = defaultdict(Counter)
+    """Groups that lie in several splits, with the number of clips in each."""
+    splits: dict[str, Counter[str]] = defaultdict(Counter)
     for video in videos:
         if video.group and video.split:
-            parts[video.group][video.split] += 1
+            splits[video.group][video.split] += 1
     return [
         {"group": group, "clips": dict(counts)}
-        for group, counts in sorted(parts.items())
+        for group, counts in sorted(splits.items())
         if len(counts) > 1
     ]
 
 
 def read_tested(run_dir: Path, videos: Iterable[Video]) -> Member:
-    """What a run said of its test clips; `videos` carry the run's splits.
+    """The test predictions of a run; `videos` carry its splits.
 
-    Raises `VdError` when the run is not evaluated, or its predictions are damaged or not
-    those of its test clips: what they lacked would pass for free of leaks.
+    Raises `VdError` unless they are of exactly its test clips: one that is missing would
+    count as free of leaks.
     """
     member = read_run(run_dir)
-    told = set(member.predictions.paths)
+    predicted = set(member.predictions.paths)
     names = {video.name for video in videos if video.split == "test"}
-    if told != names:
+    if predicted != names:
         raise VdError(
-            f"{run_dir / 'predictions_test.csv'} has {len(told)} clips that are not the run's "
-            f"{len(names)} test clips ({min(told ^ names)!r} for one that differs); run vd "
+            f"{run_dir / 'predictions_test.csv'} has {len(predicted)} clips that are not the "
+            f"run's {len(names)} test clips (for example {min(predicted ^ names)!r}); run vd "
             "evaluate on the run to write it again."
         )
     return member
@@ -127,32 +130,30 @@ def without_leaks(
 ) -> dict[str, Any]:
     """A run's test accuracy with all its predictions, and without the leaked clips.
 
-    A test clip is leaked when its footage, its scene or its group is in another part.
+    A test clip is leaked when its footage, its scene or its group is in another split.
     `videos` and `pairs` carry the run's splits. Nothing is trained or scored.
     """
     leaked: dict[str, set[str]] = {"footage": set(), "scene": set(), "group": set()}
     for pair in pairs:
-        if pair.across_splits and "test" in pair.splits:
-            clip = pair.first if pair.first.split == "test" else pair.second
-            leaked["footage" if pair.same_footage else "scene"].add(clip.name)
+        for video in (pair.first, pair.second):
+            if pair.across_splits and video.split == "test":
+                leaked["footage" if pair.same_footage else "scene"].add(video.name)
     cut = {row["group"] for row in groups_cut(videos)}
     leaked["group"] = {v.name for v in videos if v.split == "test" and v.group in cut}
-    said = tested.predictions
-    right_N = tested.predicted_N == (said.labels_N == 1)
-    correct = dict(zip(said.paths, right_N.tolist(), strict=True))
-    rows = {"all": _accuracy(correct, set())}
-    seen: set[str] = set()
+    predictions = tested.predictions
+    correct_N = predictions.predicted_N == (predictions.labels_N == 1)
+    kept_N = np.ones(len(correct_N), bool)
+    rows = {"all": _accuracy(correct_N, kept_N)}
     for reason, names in leaked.items():
-        seen = seen | names
-        rows[f"without_shared_{reason}"] = _accuracy(correct, seen)
+        kept_N &= [path not in names for path in predictions.paths]
+        rows[f"without_shared_{reason}"] = _accuracy(correct_N, kept_N)
     return {"run": str(tested.run_dir), "threshold": tested.threshold, "test": rows}
 
 
-def _accuracy(correct: Mapping[str, bool], left_out: set[str]) -> dict[str, Any]:
-    """Accuracy over the clips that are not left out; None when none is left."""
-    kept = [right for name, right in correct.items() if name not in left_out]
+def _accuracy(correct_N: np.ndarray, kept_N: np.ndarray) -> dict[str, Any]:
+    """Accuracy over the clips that are kept; None when there are none."""
     return {
-        "clips": len(kept),
-        "left_out": len(correct) - len(kept),
-        "accuracy": sum(kept) / len(kept) if kept else None,
+        "clips": int(kept_N.sum()),
+        "left_out": int((~kept_N).sum()),
+        "accuracy": float(correct_N[kept_N].mean()) if kept_N.any() else None,
     }

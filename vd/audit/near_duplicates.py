@@ -1,21 +1,20 @@
 """Near duplicates: the same footage, or the same scene, in two videos.
 
 1. Hash: signs of the 128 lowest DCT coefficients (a perceptual hash, Zauner 2010) of every
-   small grey frame, and of its change over half a second. The change tells footage apart
-   where a camera stands still and all its frames look alike. A mirrored picture has the
-   same coefficients, the odd horizontal ones with the other sign.
+   small grey frame, and of its change over half a second. The change distinguishes footage
+   of a still camera, whose frames all look alike. A mirrored picture has the same
+   coefficients, the odd horizontal ones with the other sign.
 2. Search: the nearest hashes of other videos, plain and mirrored, by an inverted file over
    binary codes (faiss), so the cost grows far slower than the number of pairs.
-3. Verify: at the shifts in time that the hits tell of, the changes of both videos must
-   correlate, and their frames too: one ticker runs over many places. Where nothing moves,
-   or only single frames agree, it is the same scene.
+3. Verify: at the shifts in time that the hits suggest, the changes of both videos must
+   correlate, and their frames too: the same ticker may run over many places. Where nothing
+   moves, or only single frames agree, it is the same scene.
 
 Thresholds were set on re-encoded, scaled, mirrored, trimmed and resampled copies of real
 clips: docs/results.md.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import cv2
@@ -38,13 +37,18 @@ _LEAST_OVERLAP, _LEAST_SHARE = 2, 0.5  # changes; of the shorter video
 _HOPEFUL, _SAME_FOOTAGE = 0.4, 0.75  # correlation of the changes
 _SAME_PLACE = 0.9  # mean correlation of the frames of the same footage
 _SAME_SCENE = 0.99  # correlation of two frames
+# rows and columns of the lowest coefficients, without the mean
+_LOWEST = tuple(
+    np.array(sorted(np.ndindex(SIDE, SIDE), key=lambda p: (sum(p), p))[1 : _BITS + 1]).T
+)
+_MIRROR = np.packbits(_LOWEST[1] % 2 == 1)  # the signs that a mirrored image inverts
 
 Small = UInt8[np.ndarray, "F 16 16"]
 Codes = UInt8[np.ndarray, "N 16"]
 
 
 class Pair(NamedTuple):
-    """Two videos of the same footage or scene; `shift` seconds into the first, the second begins."""
+    """Two videos of the same footage or scene; the second begins `shift` s into the first."""
 
     first: str
     second: str
@@ -52,15 +56,6 @@ class Pair(NamedTuple):
     similarity: float  # correlation, 1 at most
     mirrored: bool
     shift: float
-
-
-@dataclass(frozen=True)
-class _Hashes:
-    """Hashes of the frames of all videos, or of their changes."""
-
-    codes_Nx16: Codes
-    owner_N: np.ndarray
-    frame_N: np.ndarray
 
 
 def duplicate_ids(
@@ -76,18 +71,18 @@ def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
     """All pairs of the same footage or scene among videos, by name; the most alike first."""
     if len(fingerprints) < 2:
         return []
-    small = {name: made.small_Fx16x16 for name, made in fingerprints.items()}
+    small = {name: one.small_Fx16x16 for name, one in fingerprints.items()}
     names = list(small)
-    found: dict[tuple[int, int], Pair] = {}
+    pairs: dict[tuple[int, int], Pair] = {}
     for a, b, mirrored, frames_Hx2 in _hits(small.values()):
         second = small[names[b]][:, :, ::-1] if mirrored else small[names[b]]
         match = compare(small[names[a]], second, frames_Hx2)
         if match is None:
             continue
         pair = Pair(names[a], names[b], *match[:2], mirrored, match[2])
-        if (a, b) not in found or _rank(pair) > _rank(found[a, b]):
-            found[a, b] = pair
-    return sorted(found.values(), key=_rank, reverse=True)
+        if (a, b) not in pairs or _rank(pair) > _rank(pairs[a, b]):
+            pairs[a, b] = pair
+    return sorted(pairs.values(), key=_rank, reverse=True)
 
 
 def compare(
@@ -96,18 +91,15 @@ def compare(
     """Kind, similarity and shift in seconds of two videos; None when they are not alike.
 
     `frames_Hx2` (at least one) are frames of the first and of the second that look alike,
-    or after which both change alike; only the commonest shifts in time that they tell of
-    are tried.
+    or after which both change alike; only their commonest shifts in time are tried.
     """
     shifts, counts = np.unique(frames_Hx2[:, 0] - frames_Hx2[:, 1], return_counts=True)
     changes = changes_of(first), changes_of(second)
     commonest = shifts[np.argsort(-counts, kind="stable")[:_MOST]].tolist()
     best, shift = max((_correlation(*changes, shift), shift) for shift in commonest)
-    if (
-        _HOPEFUL < best < _SAME_FOOTAGE
-    ):  # a copy's frames may lie between the original's
-        between = (_correlation(*changes, shift + half) for half in (-0.5, 0.5))
-        best = max(best, *between)
+    if _HOPEFUL < best < _SAME_FOOTAGE:
+        # a copy's frames may lie between the original's
+        best = max(best, *(_correlation(*changes, shift + h) for h in (-0.5, 0.5)))
     if best >= _SAME_FOOTAGE and _same_place(first, second, shift):
         return "duplicate", best, shift / FRAMES_PER_SECOND
     step = -(-len(frames_Hx2) // _MOST)
@@ -124,26 +116,27 @@ def _hits(
 ) -> Iterator[tuple[int, int, bool, Int[np.ndarray, "H 2"]]]:
     """Each two videos with near hashes, whether mirrored, and the frames that are near.
 
-    Of each hash the nearest few of other videos count, so that one camera's many clips,
-    all alike, cost no more than their number.
+    Of each hash only the nearest few of other videos count, so that the many similar clips
+    of one camera cost no more than their number.
     """
     tables = []
     for changes, distance in ((False, _FRAME_DISTANCE), (True, _CHANGE_DISTANCE)):
-        hashes = _hashes(videos, changes)
-        codes, owner_N, frame_N = hashes.codes_Nx16, hashes.owner_N, hashes.frame_N
+        codes, owner_N, frame_N = _hashes(videos, changes)
         queries = np.concatenate([codes, codes ^ _MIRROR])
         rows, places = neighbours(codes, queries, distance)
-        others = owner_N[rows % max(len(codes), 1)] != owner_N[places]
-        rows, places = rows[others], places[others]
-        starts = np.searchsorted(rows, rows)  # `rows` is sorted, the nearest come first
-        near = np.arange(len(rows)) - starts < _NEAREST
-        rows, places = rows[near], places[near]
-        mirrored, rows = rows >= len(codes), rows % max(len(codes), 1)
-        table = np.stack(
-            [owner_N[rows], owner_N[places], mirrored, frame_N[rows], frame_N[places]],
-            axis=1,
+        mirrored, hashes = np.divmod(rows, max(len(codes), 1))
+        others = owner_N[hashes] != owner_N[places]
+        rows, hashes, places, mirrored = (
+            column[others] for column in (rows, hashes, places, mirrored)
         )
-        swapped = table[:, 0] > table[:, 1]
+        # `rows` is sorted, and of each row the nearest come first
+        nearest = np.arange(len(rows)) - np.searchsorted(rows, rows) < _NEAREST
+        hashes, places = hashes[nearest], places[nearest]
+        first, second = owner_N[hashes], owner_N[places]
+        table = np.stack(
+            [first, second, mirrored[nearest], frame_N[hashes], frame_N[places]], axis=1
+        )
+        swapped = first > second
         table[swapped] = table[swapped][:, [1, 0, 2, 4, 3]]
         tables.append(table)
     table = np.unique(np.concatenate(tables), axis=0)
@@ -190,22 +183,24 @@ def codes_of(images: np.ndarray) -> Codes:
     return np.packbits(np.array(spectra).reshape(-1, _BITS) > 0, axis=1)
 
 
-def _hashes(videos: Iterable[Small], changes: bool) -> _Hashes:
-    """The hashes of all videos, without what is flat, still, or as the one before."""
+def _hashes(
+    videos: Collection[Small], changes: bool
+) -> tuple[Codes, np.ndarray, np.ndarray]:
+    """Hashes of the frames of all videos, or of their changes; video and frame of each.
+
+    Without those that are flat, still, or the same as the one before.
+    """
     codes, owners, frames = [], [], []
     for owner, small in enumerate(videos):
         images = changes_of(small) if changes else small
-        made = codes_of(images)
-        kept = np.ones(len(made), bool)
-        kept[1:] = np.any(made[1:] != made[:-1], axis=1)
-        lively = np.mean(images**2.0, (1, 2)) if changes else images.var((1, 2))
-        kept &= lively > _STILL**2
-        codes.append(made[kept])
+        of_video = codes_of(images)
+        power = np.mean(images**2.0, (1, 2)) if changes else images.var((1, 2))
+        kept = power > _STILL**2
+        kept[1:] &= np.any(of_video[1:] != of_video[:-1], axis=1)
+        codes.append(of_video[kept])
         frames.append(np.flatnonzero(kept))
         owners.append(np.full(kept.sum(), owner))
-    return _Hashes(
-        np.concatenate(codes), np.concatenate(owners), np.concatenate(frames)
-    )
+    return np.concatenate(codes), np.concatenate(owners), np.concatenate(frames)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
@@ -240,16 +235,3 @@ def _alike(first: np.ndarray, second: np.ndarray) -> float:
 
 def _rank(pair: Pair) -> tuple[bool, float]:
     return pair.kind == "duplicate", pair.similarity
-
-
-def _lowest() -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the lowest coefficients, the mean left out."""
-    order = sorted(
-        ((i, j) for i in range(SIDE) for j in range(SIDE)), key=lambda p: (sum(p), p)
-    )
-    rows, columns = np.array(order[1 : _BITS + 1]).T
-    return rows, columns
-
-
-_LOWEST = _lowest()
-_MIRROR = np.packbits(_LOWEST[1] % 2 == 1)  # a mirrored image's signs differ here

@@ -1,12 +1,12 @@
-"""Shortcuts: how well the label is told without looking at what happens in a video.
+"""Shortcuts: how well the label is predicted without looking at what happens in a video.
 
 A small classifier is cross-validated, groups kept whole, on metadata, on a single frame and
-on the borders of that frame. Its AUC is held against those under permuted labels, which are
-laid out group by group in random order, so that a group's clips keep belonging together.
+on the borders of that frame. Its AUC is compared with that under permuted labels; whole
+groups are permuted, so that the clips of a group stay together.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vd.audit.fingerprints import Fingerprint
 from vd.console import track
+from vd.data.manifest import CLASSES, Video
 from vd.data.outcome import Outcome
 from vd.features.engines import Engine
 
@@ -32,16 +33,6 @@ _FOLDS, _COMPONENTS = 5, 32
 _BORDER = 0.15  # of the side, on each side
 
 
-@dataclass(frozen=True)
-class Shortcut:
-    """Out-of-fold AUC of a classifier, and what permuted labels give."""
-
-    auc: float
-    chance_95: float  # 95 % of the permutations stay below
-    p: float  # share of permutations, and of the labels themselves, that reach the AUC
-    clips: int
-
-
 def shortcut(
     model: Any,
     features_NxD: Features,
@@ -49,9 +40,11 @@ def shortcut(
     groups_N: Labels,
     permutations: int = 99,
     seed: int = 0,
-) -> Shortcut:
+) -> dict[str, Any]:
     """Cross-validate `model` on the labels and on permutations of them.
 
+    Returns the out-of-fold `auc`; `chance_95`, below which 95 % of the permutations stay;
+    `p`, the share of permutations, and of the labels themselves, that reach the AUC.
     Both classes must lie in two groups at least (`is_testable`).
     """
     folds = min(_FOLDS, *_groups_of_classes(labels_N, groups_N))
@@ -64,12 +57,12 @@ def shortcut(
             chance.append(_auc(model, features_NxD, other_N, groups_N, folds))
             ticker.advance()
     reached = 1 + sum(value >= auc for value in chance)
-    return Shortcut(
-        auc,
-        float(np.quantile(chance, 0.95)),
-        reached / (permutations + 1),
-        len(labels_N),
-    )
+    return {
+        "auc": auc,
+        "chance_95": float(np.quantile(chance, 0.95)),
+        "p": reached / (permutations + 1),
+        "clips": len(labels_N),
+    }
 
 
 def is_testable(labels_N: Labels, groups_N: Labels) -> bool:
@@ -84,7 +77,7 @@ def _groups_of_classes(labels_N: Labels, groups_N: Labels) -> list[int]:
 def permuted(
     labels_N: Labels, groups_N: Labels, generator: np.random.Generator
 ) -> Labels:
-    """The groups' labels in another order of the groups, over the clips group by group."""
+    """The labels of whole groups in another order, filled in group by group."""
     names = np.unique(groups_N)
     members = {name: np.flatnonzero(groups_N == name) for name in names}
     places = np.concatenate([members[name] for name in names])
@@ -95,40 +88,37 @@ def permuted(
 
 
 def metadata_model() -> Any:
-    """A small forest: metadata tell by thresholds, not by sums."""
+    """A small forest: metadata predict by thresholds, not by sums."""
     return ExtraTreesClassifier(25, min_samples_leaf=3, random_state=0)
 
 
 def picture_model() -> Any:
-    """Logistic regression on principal components."""
+    """Logistic regression, for principal components."""
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
 
 
 def metadata(
-    sizes: Sequence[int],
+    videos: Sequence[Video],
     outcomes: Sequence[Outcome],
     fingerprints: Sequence[Fingerprint],
 ) -> Features:
-    """Of files of `sizes` bytes: width, height, rate, frames, seconds, bytes, bit rate, brightness, bars, codec."""
+    """Resolution, rate, length, size, bit rate, brightness, letterbox and codec."""
     rows = []
     codecs = sorted({outcome.codec for outcome in outcomes})
-    for size, outcome, made in zip(sizes, outcomes, fingerprints, strict=True):
+    for video, outcome, fingerprint in zip(videos, outcomes, fingerprints, strict=True):
         seconds = outcome.duration or outcome.frames / (outcome.fps or 25.0)
         rows.append(
             [
-                outcome.width, outcome.height, outcome.fps, outcome.frames, seconds, size,
-                8 * size / max(seconds, 1e-3), made.brightness, made.letterbox,
-                *(outcome.codec == codec for codec in codecs),
+                outcome.width, outcome.height, outcome.fps, outcome.frames, seconds,
+                video.size, 8 * video.size / max(seconds, 1e-3), fingerprint.brightness,
+                fingerprint.letterbox, *(outcome.codec == codec for codec in codecs),
             ]
         )  # fmt: skip
     return np.array(rows, np.float64)
 
 
 def picture_features(
-    pictures: Sequence[bytes],
-    engine: Engine,
-    size: int,
-    borders: bool = False,
+    pictures: Sequence[bytes], engine: Engine, size: int, borders: bool = False
 ) -> Features:
     """Principal components of the backbone's features of each video's picture, a JPEG.
 
@@ -136,13 +126,11 @@ def picture_features(
     """
     features = []
     rim = max(1, round(_BORDER * size))
-    with track(
-        "borders" if borders else "middle frames", len(pictures), "pictures"
-    ) as ticker:
+    name = "borders" if borders else "middle frames"
+    with track(name, len(pictures), "pictures") as ticker:
         for picture in pictures:
-            image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
-            assert image is not None, "its checksum was right"
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR_RGB)
+            assert image is not None  # a JPEG that we wrote
             image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
             if borders:
                 image[rim:-rim, rim:-rim] = 127
@@ -154,29 +142,36 @@ def picture_features(
     return reduced
 
 
-def one_class_groups(
-    labels: Mapping[str, Sequence[int]], share_violent: float
-) -> list[dict[str, Any]]:
+def one_class_groups(videos: Sequence[Video]) -> list[dict[str, Any]]:
     """Groups of two or more clips of a single class, the least likely by chance first.
 
     `p` is the chance that as many clips drawn from the data set are of that class, times
     the number of groups (Bonferroni).
     """
-    found = []
-    for name, members in labels.items():
-        if len(members) > 1 and len(set(members)) == 1:
-            share = share_violent if members[0] else 1 - share_violent
-            p = min(1.0, len(labels) * share ** len(members))
-            found.append(
-                {"group": name, "label": members[0], "clips": len(members), "p": p}
-            )
-    return sorted(found, key=lambda row: (row["p"], row["group"]))
+    labels: dict[str, list[int]] = defaultdict(list)
+    for video in videos:
+        if video.group:
+            labels[video.group].append(video.label)
+    counts = [sum(video.label == label for video in videos) for label in (0, 1)]
+    rows = [
+        {
+            "group": group,
+            "label": CLASSES[members[0]],
+            "clips": len(members),
+            "p": min(
+                1.0, len(labels) * (counts[members[0]] / len(videos)) ** len(members)
+            ),
+        }
+        for group, members in labels.items()
+        if len(members) > 1 and len(set(members)) == 1
+    ]
+    return sorted(rows, key=lambda row: (row["p"], row["group"]))
 
 
 def _auc(
     model: Any, features_NxD: Features, labels_N: Labels, groups_N: Labels, folds: int
 ) -> float:
-    """AUC of out-of-fold scores; a fold whose other part lacks a class scores 0.5."""
+    """AUC of out-of-fold scores: 0.5 in a fold whose training part has one class."""
     scores_N = np.full(len(labels_N), 0.5)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     for train, test in splitter.split(features_NxD, labels_N, groups_N):

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,21 +16,16 @@ from vd.files import numbered_rows, write_csv
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
 
-_CLASS_NAMES = {
-    **dict.fromkeys(("violent", "violence", "fight", "fights"), 1),
-    **dict.fromkeys(
-        (
-            "nonviolent", "nonviolence", "noviolence", "nofight", "nofights",
-            "nonfight", "normal", "neutral",
-        ),
-        0,
-    ),
-}  # fmt: skip
+_VIOLENT = "violent", "violence", "fight", "fights"
+_NONVIOLENT = (
+    "nonviolent", "nonviolence", "noviolence", "nofight", "nofights", "nonfight", "normal",
+    "neutral",
+)  # fmt: skip
+_LABELS = dict.fromkeys(_VIOLENT, 1) | dict.fromkeys(_NONVIOLENT, 0)
 _SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+    "train": "train", "training": "train", "val": "val", "valid": "val",
+    "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 _VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 "
     ".mpeg .mpg .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv".split()
@@ -52,7 +47,7 @@ class Video:
     name: str  # the path as the data set has it, relative to its root
     label: int  # 1 violent, 0 non-violent
     split: str = ""  # train, val, test, or "" while unassigned
-    group: str = ""  # what no split may cut in two; "" is the clip itself
+    group: str = ""  # all clips of a group are in one split; "": the clip alone
     id: str = ""
     size: int = 0  # bytes, when its content is known
     modified: int = 0  # nanoseconds, when its content was hashed
@@ -69,8 +64,9 @@ class Manifest:
 def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
     """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
 
-    Raises `VdError` for a wrong path, an unknown class or split name, a class without
-    a clip (with `both_classes` off: the positive one that was named), a missing column, and a path that is listed twice.
+    Raises `VdError` for a wrong path, an unknown class or split name, a missing column, a
+    path that is listed twice, a --positive-class without a clip and, with `both_classes`,
+    any class without a clip.
     """
     path = config.dataset_path
     if path.is_dir():
@@ -90,26 +86,25 @@ def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
         )
     if config.group_from is not None:
         videos = tuple(_group_from_path(videos, config.group_from))
-    if both_classes:
-        check_classes(videos, config)
-    elif config.positive_class and not any(video.label for video in videos):
+    if config.positive_class and not any(video.label for video in videos):
         raise VdError(
             f"--positive-class {config.positive_class} is no class of {path}; give the name "
             "of the violent one as its folder or label has it, or leave it out."
         )
+    if both_classes:
+        check_classes(videos, f"--dataset-path {path}")
     return dataclasses.replace(manifest, videos=videos)
 
 
-def check_classes(videos: Sequence[Video], config: DataConfig) -> None:
-    """Raise `VdError` when a class has no clip."""
+def check_classes(
+    videos: Sequence[Video],
+    where: str,
+    remedy: str = "add some, or check the names of the class folders",
+) -> None:
+    """Raise `VdError` when a class has no clip: neither training nor metrics work then."""
     for label, name in enumerate(CLASSES):
         if not any(video.label == label for video in videos):
-            told = f" with --positive-class {config.positive_class}"
-            raise VdError(
-                f"--dataset-path {config.dataset_path} has no {name} "
-                f"clip{told * bool(config.positive_class)}; training needs clips of both "
-                "classes: add some, or check the names of the class folders."
-            )
+            raise VdError(f"{where} has no {name} clip; {remedy}.")
 
 
 def _normal(name: str) -> str:
@@ -121,12 +116,12 @@ def _label(name: str, where: str, positive_class: str | None) -> int:
     """0 or 1 for a class name."""
     if positive_class is not None:
         return int(_normal(name) == _normal(positive_class))
-    if _normal(name) not in _CLASS_NAMES:
+    if _normal(name) not in _LABELS:
         raise VdError(
-            f"{where}: {name!r} is no class that vd knows; name the violent one with "
-            "--positive-class, every other class then counts as non-violent."
+            f"{where}: {name!r} is no class that vd knows; name the violent class with "
+            "--positive-class, and every other one counts as non-violent."
         )
-    return _CLASS_NAMES[_normal(name)]
+    return _LABELS[_normal(name)]
 
 
 def _read_folder(root: Path, config: DataConfig) -> Manifest:
@@ -142,15 +137,15 @@ def _read_folder(root: Path, config: DataConfig) -> Manifest:
     if any(is_split) and not all(is_split):
         odd = folders[is_split.index(False)]
         raise VdError(
-            f"{odd} stands beside split folders but is none of train, val, test; move "
-            "it elsewhere, or drop the split folders."
+            f"{odd} is beside split folders but is none of train, val, test; move it "
+            "elsewhere, or remove the split folders."
         )
     videos: list[Video] = []
     for folder in folders:
         split = _SPLIT_NAMES[_normal(folder.name)] if any(is_split) else ""
         classes = _entries(folder) if split else [folder]
         if classes is None:
-            say(f"WARNING: {folder} may not be read: what is in it is left out")
+            say(f"WARNING: no permission to read {folder}: its files are left out")
             ignored.append(folder.name)
         for class_folder in classes or ():
             if class_folder.name.startswith("."):
@@ -169,25 +164,23 @@ def _read_folder(root: Path, config: DataConfig) -> Manifest:
 
 
 def _may_hold_videos(folder: Path) -> bool:
-    """Whether a folder is called as a split or a class is, or some video is in it.
+    """Whether a folder has the name of a split or a class, or contains a video.
 
-    So a cache or a report of vd's own in the data set is none of its classes.
+    So a cache or a report that vd wrote into the data set is not taken for a class.
     """
     if folder.name.startswith("."):
         return False
     name = _normal(folder.name)
-    known = name in _SPLIT_NAMES or name in _CLASS_NAMES
+    known = name in _SPLIT_NAMES or name in _LABELS
     return known or any(is_video for _, is_video in _files(folder))
 
 
 def _entries(folder: Path) -> list[Path] | None:
-    """What is in a folder, in order of name; None when it may not be read."""
+    """The entries of a folder by name; None without permission to list and enter it."""
     try:
         entries = sorted(folder.iterdir())
         for entry in entries:
-            os.stat(
-                entry, follow_symlinks=False
-            )  # a folder may be listed but not entered
+            os.stat(entry, follow_symlinks=False)
     except PermissionError:
         return None
     return entries
@@ -196,8 +189,8 @@ def _entries(folder: Path) -> list[Path] | None:
 def _files(folder: Path) -> Iterator[tuple[Path, bool]]:
     """Files below `folder` in order of name, and whether they are videos by name.
 
-    Links to folders are not followed. A folder that may not be read stands for what is in
-    it, so that the ledger has it as unreadable.
+    Links to folders are not followed. An unreadable folder is yielded in place of its
+    files, so that the ledger lists it as unreadable.
     """
     entries = _entries(folder)
     if entries is None:
@@ -226,50 +219,54 @@ def _read_csv(path: Path, config: DataConfig) -> Manifest:
     names = list(rows[0][1]) if rows else []
     missing = {"path", "label"} - set(names)
     if missing:
-        found = (
-            f"it names {','.join(map(str, names))!r:.80}" if rows else "it has no row"
-        )
+        found = f"it names {','.join(names)!r:.80}" if rows else "it has no row"
         raise VdError(
-            f"{path} lacks the column {min(missing)!r} ({found}); its first line must name "
+            f"{path} has no column {min(missing)!r} ({found}); its first line must name "
             "path,label and may name split,group, in UTF-8, with commas."
         )
-    videos = []
-    for line, row in rows:
-        where = f"{path}, line {line}"
-        if not row["path"] or not row["label"]:
-            raise VdError(
-                f"{where} lacks its path or label; fill it, or delete the row."
-            )
-        label = _label(row["label"], where, config.positive_class)
-        split = row.get("split") or ""
-        if split and _normal(split) not in _SPLIT_NAMES:
-            raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
-        split = _SPLIT_NAMES[_normal(split)] if split else ""
-        group = row.get("group") or ""
-        name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
-        videos.append(Video(path.parent / name, name, label, split, group))
-    # b/../a is a, and so is a path from the root on
+    videos = [_listed_video(row, path, line, config) for line, row in rows]
+    # b/../a is a, and so is an absolute path
     places = Counter(os.path.abspath(video.path) for video in videos)
     place, count = places.most_common(1)[0]
-    name = os.path.relpath(place, os.path.abspath(path.parent))
     if count > 1:
+        name = os.path.relpath(place, os.path.abspath(path.parent))
         raise VdError(f"{path} lists {name!r} {count} times; keep one of these rows.")
     without = [video.name for video in videos if not video.split]
     if 0 < len(without) < len(videos):
         raise VdError(
             f"{path}: {without[0]!r} has no split while other rows have one; fill the "
-            "column, or leave it out to have splits assigned."
+            "column, or remove it to have splits assigned."
         )
     if not any(os.path.lexists(video.path) for video in videos):
         raise VdError(
-            f"none of the {len(videos)} files that {path} names exists, "
-            f"{str(videos[0].path)!r} for one; its paths must be relative to its folder."
+            f"none of the {len(videos)} files listed in {path} exists, for example "
+            f"{str(videos[0].path)!r}; its paths must be relative to its folder."
         )
     return Manifest(tuple(sorted(videos, key=lambda video: video.name)))
 
 
+def _listed_video(
+    row: Mapping[str, str], path: Path, line: int, config: DataConfig
+) -> Video:
+    """The video in a row of the CSV at `path`."""
+    where = f"{path}, line {line}"
+    if not row["path"] or not row["label"]:
+        raise VdError(f"{where} has no path or no label; add it, or delete the row.")
+    split = row.get("split") or ""
+    if split and _normal(split) not in _SPLIT_NAMES:
+        raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
+    name = Path(row["path"]).as_posix()  # ./a.mp4 is a.mp4
+    return Video(
+        path.parent / name,
+        name,
+        _label(row["label"], where, config.positive_class),
+        _SPLIT_NAMES.get(_normal(split), ""),
+        row.get("group") or "",
+    )
+
+
 def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
-    """Take each clip's group from its path: the pattern's first group, else its match."""
+    """Set each clip's group from its path: the pattern's first group, else its match."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -281,7 +278,7 @@ def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
         group = (match[1] if expression.groups else match[0]) if match else None
         if not group:
             raise VdError(
-                f"--group-from {pattern!r} finds nothing in {video.name!r}; mend the "
+                f"--group-from {pattern!r} finds nothing in {video.name!r}; change the "
                 "expression so that it matches every path."
             )
         yield dataclasses.replace(video, group=group)
@@ -301,18 +298,10 @@ def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:
     ]
 
 
-def write_manifest(path: Path, videos: Iterable[Video]) -> None:
-    """Write a CSV that `read_manifest` takes: path,label,split,group."""
-    root = os.path.abspath(path.parent)
-    write_csv(
-        path,
-        [
-            {
-                "path": os.path.relpath(os.path.abspath(video.path), root),
-                "label": CLASSES[video.label],
-                "split": video.split,
-                "group": video.group,
-            }
-            for video in videos
-        ],
-    )
+def write_manifest(path: Path, videos: Sequence[Video]) -> None:
+    """Write a CSV that `read_manifest` reads: path,label,split,group."""
+    rows = split_rows(videos)
+    for row, video in zip(rows, videos, strict=True):
+        del row["id"]
+        row["path"] = os.path.relpath(video.path, path.parent)
+    write_csv(path, rows)

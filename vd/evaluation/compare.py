@@ -1,33 +1,37 @@
-"""Runs or cross-validations against the first of them, on the same clips.
+"""`vd compare`: runs or cross-validations against the first of them, on the same clips.
 
-1. Both are read; unless they tested the same clips in the same folds nothing is compared.
+1. All are read; unless they tested the same clips in the same folds nothing is compared.
 2. The difference of accuracy, and of ROC AUC, is taken clip by clip, the mean over seeds;
    its interval resamples whole groups.
 3. McNemar's exact test, of each seed; a corrected t-test over folds and seeds. The latter's
    p-value counts where there is one, else the largest of McNemar's; it is corrected for the
    number of comparisons.
-4. A difference is shown when its interval leaves out 0 and that p-value is under 0.05.
+4. A difference is shown when its interval excludes 0 and that p-value is under 0.05.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool
 
+from vd import plots
+from vd.console import say
 from vd.errors import VdError
-from vd.evaluation.crossval import collapse_of
-from vd.evaluation.pairing import Paired, Side, check_paired, pair_clips, read_sides
-from vd.evaluation.results import Member
-from vd.evaluation.verdict import sentences
-from vd.metrics.binary import collapsed, roc_auc
-from vd.metrics.bootstrap import (
+from vd.evaluation.crossval import collapse_of, spread
+from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
+from vd.files import make_folder, write_csv, write_json
+from vd.metrics.binary import accuracy, collapsed, interval_warnings, roc_auc
+from vd.metrics.intervals import (
     RESAMPLES,
-    Interval,
+    Groups,
+    Labels,
     difference_interval,
     interval,
-    resample_weights,
+    resampled_auc,
+    resampled_ratio,
 )
 from vd.metrics.significance import (
     clips_needed,
@@ -36,88 +40,166 @@ from vd.metrics.significance import (
     holm,
     mcnemar,
 )
-from vd.metrics.weighted import roc_areas
+from vd.training.log import read_metrics
 
+PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
 _SIGNIFICANT = 0.05
-_POINT = 0.01
-_SOURCE = (
-    "n = (z₁ √ψ + z₂ √(ψ − δ²))² / δ², ψ the share of clips that one alone gets right, δ = "
-    "0.01, two-sided 5 %, power 80 % (Connor 1987)"
-)
+
+Right = Bool[np.ndarray, "K N"]
 
 
-def compare(folders: Sequence[Path]) -> dict[str, Any]:
+class Side(NamedTuple):
+    """One run or cross-validation."""
+
+    name: str
+    folder: Path
+    members: list[Member]
+    seeds: dict[int, Predictions]
+
+    @property
+    def first(self) -> Predictions:
+        """The clips of the first seed."""
+        return next(iter(self.seeds.values()))
+
+
+def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
-    Raises `VdError` when they are not paired: other clips, labels, folds or seeds.
+    It is written into `out` with compare.csv, ROC curves and validation curves. Raises
+    `VdError` when the folders are not paired: other clips, labels, folds or seeds.
     """
     if len(folders) < 2:
         raise VdError("vd compare needs two or more folders; name them.")
-    sides = read_sides(folders)
-    for side in sides[1:]:
-        check_paired(sides[0], side)
-    made = [_compare_two(sides[0], side) for side in sides[1:]]
-    corrected = holm([pair["p"] for pair in made])
-    for pair, p in zip(made, corrected, strict=True):
+    first, *others = sides = _read_sides(folders)
+    pairs = [_compare_two(first, side) for side in others]
+    corrected = holm([pair["p"] for pair in pairs])
+    for pair, p in zip(pairs, corrected, strict=True):
+        ends = pair["accuracy_difference_ci95"]
+        apart = ends is not None and (ends[0] > 0 or ends[1] < 0)
         pair["p_holm"] = p
-        pair["shown"] = _is_shown(pair)
-        pair["sentences"] = sentences(pair, len(made))
-    return {
-        "baseline": sides[0].name,
+        pair["shown"] = bool(apart and p is not None and p < _SIGNIFICANT)
+        pair["verdict"] = _verdict(pair, len(pairs))
+    result = {
+        "baseline": first.name,
         "folders": {side.name: str(side.folder.absolute()) for side in sides},
-        "n": made[0]["n"],
+        "n": pairs[0]["n"],
         "resamples": RESAMPLES,
-        "clips_needed_by": _SOURCE,
-        "comparisons": made,
-        "warnings": [
-            f"{side.name}: {collapse_of(fallen, len(side.members))}"
-            for side in sides
-            if (fallen := _fallen(side.members))
-        ],
+        "comparisons": pairs,
+        "warnings": _warnings(sides, pairs[0]["groups"]),
     }
+    if out is not None:
+        _write(out, result, sides)
+    return result
 
 
-def _fallen(members: Sequence[Member]) -> list[str]:
-    """The names of the members that fell to one class."""
+def _read_sides(folders: Sequence[Path]) -> list[Side]:
+    """The results in the folders, each under a name of its own."""
+    places = [folder.resolve() for folder in folders]
+    if len(set(places)) < len(places):
+        raise VdError("vd compare was given one folder twice; name each once.")
+    names = [place.name for place in places]
+    if len(set(names)) < len(names):
+        names = list(map(str, folders))
+    results = [read_results(folder) for folder in folders]
     return [
-        member.run_dir.name
-        for member in members
-        if collapsed(member.predictions.labels_N, member.predicted_N)
+        Side(name, folder, members, pooled_by_seed(members))
+        for name, folder, members in zip(names, folders, results, strict=True)
     ]
+
+
+def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
+    """The clips of both sides in one order, for each seed.
+
+    Clips are paired by content where it is known, else by path; copies in the order of
+    their paths. Raises `VdError` unless both tested the same clips, in the same folds and
+    seeds.
+    """
+    folds = [side.members[0].fold is not None for side in (a, b)]
+    if folds[0] != folds[1]:
+        raise VdError(
+            f"one of {a.folder} and {b.folder} is a run and the other a cross-validation; "
+            "compare two of a kind."
+        )
+    if folds[0] and list(a.seeds) != list(b.seeds):
+        raise VdError(
+            f"{a.folder} has the seeds {list(a.seeds)} and {b.folder} {list(b.seeds)}; run "
+            "vd crossval with the same --seeds."
+        )
+    key = "ids" if all(a.first.ids) and all(b.first.ids) else "paths"
+    ordered = [
+        [one.chosen(np.argsort(getattr(one, key), kind="stable")) for one in seeds]
+        for seeds in (a.seeds.values(), b.seeds.values())
+    ]
+    one, other = ordered[0][0], ordered[1][0]
+    remedy = "compare what was tested on the same clips, with the same splits"
+    counts, others = Counter(getattr(one, key)), Counter(getattr(other, key))
+    odd = (counts - others) + (others - counts)
+    if odd:
+        names = [*getattr(one, key), *getattr(other, key)]
+        example = [*one.paths, *other.paths][names.index(min(odd))]
+        raise VdError(
+            f"{a.folder} and {b.folder} were tested on different clips ({odd.total()} are "
+            f"in only one of them, for example {example!r}); {remedy}."
+        )
+    for words, values in (("another label", "labels_N"), ("another fold", "fold_N")):
+        differs = getattr(one, values) != getattr(other, values)
+        if differs.any():
+            raise VdError(
+                f"{one.paths[int(np.argmax(differs))]!r} has {words} in {b.folder} than in "
+                f"{a.folder}; {remedy}."
+            )
+    return ordered[0], ordered[1]
 
 
 def _compare_two(a: Side, b: Side) -> dict[str, Any]:
-    """All figures of one comparison, but for what hangs on the others."""
-    paired = pair_clips(a, b)
-    difference_N = (
-        paired.correct_b_KxN.astype(float) - paired.correct_a_KxN.astype(float)
-    ).mean(axis=0)
-    accuracy, auc, effect = _differences(paired, difference_N)
-    discordant = float(np.mean(paired.correct_a_KxN != paired.correct_b_KxN))
-    gained = int(paired.correct_b_KxN.sum()) - int(paired.correct_a_KxN.sum())
+    """The figures of one comparison, without those that depend on the others."""
+    sides = _paired(a, b)
+    one, other = sides[0][0], sides[1][0]
+    labels_N = one.labels_N
+    right_a, right_b = (
+        np.stack([seed.predicted_N == (labels_N == 1) for seed in side])
+        for side in sides
+    )
+    cluster_N = (one if one.grouped else other).cluster_N
+    seeds = zip(a.seeds, b.seeds, right_a, right_b, strict=True)
     tests = [
-        {"seed_a": seed_a, "seed_b": seed_b, **mcnemar(correct_a_N, correct_b_N)}
-        for seed_a, seed_b, correct_a_N, correct_b_N in zip(
-            a.seeds, b.seeds, paired.correct_a_KxN, paired.correct_b_KxN, strict=True
-        )
+        {"seed_a": seed_a, "seed_b": seed_b, **mcnemar(right_a_N, right_b_N)}
+        for seed_a, seed_b, right_a_N, right_b_N in seeds
     ]
     t_test = _t_test(a.members, b.members)
     by_folds = t_test is not None and t_test["p"] is not None
-    needed = clips_needed(discordant, _POINT)
     return {
         "a": a.name,
         "b": b.name,
-        "n": len(difference_N),
-        "groups": len(np.unique(paired.cluster_N)) if paired.grouped else None,
-        "accuracy_a": float(np.mean(paired.correct_a_KxN)),
-        "accuracy_b": float(np.mean(paired.correct_b_KxN)),
-        "accuracy_difference": gained / paired.correct_a_KxN.size,  # 0 where equal
-        "accuracy_difference_ci95": accuracy,
-        **auc,
+        "n": len(labels_N),
+        "groups": len(np.unique(cluster_N)) if one.grouped or other.grouped else None,
+        **_accuracy_difference(right_a, right_b, cluster_N),
+        **_auc_difference(labels_N, sides, cluster_N),
         "mcnemar": tests,
         "corrected_t_test": t_test,
         "test": "corrected resampled t-test" if by_folds else "McNemar's exact test",
         "p": deciding_p(t_test, tests),
+    }
+
+
+def _accuracy_difference(
+    right_a: Right, right_b: Right, cluster_N: Groups
+) -> dict[str, Any]:
+    """Accuracies, their difference with its interval, and the clips that show one point."""
+    difference_N = (right_b.astype(float) - right_a.astype(float)).mean(axis=0)
+    clips = len(difference_N)
+    values_R = resampled_ratio(difference_N, np.ones(clips), cluster_N)
+    ends = difference_interval(difference_N, values_R, cluster_N)
+    independent = float(np.var(difference_N)) / clips
+    effect = float(np.var(values_R)) / independent if ends and independent else None
+    discordant = float(np.mean(right_a != right_b))
+    needed = clips_needed(discordant)
+    gained = int(right_b.sum()) - int(right_a.sum())
+    return {
+        "accuracy_a": float(np.mean(right_a)),
+        "accuracy_b": float(np.mean(right_b)),
+        "accuracy_difference": gained / right_a.size,  # exactly 0 where equal
+        "accuracy_difference_ci95": ends,
         "discordant_share": discordant,
         "clips_needed_for_1_point": needed,
         "design_effect": effect,
@@ -125,46 +207,24 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
     }
 
 
-def _differences(
-    paired: Paired, difference_N: Float[np.ndarray, " N"]
-) -> tuple[Interval, dict[str, Any], float | None]:
-    """Interval of the difference of accuracy; of ROC AUC all; the design effect of groups."""
-    accuracy, areas = [], []
-    sides = paired.probability_a_KxN, paired.probability_b_KxN
-    for weights in resample_weights(paired.cluster_N):
-        accuracy.append((weights * difference_N).sum(axis=1) / weights.sum(axis=1))
-        auc_a_R, auc_b_R = (
-            np.mean([roc_areas(paired.labels_N, p, weights) for p in side], axis=0)
-            for side in sides
-        )
-        areas.append(auc_b_R - auc_a_R)
-    values_R = np.concatenate(accuracy)
-    found = difference_interval(difference_N, values_R, paired.cluster_N)
-    alone = float(np.var(difference_N)) / len(difference_N)
-    effect = float(np.var(values_R)) / alone if found and alone > 0 else None
-    auc_a, auc_b = (_mean_area(paired, side) for side in sides)
-    auc = {
+def _auc_difference(
+    labels_N: Labels, sides: Sequence[Sequence[Predictions]], cluster_N: Groups
+) -> dict[str, Any]:
+    """ROC AUC of both, the mean over seeds; their difference and its interval."""
+    means, resampled = [], []
+    for side in sides:
+        areas = [roc_auc(labels_N, seed.probability_N) for seed in side]
+        known = [area for area in areas if area is not None]
+        means.append(float(np.mean(known)) if known else None)
+        each = [resampled_auc(labels_N, one.probability_N, cluster_N) for one in side]
+        resampled.append(np.mean(each, axis=0))
+    auc_a, auc_b = means
+    return {
         "roc_auc_a": auc_a,
         "roc_auc_b": auc_b,
         "roc_auc_difference": None if auc_a is None or auc_b is None else auc_b - auc_a,
-        "roc_auc_difference_ci95": _spread(np.concatenate(areas), paired),
+        "roc_auc_difference_ci95": interval(resampled[1] - resampled[0], cluster_N),
     }
-    return found, auc, effect
-
-
-def _spread(difference_R: Float[np.ndarray, " R"], paired: Paired) -> Interval:
-    """Interval of a difference of AUC; None when all resamples show the same: not known."""
-    shows = len(np.unique(difference_R[np.isfinite(difference_R)])) > 1
-    return interval(difference_R, paired.cluster_N) if shows else None
-
-
-def _mean_area(
-    paired: Paired, probability_KxN: Float[np.ndarray, "K N"]
-) -> float | None:
-    """ROC AUC, the mean over seeds; None with one class only."""
-    areas = [roc_auc(paired.labels_N, p_N) for p_N in probability_KxN]
-    known = [area for area in areas if area is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
@@ -174,19 +234,153 @@ def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
 
     def accuracies(members: Sequence[Member]) -> np.ndarray:
         ordered = sorted(members, key=lambda m: (m.seed, m.fold or 0))
-        return np.array(
-            [np.mean(m.predicted_N == (m.predictions.labels_N == 1)) for m in ordered]
-        )
+        tested = [member.predictions for member in ordered]
+        return np.array([accuracy(of.labels_N, of.predicted_N) for of in tested])
 
     tested = np.mean([len(m.predictions.paths) for m in a])
     trained = np.mean([m.train_clips for m in a])
     share = float(tested) / max(float(trained), 1.0)
-    found = corrected_t_test(accuracies(b) - accuracies(a), share)
-    return found and {**found, "test_to_train": share}
+    result = corrected_t_test(accuracies(b) - accuracies(a), share)
+    return result and {**result, "test_to_train": share}
 
 
-def _is_shown(pair: dict[str, Any]) -> bool:
-    """Whether interval and corrected p-value both speak for a difference."""
-    found, p = pair["accuracy_difference_ci95"], pair["p_holm"]
-    apart = found is not None and (found[0] > 0 or found[1] < 0)
-    return bool(apart and p is not None and p < _SIGNIFICANT)
+def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:
+    """The comparison in one sentence that a person can repeat."""
+    difference, ends = pair["accuracy_difference"], pair["accuracy_difference_ci95"]
+    better, worse, sign = pair["b"], pair["a"], 1
+    if difference < 0:
+        better, worse, sign = worse, better, -1
+    between = "no interval: the groups show no spread"
+    if ends is not None:
+        low, high = sorted(sign * 100 * end for end in ends)
+        between = f"95 % interval {signed(low)} to {signed(high)}"
+    p = f"{pair['test']}: p = {pair['p']:.2g}"
+    if comparisons > 1:
+        p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
+    if difference == 0:
+        return f"{worse} and {better} are equally accurate, {between} ({p}): not shown"
+    points = 100 * abs(difference)
+    shown = "shown" if pair["shown"] else "not shown"
+    return (
+        f"{better} is better than {worse} by {points:{'.1f' if points >= 0.05 else '.1g'}} "
+        f"points of accuracy, {between} ({p}): {shown}"
+    )
+
+
+def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
+    """What limits the comparisons, in sentences."""
+    warnings = []
+    for side in sides:
+        fallen = [
+            member.run_dir.name
+            for member in side.members
+            if collapsed(member.predictions.labels_N, member.predictions.predicted_N)
+        ]
+        if fallen:
+            warnings.append(f"{side.name}: {collapse_of(fallen, len(side.members))}")
+    if groups is None:
+        warnings.append(
+            "no source groups known: the intervals treat clips as independent"
+        )
+    first = sides[0].first
+    warnings += interval_warnings(first.labels_N, first.cluster_N)
+    if sides[0].members[0].fold is None:
+        warnings.append(
+            "McNemar's test treats clips as independent, and one training run of each does "
+            "not separate the effect of a setting from that of a seed: use vd crossval with "
+            "several --seeds"
+        )
+    return warnings
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A number with the minus sign of prose."""
+    return f"{value:z.{digits}f}".replace("-", "−")
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The comparison in aligned columns."""
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:z.3f}"
+
+    pairs = result["comparisons"]
+    p = "p" if len(pairs) == 1 else "p (Holm)"
+    first = pairs[0]
+    lines = [
+        ["", "accuracy", "ROC AUC", "accuracy: difference", "95 % interval", p, ""],
+        [
+            first["a"],
+            number(first["accuracy_a"]),
+            number(first["roc_auc_a"]),
+            *[""] * 4,
+        ],
+    ]
+    for pair in pairs:
+        low, high = pair["accuracy_difference_ci95"] or (None, None)
+        figures = ("accuracy_b", "roc_auc_b", "accuracy_difference")
+        between = f"{number(low)} to {number(high)}"
+        shown = "shown" if pair["shown"] else "not shown"
+        p = f"{pair['p_holm']:.2g}"
+        lines.append(
+            [pair["b"], *(number(pair[f]) for f in figures), between, p, shown]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [map(str.ljust, line, widths) for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
+    """Write compare.json and compare.csv, ROC curves, and validation curves over epochs."""
+    if any((out / name).exists() for name in ("config.json", "crossval.json")):
+        raise VdError(
+            f"--out {out} is the folder of a run or a cross-validation; name another one."
+        )
+    make_folder(out, "--out")
+    rates = {
+        side.name: (side.first.labels_N, side.first.probability_N) for side in sides
+    }
+    plots.save(plots.rates(rates, "roc"), out / "roc.png")
+    curves = {
+        side.name: rows
+        for side in sides
+        if (rows := curve([member.run_dir for member in side.members]))
+    }
+    names = ["roc.png", "compare.csv", "compare.json"]
+    if curves:
+        rows = [{"run": name, **row} for name, of in curves.items() for row in of]
+        write_csv(out / "curves.csv", rows)
+        plots.save(plots.bands(curves, PANELS), out / "curves.png")
+        names += ["curves.csv", "curves.png"]
+    write_csv(out / "compare.csv", table_rows(result))
+    write_json(out / "compare.json", result)
+    say(f"written into {out}: {', '.join(names)}")
+
+
+def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of compare.csv."""
+    rows = []
+    for pair in result["comparisons"]:
+        row = {key: pair[key] for key in ("a", "b", "n", "groups")}
+        for name in ("accuracy", "roc_auc"):
+            row |= {key: pair[key] for key in (f"{name}_a", f"{name}_b")}
+            name = f"{name}_difference"
+            low, high = pair[f"{name}_ci95"] or (None, None)
+            row |= {name: pair[name], f"{name}_low": low, f"{name}_high": high}
+        row |= {key: pair[key] for key in ("test", "p", "p_holm", "shown")}
+        rows.append(row)
+    return rows
+
+
+def curve(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Mean and standard deviation of each validation metric over runs, a row per epoch."""
+    logs = [{row["epoch"]: row for row in read_metrics(run)} for run in run_dirs]
+    rows = []
+    for epoch in sorted({epoch for log in logs for epoch in log}):
+        there = [log[epoch] for log in logs if epoch in log]
+        row: dict[str, Any] = {"epoch": epoch, "members": len(there)}
+        for name in PANELS:
+            figures = spread([row.get(name) for row in there])
+            row |= {f"{name}_{key}": figures[key] for key in ("mean", "sd")}
+        rows.append(row)
+    return rows

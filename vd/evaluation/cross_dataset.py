@@ -1,21 +1,33 @@
-"""A run evaluated on another data set, without the clips that it was trained on."""
+"""Models tested on another data set, without the clips that they were trained on.
+
+One run (`vd evaluate --on`), or every member of a cross-validation: a matrix of what was
+trained on and what was tested on.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vd.config import Config
+import numpy as np
+
+from vd.config import Config, DataConfig
 from vd.console import say
-from vd.data.hashes import identify
+from vd.data.catalog import identify
 from vd.data.ledger import report
 from vd.data.manifest import Video, read_manifest
 from vd.errors import VdError
+from vd.evaluation.crossval import spread
 from vd.evaluation.evaluate import evaluate_split
-from vd.evaluation.restore import features_of_others, moved, restore
+from vd.evaluation.predictions import Member, read_run
+from vd.evaluation.restore import check_features, moved, restore
+from vd.features.backbone import find_backbone
+from vd.features.extract import extract
 from vd.features.store import FeatureStore
 from vd.files import read_json
+from vd.metrics.binary import METRICS, collapsed, point_metrics
+from vd.metrics.intervals import metric_intervals, resampled_metrics
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import dataset_fingerprint, videos_of
 
@@ -23,6 +35,11 @@ _GENERIC = re.compile(
     r"manifest|labels?|index|data(set)?|annotations|metadata|videos|all"
 )
 _TAKEN = ("train", "val", "test", "all")  # names of a run's own evaluations
+_COUNTS = "trained_on", "tested_on", "n", "members", "collapsed"
+_SHOWN = (
+    "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc",
+)  # fmt: skip
+_AGAIN = "delete it, and the same command evaluates again"
 
 
 class Other(NamedTuple):
@@ -34,6 +51,18 @@ class Other(NamedTuple):
     store: FeatureStore
     quarantined: int
     loss_gap: dict[str, float]  # of `Ledger.loss_gap`
+
+    def facts(
+        self, videos: Sequence[Video], left_out: dict[str, int]
+    ) -> dict[str, Any]:
+        """The keys about the data set in its evaluation of `videos`."""
+        return {
+            "dataset": str(self.path.absolute()),
+            "dataset_fingerprint": dataset_fingerprint(videos),
+            "left_out": left_out,
+            "quarantined": self.quarantined,
+            "loss_gap": self.loss_gap,
+        }
 
 
 def evaluate_on(
@@ -57,7 +86,7 @@ def evaluate_on(
     config = replace(config, data=data)
     name = name or dataset_name(dataset_path)
     _check_name(run_dir, f"{name}_tta" if tta else name, name, dataset_path)
-    other = open_other(config, run_dir, name)
+    other = _open(config, run_dir, name)
     videos, left_out = without_trained(other.videos, run_dir)
     if not videos:
         raise VdError(
@@ -69,45 +98,61 @@ def evaluate_on(
         f"{len(videos)} clips of {name}; left out, as the run was trained or validated on "
         f"them: {left_out['content']} by content, {left_out['group']} more by group"
     )
-    restored = replace(restored, config=config)
-    facts = facts_of(other, videos, left_out)
+    facts = other.facts(videos, left_out)
     features = FeatureSet(videos, other.store)
     return evaluate_split(restored, features, run_dir, name, tta, facts)
 
 
-def open_other(config: Config, run_dir: Path, name: str) -> Other:
+def evaluate_members_on(
+    members: Sequence[Member], data: DataConfig, name: str
+) -> list[Member | None]:
+    """Every member's predictions for another data set; None where it knew all its clips.
+
+    Writes evaluation_<name>.json and predictions_<name>.csv into each member's folder; one
+    that has them for the same clips is left as it is.
+    """
+    first = members[0].run_dir
+    config = moved(restore(first).config, first, None, None)
+    other = _open(replace(config, data=data), first, name)
+    everything = FeatureSet(other.videos, other.store)
+    return [_member_on(member, everything, other) for member in members]
+
+
+def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member | None:
+    """One member's predictions."""
+    run_dir = member.run_dir
+    videos, left_out = without_trained(other.videos, run_dir)
+    if not videos:
+        return None
+    facts = other.facts(videos, left_out)
+    path = run_dir / f"evaluation_{other.name}.json"
+    before = read_json(path, _AGAIN) if path.exists() else {}
+    if any(before.get(key) != value for key, value in facts.items()):
+        part = everything.part(videos)
+        evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)
+        say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
+    content = {video.name: video.id for video in videos}
+    there = read_run(run_dir, member.fold, other.name)
+    ids = np.array([content[path] for path in there.predictions.paths], object)
+    return replace(there, predictions=there.predictions._replace(ids=ids))
+
+
+def _open(config: Config, run_dir: Path, name: str) -> Other:
     """Read and extract the data set that `config` names, for a run in `run_dir`."""
     manifest = read_manifest(config.data, both_classes=False)
-    videos = identify(manifest.videos, config.data.cache_dir / "hashes.csv")
-    store, ledger = features_of_others(videos, config, run_dir)
+    videos = identify(manifest.videos, config.data.cache_dir)
+    backbone = find_backbone(config.backbone)
+    check_features(backbone, run_dir)
+    store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     usable = ledger.usable()
     if not usable:
         raise VdError(
             f"none of the {len(videos)} files of {config.data.dataset_path} is usable; the "
-            "reasons are above: mend the files, or name another data set."
+            "reasons are above: repair or replace the files, or name another data set."
         )
-    gap, lost = ledger.loss_gap(), len(videos) - len(usable)
-    if lost:
-        say(
-            f"warning: {lost} files of {name} were lost, {100 * gap['lost_violent']:.0f} % of "
-            f"violent and {100 * gap['lost_nonviolent']:.0f} % of non-violent ones: the figures "
-            "are of the others"
-        )
-    return Other(name, config.data.dataset_path, usable, store, lost, gap)
-
-
-def facts_of(
-    other: Other, videos: Sequence[Video], left_out: dict[str, int]
-) -> dict[str, Any]:
-    """What an evaluation says of the other data set."""
-    return {
-        "dataset": str(other.path.absolute()),
-        "dataset_fingerprint": dataset_fingerprint(videos),
-        "left_out": left_out,
-        "quarantined": other.quarantined,
-        "loss_gap": other.loss_gap,
-    }
+    lost, path = len(videos) - len(usable), config.data.dataset_path
+    return Other(name, path, usable, store, lost, ledger.loss_gap())
 
 
 def without_trained(
@@ -115,8 +160,8 @@ def without_trained(
 ) -> tuple[list[Video], dict[str, int]]:
     """The clips that a run was not trained or validated on; how many others, and why.
 
-    A clip is left out for its content, or for its group: one that the run knew, or that
-    has a clip of such content.
+    A clip is left out for its content, or for its group: a group that the run knew, or
+    that has a clip of such content.
     """
     seen = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
     ids = {video.id for video in seen}
@@ -141,6 +186,62 @@ def dataset_name(path: Path) -> str:
     return place.name or "other"
 
 
+def cell(members: Sequence[Member | None]) -> dict[str, Any]:
+    """A cell of the matrix: mean over members, over the clips that none of them knew.
+
+    The interval is of that mean over resampled groups, the same for all members.
+    """
+    known = [member for member in members if member is not None]
+    tested = [set(member.predictions.paths) for member in known]
+    common = set.intersection(*tested) if len(known) == len(members) else set()
+    if not common:
+        none = dict.fromkeys(METRICS)
+        return {"n": 0, "members": len(members), "collapsed": 0, **none}
+    per_member, resampled, fallen = [], [], 0
+    for member in known:
+        inside = [i for i, p in enumerate(member.predictions.paths) if p in common]
+        of = member.predictions.chosen(inside)
+        arrays = of.labels_N, of.probability_N, of.predicted_N
+        per_member.append(point_metrics(*arrays))
+        resampled.append(resampled_metrics(*arrays, of.cluster_N))
+        fallen += collapsed(of.labels_N, of.predicted_N)
+    spreads = {name: spread([row[name] for row in per_member]) for name in METRICS}
+    means = {n: None if s["undefined"] else s["mean"] for n, s in spreads.items()}
+    ends = metric_intervals(means, resampled, of.labels_N, of.cluster_N)
+    counts = {"n": len(common), "members": len(known), "collapsed": fallen}
+    return {
+        **counts,
+        **means,
+        **ends,
+        **{f"{n}_sd": s["sd"] for n, s in spreads.items()},
+    }
+
+
+def own_cell(own: Mapping[str, Any], members: int) -> dict[str, Any]:
+    """The cell of the data set that was trained on: its held-out folds, pooled."""
+    fallen = sum(row["collapsed"] for row in own["per_fold"])
+    result: dict[str, Any] = {"n": own["n"], "members": members, "collapsed": fallen}
+    for name, record in own["over_seeds"].items():
+        result |= {
+            name: record["mean"],
+            f"{name}_ci95": record["ci95"],
+            f"{name}_sd": own["over_folds"][name]["sd"],
+        }
+    return result
+
+
+def matrix_rows(matrix: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of matrix.csv."""
+    rows = []
+    for entry in matrix:
+        row = {key: entry[key] for key in _COUNTS}
+        for name in _SHOWN:
+            low, high = entry.get(f"{name}_ci95") or (None, None)
+            row |= {name: entry[name], f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    return rows
+
+
 def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) -> None:
     """Raise `VdError` when the files of `name` would be those of something else."""
     if not dataset_path.exists():
@@ -148,17 +249,12 @@ def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) ->
             f"--on {dataset_path} does not exist; name a folder of class folders or a CSV "
             "with the columns path,label."
         )
-    if name.endswith("_tta"):
-        raise VdError(
-            f"--name {name} is what --tta calls its files; give a name of another ending."
-        )
-    told = f"give the files of --on {dataset_path} another name with --name"
-    if re.sub("(_tta)+$", "", name) in _TAKEN or Path(name).name != name:
-        raise VdError(f"{name!r} cannot be the name of another data set; {told}.")
+    remedy = f"give the files of --on {dataset_path} another name with --name"
+    if name in _TAKEN or name.endswith("_tta") or Path(name).name != name:
+        raise VdError(f"{name!r} cannot be the name of another data set; {remedy}.")
     path = run_dir / f"evaluation_{file_name}.json"
     if not path.exists():
         return
-    before = read_json(path, "delete it, and the same command evaluates again")
-    former = before.get("dataset") if isinstance(before, dict) else None
+    former = read_json(path, _AGAIN).get("dataset")
     if former != str(dataset_path.absolute()):
-        raise VdError(f"{path} is of another data set ({former}); {told}.")
+        raise VdError(f"{path} is of another data set ({former}); {remedy}.")

@@ -1,44 +1,35 @@
-"""Evaluation of a restored checkpoint: metrics, slices, predictions, pictures."""
+"""Evaluation: metrics, slices, predictions and pictures of one part of a data set."""
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 
 from vd import plots
-from vd.data.brightness import brightness
+from vd.config import Config
 from vd.errors import VdError
-from vd.evaluation.operating_points import nonviolent_hours, operating_points
-from vd.evaluation.predictions import cluster_names, write_predictions
-from vd.evaluation.restore import (
-    Restored,
-    check_features,
-    features_of_run,
-    moved,
-    restore,
-)
+from vd.evaluation.predictions import Predictions, to_rows
+from vd.evaluation.restore import Restored, features_of_run, moved, restore
 from vd.evaluation.slices import seconds, slice_values, slices
-from vd.files import write_json
-from vd.metrics import calibration
-from vd.metrics.binary import COLLAPSE, evaluation_metrics, roc_auc
+from vd.files import write_csv, write_json
+from vd.metrics.binary import COLLAPSE, METRICS, evaluation_metrics, shown
+from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit
+from vd.metrics.intervals import resampled_ratio, share_interval
+from vd.models.head import Head, Params
 from vd.models.scoring import score
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import videos_of
 
-__all__ = [
-    "Restored", "check_features", "evaluate", "evaluate_split", "fit_calibration",
-    "moved", "restore", "summary",
-]  # fmt: skip
-
-
+_SECONDS_AN_HOUR = 3600
+_TRAINED = "the model was trained on most of these clips: on new ones it is worse"
 _SEEN = {
-    "train": "these clips were trained on: the figures say nothing of new ones",
-    "val": "the best epoch, temperature and threshold were chosen on these clips: the "
-    "figures flatter",
-    "all": "most of these clips were trained or validated on: the figures say nothing of "
-    "new ones",
+    "train": _TRAINED,
+    "val": "the best epoch, temperature and threshold were chosen on these clips: on new "
+    "ones the model is worse",
+    "all": _TRAINED,
 }
 
 
@@ -56,17 +47,13 @@ def evaluate(
     are those that the end of training wrote, to the last digit.
     """
     restored = restore(run_dir)
-    if dataset_path is not None and not dataset_path.exists():
-        raise VdError(
-            f"--dataset-path {dataset_path} does not exist; leave it out, or name the place "
-            "where the data set is now."
-        )
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
     everything = videos_of(run_dir, config.data.dataset_path)
     if dataset_path is not None and not any(v.path.exists() for v in everything):
         raise VdError(
-            f"--dataset-path {dataset_path} has none of the clips of {run_dir}; leave it out "
-            "to use the stored features, or evaluate another data set with --on."
+            f"--dataset-path {dataset_path} has none of the clips of {run_dir}, or does not "
+            "exist; leave it out to use the stored features, name the place where the clips "
+            "are now, or evaluate another data set with --on."
         )
     videos = [video for video in everything if split in (video.split, "all")]
     if not videos:
@@ -74,8 +61,31 @@ def evaluate(
             f"--split {split}: {run_dir} has no such part; use train, val, test or all."
         )
     store = features_of_run(videos, restored, config, run_dir)
-    restored = replace(restored, config=config)
     return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
+
+
+def evaluate_trained(
+    config: Config,
+    head: Head,
+    params: Params,
+    sets: Mapping[str, FeatureSet],
+    even_logit: float,
+) -> dict[str, dict[str, Any]]:
+    """Calibrate a trained model and evaluate validation, then test, by split.
+
+    Writes calibration.json and the files of both into the run folder. `even_logit` is the
+    loss's own threshold, as `vd.metrics.calibration.fit` takes it.
+    """
+    run_dir, val_set = config.run.checkpoint_dir, sets["val"]
+    logits = {
+        split: score(head, params, sets[split].in_order()) for split in ("val", "test")
+    }
+    fitted = fit(logits["val"], val_set.labels_N.astype(int), even_logit)
+    write_json(run_dir / "calibration.json", asdict(fitted))
+    return {
+        split: _write(fitted, sets[split], logit_N, run_dir, split)
+        for split, logit_N in logits.items()
+    }
 
 
 def evaluate_split(
@@ -84,54 +94,78 @@ def evaluate_split(
     run_dir: Path,
     split: str,
     tta: bool = False,
-    more: dict[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score `data` and write predictions, pictures, and last evaluation_<split>.json.
-
-    `more` are further keys of it.
-    """
+    """Score `data` and write its files; `more` are further keys of the evaluation."""
     if tta and data.views == 1:
         raise VdError(
-            f"--tta averages over views, and the features of {run_dir} have one only; leave "
+            f"--tta averages over views, and the features of {run_dir} have only one; leave "
             "it out, or train with --feature-preset best."
         )
     clips = data.in_order(data.views if tta else 1)
     logit_N = score(restored.head, restored.params, clips)
-    probability_N = restored.calibration.probability(logit_N)
+    return _write(restored.calibration, data, logit_N, run_dir, split, tta, more)
+
+
+def _write(
+    fitted: Calibration,
+    data: FeatureSet,
+    logit_N: Float64[np.ndarray, " N"],
+    run_dir: Path,
+    split: str,
+    tta: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write predictions, pictures, and last evaluation_<split>.json; returns its content."""
     name = f"{split}_tta" if tta else split  # beside the run's own figures
-    write_predictions(
-        run_dir / f"predictions_{name}.csv", data.videos, probability_N, logit_N
+    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
+    names, groups, ids = (
+        np.array([getattr(video, key) for video in data.videos], object)
+        for key in ("name", "group", "id")
     )
-    _draw(restored, data, probability_N, run_dir, "" if name == "test" else f"_{name}")
+    predictions = Predictions(
+        names,
+        groups,
+        ids,
+        labels_N,
+        probability_N,
+        logit_N,
+        probability_N >= fitted.threshold,
+        np.full(len(labels_N), -1),
+    )
+    write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
     result = {
         "split": split,
-        **_figures(restored, data, probability_N),
+        **_figures(fitted, data, predictions),
         "tta": tta,
         **(more or {}),
     }
     if split in _SEEN:
         result["warnings"].append(_SEEN[split])
+    area = result["roc_auc"]
+    curve = "undefined" if area is None else f"area {area:.3f}"
+    pictures = {
+        "confusion": plots.confusion(labels_N, probability_N, fitted.threshold),
+        "roc": plots.rates({curve: (labels_N, probability_N)}, "roc"),
+        "reliability": plots.reliability(labels_N, probability_N),
+    }
+    suffix = "" if name == "test" else f"_{name}"
+    for picture, figure in pictures.items():
+        plots.save(figure, run_dir / f"{picture}{suffix}.png")
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
 
 
 def _figures(
-    restored: Restored, data: FeatureSet, probability_N: Float64[np.ndarray, " N"]
+    fitted: Calibration, data: FeatureSet, predictions: Predictions
 ) -> dict[str, Any]:
-    """What evaluation_<split>.json says of the probabilities."""
-    fitted, config, videos = restored.calibration, restored.config, data.videos
-    labels_N = data.labels_N.astype(int)
-    groups = [video.group for video in videos]
-    clusters_N = cluster_names(
-        [video.name for video in videos], groups, [video.id for video in videos]
-    )
+    """The figures of evaluation_<split>.json."""
+    labels_N, probability_N = predictions.labels_N, predictions.probability_N
+    videos, clusters_N = data.videos, predictions.cluster_N
     outcomes = [data.store.rows[video.id].outcome for video in videos]
     metrics = evaluation_metrics(labels_N, probability_N, clusters_N, fitted.threshold)
     warnings = metrics.pop("warnings")
-    grey_N = brightness(videos, config.data, config.decode)
-    if grey_N is None:
-        warnings.append("no slices by brightness: some of the videos are not there")
-    if not any(groups):
+    if not predictions.grouped:
         warnings.append(
             "no source groups known: clips of one recording may be in train and test, and "
             "the interval treats clips as independent"
@@ -139,79 +173,77 @@ def _figures(
     if fitted.uninformative:
         warnings.append(
             f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
-            "validation the detector told hardly anything"
-        )
-    if fitted.false_alarm_threshold is None:
-        warnings.append(
-            "no operating point at 5 % false alarms: the run was calibrated by an earlier "
-            "version; delete its calibration.json, and its command fits it again"
+            "validation the scores hardly separate the classes"
         )
     seconds_N = np.array([seconds(outcome) for outcome in outcomes])
-    values = slice_values(videos, outcomes, grey_N)
     return {
         **metrics,
         "threshold": fitted.threshold,
         "threshold_source": fitted.threshold_source,
         "temperature": fitted.temperature,
-        "groups": len(np.unique(clusters_N)) if any(groups) else None,
-        "nonviolent_hours": nonviolent_hours(labels_N, seconds_N),
-        "operating_points": operating_points(
-            labels_N, probability_N, clusters_N, seconds_N, fitted
-        ),
-        "slices": slices(values, labels_N, probability_N, clusters_N, fitted.threshold),
+        "groups": len(np.unique(clusters_N)) if predictions.grouped else None,
+        "nonviolent_hours": float(seconds_N[labels_N == 0].sum() / _SECONDS_AN_HOUR),
+        "operating_points": operating_points(predictions, seconds_N, fitted),
+        "slices": slices(slice_values(videos, outcomes), predictions),
         "warnings": warnings,
     }
 
 
-def _draw(
-    restored: Restored,
-    data: FeatureSet,
-    probability_N: Float64[np.ndarray, " N"],
-    run_dir: Path,
-    suffix: str,
-) -> None:
-    """Confusion matrix, ROC curve and reliability diagram."""
-    labels_N, threshold = data.labels_N.astype(int), restored.calibration.threshold
-    area = roc_auc(labels_N, probability_N)
-    name = "undefined" if area is None else f"area {area:.3f}"
-    figures = {
-        "confusion": plots.confusion(labels_N, probability_N, threshold),
-        "roc": plots.rates({name: (labels_N, probability_N)}, "roc"),
-        "reliability": plots.reliability(labels_N, probability_N),
-    }
-    for picture, figure in figures.items():
-        plots.save(figure, run_dir / f"{picture}{suffix}.png")
+def operating_points(
+    predictions: Predictions, seconds_N: Float[np.ndarray, " N"], fitted: Calibration
+) -> dict[str, dict[str, Any] | None]:
+    """Figures at each threshold that was fitted on validation; None where none was.
 
-
-def fit_calibration(
-    restored: Restored, val_set: FeatureSet, run_dir: Path, even_logit: float
-) -> Restored:
-    """Fit temperature and thresholds on validation and write calibration.json.
-
-    `even_logit` is the loss's own threshold, as `vd.metrics.calibration.fit` takes it.
+    `seconds_N` is the length of each clip, 0 where unknown: such a clip counts in no
+    figure per hour. A clip that is predicted to be violent is one alarm.
     """
-    logit_N = score(restored.head, restored.params, val_set.in_order())
-    fitted = calibration.fit(logit_N, val_set.labels_N.astype(int), even_logit)
-    write_json(run_dir / "calibration.json", asdict(fitted))
-    return replace(restored, calibration=fitted)
+    thresholds = {
+        "best_balanced_accuracy": fitted.threshold,
+        f"false_alarms_{100 * FALSE_ALARMS:.0f}_percent": fitted.false_alarm_threshold,
+    }
+    return {
+        name: None if limit is None else _at(limit, predictions, seconds_N)
+        for name, limit in thresholds.items()
+    }
 
 
-def summary(result: dict[str, Any]) -> str:
-    """An evaluation in words."""
+def _at(
+    threshold: float, predictions: Predictions, seconds_N: Float[np.ndarray, " N"]
+) -> dict[str, Any]:
+    """Recall and share of false alarms, each with its interval; false alarms per hour."""
+    labels_N, group_N = predictions.labels_N, predictions.cluster_N
+    alarm_N = predictions.probability_N >= threshold
+    result: dict[str, Any] = {}
+    for name, of_class_N in (
+        ("recall_violent", labels_N == 1),
+        ("false_alarm_share", labels_N == 0),
+    ):
+        share = ends = None
+        if of_class_N.any():
+            share = float(np.mean(alarm_N[of_class_N]))
+            values_R = resampled_ratio(alarm_N & of_class_N, of_class_N, group_N)
+            ends = share_interval(share, values_R, group_N[of_class_N])
+        result |= {name: share, f"{name}_ci95": ends}
+    alarms = alarm_N & (labels_N == 0) & (seconds_N > 0)
+    hours = np.where(labels_N == 0, seconds_N / _SECONDS_AN_HOUR, 0).sum()
+    per_hour = float(alarms.sum() / hours) if hours else None
+    return {"threshold": threshold, **result, "false_alarms_per_hour": per_hour}
 
-    def percent(value: float | None) -> str:
-        return "undefined" if value is None else f"{100 * value:.1f} %"
 
-    auc, found = result["roc_auc"], result["accuracy_ci95"]
-    between = f"{percent(found[0])} to {percent(found[1])}" if found else "undefined"
+def summary(result: Mapping[str, Any]) -> str:
+    """An evaluation in a sentence, then its warnings."""
+    ends = result.get("accuracy_ci95")
+    between = " to ".join(shown("accuracy", e) for e in ends) if ends else "unknown"
+    figures = [
+        f"{METRICS[name].label} {shown(name, result[name])}"
+        for name in ("recall_violent", "recall_nonviolent", "roc_auc")
+    ]
     text = (
-        f"{result['split']}{', views averaged' * result['tta']}: accuracy {percent(result['accuracy'])} "
-        f"(95 % interval {between}, {result['n']} clips), "
-        f"recall violent {percent(result['recall_violent'])}, non-violent "
-        f"{percent(result['recall_nonviolent'])}, ROC AUC "
-        + ("undefined" if auc is None else f"{auc:.3f}")
+        f"{result['split']}{', views averaged' * result['tta']}: accuracy "
+        f"{shown('accuracy', result['accuracy'])} (95 % interval {between}, "
+        f"{result['n']} clips), {', '.join(figures)}"
     )
-    for warning in result.get("warnings", ()):
+    for warning in result["warnings"]:
         text += f"\nwarning: {warning}"
     if result["collapsed"]:
         text += f"\nWARNING: CLASS COLLAPSE: {COLLAPSE}"

@@ -1,96 +1,224 @@
-"""predictions_<name>.csv: written, and read back with whatever a damaged file holds."""
+"""Test predictions of a run or of a cross-validation: written, read back, pooled."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int, Shaped
+from jaxtyping import Bool, Float64, Int, Shaped
 
-from vd.data.manifest import CLASSES, Video, class_label
+from vd.data.manifest import CLASSES, class_label
 from vd.errors import VdError, damage
-from vd.files import read_csv, write_csv
+from vd.files import read_csv, read_json
+from vd.training.run_folder import read_settings
 
 
 class Predictions(NamedTuple):
-    """What a run said of N clips, in the order of its file."""
+    """Predictions for N clips, a column each; strings are in arrays of objects."""
 
-    paths: list[str]
-    groups: list[str]  # as given, "" where none is known
+    paths: Shaped[np.ndarray, " N"]
+    groups: Shaped[np.ndarray, " N"]  # "" where unknown
+    ids: Shaped[np.ndarray, " N"]  # content hash, "" where unknown
     labels_N: Int[np.ndarray, " N"]
     probability_N: Float64[np.ndarray, " N"]
     logit_N: Float64[np.ndarray, " N"]
+    predicted_N: Bool[np.ndarray, " N"]  # by the threshold of each clip's own model
+    fold_N: Int[np.ndarray, " N"]  # −1 where there are no folds
+
+    def chosen(self, places: Iterable[int]) -> "Predictions":
+        """Those of the clips at `places`."""
+        return Predictions(*(column[list(places)] for column in self))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a group is known."""
+        return any(self.groups)
+
+    @property
+    def cluster_N(self) -> Shaped[np.ndarray, " N"]:
+        """What each clip is resampled with: its group, else the clip and all its copies."""
+        contents = np.where(self.ids == "", self.paths, self.ids)
+        first: dict[str, str] = {}
+        for path, content in sorted(zip(self.paths, contents, strict=True)):
+            first.setdefault(content, path)
+        clips = zip(self.groups, contents, strict=True)
+        return np.array(
+            [f"group {group}" if group else f"clip {first[c]}" for group, c in clips]
+        )
 
 
-def write_predictions(
-    path: Path, videos: Sequence[Video], probability_N: np.ndarray, logit_N: np.ndarray
-) -> None:
-    """predictions_<split>.csv; decimals that read back to the same float64."""
-    write_csv(path, prediction_rows(videos, probability_N, logit_N))
+@dataclass(frozen=True)
+class Member:
+    """One trained model and its predictions for the clips that it was tested on."""
+
+    run_dir: Path
+    fold: int | None  # None: a run's own test part
+    seed: int
+    threshold: float
+    train_clips: int
+    predictions: Predictions
 
 
-def prediction_rows(
-    videos: Sequence[Video], probability_N: np.ndarray, logit_N: np.ndarray
-) -> list[dict[str, Any]]:
-    """The rows of predictions_<split>.csv."""
+def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]:
+    """Rows of CSV, with the further `columns`; decimals read back to the same float64."""
+    paths, groups, _, labels_N, probability_N, logit_N, *_ = predictions
+    clips = zip(paths, groups, labels_N, probability_N, logit_N, strict=True)
     return [
         {
-            "path": video.name,
-            "label": CLASSES[video.label],
-            "group": video.group,
+            "path": path,
+            "label": CLASSES[label],
+            "group": group,
+            **columns,
             "probability": repr(float(probability)),
             "logit": repr(float(logit)),
         }
-        for video, probability, logit in zip(
-            videos, probability_N, logit_N, strict=True
-        )
+        for path, group, label, probability, logit in clips
     ]
 
 
-def read_predictions(path: Path, remedy: str) -> Predictions:
-    """A predictions file; raises `VdError`, with the remedy, when it is none."""
+def from_rows(
+    rows: Sequence[Mapping[str, str]],
+    threshold: float = 0.5,
+    ids: Mapping[str, str] | None = None,
+    fold: int | None = None,
+) -> Predictions:
+    """Rows of CSV as predictions; `ids` are content hashes by path.
+
+    Raises `KeyError`, `TypeError` or `ValueError` when they are damaged.
+    """
+    paths = [row["path"] for row in rows]
+    probability_N = np.array([float(row["probability"]) for row in rows])
+    if not rows or not ((probability_N >= 0) & (probability_N <= 1)).all():
+        raise ValueError("it has no row, or a probability is not between 0 and 1")
+    return Predictions(
+        np.array(paths, object),
+        np.array([row["group"] for row in rows], object),
+        np.array([(ids or {}).get(path, "") for path in paths], object),
+        np.array([class_label(row["label"]) for row in rows]),
+        probability_N,
+        np.array([float(row["logit"]) for row in rows]),
+        probability_N >= threshold,
+        np.full(len(rows), -1 if fold is None else fold),
+    )
+
+
+def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Member:
+    """A finished run's predictions in its evaluation of that name.
+
+    Raises `VdError` for an unfinished or damaged run.
+    """
+    path, table = (
+        run_dir / f"evaluation_{name}.json",
+        run_dir / f"predictions_{name}.csv",
+    )
+    if not path.exists():
+        raise VdError(
+            f"{run_dir} has no {path.name}, so it is not evaluated; run its training "
+            "command again to go on."
+        )
+    seed = read_settings(run_dir).training.seed
+    remedy = "run vd evaluate on the run to write it again"
+    with _damaged(path, remedy):
+        threshold = float(read_json(path, remedy)["threshold"])
+    ids, train_clips = _splits(run_dir)
+    with _damaged(table, remedy):
+        predictions = from_rows(read_csv(table), threshold, ids, fold)
+    return Member(run_dir, fold, seed, threshold, train_clips, predictions)
+
+
+def read_results(folder: Path) -> list[Member]:
+    """The one member of a run folder, or all members of a cross-validation.
+
+    Raises `VdError` when the folder is neither, or is unfinished or damaged.
+    """
+    if (folder / "config.json").exists():
+        return [read_run(folder)]
+    path = folder / "crossval.json"
+    if not path.exists():
+        raise VdError(
+            f"{folder} holds neither config.json nor crossval.json: it is no folder of vd "
+            "train or vd crossval, or the cross-validation has not ended; run its command "
+            "again to go on, or name another folder."
+        )
+    remedy = "run its vd crossval command again to write it again"
+    rows = defaultdict(list)
+    with _damaged(folder, remedy):
+        for row in read_csv(folder / "predictions.csv"):
+            rows[row["fold"], row["seed"]].append(row)
+        return [
+            _member(
+                folder / entry["member"],
+                entry,
+                rows[str(entry["fold"]), str(entry["seed"])],
+            )
+            for entry in read_json(path, remedy)["per_fold"]
+        ]
+
+
+def _member(
+    run_dir: Path, entry: Mapping[str, Any], rows: Sequence[Mapping[str, str]]
+) -> Member:
+    """A member of a cross-validation, of its entry in crossval.json and its rows of CSV."""
+    fold, threshold = entry["fold"], float(entry["threshold"])
+    predictions = from_rows(rows, threshold, _splits(run_dir)[0], fold)
+    return Member(
+        run_dir, fold, entry["seed"], threshold, entry["n_train"], predictions
+    )
+
+
+def pooled_by_seed(members: Sequence[Member]) -> dict[int, Predictions]:
+    """The clips of all folds together, sorted by content and path, by seed.
+
+    Raises `VdError` when a seed tests a clip twice, or seeds test different clips.
+    """
+    of_seed = defaultdict(list)
+    for member in members:
+        of_seed[member.seed].append(member)
+    pooled = {
+        seed: _pool([member.predictions for member in parts])
+        for seed, parts in sorted(of_seed.items())
+    }
+    first = next(iter(pooled.values()))
+    for seed, one in pooled.items():
+        run_dir = of_seed[seed][0].run_dir
+        if len(set(one.paths)) < len(one.paths):
+            raise VdError(
+                f"{run_dir}: its predictions have a clip twice for seed {seed}; run the "
+                "command that wrote them again."
+            )
+        same_clips = np.array_equal(one.paths, first.paths)
+        if not same_clips or not np.array_equal(one.fold_N, first.fold_N):
+            raise VdError(
+                f"{run_dir.parent}: seed {seed} has other clips or folds than another "
+                "seed, or the folder of a member is incomplete; run its vd crossval "
+                "command again."
+            )
+    return pooled
+
+
+def _pool(parts: Sequence[Predictions]) -> Predictions:
+    """All clips of some predictions, in one order."""
+    joined = Predictions(*map(np.concatenate, zip(*parts, strict=True)))
+    keys = list(zip(joined.ids, joined.paths, strict=True))
+    return joined.chosen(sorted(range(len(keys)), key=keys.__getitem__))
+
+
+def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
+    """Content hash by path, and the number of clips that a run was trained on."""
+    rows = read_csv(run_dir / "splits.csv")
+    train_clips = sum(row["split"] == "train" for row in rows)
+    return {row["path"]: row["id"] for row in rows}, train_clips
+
+
+@contextmanager
+def _damaged(path: Path, remedy: str) -> Iterator[None]:
+    """Turn what a missing file, or a wrong value, raises in the block into one sentence."""
     if not path.exists():
         raise VdError(f"{path} does not exist; {remedy}.")
-    rows = read_csv(path)
     try:
-        if not rows:
-            raise ValueError("it has no row")
-        return Predictions(
-            [row["path"] for row in rows],
-            [row["group"] for row in rows],
-            np.array([class_label(row["label"]) for row in rows]),
-            np.array([_number(row, "probability", 0, 1) for row in rows]),
-            np.array([_number(row, "logit", -math.inf, math.inf) for row in rows]),
-        )
+        yield
     except (KeyError, TypeError, ValueError) as error:
         raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
-
-
-def _number(row: Mapping[str, str], name: str, low: float, high: float) -> float:
-    """A number of a row; raises `ValueError` when it is none, or out of range."""
-    try:
-        value = float(row[name])
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise ValueError(f"{row[name]!r} is no {name}")
-    return value
-
-
-def cluster_names(
-    paths: Sequence[str], groups: Sequence[str], ids: Sequence[str]
-) -> Shaped[np.ndarray, " N"]:
-    """What is resampled as a whole: the group, else the clip, once for all its copies.
-
-    `ids` are content hashes, "" where unknown.
-    """
-    first: dict[str, str] = {}
-    for path, content in sorted(zip(paths, ids, strict=True)):
-        first.setdefault(content or path, path)
-    return np.array(
-        [
-            f"group {group}" if group else f"clip {first[content or path]}"
-            for path, group, content in zip(paths, groups, ids, strict=True)
-        ]
-    )

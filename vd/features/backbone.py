@@ -4,20 +4,21 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import onnxruntime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.config import BackboneConfig, PresetName
+from vd.data.decode import FrameSettings
 from vd.errors import VdError
-from vd.features.efficientnet import VARIANTS
-from vd.features.quantized import QUANTIZED, known_ranges
+from vd.features.efficientnet import FEATURES, QUANTIZED, VARIANTS, known_ranges
 from vd.features.sampling import VIEWS
 from vd.features.weights import backbone_file
 
+if TYPE_CHECKING:
+    import onnx
+
 
 class Preset(NamedTuple):
-    """What is computed of a video's frames."""
+    """What is computed from a video's frames."""
 
     backbone: str  # unless --backbone names another
     streams: tuple[str, ...]
@@ -33,11 +34,12 @@ PRESETS: dict[PresetName, Preset] = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network, its input, and what it sees of a frame."""
+    """A pretrained network, its input, and the streams and views that it sees."""
 
     name: str
     size: int  # side of its square input in pixels
     file: Path  # weights, or the user's ONNX file
+    dim: int | None = FEATURES  # features of an image; None: the file does not say
     mean: float = 0.0
     std: float = 1.0
     streams: tuple[str, ...] = ("rgb", "motion")
@@ -45,22 +47,27 @@ class Backbone:
 
     @property
     def built_in(self) -> bool:
-        """Whether it is one of the EfficientNet-Lites, in floats or integers."""
+        """Whether it is one of the EfficientNet-Lites, float or 8-bit."""
         return self.name in VARIANTS or self.quantized
 
     @property
     def quantized(self) -> bool:
-        """Whether it computes in 8-bit integers; it then has no form for JAX."""
+        """Whether it computes in 8-bit integers; such a network does not run on JAX."""
         return self.name in QUANTIZED
+
+    @property
+    def frames(self) -> FrameSettings:
+        """The frames that it takes of a video."""
+        return FrameSettings(self.size, self.size, streams=self.streams)
 
     @cached_property
     def content(self) -> bytes:
-        """The file, with the weights that a user's ONNX file keeps in others taken in."""
-        return self.file.read_bytes() if self.built_in else _self_contained(self.file)
+        """The file, including weights that a user's ONNX file keeps in other files."""
+        return self.file.read_bytes() if self.built_in else _read_onnx(self.file)[0]
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What its features depend on, in JSON values; the ONNX file's place is no part."""
+        """What its features depend on, in JSON values; an ONNX file's path is not part."""
         digest = hashlib.sha256(self.content).hexdigest()
         named: dict[str, Any] = {"name": self.name} if self.built_in else {}
         if self.quantized:
@@ -74,7 +81,7 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
 
     Metadata keys: `vd.size`, `vd.mean`, `vd.std`. Raises `VdError` for an unknown name,
-    and for a file that does not map images to one vector each.
+    and for a file that does not take images.
     """
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone
@@ -82,116 +89,110 @@ def find_backbone(config: BackboneConfig) -> Backbone:
         for flag in ("backbone_size", "backbone_mean", "backbone_std"):
             if getattr(config, flag) is not None:
                 raise VdError(
-                    f"--{flag.replace('_', '-')} goes with an ONNX file; {name} has its "
-                    "own: leave the flag out."
+                    f"--{flag.replace('_', '-')} is for ONNX files; {name} has its own: "
+                    "leave the flag out."
                 )
-        size = VARIANTS[variant].resolution
-        return Backbone(
-            name,
-            size,
-            backbone_file(variant),
-            streams=preset.streams,
-            views=preset.views,
-        )
-    file = Path(name)
-    if not file.is_file():
+        backbone = Backbone(name, VARIANTS[variant].resolution, backbone_file(variant))
+    elif (file := Path(name)).is_file():
+        backbone = _user_backbone(config, file)
+    else:
         raise VdError(
             f"--backbone {name} is neither a file nor one of "
             f"{', '.join((*VARIANTS, *QUANTIZED))}; give one of these or the path of an "
             "ONNX file."
         )
-    session = onnx_session(file)
-    _check_input(config, session, file)
-    config = _with_metadata(config, session.get_modelmeta().custom_metadata_map)
+    return replace(backbone, streams=preset.streams, views=preset.views)
+
+
+def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
+    """The network of an ONNX file; no session is opened for it."""
+    _, network = _read_onnx(file)
+    shape = _input_shape(config, network.graph, file)
+    config = _with_metadata(config, {p.key: p.value for p in network.metadata_props})
+    output = _shape(network.graph.output[0])
+    dim = output[1] if len(output) == 2 else None
     return Backbone(
         str(file),
-        config.backbone_size or _side(session, file),
+        config.backbone_size or _side(shape, file),
         file,
+        dim if isinstance(dim, int) and dim > 0 else None,
         0.0 if config.backbone_mean is None else config.backbone_mean,
         1.0 if config.backbone_std is None else config.backbone_std,
-        preset.streams,
-        preset.views,
     )
 
 
-def onnx_session(model: Path | bytes) -> Any:
-    """An ONNX Runtime session on the CPU; a call runs on the thread that makes it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # its errors reach us as exceptions
-    try:
-        return onnxruntime.InferenceSession(
-            str(model) if isinstance(model, Path) else model,
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception as error:  # ONNX Runtime's own exceptions have no common base
-        raise VdError(
-            f"--backbone {model!s:.200} is no ONNX file that ONNX Runtime can run "
-            f"({str(error).splitlines()[0]}); export it again, and leave the files of its "
-            "weights, if it has any, beside it."
-        ) from error
-
-
-def _self_contained(file: Path) -> bytes:
-    """An ONNX file's bytes, with those weights taken in that its exporter put beside it."""
+def _read_onnx(file: Path) -> tuple[bytes, "onnx.ModelProto"]:
+    """An ONNX file's content and network, including weights in other files."""
     import onnx
 
     content = file.read_bytes()
-    network = onnx.load_from_string(content)
-    alone = network.SerializeToString(deterministic=True)
     try:
+        network = onnx.load_from_string(content)
+        alone = network.SerializeToString(deterministic=True)
         onnx.load_external_data_for_model(network, str(file.parent))
         whole = network.SerializeToString(deterministic=True)
-    except Exception as error:  # protobuf's above 2 GB, onnx's own, the disk's
+        network.graph.output[0]  # an empty file has none
+    except Exception as error:  # protobuf's, onnx's own, the disk's
         raise VdError(
-            f"--backbone {file} keeps weights in other files, which do not go into one "
-            f"({str(error).splitlines()[0]}); put those files beside it, or export a "
-            "network of less than 2 GB."
+            f"--backbone {file} is no ONNX file that can be read whole "
+            f"({str(error).splitlines()[0]}); export a network of less than 2 GB again, and "
+            "put the files of its weights, if any, beside it."
         ) from error
-    return content if whole == alone else whole
+    return content if whole == alone else whole, network
 
 
-def _check_input(config: BackboneConfig, session: Any, file: Path) -> None:
-    """Raise `VdError` unless a network takes RGB images alone, in floats or bytes.
+def _input_shape(
+    config: BackboneConfig, graph: "onnx.GraphProto", file: Path
+) -> list[int | str]:
+    """The shape of a network's only input.
 
-    One of bytes normalises them itself: flags that would are refused.
+    Raises `VdError` unless it is RGB images, in floats or bytes; a network that takes bytes
+    normalises them itself, so flags for that are refused.
     """
-    first, *others = session.get_inputs()
-    images = len(first.shape) == 4 and 3 in (first.shape[1], first.shape[3])
-    kind = first.type.removeprefix("tensor(").removesuffix(")")
-    if others or not images or kind not in ("float", "uint8"):
-        also = f" and {len(others)} more inputs" if others else ""
+    import onnx
+
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    shapes = [_shape(value) for value in inputs]
+    kinds = [
+        onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+        for value in inputs
+    ]
+    images = len(inputs) == 1 and len(shapes[0]) == 4 and 3 in shapes[0][1::2]
+    if not images or kinds[0] not in ("float", "uint8"):
         raise VdError(
-            f"--backbone {file} takes {kind} {first.shape}{also}; export it with one input, "
-            "float or uint8 images of shape (N, H, W, 3) or (N, 3, H, W)."
+            f"--backbone {file} takes {' and '.join(map(str, shapes))} of "
+            f"{' and '.join(kinds)}; export it with one input, float or uint8 images of "
+            "shape (N, H, W, 3) or (N, 3, H, W)."
         )
     for flag in ("backbone_mean", "backbone_std"):
-        if kind == "uint8" and getattr(config, flag) is not None:
+        if kinds[0] == "uint8" and getattr(config, flag) is not None:
             raise VdError(
-                f"--{flag.replace('_', '-')} goes with a network of float images, and {file} "
-                "takes bytes, which it normalises itself: leave the flag out."
+                f"--{flag.replace('_', '-')} is for networks of float images; {file} takes "
+                "bytes and normalises them itself: leave the flag out."
             )
+    return shapes[0]
 
 
-def _side(session: Any, file: Path) -> int:
-    """The side of a network's square input, from its shape."""
-    shape = session.get_inputs()[0].shape
-    sides = shape[2:] if shape[1] == 3 else shape[1:3]
-    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise VdError(
-            f"--backbone {file} does not say the size of its images; give --backbone-size."
-        )
-    if sides[0] != sides[1]:
-        raise VdError(
-            f"--backbone {file} takes images of {sides[0]} × {sides[1]}; export it for square "
-            "ones, to which vd resizes every frame."
-        )
-    return int(sides[0])
+def _shape(value: "onnx.ValueInfoProto") -> list[int | str]:
+    """The dimensions of an input or output: numbers, or names of those left open."""
+    dimensions = value.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param for d in dimensions]
+
+
+def _side(shape: list[int | str], file: Path) -> int:
+    """The side of a network's square input."""
+    height, width = shape[2:] if shape[1] == 3 else shape[1:3]
+    if isinstance(height, int) and height == width:
+        return height
+    raise VdError(
+        f"--backbone {file} takes images of {height} × {width}; export it for square images, "
+        "or give --backbone-size if it takes any size."
+    )
 
 
 def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> BackboneConfig:
-    """The settings with those from the ONNX file's metadata that no flag gives."""
+    """The settings, completed from the ONNX file's metadata where no flag is given."""
     kinds = {"size": int, "mean": float, "std": float}
     try:
         given = {
@@ -199,10 +200,9 @@ def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> Backbone
             for name, kind in kinds.items()
             if getattr(config, f"backbone_{name}") is None and f"vd.{name}" in metadata
         }
-        config = replace(config, **given)
+        return replace(config, **given)
     except (ValueError, VdError) as error:
         raise VdError(
             f"--backbone {config.backbone} has wrong metadata, one of vd.size, vd.mean, "
             f"vd.std ({error}); give --backbone-size, --backbone-mean, --backbone-std."
         ) from error
-    return config

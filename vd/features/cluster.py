@@ -1,9 +1,9 @@
-"""Extraction on a Ray cluster whose nodes share their files: the same records, sooner.
+"""Extraction on a Ray cluster whose nodes share their files; the records are the same.
 
-A replica of the backbone, an actor, takes a chunk of videos at a time and leaves its shard
-in the store's folder; this process alone gives shards their numbers. Ray starts a dead
-replica again on another node and gives it its chunk once more: a shard that nobody told of
-is deleted at the end. Nothing but names and outcomes travels over the network.
+Each replica of the backbone, an actor, takes a chunk of videos at a time and writes a shard
+into the store's folder; only this process numbers the shards. Ray restarts a dead replica
+on another node and repeats its chunk; shards that were not reported are deleted at the end.
+Only names and outcomes travel over the network.
 """
 
 import logging
@@ -16,39 +16,37 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vd.config import Config
 from vd.console import say
 from vd.data.manifest import Video
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
-from vd.features.compute import Progress, frame_settings, open_store, write_features
 from vd.features.engines import make_engine
-from vd.features.store import FeatureStore
+from vd.features.extract import StretchDone, write_features
+from vd.features.store import FeatureStore, open_store
 from vd.files import explaining, temporary
 
-_CHUNK = 64  # videos a task at most
-_ROUNDS = 4  # tasks a replica at least, so that all end at about the same time
-_RESTARTS = 8  # of one replica, as nodes die
+_CHUNK = 64  # videos of a task at most
+_ROUNDS = 4  # tasks of a replica at least, so that all end at about the same time
+_RESTARTS = 8  # of one replica
 _HEALTH_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """A finished chunk: its shard, the rows of its index, and how it went."""
+class _Chunk(NamedTuple):
+    """A finished chunk: its shard, the rows of its index, and its stretches."""
 
     shard: Path
     rows: list[dict[str, Any]]
-    progress: list[Progress]
+    stretches: list[StretchDone]
 
 
 class _Replica:
-    """On a node: the backbone on one core, beside a decoding process of its own."""
+    """On a node: the backbone on one core, and a decoding process of its own."""
 
     def __init__(self, config: Config, fingerprint: str) -> None:
         self._decode = replace(
@@ -56,9 +54,8 @@ class _Replica:
         )
         self._backbone = find_backbone(config.backbone)
         self._engine = make_engine(self._backbone, config.backbone.engine, threads=1)
-        self._store = open_store(
-            config.data.cache_dir, self._backbone, self._engine.dim
-        )
+        cache_dir = config.data.cache_dir
+        self._store = open_store(cache_dir, self._backbone, self._engine.dim)
         self._same = self._store.fingerprint == fingerprint
 
     def extract(self, first: int, videos: Sequence[Video], folder: Path) -> _Chunk:
@@ -72,28 +69,23 @@ class _Replica:
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
         backbone, engine = self._backbone, self._engine
         paths = [video.path for video in videos]
-        with decode_pool(frame_settings(backbone), self._decode, len(videos)) as pool:
-            progress = list(
-                write_features(
-                    videos, decode_videos(paths, pool), folder, engine, backbone.views,
-                    lambda item: shard.add(item, engine.name),
-                )
+        with decode_pool(backbone.frames, self._decode, len(videos)) as pool:
+            done = write_features(
+                videos, decode_videos(paths, pool), folder, engine, backbone.views,
+                lambda item: shard.add(item, engine.name),
             )  # fmt: skip
+            stretches = [each._replace(video=first + each.video) for each in done]
         shard.close()
-        return _Chunk(
-            shard.path,
-            shard.rows,
-            [made._replace(video=first + made.video) for made in progress],
-        )
+        return _Chunk(shard.path, shard.rows, stretches)
 
 
 def extract_on_ray(
     videos: Sequence[Video], store: FeatureStore, config: Config, address: str
-) -> Iterator[Progress]:
-    """Write the videos' features into the store; yields what each finished chunk did.
+) -> Iterator[StretchDone]:
+    """Write the videos' features into the store; yields the stretches of finished chunks.
 
-    The caller holds the store's lock. Raises `VdError` when there is no such cluster, when
-    a node cannot do its part, or the disk is full; what was finished before is kept.
+    The caller holds the store's lock. Raises `VdError` when there is no such cluster, a node
+    cannot do its part, or the disk is full; finished chunks are kept.
     """
     folder = temporary(store.directory.absolute() / "chunks")
     with _connected(address) as ray:
@@ -101,21 +93,18 @@ def extract_on_ray(
 
         try:
             with explaining(folder):
-                shutil.rmtree(
-                    folder, ignore_errors=True
-                )  # of a dead one of this number
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
             for chunk in _chunks(ray, videos, store, config, folder):
                 if chunk.rows:
                     store.adopt(chunk.shard, chunk.rows)
-                yield from chunk.progress
+                yield from chunk.stretches
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, VdError) else error from None
         except RayActorError as error:
             raise VdError(
-                f"a replica on the Ray cluster died more than {_RESTARTS} times, or "
-                f"could not start ({str(error).splitlines()[-1]}); the same command goes on "
-                "from what is finished."
+                f"a replica on the Ray cluster died more than {_RESTARTS} times, or could "
+                f"not start ({str(error).splitlines()[-1]}); run the same command again: "
+                "finished chunks are kept."
             ) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -124,17 +113,17 @@ def extract_on_ray(
 def _chunks(
     ray: Any, videos: Sequence[Video], store: FeatureStore, config: Config, folder: Path
 ) -> Iterator[_Chunk]:
-    """The chunks of the videos as replicas finish them; a lost node is said."""
+    """The chunks of the videos as replicas finish them; a lost node is a warning."""
     from ray.util import ActorPool
 
     resource = "GPU" if config.backbone.engine == "jax" else "CPU"
     slots = int(ray.cluster_resources().get(resource, 0))
     if slots == 0:
-        raise VdError(f"the Ray cluster has no {resource} to lend; add a node to it.")
+        raise VdError(f"the Ray cluster has no {resource}; add a node that has one.")
     count = min(slots, len(videos))
     size = max(1, min(_CHUNK, len(videos) // (count * _ROUNDS)))
     say(f"on a Ray cluster: {count} replicas of the backbone, {size} videos at a time")
-    # a slot each, so that a replica fits wherever another one was
+    # one slot each, so that a replica fits wherever another one was
     actor = ray.remote(_Replica).options(
         num_cpus=1, num_gpus=int(resource == "GPU"), max_restarts=_RESTARTS, max_task_retries=-1
     )  # fmt: skip
@@ -142,12 +131,10 @@ def _chunks(
     backbone, file = config.backbone, Path(config.backbone.backbone or "")
     if file.is_file():  # replicas run in another folder
         backbone = replace(backbone, backbone=str(file.absolute()))
-    everywhere = replace(config, data=data, backbone=backbone)
+    shared = replace(config, data=data, backbone=backbone)
     nodes = _living_nodes(ray)
-    # the pool alone knows the replicas: one that it drops ends and leaves its slot
-    pool = ActorPool(
-        [actor.remote(everywhere, store.fingerprint) for _ in range(count)]
-    )
+    # only the pool refers to the replicas: one that it drops ends and frees its slot
+    pool = ActorPool([actor.remote(shared, store.fingerprint) for _ in range(count)])
     files = [replace(video, path=video.path.absolute()) for video in videos]
     for first in range(0, len(files), size):
         task = first, files[first : first + size], folder
@@ -158,65 +145,49 @@ def _chunks(
         if nodes < before:
             say(
                 f"warning: {before - nodes} of {before} nodes of the Ray cluster were lost; "
-                "what they were at is done again by the others"
+                "the others repeat their chunks"
             )
-        if pool.has_free():  # nothing waits: leave the slot to one that starts again
+        if pool.has_free():  # nothing waits: free the slot for one that restarts
             pool.pop_idle()
 
 
-def check_address(address: str) -> None:
-    """Raise `VdError` unless it is HOST:PORT."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise VdError(
-            f"--ray-address {address} is not HOST:PORT; give those of the cluster's head "
-            "node, 127.0.0.1:6379 after `ray start --head` on this machine."
-        )
-
-
 def _living_nodes(ray: Any) -> int:
-    """How many nodes of the cluster live."""
+    """The number of living nodes."""
     return sum(node["Alive"] for node in ray.nodes())
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """Yield Ray, connected; the replicas end with the block."""
-    ray = _connect(address)
-    # of a dead node Ray prints a page of its log, on standard output
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-
-
-def _connect(address: str) -> Any:
-    """Ray, connected to a cluster that is there already."""
+    """Yield Ray, connected to a running cluster; the replicas end with the block."""
     try:
         import ray
     except ImportError as error:
         raise VdError(
             "--executor ray needs the package ray; install vd with the extra `ray`."
         ) from error
+    # a process of its own: ray.init would try for many minutes, or forever
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    former = signal.getsignal(signal.SIGTERM)
     try:
         host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=10).close()
-        # a program of its own: Ray itself would try for many minutes, or for ever
-        check = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
         subprocess.run(
             [*check, "--address", address],
             check=True,
             capture_output=True,
             timeout=_HEALTH_SECONDS,
         )
-        former = signal.getsignal(signal.SIGTERM)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, former)  # Ray puts its own in this one's place
+        signal.signal(signal.SIGTERM, former)  # Ray replaced it
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         raise VdError(
             f"no Ray cluster answers at --ray-address {address} "
             f"({str(error).splitlines()[0]}); start one with `ray start --head`, or give "
             "HOST:PORT of its head node."
         ) from error
-    return ray
+    # Ray prints a page of a dead node's log on standard output
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            yield ray
+        finally:
+            ray.shutdown()

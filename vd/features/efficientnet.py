@@ -1,19 +1,26 @@
-"""EfficientNet-Lite 0, 1 and 2: one architecture table, its parameters, its ONNX graph.
+"""EfficientNet-Lite 0, 1 and 2: one architecture table → ONNX graph, 8-bit graph.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"
-(2019). The Lite variants have no squeeze-excite, ReLU6 for swish, and a stem, a head
-and first and last stages that scaling leaves alone. `efficientnet_flax` walks the same
-table with the same parameters, so that this module stays free of jax.
+(2019). The Lite variants have no squeeze-excite, ReLU6 instead of swish, and a stem, a
+head and first and last stages that do not scale. `efficientnet_flax` builds the Flax module
+from the same table and parameters; this module does not import jax.
+
+The 8-bit graph follows Jacob et al., "Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference" (2018): weights are symmetric int8 with a scale
+per filter, activations uint8 with a scale per tensor, sums int32. Tensors after ReLU6 have
+the range 0 to 6; the ranges of the others were measured (`experiments/quantize.py`) and are
+kept beside this file. Integer sums are exact, so its features are bit-identical in any
+batch.
 """
 
+import json
 import math
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
-from vd.errors import VdError
 from vd.features.weights import backbone_file, load_tensors
 
 if TYPE_CHECKING:
@@ -21,14 +28,17 @@ if TYPE_CHECKING:
 
 FEATURES = 1280
 MEAN, SCALE = 127.0, 128.0  # the network takes (pixel − MEAN) / SCALE
+QUANTIZED = {"efficientnet-lite0-int8": "efficientnet-lite0"}  # variant by name
+RANGES_FILE = Path(__file__).with_name("efficientnet_ranges.json")
 _STEM_FILTERS = 32
 _NORM_EPSILON = 1e-3
+_RELU6 = (0.0, 6.0)
 
 Parameters = dict[str, Float32[np.ndarray, "..."]]
 
 
 class Variant(NamedTuple):
-    """Compound scaling of a variant; `resolution` is its side of image in pixels."""
+    """Compound scaling of a variant; `resolution` is the side of its images in pixels."""
 
     width: float
     depth: float
@@ -63,7 +73,7 @@ _STAGES = (
 
 
 class Conv(NamedTuple):
-    """A convolution with TensorFlow's SAME padding, then ReLU6 where `relu6` says so.
+    """A convolution with TensorFlow's SAME padding, then ReLU6 if `relu6`.
 
     `torch_names` are the convolution and its BatchNorm in the pretrained state dict.
     """
@@ -87,11 +97,8 @@ class Block(NamedTuple):
 def architecture(variant: str) -> list[Block]:
     """All convolutions of `variant`, from the stem to the head, in order.
 
-    Global average pooling follows. Raises `VdError` for an unknown variant.
+    Global average pooling follows.
     """
-    if variant not in VARIANTS:
-        known = ", ".join(VARIANTS)
-        raise VdError(f"--backbone {variant}: unknown network; choose one of {known}")
     scaling = VARIANTS[variant]
     stem = Conv("stem", ("_conv_stem", "_bn0"), _STEM_FILTERS, kernel=3, stride=2)
     head = Conv("head", ("_conv_head", "_bn1"), FEATURES)
@@ -119,7 +126,7 @@ def _scaled_filters(filters: int, width: float) -> int:
 def _bottleneck(
     index: int, stage: Stage, stride: int, inputs: int, filters: int
 ) -> tuple[Conv, ...]:
-    """Expand (unless the factor is 1), filter each channel alone, project."""
+    """Expand (unless the factor is 1), filter each channel, project."""
     name, prefix = f"block{index}", f"_blocks.{index}."
     hidden = inputs * stage.expansion
     expand = Conv(f"{name}_expand", (f"{prefix}_expand_conv", f"{prefix}_bn0"), hidden)
@@ -145,7 +152,7 @@ def folded_parameters(variant: str) -> Parameters:
     """Pretrained kernels and biases of `variant` with BatchNorm folded into them.
 
     For a convolution named N: "N.kernel", O×I/groups×H×W, and "N.bias", O, float32.
-    Raises `VdError` for an unknown variant or weights that are not installed.
+    Raises `VdError` when the weights are not installed.
     """
     blocks = architecture(variant)
     tensors = load_tensors(backbone_file(variant))
@@ -164,62 +171,144 @@ def folded_parameters(variant: str) -> Parameters:
 def onnx_model(variant: str) -> "onnx.ModelProto":
     """The network as an ONNX graph: "images", uint8 B×H×W×3, to "features", B×1280.
 
-    H and W are the variant's resolution, B is free; features are float32. Raises
-    `VdError` as `folded_parameters` does.
+    H and W are the variant's resolution, B is free; features are float32.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto
 
-    constants: dict[str, np.ndarray] = {
-        **folded_parameters(variant),
-        "mean": np.array(MEAN, np.float32),
-        "scale": np.array(SCALE, np.float32),
-        "zero": np.array(0, np.float32),
-        "six": np.array(6, np.float32),
-    }
-    nodes: list[onnx.NodeProto] = []
-
-    def add(operator: str, *inputs: str, **attributes: Any) -> str:
-        output = f"{operator}_{len(nodes)}"
-        nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    x = add("Transpose", "images", perm=[0, 3, 1, 2])
-    x = add("Cast", x, to=TensorProto.FLOAT)
-    x = add("Div", add("Sub", x, "mean"), "scale")
+    graph, parameters = _Graph(), folded_parameters(variant)
+    mean, scale, zero, six = (
+        graph.constant(np.float32(value)) for value in (MEAN, SCALE, *_RELU6)
+    )
+    x = graph.add("Transpose", "images", perm=[0, 3, 1, 2])
+    x = graph.add("Cast", x, to=TensorProto.FLOAT)
+    x = graph.add("Div", graph.add("Sub", x, mean), scale)
     for block in architecture(variant):
         shortcut = x
         for conv in block.convs:
-            x = add(
-                "Conv",
-                *(x, f"{conv.name}.kernel", f"{conv.name}.bias"),
-                auto_pad="SAME_UPPER",
-                strides=[conv.stride, conv.stride],
-                group=conv.groups,
-            )
-            x = add("Clip", x, "zero", "six") if conv.relu6 else x
-        x = add("Add", x, shortcut) if block.residual else x
-    x = add("GlobalAveragePool", x)
-    nodes.append(helper.make_node("Flatten", [x], ["features"]))
-
-    initializers = [numpy_helper.from_array(v, k) for k, v in constants.items()]
-    return network_model(variant, nodes, initializers)
+            kernel = graph.constant(parameters[f"{conv.name}.kernel"])
+            bias = graph.constant(parameters[f"{conv.name}.bias"])
+            x = graph.convolution(x, conv, kernel, bias)
+            x = graph.add("Clip", x, zero, six) if conv.relu6 else x
+        x = graph.add("Add", x, shortcut) if block.residual else x
+    return graph.model(variant, x)
 
 
-def network_model(
-    variant: str,
-    nodes: Sequence["onnx.NodeProto"],
-    initializers: Sequence["onnx.TensorProto"],
-) -> "onnx.ModelProto":
-    """The graph of these nodes, from "images" to "features" as `onnx_model` says."""
-    from onnx import TensorProto, helper
+def quantized_model(variant: str) -> "onnx.ModelProto":
+    """The network like `onnx_model`, in 8-bit integers."""
+    graph, parameters = _Graph(), folded_parameters(variant)
+    ranges = known_ranges(variant)
+    x = graph.add("Transpose", "images", perm=[0, 3, 1, 2])
+    scale = 1 / SCALE
+    x = graph.dequantized(x, scale, np.uint8(MEAN))  # the normalisation, exactly
+    for block in architecture(variant):
+        shortcut = x
+        for conv in block.convs:
+            kernel = parameters[f"{conv.name}.kernel"]
+            bias = parameters[f"{conv.name}.bias"]
+            x = _quantized_convolution(graph, x, scale, conv, kernel, bias)
+            x, scale = graph.rounded(x, *ranges.get(conv.name, _RELU6))
+        if block.residual:
+            low, high = ranges[f"{block.convs[0].name.split('_')[0]}_sum"]
+            x, scale = graph.rounded(graph.add("Add", x, shortcut), low, high)
+    return graph.model(variant, x)
 
-    side = VARIANTS[variant].resolution
-    images = helper.make_tensor_value_info(
-        "images", TensorProto.UINT8, ["B", side, side, 3]
+
+def known_ranges(variant: str) -> dict[str, list[float]]:
+    """The smallest and largest measured value of each of a variant's tensors without ReLU6.
+
+    By the name of its convolution, or of its block and "_sum" after a residual addition.
+    """
+    ranges: dict[str, list[float]] = json.loads(RANGES_FILE.read_text())[variant]
+    return ranges
+
+
+def _quantized_convolution(
+    graph: "_Graph",
+    x: str,
+    scale: float,
+    conv: Conv,
+    kernel: Float32[np.ndarray, "O I H W"],
+    bias: Float32[np.ndarray, " O"],
+) -> str:
+    """A convolution with int8 kernels and int32 biases; `rounded` then bounds it."""
+    steps_O = np.abs(kernel).max((1, 2, 3)) / 127
+    # a filter of zeros with a bias needs a step too
+    steps_O = np.maximum(steps_O, np.abs(bias) / (scale * 2**30)).clip(1e-12)
+    integers = np.round(kernel / steps_O[:, None, None, None]).astype(np.int8)
+    biases_O = np.round(bias / (steps_O * scale)).astype(np.int32)
+    zeros_O = np.zeros(len(steps_O))
+    weights = graph.dequantized(
+        graph.constant(integers), steps_O, zeros_O.astype(np.int8), axis=0
     )
-    features = helper.make_tensor_value_info(
-        "features", TensorProto.FLOAT, ["B", FEATURES]
+    offsets = graph.dequantized(
+        graph.constant(biases_O), steps_O * scale, zeros_O.astype(np.int32), axis=0
     )
-    graph = helper.make_graph(nodes, variant, [images], [features], initializers)
-    opset = helper.make_opsetid("", 13)
-    return helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return graph.convolution(x, conv, weights, offsets)
+
+
+class _Graph:
+    """Nodes and constants of an ONNX graph under construction."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Append a node; returns the name of its output."""
+        from onnx import helper
+
+        output = f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def constant(self, value: Any) -> str:
+        """Append a constant; returns its name."""
+        from onnx import numpy_helper
+
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def convolution(self, x: str, conv: Conv, kernel: str, bias: str) -> str:
+        """Append a convolution with TensorFlow's SAME padding."""
+        strides = [conv.stride, conv.stride]
+        return self.add(
+            "Conv",
+            *(x, kernel, bias),
+            auto_pad="SAME_UPPER",
+            strides=strides,
+            group=conv.groups,
+        )
+
+    def dequantized(self, x: str, scale: Any, zero: Any, axis: int = 1) -> str:
+        """(x − zero) · scale of an integer tensor; `zero` has its type."""
+        scales = self.constant(np.asarray(scale, np.float32))
+        return self.add("DequantizeLinear", x, scales, self.constant(zero), axis=axis)
+
+    def rounded(self, x: str, low: float, high: float) -> tuple[str, float]:
+        """x rounded to uint8 over [low, high] and back; and the step between two values."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        step = (high - low) / 255
+        zero = np.uint8(round(-low / step))
+        scale, point = self.constant(np.float32(step)), self.constant(zero)
+        integers = self.add("QuantizeLinear", x, scale, point)
+        return self.dequantized(integers, step, zero), step
+
+    def model(self, variant: str, x: str) -> "onnx.ModelProto":
+        """The model from "images" to "features", the spatial mean of `x`."""
+        from onnx import TensorProto, helper
+
+        x = self.add("GlobalAveragePool", x)
+        self.nodes.append(helper.make_node("Flatten", [x], ["features"]))
+        side = VARIANTS[variant].resolution
+        images = helper.make_tensor_value_info(
+            "images", TensorProto.UINT8, ["B", side, side, 3]
+        )
+        features = helper.make_tensor_value_info(
+            "features", TensorProto.FLOAT, ["B", FEATURES]
+        )
+        graph = helper.make_graph(
+            self.nodes, variant, [images], [features], self.constants
+        )
+        opset = helper.make_opsetid("", 13)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=8)

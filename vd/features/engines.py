@@ -1,23 +1,29 @@
 """Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
 
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from vd.config import EngineName, usable_cores
 from vd.console import say
 from vd.errors import VdError
-from vd.features.backbone import Backbone, onnx_session
-from vd.features.efficientnet import FEATURES, VARIANTS, folded_parameters, onnx_model
-from vd.features.quantized import QUANTIZED, known_ranges, quantized_model
+from vd.features.backbone import Backbone
+from vd.features.efficientnet import (
+    FEATURES,
+    QUANTIZED,
+    VARIANTS,
+    folded_parameters,
+    onnx_model,
+    quantized_model,
+)
 
 _PROBED = 4  # images that a user's network is tried with
-_JAX_BATCH = (
-    64  # a device; fixed, so that a clip's features do not depend on neighbours
-)
+_JAX_BATCH = 64  # per device; fixed, so that features do not depend on other images
 
 Images = UInt8[np.ndarray, "N H W 3"]
 Features = Float32[np.ndarray, "N D"]
@@ -28,7 +34,7 @@ class Engine(Protocol):
 
     name: str
     dim: int
-    batch: int  # images that it takes at a time, on all cores or devices
+    batch: int  # images that it takes at a time on all cores or devices
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features of RGB images of the backbone's size."""
@@ -38,35 +44,34 @@ class Engine(Protocol):
 def make_engine(
     backbone: Backbone, name: EngineName, before: str = "", threads: int | None = None
 ) -> Engine:
-    """The engine called `name`; auto is JAX where there is an accelerator and a form for it.
+    """The engine called `name`; auto is JAX on an accelerator if the backbone has a Flax form.
 
-    `before` is the engine that a run's features came from: auto takes it where it can,
-    else says so. `threads` are those of ONNX Runtime, else one a core.
+    `before` is the engine that made a run's features: auto takes it if possible, else
+    prints a note. `threads`: for ONNX Runtime, default one a core.
     """
     if name == "auto":
-        both = backbone.built_in and not backbone.quantized
-        name = "jax" if both and _has_accelerator() else "onnxruntime"
-        if before == "onnxruntime":
-            name = "onnxruntime"
-        elif before and before != name:
+        name = "onnxruntime"
+        if backbone.name in VARIANTS and before != name and _has_accelerator():
+            name = "jax"
+        if before and before != name:
             say(
-                f"note: features by {name}; those of the run are by {before}, to 1e-4 alike"
+                f"note: features are computed by {name}, those of the run by {before}; they "
+                "agree within 1e-4"
             )
     if name == "onnxruntime":
         return OnnxEngine(backbone, threads)
     if backbone.name not in VARIANTS:
         raise VdError(
-            f"--engine jax runs {', '.join(VARIANTS)} only; leave it out for "
+            f"--engine jax runs only {', '.join(VARIANTS)}; leave it out for "
             f"{backbone.name}."
         )
     return JaxEngine(backbone)
 
 
 class OnnxEngine:
-    """ONNX Runtime, an image at a time on every core; the same bits whatever the company.
+    """ONNX Runtime, one image at a time on every core; bit-identical in any batch.
 
-    Cores that share no image never wait for each other: faster than one image over all of
-    them (docs/performance.md).
+    Faster than one image on all cores, which wait for each other (docs/performance.md).
     """
 
     name = "onnxruntime"
@@ -74,11 +79,10 @@ class OnnxEngine:
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
         model: Path | bytes = backbone.file
         if backbone.quantized:
-            variant = QUANTIZED[backbone.name]
-            model = quantized_model(variant, known_ranges(variant)).SerializeToString()
+            model = quantized_model(QUANTIZED[backbone.name]).SerializeToString()
         elif backbone.built_in:
             model = onnx_model(backbone.name).SerializeToString()
-        self._session = onnx_session(model)
+        self._session = _session(model)
         cores = threads or usable_cores()
         self._threads = ThreadPoolExecutor(cores)
         self._backbone = backbone
@@ -110,16 +114,16 @@ class OnnxEngine:
         if self._channels_first:
             batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
         features = np.atleast_1d(self._session.run(None, {self._input: batch})[0])
-        with np.errstate(over="ignore"):  # of float64; infinity is told of later
+        with np.errstate(over="ignore"):  # from float64; infinity is refused later
             return features[:count].astype(np.float32, copy=False)
 
     def _probe(self) -> int:
-        """Length of the vector that a user's network gives for an image, whatever its batch."""
+        """The number of features of an image; raises `VdError` if the network is unusable."""
         size, file = self._backbone.size, self._backbone.file
         count = self._fixed or _PROBED
         generator = np.random.Generator(np.random.Philox(0))
         images = generator.integers(0, 256, (count, size, size, 3), np.uint8)
-        images[-1] = 0  # black, of which a video may have many
+        images[-1] = 0  # black frames are common
         try:
             features, alone = self._run(images), self._run(images[:1])
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
@@ -134,14 +138,14 @@ class OnnxEngine:
             )
         if not np.allclose(alone[0], features[0], rtol=1e-3, atol=1e-3):
             raise VdError(
-                f"--backbone {file} gives an image other features in other company, or "
-                "values that are not finite; export it in inference mode, in float32."
+                f"--backbone {file} gives features that depend on the other images of a batch, "
+                "or are not finite; export it in inference mode, in float32."
             )
         return int(features.shape[1])
 
 
 class JaxEngine:
-    """The Flax module under pmap on all local devices, in one padded batch shape."""
+    """The Flax module under pmap on all local devices, with one padded batch shape."""
 
     name = "jax"
     dim = FEATURES
@@ -159,35 +163,47 @@ class JaxEngine:
         variables = flax_parameters(folded_parameters(backbone.name))
         self._apply = jax.pmap(
             lambda images: module.apply(variables, images),
-            devices=jax.local_devices(),  # not those of other processes
+            devices=jax.local_devices(),
         )
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
-        """Features, a padded batch of every device at a time."""
-        starts = range(0, len(images_NxHxWx3), self.batch)
-        batches = (images_NxHxWx3[start : start + self.batch] for start in starts)
-        # all are under way before the first is waited for
-        parts = [self._run(images) for images in batches]
-        made = [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
+        """Features, a padded batch on all devices at a time."""
         none = np.zeros((0, self.dim), np.float32)
-        return np.concatenate([*made, none])[: len(images_NxHxWx3)]
+        starts = range(0, len(images_NxHxWx3), self.batch)
+        # all batches are started before the first is waited for
+        parts = [self._run(images_NxHxWx3[start:][: self.batch]) for start in starts]
+        features = [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
+        return np.concatenate([*features, none])[: len(images_NxHxWx3)]
 
     def _run(self, images: Images) -> Any:
-        """Features of at most a batch, and of its padding, on the devices."""
-        shape = images.shape[1:]
-        lacking = self.batch - len(images)
-        if lacking:
-            images = np.concatenate([images, np.zeros((lacking, *shape), np.uint8)])
-        return self._apply(images.reshape(self._devices, _JAX_BATCH, *shape))
+        """Features of at most a batch and its padding, still on the devices."""
+        padding = ((0, self.batch - len(images)), (0, 0), (0, 0), (0, 0))
+        padded = np.pad(images, padding)
+        return self._apply(padded.reshape(self._devices, _JAX_BATCH, *images.shape[1:]))
+
+
+def _session(model: Path | bytes) -> Any:
+    """An ONNX Runtime session on the CPU; a call runs on the thread that makes it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # its errors reach us as exceptions
+    try:
+        return onnxruntime.InferenceSession(
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+    except Exception as error:  # ONNX Runtime's own exceptions have no common base
+        raise VdError(
+            f"--backbone {model!s:.200} cannot be run by ONNX Runtime "
+            f"({str(error).splitlines()[0]}); export it again, with the files of its "
+            "weights, if any, beside it."
+        ) from error
 
 
 def _has_accelerator() -> bool:
-    """Whether JAX runs on something else than a CPU; jax is imported only if it may."""
-    import importlib.util
-
-    if not any(
-        importlib.util.find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13")
-    ):
+    """Whether JAX has an accelerator; jax is imported only if a plugin is installed."""
+    if not any(find_spec(f"jax_{kind}_plugin") for kind in ("cuda12", "cuda13")):
         return False
     import jax
 

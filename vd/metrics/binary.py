@@ -1,68 +1,169 @@
 """Binary classification metrics: arrays in, numbers out; None where undefined.
 
-`labels_N` is 0 or 1 (violent); `probability_N` is of violence; `predicted_N` says whether
-a clip is said to be. Intervals are of resamples of whole groups (`vd.metrics.bootstrap`).
+`labels_N` is 0 or 1 (violent), `probability_N` the probability of violence and
+`predicted_N` whether a clip is predicted to be violent. A metric is added by one entry of
+`METRICS`: evaluations, cross-validations and pages then have it, and early stopping takes
+it as `val_<name>`.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
-from sklearn import metrics as sk
+from jaxtyping import Bool
 
-from vd.metrics.bootstrap import (
+from vd.metrics.intervals import (
     RESAMPLES,
-    Interval,
-    interval,
-    resample_weights,
-    share_interval,
-)
-from vd.metrics.weighted import (
-    ECE_BINS,
-    calibration_errors,
-    threshold_metrics,
-    weighted_metrics,
+    Groups,
+    Labels,
+    Probabilities,
+    metric_intervals,
+    resampled_metrics,
 )
 
 COLLAPSE = "nearly all predictions are one class, or a recall is under 20 %"
 _COLLAPSED_RECALL = 0.20
 _COLLAPSED_SHARE = 0.98
+_ECE_BINS = 10
+_FEW_GROUPS = 20
+_WHY_UNDEFINED = "a class has no clip, or no clip is predicted to be of it"
 
-Labels = Int[np.ndarray, " N"]
-Probabilities = Float[np.ndarray, " N"]
 Predicted = Bool[np.ndarray, " N"]
-Groups = Shaped[np.ndarray, " N"]
 
-NAMES = {  # for people
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "recall_violent": "recall violent",
-    "recall_nonviolent": "recall non-violent",
-    "precision_violent": "precision violent",
-    "precision_nonviolent": "precision non-violent",
-    "f1_violent": "F1 violent",
-    "roc_auc": "ROC AUC",
-    "average_precision": "average precision",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
-METRICS = tuple(NAMES)
+
+def accuracy(labels_N: Labels, predicted_N: Predicted) -> float:
+    """Share of the clips that are predicted right."""
+    return float(np.mean(predicted_N == (labels_N == 1)))
 
 
 def recall(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None:
-    """Share of the clips of class `label` that were predicted so."""
+    """Share of the clips of class `label` that are predicted so."""
     of_class = labels_N == label
     if not of_class.any():
         return None
     return float(np.mean(predicted_N[of_class] == bool(label)))
 
 
+def balanced_accuracy(labels_N: Labels, predicted_N: Predicted) -> float | None:
+    """Mean of both recalls; None with one class only."""
+    recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
+    known = [value for value in recalls if value is not None]
+    return sum(known) / 2 if len(known) == 2 else None
+
+
 def precision(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None:
-    """Share of the clips predicted as class `label` that are of it."""
-    said = predicted_N == bool(label)
-    return float(np.mean(labels_N[said] == label)) if said.any() else None
+    """Share of the clips predicted as class `label` that are of it.
+
+    None when no clip is predicted so, or none is of that class.
+    """
+    chosen = predicted_N == bool(label)
+    if not chosen.any() or not (labels_N == label).any():
+        return None
+    return float(np.mean(labels_N[chosen] == label))
+
+
+def f1(labels_N: Labels, predicted_N: Predicted) -> float | None:
+    """Harmonic mean of precision and recall of the violent class; None without one."""
+    violent, hits = int(np.sum(labels_N == 1)), np.sum(predicted_N & (labels_N == 1))
+    return float(2 * hits / (violent + predicted_N.sum())) if violent else None
+
+
+def roc_auc(labels_N: Labels, scores_N: Probabilities) -> float | None:
+    """Area under the ROC curve; None with one class only."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(labels_N)) < 2:
+        return None
+    return float(roc_auc_score(labels_N, scores_N))
+
+
+def average_precision(labels_N: Labels, scores_N: Probabilities) -> float | None:
+    """Mean precision over the violent clips, best first; None with one class only."""
+    from sklearn.metrics import average_precision_score
+
+    if len(np.unique(labels_N)) < 2:
+        return None
+    return float(average_precision_score(labels_N, scores_N))
+
+
+def expected_calibration_error(
+    labels_N: Labels, probability_N: Probabilities, bins: int = _ECE_BINS
+) -> float:
+    """Mean |confidence − frequency| over bins of equal count (Nguyen and O'Connor 2015).
+
+    Clips of equal probability count as their mean, so their order, and a bin's end among
+    them, change nothing.
+    """
+    order = np.argsort(probability_N, kind="stable")
+    sorted_N, clips = probability_N[order], len(order)
+    last_U = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
+    gap_U = np.cumsum(sorted_N - labels_N[order])[last_U]
+    # the bins of np.array_split: the first ones hold one clip more
+    size, more = divmod(clips, min(bins, clips))
+    number_K = np.arange(min(bins, clips) + 1)
+    ends_K = number_K * size + np.minimum(number_K, more)
+    sums_K = np.interp(ends_K, np.append(0, last_U + 1), np.append(0, gap_U))
+    return float(np.abs(np.diff(sums_K)).sum() / clips)
+
+
+class Metric(NamedTuple):
+    """A metric and how it is shown."""
+
+    compute: Callable[[Labels, Probabilities, Predicted], float | None]
+    label: str  # for people
+    higher_is_better: bool = True
+    is_share: bool = True  # shown in percent
+
+
+# of labels y, probabilities p and v, whether a clip is predicted to be violent
+METRICS = {
+    "accuracy": Metric(lambda y, p, v: accuracy(y, v), "accuracy"),
+    "balanced_accuracy": Metric(
+        lambda y, p, v: balanced_accuracy(y, v), "balanced accuracy"
+    ),
+    "recall_violent": Metric(lambda y, p, v: recall(y, v, 1), "recall violent"),
+    "recall_nonviolent": Metric(lambda y, p, v: recall(y, v, 0), "recall non-violent"),
+    "precision_violent": Metric(
+        lambda y, p, v: precision(y, v, 1), "precision violent"
+    ),
+    "precision_nonviolent": Metric(
+        lambda y, p, v: precision(y, v, 0), "precision non-violent"
+    ),
+    "f1_violent": Metric(lambda y, p, v: f1(y, v), "F1 violent"),
+    "roc_auc": Metric(lambda y, p, v: roc_auc(y, p), "ROC AUC", is_share=False),
+    "average_precision": Metric(
+        lambda y, p, v: average_precision(y, p), "average precision", is_share=False
+    ),
+    "brier": Metric(  # Brier (1950)
+        lambda y, p, v: float(np.mean((p - y) ** 2)),
+        "Brier score",
+        higher_is_better=False,
+        is_share=False,
+    ),
+    "ece": Metric(
+        lambda y, p, v: expected_calibration_error(y, p),
+        "calibration error",
+        higher_is_better=False,
+        is_share=False,
+    ),
+}
+
+
+def shown(name: str, value: float | None) -> str:
+    """A metric's value for people: in percent, or with three decimals."""
+    if value is None:
+        return "undefined"
+    return f"{100 * value:.1f} %" if METRICS[name].is_share else f"{value:.3f}"
+
+
+def point_metrics(
+    labels_N: Labels, probability_N: Probabilities, predicted_N: Predicted
+) -> dict[str, float | None]:
+    """Every metric of `METRICS`, by name."""
+    return {
+        name: metric.compute(labels_N, probability_N, predicted_N)
+        for name, metric in METRICS.items()
+    }
 
 
 def collapsed(labels_N: Labels, predicted_N: Predicted) -> bool:
@@ -73,239 +174,63 @@ def collapsed(labels_N: Labels, predicted_N: Predicted) -> bool:
     return one_sided or any(r is not None and r < _COLLAPSED_RECALL for r in recalls)
 
 
-def roc_auc(labels_N: Labels, scores_N: Probabilities) -> float | None:
-    """Area under the ROC curve; None with one class only."""
-    if len(np.unique(labels_N)) < 2:
-        return None
-    return float(sk.roc_auc_score(labels_N, scores_N))
-
-
-def average_precision(labels_N: Labels, scores_N: Probabilities) -> float | None:
-    """Mean precision over the violent clips, best first; None with one class only."""
-    if len(np.unique(labels_N)) < 2:
-        return None
-    return float(sk.average_precision_score(labels_N, scores_N))
-
-
-def expected_calibration_error(
-    labels_N: Labels, probability_N: Probabilities, bins: int = ECE_BINS
-) -> float:
-    """Mean |confidence − frequency| over bins of equal count (Nguyen and O'Connor 2015).
-
-    Clips of equal probability count as their mean.
-    """
-    once_1xN = np.ones((1, len(labels_N)))
-    return float(calibration_errors(labels_N, probability_N, once_1xN, bins)[0])
-
-
 def calibration_error_by_chance(
     probability_N: Probabilities, draws: int = 100
 ) -> float:
-    """What a calibrated detector with these probabilities shows on average.
+    """The calibration error that a calibrated detector with these probabilities shows.
 
-    The mean of the expected calibration error over labels drawn by the probabilities: the
-    fewer the clips, the higher (Bröcker and Smith 2007).
+    The mean over labels drawn by the probabilities: the fewer the clips, the higher
+    (Bröcker and Smith 2007).
     """
     generator = np.random.Generator(np.random.Philox(0))
     drawn_RxN = generator.random((draws, len(probability_N))) < probability_N
-    errors_R = calibration_errors(
-        drawn_RxN.astype(int), probability_N, np.ones(drawn_RxN.shape), ECE_BINS
-    )
-    return float(np.mean(errors_R))
-
-
-def point_metrics(
-    labels_N: Labels, probability_N: Probabilities, predicted_N: Predicted
-) -> dict[str, float | None]:
-    """`METRICS` and `accuracy_at_0.5`, by name. Brier score: Brier (1950)."""
-    violent = labels_N == 1
-    recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
-    precisions = [precision(labels_N, predicted_N, label) for label in (0, 1)]
-    known = [r for r in recalls if r is not None]
-    f1 = (
-        sk.f1_score(labels_N, predicted_N, zero_division=0.0) if violent.any() else None
-    )
-    return {
-        "accuracy": float(np.mean(predicted_N == violent)),
-        "balanced_accuracy": sum(known) / 2 if len(known) == 2 else None,
-        "accuracy_at_0.5": float(np.mean((probability_N >= 0.5) == violent)),
-        "recall_violent": recalls[1],
-        "recall_nonviolent": recalls[0],
-        "precision_violent": None if recalls[1] is None else precisions[1],
-        "precision_nonviolent": None if recalls[0] is None else precisions[0],
-        "f1_violent": None if f1 is None else float(f1),
-        "roc_auc": roc_auc(labels_N, probability_N),
-        "average_precision": average_precision(labels_N, probability_N),
-        "brier": float(np.mean((probability_N - labels_N) ** 2)),
-        "ece": expected_calibration_error(labels_N, probability_N),
-    }
-
-
-def resampled_metrics(
-    labels_N: Labels,
-    probability_N: Probabilities,
-    predicted_N: Predicted,
-    group_N: Groups,
-) -> dict[str, Float[np.ndarray, " R"]]:
-    """The same of every resample; NaN where undefined."""
-    blocks = [
-        weighted_metrics(labels_N, probability_N, predicted_N, weights_RxN)
-        for weights_RxN in resample_weights(group_N)
+    errors = [
+        expected_calibration_error(labels_N, probability_N)
+        for labels_N in drawn_RxN.astype(int)
     ]
-    return {name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}
-
-
-def intervals(
-    metrics: dict[str, float | None],
-    resampled: dict[str, Float[np.ndarray, " R"]],
-    labels_N: Labels,
-    predicted_N: Predicted,
-    group_N: Groups,
-) -> dict[str, Interval]:
-    """The 95 % interval of each metric, `<metric>_ci95`; None where it is not known."""
-    everyone = np.ones(len(labels_N), bool)
-    counted = {  # of which clips a metric is a share
-        "accuracy": everyone,
-        "accuracy_at_0.5": everyone,
-        "recall_violent": labels_N == 1,
-        "recall_nonviolent": labels_N == 0,
-        "precision_violent": predicted_N,
-        "precision_nonviolent": ~predicted_N,
-    }
-    made: dict[str, Interval] = {}
-    for name, value in metrics.items():
-        if value is None:
-            found = None
-        elif name in counted:
-            groups = group_N[counted[name]]
-            found = share_interval(value, resampled[name], groups)
-        else:
-            found = interval(resampled[name], group_N)
-        made[f"{name}_ci95"] = found
-    return made
-
-
-def mean_interval(
-    mean: float,
-    resampled: Sequence[Float[np.ndarray, " R"]],
-    alone: Sequence[Interval],
-    group_N: Groups,
-) -> Interval:
-    """Interval of a metric's mean over models of the same clips, resampled together.
-
-    `alone` are the intervals of each. A share that is 0 or 1 for all shows no spread: then
-    the widest of theirs, which are exact.
-    """
-    if 0 < mean < 1:
-        return interval(np.mean(resampled, axis=0), group_N)
-    known = [found for found in alone if found is not None]
-    return max(known, key=lambda found: found[1] - found[0], default=None)
-
-
-def bootstrap_accuracy(
-    correct_N: Bool[np.ndarray, " N"], group_N: Groups, seed: int = 0
-) -> tuple[float, float] | None:
-    """95 % interval of accuracy alone; exact when all or none are right.
-
-    None where all clips are of one group.
-    """
-    labels_N = correct_N.astype(
-        int
-    )  # predicted violent everywhere: right where they are
-    said_N = np.ones(len(correct_N), bool)
-    values_R = np.concatenate(
-        [
-            threshold_metrics(labels_N, said_N, weights_RxN)["accuracy"]
-            for weights_RxN in resample_weights(group_N, seed=seed)
-        ]
-    )
-    found = share_interval(float(np.mean(correct_N)), values_R, group_N)
-    return None if found is None else (found[0], found[1])
+    return float(np.mean(errors))
 
 
 def evaluation_metrics(
     labels_N: Labels,
     probability_N: Probabilities,
     group_N: Groups,
-    threshold: float | Float[np.ndarray, " N"],
+    threshold: float,
 ) -> dict[str, Any]:
-    """The metrics of evaluation_<split>.json, with intervals and what is to be warned of.
+    """The metrics of evaluation_<split>.json, with intervals and warnings.
 
-    `threshold`, one or each clip's own, is for accuracy, recalls, precisions and F1. With
-    one class only what needs both is None.
+    `threshold` decides what is predicted, for accuracy, recalls, precisions and F1.
     """
     predicted_N = probability_N >= threshold
-    metrics = point_metrics(labels_N, probability_N, predicted_N)
+    values = point_metrics(labels_N, probability_N, predicted_N)
     resampled = resampled_metrics(labels_N, probability_N, predicted_N, group_N)
-    found = intervals(metrics, resampled, labels_N, predicted_N, group_N)
-    values: dict[str, Any] = {"n": len(labels_N), "n_violent": int(labels_N.sum())}
-    for name, value in metrics.items():
-        values |= {name: value, f"{name}_ci95": found[f"{name}_ci95"]}
+    names = [METRICS[name].label for name, value in values.items() if value is None]
+    undefined = [f"undefined: {', '.join(names)}; {_WHY_UNDEFINED}"] if names else []
     return {
+        "n": len(labels_N),
+        "n_violent": int(labels_N.sum()),
         **values,
+        "accuracy_at_0.5": accuracy(labels_N, probability_N >= 0.5),
+        **metric_intervals(values, [resampled], labels_N, group_N),
         "ece_by_chance": calibration_error_by_chance(probability_N),
         "collapsed": collapsed(labels_N, predicted_N),
         "resamples": RESAMPLES,
         "resampled_groups": len(np.unique(group_N)),
-        "warnings": [
-            *_undefined(labels_N, predicted_N, values),
-            *interval_warnings(
-                labels_N, group_N, {name: values[f"{name}_ci95"] for name in METRICS}
-            ),
-            *below_interval(values["ece"], values["ece_ci95"]),
-        ],
+        "warnings": [*undefined, *interval_warnings(labels_N, group_N)],
     }
 
 
-def _undefined(
-    labels_N: Labels, predicted_N: Predicted, values: dict[str, Any]
-) -> Iterator[str]:
-    """What is undefined, and why."""
-    names = [NAMES[name] for name in METRICS if values[name] is None]
-    classes = list(enumerate(("non-violent", "violent")))
-    for said, name in classes:
-        if (predicted_N != said).all():
-            names.remove(f"precision {name}")
-            yield f"precision {name} undefined: no clip is predicted to be {name}"
-    for said, name in classes:
-        if names and (labels_N == said).all():
-            yield f"{', '.join(names)} undefined: all clips are {name}"
-
-
-def below_interval(ece: float | None, found: Interval) -> Iterator[str]:
-    """Why a calibration error may lie outside its own interval."""
-    if ece is not None and found is not None and ece < found[0]:
-        yield (
-            "the calibration error lies below its interval: resamples repeat clips, which "
-            "raises it, so the interval is too high"
-        )
-
-
-def interval_warnings(
-    labels_N: Labels, group_N: Groups, found: Mapping[str, Interval]
-) -> Iterator[str]:
-    """What a reader of the metrics' intervals must know, in sentences."""
-    counts = {
-        name: len(np.unique(group_N[labels_N == label]))
-        for label, name in enumerate(("non-violent", "violent"))
-    }
+def interval_warnings(labels_N: Labels, group_N: Groups) -> list[str]:
+    """What limits the intervals, in sentences."""
     groups = len(np.unique(group_N))
+    calm, violent = (len(np.unique(group_N[labels_N == label])) for label in (0, 1))
     if groups < 2:
-        yield "no intervals: all clips are of one group, which shows no spread"
-        return
-    flat = [
-        NAMES[name]
-        for name, ci in found.items()
-        if ci is not None and math.isclose(*ci, rel_tol=1e-9, abs_tol=1e-12)
-    ]
-    if flat:
-        yield (
-            f"{', '.join(flat)}: the same in every resample, so that the interval has no "
-            "width; that is no certainty"
-        )
-    few = [f"{count} with {name} clips" for name, count in counts.items() if count < 20]
-    if few:
-        yield (
-            f"the intervals rest on {groups} groups ({', '.join(few)}; a clip without a "
-            "group is its own); with so few they are too narrow"
-        )
+        return ["no intervals: all clips are of one group, which shows no spread"]
+    if min(calm, violent) >= _FEW_GROUPS:
+        return []
+    few = (
+        f"the intervals rest on {groups} groups ({violent} with violent, {calm} with "
+        f"non-violent clips; a clip without a group is its own); with under {_FEW_GROUPS} "
+        "of a class they are too narrow"
+    )
+    return [few]

@@ -10,8 +10,8 @@ from scipy.special import expit, ndtr
 FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
 _CANDIDATES = 1001
 _HOLD = 20.0  # of the threshold to the loss's own (experiments/threshold.py)
-_TEMPERATURES = (0.05, 20.0)  # the least and the most that is tried
-_NEAR = 1.001  # to the end of what is tried
+_TEMPERATURES = (0.05, 20.0)  # the smallest and the largest that are tried
+_NEAR = 1.001  # a factor: that near to the end of the range
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,10 @@ class Calibration:
         """Refuse what no fit gives: `ValueError`."""
         if not (0 < self.temperature < float("inf") and 0 <= self.threshold <= 1):
             raise ValueError("temperature or threshold out of range")
-        if not 0 <= (self.false_alarm_threshold or 0) <= 2:
-            raise ValueError("false_alarm_threshold out of range")
 
     @property
     def uninformative(self) -> bool:
-        """Whether the fit went to the largest temperature: the logits tell hardly anything."""
+        """Whether the fit took the largest temperature: logits hardly separate the classes."""
         return self.temperature * _NEAR >= _TEMPERATURES[1]
 
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
@@ -49,9 +47,9 @@ def fit(
     """Temperature by likelihood (Guo et al. 2017), threshold by smoothed balanced accuracy.
 
     The likelihood is of Platt's targets (1999), (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), so that
-    a part without a mistake gives no certainty. `even_logit` is what the loss gives to a clip
-    that tells nothing (`vd.models.losses.even_logit`); the fewer the clips, the nearer
-    to it the threshold.
+    a part without a mistake gives no certainty. `even_logit` is the logit of least mean loss
+    for a clip without information (`vd.models.losses.even_logit`); the fewer the clips,
+    the nearer to it the threshold.
     """
     counts = np.bincount(labels_N, minlength=2)
     targets_N = np.array([1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)])[
@@ -62,10 +60,10 @@ def fit(
         scaled = logit_N / np.exp(log_temperature)
         return float(np.mean(np.logaddexp(0.0, scaled) - targets_N * scaled))
 
-    found = minimize_scalar(
+    result = minimize_scalar(
         negative_log_likelihood, bounds=np.log(_TEMPERATURES), method="bounded"
     )
-    temperature = float(np.exp(found.x))
+    temperature = float(np.exp(result.x))
     probability_N = expit(logit_N / temperature)
     return Calibration(
         temperature,

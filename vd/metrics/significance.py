@@ -8,15 +8,15 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 _LEVEL, _POWER = 0.05, 0.80
-_ROUNDING = 1e-9  # of differences of shares that are equal
+_ROUNDING = 1e-9  # differences between equal shares
 
 
 def mcnemar(
     correct_a_N: Bool[np.ndarray, " N"], correct_b_N: Bool[np.ndarray, " N"]
 ) -> dict[str, Any]:
-    """Clips that one alone gets right, and McNemar's exact test (1947), two-sided.
+    """Clips that only one gets right, and McNemar's exact test (1947), two-sided.
 
-    It takes clips as independent of each other.
+    The test treats clips as independent.
     """
     only_a = int((correct_a_N & ~correct_b_N).sum())
     only_b = int((correct_b_N & ~correct_a_N).sum())
@@ -49,31 +49,28 @@ def corrected_t_test(
 def deciding_p(
     t_test: Mapping[str, Any] | None, tests: Sequence[Mapping[str, Any]]
 ) -> float:
-    """The p-value of the corrected t-test, or where it has none the largest of McNemar's."""
+    """The p-value of the corrected t-test or, where it has none, the largest of McNemar's."""
     if t_test is not None and t_test["p"] is not None:
         return float(t_test["p"])
     return max(float(test["p"]) for test in tests)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for their number (Holm 1979); None stays, and counts for none."""
-    known = [i for i, p in enumerate(p_values) if p is not None]
-    known.sort(key=lambda i: p_values[i])  # type: ignore[arg-type,return-value]
-    made: list[float | None] = [None] * len(p_values)
+    """p-values corrected for their number (Holm 1979); a None stays and does not count."""
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
     largest = 0.0
-    for rank, i in enumerate(known):
-        value = p_values[i]
-        assert value is not None
-        largest = max(largest, min(1.0, (len(known) - rank) * value))
-        made[i] = largest
-    return made
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
 
 
 def clips_needed(discordant_share: float, difference: float = 0.01) -> int:
     """Clips that show a difference of accuracy at 5 %, two-sided, with 80 % power.
 
     n = (z₁ √ψ + z₂ √(ψ − δ²))² / δ² (Connor 1987, of McNemar's test), ψ being the share of
-    clips that one alone gets right, which is at least δ.
+    clips that only one of the two gets right, which is at least δ.
     """
     psi = max(discordant_share, difference)
     z_level, z_power = stats.norm.isf(_LEVEL / 2), stats.norm.isf(1 - _POWER)

@@ -9,15 +9,15 @@ from jaxtyping import Float64
 
 from vd import plots
 from vd.config import DecodeConfig, EngineName
-from vd.data.frames import FrameSettings
+from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
 from vd.devices import prepare_jax
 from vd.errors import VdError
-from vd.evaluation.evaluate import check_features, moved, restore
+from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
-from vd.features.compute import VideoFeatures, video_features
 from vd.features.engines import make_engine
+from vd.features.extract import VideoFeatures, video_features
 from vd.models.scoring import score, score_windows
 from vd.training.run_folder import read_config
 

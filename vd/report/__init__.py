@@ -1,1 +1,1 @@
-"""Reports: a run, a cross-validation or a comparison as one self-contained page."""
+"""Reports: a run or a cross-validation as one self-contained page."""

@@ -1,76 +1,80 @@
-"""How the page shows numbers, and what it calls them."""
+"""Templates filled in: how a page shows numbers; what a file does not say is a dash."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import base64
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeGuard
 
-from markupsafe import Markup
+import jinja2
 
-from vd.metrics.binary import NAMES
-from vd.pages import render
-from vd.report import words
+DASH = "–"
 
-_NO_SHARES = "roc_auc", "average_precision", "brier", "ece"
-METRICS = {  # what the page calls them, and whether they are shares
-    key: (
-        f"{name} (0 is best)" if key in ("brier", "ece") else name,
-        key not in _NO_SHARES,
+
+class _Missing(jinja2.ChainableUndefined):
+    """A value that is not there: a dash on the page, whatever is asked of it."""
+
+    def __str__(self) -> str:
+        return DASH
+
+
+class Picture(NamedTuple):
+    """A picture as a data URI, and what it shows, for those who do not see it."""
+
+    source: str
+    alt: str
+
+
+def picture(content: bytes, kind: str, alt: str) -> Picture:
+    """An image file of a kind (png, jpeg) as a picture that the page itself holds."""
+    return Picture(
+        f"data:image/{kind};base64,{base64.b64encode(content).decode()}", alt
     )
-    for key, name in NAMES.items()
-}
 
 
-def page(template: str, **values: Any) -> str:
-    """The template filled in, a whole HTML page."""
-    filters: dict[str, Callable[..., Any]] = {
-        "percent": _percent,
-        "points": _points,
-        "decimal": _decimal,
-        "percents": words.percents,
-        "decimals": words.decimals,
-        "plain": _plain,
+def render(package: str, template: str, values: Mapping[str, Any]) -> str:
+    """A template of `package` filled in, a whole page; names from files are escaped.
+
+    Templates may build on `base.html.j2` of this package.
+    """
+    packages = dict.fromkeys([package, "vd.report"])
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
+        autoescape=True,
+        undefined=_Missing,
+        finalize=lambda value: DASH if value is None else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "percents": percents,
+        "decimal": decimal,
+        "decimals": decimals,
+        "yes_no": lambda value: {True: "YES", False: "no"}.get(value, DASH),
     }
-    return render("vd.report", template, {"METRICS": METRICS, **values}, filters)
+    page = environment.get_template(template).render(values)
+    # names that are not UTF-8 stay readable
+    return page.encode("utf-8", "backslashreplace").decode()
 
 
-def _percent(value: float | None) -> Markup:
-    """A share in percent, for people and programs."""
-    return _exact(value, words.percent(value))
+def percent(value: Any) -> str:
+    """A share in percent."""
+    return f"{100 * value:z.1f} %" if _is_number(value) else DASH
 
 
-def _points(value: float) -> Markup:
-    """A difference of shares in points, for people and programs."""
-    return _exact(value, words.points(value))
+def percents(ends: Any) -> str:
+    """An interval of shares in percent; `ends` are [low, high]."""
+    return f"{100 * ends[0]:z.1f} to {100 * ends[1]:z.1f} %" if ends else DASH
 
 
-def _decimal(value: float | None) -> Markup:
-    """A number with three decimals, for people and programs."""
-    return _exact(value, words.decimal(value))
+def decimal(value: Any, digits: int = 3) -> str:
+    """A number with so many decimals."""
+    return f"{value:z.{digits}f}" if _is_number(value) else DASH
 
 
-def _exact(value: float | None, shown: str) -> Markup:
-    """A rounded number that carries the file's own digits, for programs."""
-    if value is None:
-        return Markup("{}").format(shown)
-    return Markup('<data value="{}">{}</data>').format(repr(value), shown)
+def decimals(ends: Any) -> str:
+    """An interval with three decimals; `ends` are [low, high]."""
+    return f"{ends[0]:z.3f} to {ends[1]:z.3f}" if ends else DASH
 
 
-def _plain(value: Any) -> str:
-    """A setting's value in words."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value)
-
-
-def ledger_rows(described: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The ledger of a config.json, a row a split and class, its reasons in words."""
-    return [
-        {
-            **row,
-            "reasons": ", ".join(
-                f"{count} {reason}" for reason, count in row["reasons"].items()
-            ),
-        }
-        for row in described["ledger"]["per_split_and_class"]
-    ]
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float)

@@ -1,35 +1,52 @@
-"""`vd report`: one run, one cross-validation, or several compared, as a page.
+"""`vd report`: a run or a cross-validation as one page, which shows what its files say.
 
-1. The files of the folder are read and checked; nothing is trained or scored again.
-2. The worst mistakes are looked at, where the videos are still there.
-3. The template is filled in; the page is written whole or not at all.
+Nothing is trained, scored or counted again; the misclassified clips are looked at where
+their videos are still there.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vd.console import duration
+from vd.data.manifest import CLASSES
 from vd.errors import VdError
+from vd.evaluation.compare import curve
 from vd.evaluation.cross_dataset import dataset_name
-from vd.evaluation.crossval import check_told
-from vd.evaluation.curves import curve
-from vd.evaluation.matrix import check_matrix
-from vd.evaluation.results import pooled_by_seed, read_results
-from vd.files import read_json, write_text
-from vd.report import pictures
-from vd.report.comparison import comparison_page
-from vd.report.facts import RunFacts, checked, read_facts
-from vd.report.mistakes import Mistake, worst
-from vd.report.page import ledger_rows, page
-from vd.report.settings import all_settings, command, crossval_command
-from vd.report.strips import Shown, show
-from vd.report.words import crossval_verdict, loss, run_verdict
+from vd.evaluation.predictions import Predictions, pooled_by_seed, read_results
+from vd.files import write_text
+from vd.metrics.binary import METRICS
+from vd.report import images
+from vd.report.facts import RunFacts, read_facts, read_object
+from vd.report.page import Picture, decimal, render
+from vd.report.words import (
+    crossval_command,
+    crossval_limits,
+    run_limits,
+    settings,
+    train_command,
+)
+from vd.training.run_folder import videos_of
 
 MISTAKES = 12
 _MOST_FAULTY = 50  # files that the page names; ledger.csv has all
-_AGAIN = "run its vd crossval command again to write it again"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A clip misclassified in `wrong` of the `times` that it was tested."""
+
+    name: str
+    truth: str
+    probability: float  # of violence, mean over the times
+    wrong: int
+    times: int
+    frames: Picture | None = None
+    no_frames: str = ""  # why there are none
 
 
 def report(
@@ -38,15 +55,34 @@ def report(
     mistakes: int = MISTAKES,
     dataset_path: Path | None = None,
 ) -> Path:
-    """Write the page of a run, a cross-validation or a comparison; returns where it is.
+    """Write the page of a run or a cross-validation; returns where it is.
 
     `mistakes` clips are shown with their frames (0: the quick page, with a table);
     `dataset_path` says where the data set has moved. Raises `VdError` for a folder that is
-    unfinished, damaged, or none of the two.
+    neither of the two, or unfinished, or has a damaged file.
     """
-    if not folders:
+    folder, path = _check(folders, out, mistakes, dataset_path)
+    if (folder / "config.json").exists():
+        page = _run_page(read_facts(folder), mistakes, dataset_path)
+    else:
+        page = _crossval_page(folder, mistakes, dataset_path)
+    write_text(path, page)
+    return path
+
+
+def write_quick(run_dir: Path) -> None:
+    """Write the page that training leaves: of the folder alone, so without frames."""
+    write_text(run_dir / "report.html", _run_page(read_facts(run_dir), 0, None))
+
+
+def _check(
+    folders: Sequence[Path], out: Path | None, mistakes: int, dataset_path: Path | None
+) -> tuple[Path, Path]:
+    """The folder and the place of its page; raises `VdError` for flags that cannot be."""
+    if len(folders) != 1:
         raise VdError(
-            "vd report was given no folder; name a run or a cross-validation."
+            f"vd report makes the page of one folder, not of {len(folders)}; vd compare "
+            f"{' '.join(map(str, folders)) or 'A B'} --out DIR compares several."
         )
     if mistakes < 0:
         raise VdError(f"--mistakes is {mistakes}; give 0 or more.")
@@ -55,125 +91,126 @@ def report(
             f"--dataset-path {dataset_path} does not exist; leave it out, or name the place "
             "where the data set is now."
         )
-    if len(folders) > 1 and out is None:
-        raise VdError(
-            "a comparison belongs to none of its folders; name a file by --out."
-        )
     path = out or folders[0] / "report.html"
     if path.is_dir():
         raise VdError(f"--out {path} is a folder; name a file in it.")
     if path.suffix.casefold() not in (".html", ".htm"):
-        raise VdError(f"--out {path} is to be a page; let its name end in .html.")
-    if len(folders) > 1:
-        made = comparison_page(folders)
-    elif (folders[0] / "config.json").exists():
-        made = run_page(read_facts(folders[0]), mistakes, dataset_path)
-    else:
-        made = _crossval_page(folders[0], mistakes, dataset_path)
-    write_text(path, made)
-    return path
+        raise VdError(f"--out {path} must end in .html; name such a file.")
+    return folders[0], path
 
 
-def write_quick(run_dir: Path) -> None:
-    """The page that training leaves: of the folder alone, so the same files, the same bytes."""
-    write_text(run_dir / "report.html", run_page(read_facts(run_dir), 0, None))
-
-
-def run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
+def _run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
     """The page of a run."""
-    told, said = facts.test, facts.member.predictions
-    hours = told.get("nonviolent_hours")
-    found = worst([facts.member])
-    runs = {facts.folder: facts}
-    with checked(
-        facts.folder / "evaluation_test.json", "run vd evaluate on the run again"
-    ):
-        return page(
-            "run.html.j2",
-            title=f"Report of {facts.folder.resolve().name}",
-            dataset=dataset_name(facts.config.data.dataset_path),
-            facts=facts,
-            verdict=run_verdict(facts),
-            points=told.get("operating_points"),
-            length=duration(3600 * hours) if hours else None,
-            slices=told.get("slices"),
-            curves=pictures.curves(facts.rows),
-            test=pictures.of_test(said.labels_N, said.probability_N, told),
-            of_fold=re.match(r"fold-\d+", facts.folder.resolve().name) is not None,
-            command=command(facts.described),
-            **_shared([facts], found, _shown(found, runs, mistakes, dataset_path)),
-            quick=mistakes == 0,
-        )
-
-
-def _shared(
-    runs: Sequence[RunFacts],
-    found: Sequence[Mistake],
-    shown: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """What the pages of a run and of a cross-validation have in common."""
-    first = runs[0]
-    faulty = [row for row in first.ledger if row["outcome"] != "used"]
-    return {
-        "mistakes": len(found),
-        "shown": shown,
-        "ledger": ledger_rows(first.described),
-        "loss": loss(first.described),
-        "faulty": faulty[:_MOST_FAULTY],
-        "more_faulty": max(len(faulty) - _MOST_FAULTY, 0),
-        "settings": all_settings(first.described),
-    }
-
-
-def _shown(
-    found: Sequence[Mistake],
-    runs: Mapping[Path, RunFacts],
-    mistakes: int,
-    dataset_path: Path | None,
-) -> list[dict[str, Any]]:
-    """The worst mistakes as the page shows them; in the quick page they are a table."""
-    if mistakes == 0:
-        made = [Shown(mistake) for mistake in found[:MISTAKES]]
-    else:
-        made = show(found[:mistakes], runs, dataset_path)
-    return [
-        {
-            "mistake": one.mistake,
-            "strip": one.strip and pictures.inline(one.strip, "jpeg"),
-            "timeline": one.timeline and pictures.inline(one.timeline, "png"),
-            "word": one.word,
-        }
-        for one in made
-    ]
+    record = facts.evaluations["test"]
+    pooled = pooled_by_seed([facts.member])
+    hours = record.get("nonviolent_hours")
+    title = f"Confusion at threshold {decimal(record.get('threshold'))}"
+    return _render(
+        "run.html.j2",
+        facts,
+        dataset_path,
+        _mistakes(list(pooled.values())),
+        mistakes,
+        title=f"Report of {facts.folder.resolve().name}",
+        tested=record.get("n"),
+        limits=run_limits(facts),
+        nonviolent=duration(3600 * hours) if hours else None,
+        curves=[images.learning_curves(facts.rows)],
+        pictures=images.of_tested(pooled, title),
+        is_fold=re.match(r"fold-\d+", facts.folder.resolve().name) is not None,
+        command=train_command(facts.described),
+    )
 
 
 def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> str:
-    """The page of a cross-validation."""
+    """The page of a cross-validation; data and settings are those of its first member."""
     members = read_results(folder)
+    remedy = "run its vd crossval command again to write it again"
+    values = read_object(folder / "crossval.json", remedy)
+    first = read_facts(members[0].run_dir)
     pooled = pooled_by_seed(members)
-    path = folder / "crossval.json"
-    values = read_json(path, _AGAIN)
-    runs = {member.run_dir: read_facts(member.run_dir) for member in members}
-    found = worst(members)
-    first = runs[members[0].run_dir]
-    again = command(first.described) and crossval_command(
-        first.described, values, str(first.config.run.checkpoint_dir.parent)
+    rows = curve([member.run_dir for member in members])
+    name = folder.resolve().name
+    return _render(
+        "crossval.html.j2",
+        first,
+        dataset_path,
+        _mistakes(list(pooled.values())),
+        mistakes,
+        title=f"Report of {name}",
+        values=values,
+        tested=values.get("n"),
+        limits=crossval_limits(values, first.described),
+        curves=[images.bands(name, rows)] if rows else [],
+        pictures=images.of_tested(pooled, "Confusion, each clip once a seed"),
+        command=crossval_command(
+            first.described, values, first.config.run.checkpoint_dir.parent
+        ),
     )
-    shown = _shown(found, runs, mistakes, dataset_path)
-    with checked(path, _AGAIN):
-        check_told(values, members, path, _AGAIN)
-        for row in values.get("matrix", []):
-            check_matrix(folder, dataset_name(first.config.data.dataset_path), row)
-        return page(
-            "crossval.html.j2",
-            title=f"Report of {folder.resolve().name}",
-            dataset=dataset_name(first.config.data.dataset_path),
-            values=values,
-            described=first.described,
-            verdict=crossval_verdict(values, first.described),
-            curves=pictures.bands({folder.resolve().name: curve(list(runs))}),
-            pictures=pictures.of_pooled(pooled, values["per_seed"]),
-            command=again,
-            **_shared(list(runs.values()), found, shown),
-            quick=mistakes == 0,
+
+
+def _render(
+    template: str,
+    facts: RunFacts,
+    dataset_path: Path | None,
+    mistakes: Sequence[Mistake],
+    most: int,
+    **values: Any,
+) -> str:
+    """A page, with what runs and cross-validations have in common."""
+    faulty = [row for row in facts.ledger if row.get("outcome") != "used"]
+    return render(
+        "vd.report",
+        template,
+        {
+            "dataset": dataset_name(facts.config.data.dataset_path),
+            "facts": facts,
+            "described": facts.described,
+            "metrics": METRICS,
+            "mistakes": len(mistakes),
+            "shown": _with_frames(mistakes[:most], facts, dataset_path)
+            if most
+            else mistakes[:MISTAKES],
+            "quick": most == 0,
+            "faulty": faulty[:_MOST_FAULTY],
+            "more_faulty": len(faulty[_MOST_FAULTY:]),
+            "settings": settings(facts.described),
+            **values,
+        },
+    )
+
+
+def _mistakes(seeds: Sequence[Predictions]) -> list[Mistake]:
+    """The misclassified clips: wrong in most seeds first, then farthest from the truth."""
+    first = seeds[0]
+    wrong_N = sum(one.predicted_N != (one.labels_N == 1) for one in seeds)
+    probability_N = np.mean([one.probability_N for one in seeds], axis=0)
+    distance_N = np.abs(probability_N - first.labels_N)
+    order = sorted(
+        np.flatnonzero(wrong_N),
+        key=lambda i: (-wrong_N[i], -distance_N[i], first.paths[i]),
+    )
+    return [
+        Mistake(
+            first.paths[i],
+            CLASSES[first.labels_N[i]],
+            float(probability_N[i]),
+            int(wrong_N[i]),
+            len(seeds),
         )
+        for i in order
+    ]
+
+
+def _with_frames(
+    mistakes: Sequence[Mistake], facts: RunFacts, dataset_path: Path | None
+) -> list[Mistake]:
+    """Mistakes with frames of their videos; any run of a cross-validation has all clips."""
+    root = dataset_path or facts.config.data.dataset_path
+    videos = {video.name: video for video in videos_of(facts.folder, root)}
+    chosen = [videos[mistake.name] for mistake in mistakes]
+    strips = images.frame_strips(chosen, facts.config.decode)
+    return [
+        replace(mistake, frames=frames, no_frames=reason)
+        for mistake, (frames, reason) in zip(mistakes, strips, strict=True)
+    ]

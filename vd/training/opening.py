@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import jax
 
     from vd.data.ledger import Ledger
+    from vd.features.backbone import Backbone
     from vd.features.store import FeatureStore
 
 
@@ -27,6 +28,7 @@ class Data(NamedTuple):
     videos: list[Video]  # with splits
     ledger: "Ledger"
     store: "FeatureStore"
+    backbone: "Backbone"
 
     def parts(self) -> dict[str, list[Video]]:
         """The usable clips of each split."""
@@ -114,17 +116,14 @@ def write_inputs(
     opened: Opened,
 ) -> None:
     """Write config.json, splits.csv, ledger.csv and a user's own backbone."""
-    from vd.features.backbone import find_backbone
-    from vd.features.compute import frame_settings
-
     run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
     batch_size, devices = opened
     clips = data.parts()
-    backbone = find_backbone(config.backbone)
+    backbone = data.backbone
     facts = {
         "engine": _engine_of(ledger.usable(), store),
         "preprocessing": {
-            **asdict(frame_settings(backbone)),
+            **asdict(backbone.frames),
             "views": list(backbone.views),
             "backbone": backbone.description,
             "dim": store.streams * store.dim,
