@@ -1,6 +1,7 @@
 """A signal sets a flag; work stops where it asks, with one sentence and 128 + its number."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,8 +9,14 @@ import time
 
 import pytest
 
-from tests.command_line import VD
+from tests.broken import noisy_frames, render, render_slow
+from tests.command_line import SMALL, VD
 from vd import console
+from vd.data.catalog import Catalog
+from vd.files import read_csv
+from vd.training.log import read_metrics
+
+SECONDS = 5  # between a signal and the end: 2 on an idle machine, with some to spare
 
 SCRIPT = """
 import os, signal, sys, time
@@ -98,18 +105,80 @@ def test_outside_the_command_line_ctrl_c_is_pythons_own():
     console.check_interrupt()
 
 
-def interrupt(command, begun, seconds=0.0):
-    """Run a command, send SIGINT when a line of it begins so; its code, text and delay."""
+def interrupt(command, ready, patience=60.0, number=signal.SIGINT):
+    """Run a command, send a signal once `ready()`; returns what it printed and its delay."""
     arguments = [*VD, *map(str, command)]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith(begun):
-                time.sleep(seconds)
-                process.send_signal(signal.SIGINT)
-                break
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and process.poll() is None and not ready():
+            time.sleep(0.05)
+        process.send_signal(number)
         sent = time.monotonic()
-        lines += process.stderr.readlines()
-        process.wait()
-        return process.returncode, "".join(lines), time.monotonic() - sent
+        printed = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + number, printed
+        assert "vd: interrupted; finished work is kept" in printed
+        assert "Traceback" not in printed
+        return printed, time.monotonic() - sent
+
+
+@pytest.fixture(scope="module")
+def slow_set(tmp_path_factory):
+    """Seven short clips, and one of minutes that comes last."""
+    root = tmp_path_factory.mktemp("slow") / "set"
+    for number in range(7):
+        folder = root / ("fight" if number % 2 else "normal")
+        folder.mkdir(parents=True, exist_ok=True)
+        render(folder / f"{number}.mp4", noisy_frames(40 + number))
+    render_slow(root / "normal" / "slow.mkv", 30_000)
+    return root
+
+
+def outcomes(cache):
+    """How many outcomes of videos are kept."""
+    return len(Catalog(cache).outcomes()) if (cache / "catalog.sqlite").exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["scan", "audit"])
+def test_an_interrupt_while_decoding_loses_no_outcome(verb, slow_set, tmp_path):
+    cache = tmp_path / "cache"
+    where = ["--dataset-path", slow_set, "--cache-dir", cache]
+    command = [verb, *where, "--report-dir", tmp_path / "report"]
+    _, seconds = interrupt(command, lambda: outcomes(cache) >= 3)
+    assert seconds < SECONDS
+    assert outcomes(cache) >= 3
+
+
+@pytest.mark.slow
+def test_an_interrupted_extraction_keeps_what_it_has(clips, tmp_path):
+    cache = tmp_path / "cache"
+    # the real backbone computes 3,000 images: 10 s or more
+    command = ["extract", "--dataset-path", clips, "--cache-dir", cache]
+    for patience in (6, 12, 24, 48):  # until a video is finished in them
+        _, seconds = interrupt(
+            [*command, "--feature-preset", "best"], lambda: False, patience=patience
+        )
+        assert seconds < SECONDS
+        if rows := [
+            row for path in cache.rglob("index-*.csv") for row in read_csv(path)
+        ]:
+            break
+    assert 0 < len(rows) < 32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_saves_the_current_step(number, clips, backbone, tmp_path):
+    run = tmp_path / "run"
+    command = [
+        "train", "--dataset-path", clips, "--backbone", backbone, "--cache-dir",
+        tmp_path / "cache", "--checkpoint-dir", run, "--no-mixed-precision",
+        *SMALL, "--epochs", "500",
+    ]  # fmt: skip
+    printed, seconds = interrupt(
+        command, lambda: len(read_metrics(run)) >= 3, number=number
+    )
+    assert seconds < SECONDS
+    step = int(re.search(r"stopped after step (\d+)", printed)[1])
+    again, _ = interrupt(command, lambda: len(read_metrics(run)) >= step // 2 + 3)
+    assert f"going on from step {step}, " in again

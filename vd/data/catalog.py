@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from vd.console import say, track
+from vd.console import check_interrupt, say, track
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome, check_file
 from vd.errors import VdError
@@ -39,7 +39,7 @@ _BUSY_SECONDS = 60.0
 _DAMAGE = sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR
 _NO_LOCK = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL
 _CHUNK_BYTES, _MEGABYTE = 1 << 20, 10**6
-_COMMIT_EVERY_SECONDS = 2.0
+_COMMIT_EVERY_SECONDS, _SLICE_SECONDS = 2.0, 0.5
 
 _T = TypeVar("_T")
 
@@ -198,7 +198,11 @@ def _hash_all(files: Sequence[_File], catalog: Catalog) -> dict[_File, str]:
             for future in file_of:
                 future.add_done_callback(events.put)
             while file_of:
-                event = events.get()
+                try:
+                    event = events.get(timeout=_SLICE_SECONDS)
+                except Empty:
+                    check_interrupt()
+                    continue
                 if isinstance(event, int):
                     read += event
                     ticker.advance(read // _MEGABYTE - ticker.done)

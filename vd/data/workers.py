@@ -32,6 +32,7 @@ from jaxtyping import UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
+from vd.console import check_interrupt
 from vd.data.decode import (
     FrameSettings,
     Position,
@@ -82,6 +83,7 @@ class DecodePool:
         of the whole program (Ctrl-Z, a sleeping laptop) is not a video's timeout.
         """
         while not task.done():
+            check_interrupt()
             wait([task], _SLICE_SECONDS)
             now = time.monotonic()
             tick = min(now - self._ticked, _LONGEST_TICK)
