@@ -173,16 +173,6 @@ def test_a_checkpoint_within_an_epoch_makes_way_for_that_of_the_whole(tmp_path):
     assert same(restored(tmp_path), checkpoint(3))
 
 
-def test_too_little_room_is_seen_before_the_write(tmp_path, monkeypatch):
-    write(tmp_path, [1])
-    usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 100)
-    with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(VdError, match=r"has 100 bytes free .* free some space"):
-            write(tmp_path, [2])
-    assert same(restored(tmp_path), checkpoint(1))
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 2 MB and few files."""

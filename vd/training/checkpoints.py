@@ -18,7 +18,6 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationContext,
     PreservationPolicy,
 )
-from rich.filesize import decimal
 
 from vd.console import say
 from vd.errors import VdError
@@ -43,10 +42,6 @@ def ignore_event(event: Event) -> None:
 
 
 _WRITE_SECONDS = 86_400  # time while the program is stopped (Ctrl-Z) counts
-_FULL = (
-    "free some space, then run the same command again: it goes on from the previous "
-    "checkpoint."
-)
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,6 @@ class Checkpoints:
             "info": _sha256_json(info),
         }
         self.wait()
-        self._check_space(state)
         if at.epoch in self._manager.all_steps():
             self._manager.delete(at.epoch)
         args = ocp.args.Composite(
@@ -149,16 +143,6 @@ class Checkpoints:
             self._manager.save(at.epoch, args=args)
         self._writing = True
         self._on_event("write-begin")
-
-    def _check_space(self, state: TrainState) -> None:
-        """Raise `VdError` if the disk is too full; orbax would fail in its threads."""
-        size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._folder).free
-        if free < 1.1 * size:
-            raise VdError(
-                f"{self._folder} has {decimal(free)} free but a checkpoint needs "
-                f"{decimal(int(1.1 * size))}; {_FULL}"
-            )
 
     def wait(self) -> None:
         """Wait for the write in the background."""
@@ -175,7 +159,8 @@ class Checkpoints:
             yield
         except (OSError, ValueError) as error:
             raise VdError(
-                f"{self._folder} cannot be written ({error!s:.300}); {_FULL}"
+                f"{self._folder} cannot be written ({error!s:.300}); free some space, then "
+                "run the same command again: it goes on from the previous checkpoint."
             ) from error
 
     def __enter__(self) -> Self:

@@ -100,12 +100,12 @@ def _devices_before(config: Config) -> int | None:
     before: int = run_folder.read_config(path)["devices"]["count"]
     processes = distributed.processes().count
     each, rest = divmod(before, processes)
-    prepare_jax(each)
-    present = jax.local_device_count()
-    if rest or each > present:
-        say_other_devices(before, processes * present)
-        return None
-    return each
+    if not rest:
+        prepare_jax(each)
+        if each <= jax.local_device_count():
+            return each
+    say_other_devices(before, processes * jax.local_device_count())
+    return None
 
 
 def write_inputs(
