@@ -1,11 +1,10 @@
 """One experiment, from videos to pictures: `vd train` and every script call `run`.
 
-1. Settings are checked, then the manifest, before anything slow.
-2. Extract what the store lacks; print the ledger; refuse a gap between the classes' losses.
+1. Check settings, then the manifest, before anything slow.
+2. Extract missing features; print the ledger; refuse a gap between the classes' losses.
 3. Open the run folder: another identity is an error, a finished run is left as it is.
-4. Train, or go on; restore the best; fit temperature and threshold on validation.
-5. Evaluate the restored best on validation and test; pictures; the test part comes last,
-   then the report.
+4. Train, or continue; restore the best; fit temperature and threshold on validation.
+5. Evaluate the restored best on validation and test; write pictures and the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
@@ -20,7 +19,7 @@ from vd.console import say
 from vd.data.catalog import identify
 from vd.data.manifest import check_classes, read_manifest
 from vd.data.splits import for_folds, keep_splits, with_splits
-from vd.errors import VdError, damage
+from vd.errors import VdError
 from vd.files import lock, read_json
 from vd.models.plugins import Plugins
 from vd.training import distributed, run_folder
@@ -29,7 +28,6 @@ from vd.training.opening import (
     Opened,
     batch_and_devices,
     check_devices,
-    write_inputs,
 )
 
 if TYPE_CHECKING:
@@ -96,8 +94,8 @@ def run(
 def prepare(config: Config, folds: bool = False) -> Data:
     """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
 
-    With `folds` it is not split. Several processes extract nothing: a missing feature is
-    an error.
+    With `folds` it is not split: folds ignore splits. Several processes extract nothing: a
+    missing feature is an error.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.backbone import find_backbone
@@ -118,7 +116,7 @@ def prepare(config: Config, folds: bool = False) -> Data:
 def open_run(
     config: Config, plugins: Plugins, data: Data, fewest: int | None = None
 ) -> Opened | None:
-    """Prepare a run folder, or continue the one there; None when it is finished.
+    """Write a run folder, or continue the one there; None when that run is finished.
 
     Process 0 holds its lock. `fewest` is the number of clips of a sweep's smallest train
     part, whose batch all members use. Raises `VdError` when the folder holds another run,
@@ -150,12 +148,12 @@ def open_run(
     if distributed.is_lead():
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
-        write_inputs(config, plugins, data, identity, opened)
+        run_folder.write_inputs(config, plugins, data, identity, opened)
     return opened
 
 
 def _complete(run_dir: Path) -> None:
-    """The report of a finished run that was killed before it, or was made before reports."""
+    """Write the report of a finished run that was killed before it wrote one."""
     if not (run_dir / "report.html").exists():
         from vd.report.report import write_quick
 
@@ -163,17 +161,14 @@ def _complete(run_dir: Path) -> None:
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
-    """The content of a finished run's evaluation_test.json."""
+    """The test evaluation of a finished run."""
     from vd.evaluation.evaluate import summary
 
     say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
     path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
     result: dict[str, Any] = read_json(path, remedy)
-    try:
-        say(summary(result))
-    except (KeyError, TypeError) as error:
-        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
+    say(summary(result))
     return result
 
 
@@ -183,7 +178,7 @@ def train_run(
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
 ) -> "Trained":
-    """Train the open run, or go on with it."""
+    """Train, or continue, the open run."""
     import jax
 
     from vd.training.loop import train
@@ -215,7 +210,7 @@ def evaluate_run(
     sets: Mapping[str, "FeatureSet"],
     trained: "Trained",
 ) -> dict[str, Any]:
-    """Calibrate and evaluate the restored best, draw pictures; the test part, then the report."""
+    """Calibrate the restored best, evaluate it on validation and test, write the report."""
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
@@ -243,7 +238,7 @@ def say_before_training(
     train_set: "FeatureSet",
     devices: Sequence["jax.Device"],
 ) -> None:
-    """What is trained on, and what a person may want otherwise."""
+    """Print what is trained on, and settings that may be wrong for it."""
     from vd.models.losses import imbalance_warning
 
     settings = config.training

@@ -48,8 +48,8 @@ def fit(
 
     The likelihood is of Platt's targets (1999), (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), so that
     a part without a mistake gives no certainty. `even_logit` is the logit of least mean loss
-    for a clip without information (`vd.models.losses.even_logit`); the fewer the clips,
-    the nearer to it the threshold.
+    for a clip without information (`vd.models.losses.even_logit`); the fewer the clips, the
+    nearer to it the threshold.
     """
     counts = np.bincount(labels_N, minlength=2)
     targets_N = np.array([1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)])[

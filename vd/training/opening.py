@@ -1,17 +1,15 @@
-"""A run folder made ready: the batch and the devices, and what is written before training."""
+"""What a run starts with: its data, batch size and devices."""
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from vd.config import Config
 from vd.console import say
-from vd.data.manifest import SPLITS, Video, split_rows
+from vd.data.manifest import SPLITS, Video
 from vd.errors import VdError
-from vd.files import write_bytes, write_csv
-from vd.models.plugins import Plugins
-from vd.training import distributed, run_folder
+from vd.training import distributed
+from vd.training.run_folder import read_config
 
 if TYPE_CHECKING:
     import jax
@@ -36,7 +34,7 @@ class Data(NamedTuple):
         return {split: [v for v in usable if v.split == split] for split in SPLITS}
 
     def with_splits(self, videos: Sequence[Video]) -> "Data":
-        """The same with the splits of these videos, which are the usable ones."""
+        """The same data with the splits of these videos, which are the usable ones."""
         splits = {video.name: video for video in videos}  # copies have one id
         entries = tuple(
             replace(entry, video=splits.get(entry.video.name, entry.video))
@@ -46,14 +44,14 @@ class Data(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A run folder that is ready for training."""
+    """What the open run trains with."""
 
     batch_size: int
     devices: "Sequence[jax.Device]"
 
 
 def check_devices(config: Config, processes: int = 1) -> None:
-    """Raise `VdError` unless the batch divides over the devices; before hours of extraction."""
+    """Raise `VdError`, before hours of extraction, unless the batch divides over the devices."""
     batch_size, devices = config.training.batch_size, config.run.devices
     total = (devices or 1) * processes
     if batch_size % total:
@@ -97,7 +95,7 @@ def _devices_before(config: Config) -> int | None:
 
     from vd.devices import prepare_jax, say_other_devices
 
-    before: int = run_folder.read_config(path)["devices"]["count"]
+    before: int = read_config(path)["devices"]["count"]
     processes = distributed.processes().count
     each, rest = divmod(before, processes)
     if not rest:
@@ -106,44 +104,3 @@ def _devices_before(config: Config) -> int | None:
             return each
     say_other_devices(before, processes * jax.local_device_count())
     return None
-
-
-def write_inputs(
-    config: Config,
-    plugins: Plugins,
-    data: Data,
-    identity: dict[str, Any],
-    opened: Opened,
-) -> None:
-    """Write config.json, splits.csv, ledger.csv and a user's own backbone."""
-    run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
-    batch_size, devices = opened
-    clips = data.parts()
-    backbone = data.backbone
-    facts = {
-        "engine": _engine_of(ledger.usable(), store),
-        "preprocessing": {
-            **asdict(backbone.frames),
-            "views": list(backbone.views),
-            "backbone": backbone.description,
-            "dim": store.streams * store.dim,
-        },
-        "part_files": plugins.files(),
-        "batch_size": batch_size,
-        "devices": {"count": len(devices), "kind": devices[0].device_kind},
-        "ledger": {
-            "per_split_and_class": ledger.counts(),
-            "loss_gap": ledger.loss_gap(),
-        },
-    }
-    run_folder.write_config(config, identity, facts)  # first: it makes a run folder
-    rows = split_rows(video for split in SPLITS for video in clips[split])
-    write_csv(run_dir / "splits.csv", rows)
-    write_csv(run_dir / "ledger.csv", ledger.rows())
-    if not backbone.built_in:
-        write_bytes(run_dir / "backbone.onnx", backbone.content)
-
-
-def _engine_of(videos: Sequence[Video], store: "FeatureStore") -> str:
-    """The engine that made most of the features."""
-    return Counter(store.rows[video.id].engine for video in videos).most_common(1)[0][0]

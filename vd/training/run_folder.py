@@ -5,16 +5,27 @@ import importlib.metadata
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, from_json, to_json
-from vd.data.manifest import CLASSES, Video, class_label, split_rows
+from vd.data.manifest import CLASSES, SPLITS, Video, class_label, split_rows
 from vd.errors import VdError, damage
-from vd.files import read_csv, read_json, remove_orphans, write_json
+from vd.files import (
+    read_csv,
+    read_json,
+    remove_orphans,
+    write_bytes,
+    write_csv,
+    write_json,
+)
 from vd.models.plugins import BUILT_IN, Plugins
+
+if TYPE_CHECKING:
+    from vd.training.opening import Data, Opened
 
 FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
@@ -42,7 +53,7 @@ _OWN_FILES = (
 
 
 def settings_identity(config: Config) -> dict[str, Any]:
-    """The part of a run's identity that the settings give."""
+    """The settings' part of a run's identity."""
     return {
         "format": FORMAT,
         "model": to_json(config.model),
@@ -113,7 +124,7 @@ def _differences(
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether all is there that training, calibration and both evaluations leave."""
+    """Whether training, calibration and both evaluations have left their files."""
     names = (
         "splits.csv", "calibration.json", "evaluation_val.json", "evaluation_test.json",
     )  # fmt: skip
@@ -128,23 +139,58 @@ def clear(run_dir: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def write_config(
+def write_inputs(
+    config: Config,
+    plugins: Plugins,
+    data: "Data",
+    identity: Mapping[str, Any],
+    opened: "Opened",
+) -> None:
+    """Write config.json, splits.csv, ledger.csv and a user's own backbone."""
+    run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
+    devices, clips = opened.devices, data.parts()
+    backbone = data.backbone
+    engines = Counter(store.rows[video.id].engine for video in ledger.usable())
+    facts = {
+        "engine": engines.most_common(1)[0][0],  # that of most features
+        "preprocessing": {
+            **asdict(backbone.frames),
+            "views": list(backbone.views),
+            "backbone": backbone.description,
+            "dim": store.streams * store.dim,
+        },
+        "part_files": plugins.files(),
+        "batch_size": opened.batch_size,
+        "devices": {"count": len(devices), "kind": devices[0].device_kind},
+        "ledger": {
+            "per_split_and_class": ledger.counts(),
+            "loss_gap": ledger.loss_gap(),
+        },
+    }
+    _write_config(config, identity, facts)  # first: it makes this a run folder
+    rows = split_rows(video for split in SPLITS for video in clips[split])
+    write_csv(run_dir / "splits.csv", rows)
+    write_csv(run_dir / "ledger.csv", ledger.rows())
+    if not backbone.built_in:
+        write_bytes(run_dir / "backbone.onnx", backbone.content)
+
+
+def _write_config(
     config: Config, identity: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> None:
-    """Write config.json, unless the same run has it already; `facts` are further keys."""
+    """Write config.json, unless the same run has it already."""
     path = config.run.checkpoint_dir / "config.json"
     remove_orphans(path.parent)
     if path.exists():
         return
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    settings = {f.name: to_json(getattr(config, f.name)) for f in fields(Config)}
     write_json(
         path,
         {
             "format": FORMAT,
             "identity": dict(identity),
-            "settings": {
-                f.name: to_json(getattr(config, f.name)) for f in fields(Config)
-            },
+            "settings": settings,
             "label_map": {name: label for label, name in enumerate(CLASSES)},
             **facts,
             "packages": versions,
@@ -195,9 +241,9 @@ def dataset_fingerprint(videos: Iterable[Video]) -> str:
 
 
 def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
-    """The usable videos of a run, from its splits.csv; files are below the data set.
+    """The usable videos of a run, from its splits.csv, with their paths in the data set.
 
-    Raises `VdError` when they are not those that the run was trained on.
+    Raises `VdError` when the run was trained on others.
     """
     path = run_dir / "splits.csv"
     is_table = (
