@@ -30,7 +30,7 @@ _WIDE = 100  # columns, in which a bar leaves room for the words
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 _ECHO_SECONDS = 1.0  # Slurm sends one signal twice: to the process and by its parent
-_SLICE_SECONDS = 0.5  # of a wait
+SLICE_SECONDS = 0.5  # the longest wait without asking for signals
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def result_of(future: "Future[T]") -> T:
     """The result of a future; asks for signals every half second."""
     while not future.done():
         check_interrupt()
-        wait([future], timeout=_SLICE_SECONDS)
+        wait([future], timeout=SLICE_SECONDS)
     return future.result()
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from vd.console import check_interrupt, say, track
+from vd.console import SLICE_SECONDS, check_interrupt, say, track
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome, check_file
 from vd.errors import VdError
@@ -39,7 +39,7 @@ _BUSY_SECONDS = 60.0
 _DAMAGE = sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR
 _NO_LOCK = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL
 _CHUNK_BYTES, _MEGABYTE = 1 << 20, 10**6
-_COMMIT_EVERY_SECONDS, _SLICE_SECONDS = 2.0, 0.5
+_COMMIT_EVERY_SECONDS = 2.0
 
 _T = TypeVar("_T")
 
@@ -199,7 +199,7 @@ def _hash_all(files: Sequence[_File], catalog: Catalog) -> dict[_File, str]:
                 future.add_done_callback(events.put)
             while file_of:
                 try:
-                    event = events.get(timeout=_SLICE_SECONDS)
+                    event = events.get(timeout=SLICE_SECONDS)
                 except Empty:
                     check_interrupt()
                     continue

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vd.config import Config
-from vd.console import check_interrupt, say
+from vd.console import SLICE_SECONDS, check_interrupt, say
 from vd.data.manifest import Video
 from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
@@ -34,7 +34,7 @@ from vd.files import explaining, temporary
 _CHUNK = 64  # videos of a task at most
 _ROUNDS = 4  # tasks of a replica at least, so that all end at about the same time
 _RESTARTS = 8  # of one replica
-_HEALTH_SECONDS, _SLICE_SECONDS = 20.0, 0.5
+_HEALTH_SECONDS = 20.0
 
 
 class _Chunk(NamedTuple):
@@ -142,7 +142,7 @@ def _chunks(
     while pool.has_next():
         check_interrupt()
         try:
-            chunk = pool.get_next_unordered(timeout=_SLICE_SECONDS)
+            chunk = pool.get_next_unordered(timeout=SLICE_SECONDS)
         except TimeoutError:
             continue
         yield chunk
