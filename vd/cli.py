@@ -5,11 +5,11 @@ quick and a decoding worker, which imports the main script again, stays light.
 """
 
 import argparse
-import atexit
 import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import (
     MISSING,
@@ -35,16 +35,15 @@ from vd.config import (
     ExecutorConfig,
     SplitConfig,
 )
-from vd.console import say
+from vd.console import Interrupted, listen, say
 from vd.errors import SOME_FAILED, USAGE, VdError
-from vd.hosts import join, leave, several, unexpected
-from vd.signals import FirstSignal, end_at_once
-from vd.supervisor import INTERRUPTED
+from vd.training.distributed import LOST, end, join, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
+_INTERRUPTED = "interrupted; finished work is kept, the same command goes on"
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 _FORMER_FLAGS = (
     "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
@@ -208,11 +207,6 @@ class Sweep(_Training):
         from vd.models.plugins import Plugins
         from vd.sweep import parse_grid, sweep
 
-        if several(self.run):
-            raise VdError(
-                "vd sweep trains all members in one process; leave --coordinator-address, "
-                "--num-processes and --process-id out, or use vd train."
-            )
         plugins = Plugins(head=self.chosen_head())
         sweep(self, parse_grid(self.set), self.folds, plugins)
         return 0
@@ -514,13 +508,15 @@ def experiment(
 
 
 def run_command(command: Callable[[], int]) -> None:
-    """Call a command; our own errors become one sentence, signals keep finished work."""
-    came, code, said = FirstSignal(), 0, ""
-    came.listen()
+    """Call a command and exit; our own errors and signals are one sentence each."""
+    listen()
+    code, message = 0, ""
     try:
         code = command()
     except VdError as error:
-        code, said = error.exit_code, f"vd: {error}"
+        code, message = error.exit_code, f"vd: {error}"
+    except Interrupted as signal_came:
+        code, message = signal_came.exit_code, f"vd: {_INTERRUPTED}"
     except BrokenPipeError:  # `vd predict … | head` has read enough
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -528,20 +524,15 @@ def run_command(command: Callable[[], int]) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = f"{where}{error.strerror or error}"
-        code, said = USAGE, f"vd: {reason}; name another file or folder."
-    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # raised again, if alone
-        if isinstance(error, Exception) and not came.came:
-            code, said = unexpected(error)
-        else:  # C code may make another error of an interrupt
-            code, said = came.exit_code, f"vd: {INTERRUPTED}"
-            came.ignore()
-    if said:
-        say(said)
-    leave(code, said)  # of several processes the others end, too
-    if came.came:
-        atexit._run_exitfuncs()  # semaphores are given back; end_at_once says why not more
-        end_at_once(code)
-    sys.exit(code)
+        code, message = USAGE, f"vd: {reason}; name another file or folder."
+    except Exception:
+        if processes().count == 1:
+            raise
+        traceback.print_exc()
+        code, message = 1, f"vd: {LOST}"
+    if message:
+        say(message)
+    end(code)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What must be said before JAX first runs: CPU devices, programs' folder, memory to keep."""
+"""Devices to train on, and what JAX needs before it first runs."""
 
 import contextlib
 import ctypes
@@ -49,59 +49,40 @@ def _keep_freed_memory() -> None:
             mallopt(_M_ARENA_MAX, 1)
 
 
-def training_devices(requested: int | None, batch_size: int) -> list[jax.Device]:
-    """The devices to train on: those asked for, else as many as divide the batch.
+def most_cpu_devices() -> int:
+    """How many CPU devices a process has at most by default."""
+    return min(usable_cores(), _MOST_CPU_DEVICES)
+
+
+def training_devices(
+    requested: int | None, batch_size: int, processes: int = 1
+) -> list[jax.Device]:
+    """The devices of all processes: of each as many as requested, or as divide its rows.
 
     On a CPU there is one device a core, since small operations then run side by side.
-    Raises `VdError` when the batch does not divide, or there are fewer devices.
+    Raises `VdError` when a process has fewer devices than requested.
     """
-    if requested is not None and batch_size % requested:
+    rows = batch_size // processes
+    prepare_jax(requested or _divisor(rows, most_cpu_devices()))
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    fewest = min(map(len, by_process.values()))
+    if requested is not None and fewest < requested:
         raise VdError(
-            f"--batch-size {batch_size} does not divide over --devices {requested}; "
-            f"give a multiple of {requested}, or another number of devices."
+            f"--devices {requested} is more than the {fewest} devices that are here; give "
+            "a smaller number."
         )
-    wanted = requested or _divisor(batch_size, min(usable_cores(), _MOST_CPU_DEVICES))
-    prepare_jax(wanted)
-    present = jax.local_devices()
-    if requested is not None and len(present) < requested:
-        raise VdError(
-            f"--devices {requested} was asked for but {len(present)} can be had; give a "
-            "smaller number."
-        )
-    return present[: requested or _divisor(batch_size, len(present))]
+    each = requested or _divisor(rows, fewest)
+    return [device for devices in by_process.values() for device in devices[:each]]
 
 
 def say_other_devices(before: int, now: int) -> None:
-    """Say that a run goes on with other devices than it began with."""
+    """Say that a run continues on another number of devices than it began on."""
     say(
         f"warning: the run began on {before} devices and {now} are here: the last bits of "
         "its numbers will differ"
     )
-
-
-def joint_devices(
-    requested: int | None, before: int | None, batch_size: int, processes: int
-) -> list[jax.Device]:
-    """The devices of all processes, as many of each: those asked for, else those `before`.
-
-    All processes call it, since JAX starts in all at once. Raises `VdError` when some
-    process has fewer than were asked for.
-    """
-    rows = batch_size // processes
-    cores = _divisor(rows, min(usable_cores(), _MOST_CPU_DEVICES))
-    prepare_jax(requested or before or cores)
-    present: dict[int, list[jax.Device]] = {}
-    for device in sorted(jax.devices(), key=lambda d: (d.process_index, d.id)):
-        present.setdefault(device.process_index, []).append(device)
-    least = min(map(len, present.values()))
-    if requested is not None and least < requested:
-        raise VdError(
-            f"--devices {requested} was asked for but some process has {least}; give a "
-            "smaller number."
-        )
-    asked = requested or before
-    each = asked if asked and asked <= least else _divisor(rows, least)
-    return [device for devices in present.values() for device in devices[:each]]
 
 
 def _divisor(number: int, most: int) -> int:
