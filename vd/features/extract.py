@@ -84,7 +84,7 @@ def extract(
         rows = store.rows.values()
         return scanned | {row.id: row.outcome for row in rows if row.outcome.of_content}
 
-    if only_stored and (missing := sweep.pending(stored())):
+    if only_stored and (missing := decoding.pending(stored())):
         raise VdError(
             f"--cache-dir {config.data.cache_dir} has no features of {len(missing)} of "
             f"{len(videos)} videos, and several processes extract none; run vd extract "
