@@ -35,7 +35,7 @@ from vd.config import (
     ExecutorConfig,
     SplitConfig,
 )
-from vd.console import Interrupted, listen, say
+from vd.console import Interrupted, listen, say, say_limits
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.training.distributed import LOST, end, join, processes
 
@@ -281,6 +281,7 @@ class Evaluate:
             )  # fmt: skip
         print(json.dumps(result, indent=2))
         say(summary(result))
+        say_limits(result["warnings"])
         return 0
 
     def _check(self) -> None:

@@ -136,7 +136,7 @@ def collapse_of(fallen: Sequence[str], members: int) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """A cross-validation in two sentences, then its warnings."""
+    """A cross-validation in two sentences."""
     figures = []
     for name in ("accuracy", "recall_violent", "recall_nonviolent", "roc_auc"):
         mean, ends, sd = (result["over_seeds"][name][k] for k in ("mean", "ci95", "sd"))
@@ -148,8 +148,7 @@ def summary(result: Mapping[str, Any]) -> str:
     least, most = (
         shown("accuracy", result["over_folds"]["accuracy"][k]) for k in ("min", "max")
     )
-    text = (
+    return (
         f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
         f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: {least} to {most}"
     )
-    return "\n".join([text, *(f"warning: {warning}" for warning in result["warnings"])])
