@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-_PLAIN_EVERY_SECONDS = 10.0
+_PLAIN_EVERY_SECONDS, _PLAIN_AT_LEAST_EVERY_SECONDS = 10.0, 60.0
 _LIVE_EVERY_SECONDS = 0.25
 _WIDE = 100  # columns, in which a bar leaves room for the words
 
@@ -140,6 +140,7 @@ class Ticker:
         self.done = 0
         self._title, self._total, self._unit = title, total, unit
         self._start = self._shown = time.monotonic()
+        self._wait = _PLAIN_EVERY_SECONDS  # for the next plain line
         self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
 
     def advance(
@@ -156,8 +157,9 @@ class Ticker:
         rate = f"{self._rate(share)}{note}"
         if not self._bar.disable:
             self._bar.update(self._task, completed=self.done, rate=rate)
-        elif time.monotonic() - self._shown >= _PLAIN_EVERY_SECONDS:
+        elif time.monotonic() - self._shown >= self._wait:
             self._shown = time.monotonic()
+            self._wait = min(2 * self._wait, _PLAIN_AT_LEAST_EVERY_SECONDS)
             say(f"{self._title}: {self.done}/{self._total} {self._unit}, {rate}")
 
     def seconds(self) -> float:
