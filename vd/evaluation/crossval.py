@@ -57,7 +57,6 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
     ends = metric_intervals(means, resampled, *clips)
     chance = [calibration_error_by_chance(p.probability_N) for p in pooled.values()]
     groups = len(np.unique(first.cluster_N))
-    warnings = _warnings(per_fold, first.grouped)
     return {
         "n": len(first.paths),
         "n_violent": int(first.labels_N.sum()),
@@ -74,7 +73,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
         "per_seed": per_seed,
         "per_fold": per_fold,
-        "warnings": warnings + interval_warnings(*clips),
+        "warnings": _warnings(per_fold, first.grouped) + interval_warnings(*clips),
     }
 
 

@@ -89,7 +89,8 @@ class Setting(NamedTuple):
         """Flag and value as a shell reads them."""
         if isinstance(self.value, bool):
             return self.flag if self.value else f"--no-{self.flag[2:]}"
-        return f"{self.flag} {shlex.quote(str(self.value))}"
+        values = self.value if isinstance(self.value, list) else [self.value]
+        return f"{self.flag} {shlex.join(map(str, values))}"
 
 
 def settings(described: Mapping[str, Any]) -> list[Setting]:
@@ -104,7 +105,7 @@ def settings(described: Mapping[str, Any]) -> list[Setting]:
 
 
 def train_command(described: Mapping[str, Any]) -> str | None:
-    """The `vd train` command of a run; None with a user's own head or loss."""
+    """The `vd train` command of a run; None with a user's own loss or augmentation."""
     return _command("vd train", described, _PATHS)
 
 
@@ -126,14 +127,26 @@ def _command(
     verb: str, described: Mapping[str, Any], paths: tuple[str, ...], *more: str
 ) -> str | None:
     """A command with the paths and the settings that are not the defaults."""
-    identity = described["identity"]
-    if not all(identity[part]["import"].startswith("vd.") for part in ("head", "loss")):
+    own = {
+        kind: described["identity"][kind]
+        for kind in ("head", "loss", "augmentation")
+        if not _is_built_in(described["identity"].get(kind, {}).get("import"))
+    }
+    head = own.pop("head", None)
+    if own:  # no flag names these
         return None
     left_out = {*_PATHS, *_OF_ONE_START, *(["seed"] if more else [])}
-    chosen = [s.words for s in settings(described) if s.name in paths]
-    chosen += [
-        s.words
-        for s in settings(described)
-        if s.name not in left_out and s.value != s.default
+    chosen = [
+        one.words
+        for one in settings(described)
+        if one.name in paths or (one.name not in left_out and one.value != one.default)
     ]
+    if head is not None:
+        chosen.append(f"--head {shlex.quote(head['import'])}")
+        for name, value in head.get("settings", {}).items():
+            chosen.append(Setting(name, value, None).words)
     return " \\\n    ".join([verb, *chosen, *more])
+
+
+def _is_built_in(path: str | None) -> bool:
+    return path is None or path.startswith("vd.")
