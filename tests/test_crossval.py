@@ -113,7 +113,7 @@ def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_p
     for name in ("report.html", "matrix.csv"):
         (folder / name).write_text("of two seeds")
     done = vd(*arguments(clips, backbone, tmp_path / "again", "--seeds", "1"))
-    assert "crossval.json told of the seeds [0, 1]: it is written anew" in done.stderr
+    assert "crossval.json was of the seeds [0, 1]: it is replaced" in done.stderr
     assert json.loads((folder / "crossval.json").read_text())["seeds"] == [1]
     assert not (folder / "report.html").exists()
     assert not (folder / "matrix.csv").exists()

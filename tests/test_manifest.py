@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unprivileged import open_folder, unprivileged
@@ -233,6 +233,7 @@ names = st.text(
 )
 
 
+@settings(deadline=None)  # every example waits for the disk
 @given(st.lists(st.tuples(names, names), min_size=1))
 def test_csv_round_trip(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("csv") / "t.csv"

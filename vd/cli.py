@@ -11,7 +11,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, make_dataclass
+from dataclasses import (
+    MISSING,
+    dataclass,
+    field,
+    fields,
+    is_dataclass,
+    make_dataclass,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -28,7 +35,7 @@ from vd.config import (
     ExecutorConfig,
     SplitConfig,
 )
-from vd.console import Interrupted, listen, say
+from vd.console import Interrupted, listen, say, say_limits
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.training.distributed import LOST, end, join, processes
 
@@ -274,6 +281,7 @@ class Evaluate:
             )  # fmt: skip
         print(json.dumps(result, indent=2))
         say(summary(result))
+        say_limits(result["warnings"])
         return 0
 
     def _check(self) -> None:
@@ -414,10 +422,8 @@ def main() -> None:
 
 
 def _with_head_flags(
-    command: type[_Training],
-    arguments: Sequence[str],
-    head: "type[Head] | None" = None,
-) -> type[_Training]:
+    command: Any, arguments: Sequence[str], head: "type[Head] | None" = None
+) -> Any:
     """The command with the settings of the head that it trains among its flags."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--head")
@@ -427,12 +433,21 @@ def _with_head_flags(
         return command
     from vd.models.plugins import own_fields
 
-    hints = get_type_hints(head)
+    own, hints = own_fields(head), get_type_hints(head)
+    groups = [
+        group for group in get_type_hints(command).values() if is_dataclass(group)
+    ]
+    taken = {setting.name for group in (command, *groups) for setting in fields(group)}
+    if clash := sorted(taken & own.keys()):
+        raise VdError(
+            f"the head {head.__name__} has a field {clash[0]}, which is the name of a "
+            "setting of vd; rename it, or use self.config."
+        )
     settings = make_dataclass(
-        f"{head.__name__} settings",
+        f"{head.__name__}Settings",
         [
             (name, hints[name], tyro.MISSING if default is MISSING else default)
-            for name, default in own_fields(head).items()
+            for name, default in own.items()
         ],
         frozen=True,
     )

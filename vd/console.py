@@ -7,7 +7,7 @@ with nothing lost: between items, and every half second that it waits.
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +116,14 @@ def say(message: str) -> None:
     _Console(stderr=True, soft_wrap=True, highlight=False, emoji=False).print(
         message, markup=False
     )
+
+
+def say_limits(limits: Sequence[str]) -> None:
+    """Print what limits the figures above, and what a person can do about it."""
+    if limits:
+        say("before you trust this:")
+    for limit in limits:
+        say(f"  - {limit}")
 
 
 def _terminal() -> Console | None:

@@ -1,10 +1,10 @@
 """`vd crossval`: grouped folds × seeds of one configuration, and across data sets.
 
-1. A sweep trains every fold and seed as one program; each member keeps an inner validation
-   part for early stopping, temperature and threshold, and tests its fold once.
-2. The test predictions are pooled: predictions.csv and crossval.json.
-3. With other data sets: the same on each of them, and each one's members tested on all
-   others, a matrix.
+1. A sweep trains every fold with every seed. Each member keeps an inner validation part for
+   early stopping, temperature and threshold, and tests its fold once.
+2. The test predictions are pooled into predictions.csv and crossval.json.
+3. With other data sets, each is cross-validated too, and the members of each are tested on
+   all others: a matrix.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vd.config import Config
-from vd.console import say
+from vd.console import say, say_limits
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
 from vd.files import read_json, write_json
@@ -31,7 +31,7 @@ def crossval(
     """Train and test every fold with every seed; returns the content of crossval.json.
 
     Without `seeds` the run's own is the only one. Finished members are left as they are,
-    begun ones go on. Raises `VdError` as `vd.sweep.sweep` does.
+    unfinished ones continue. Raises `VdError` as `vd.sweep.sweep` does.
     """
     folder = config.run.checkpoint_dir
     _check(config, folds, seeds)
@@ -45,7 +45,7 @@ def crossval(
 
 
 def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
-    """What is wrong with the flags, before anything slow."""
+    """Raise `VdError` for wrong flags, before anything slow."""
     folder = config.run.checkpoint_dir
     if folds < 2:
         raise VdError(f"--folds is {folds}; give 2 or more.")
@@ -79,42 +79,43 @@ def _on_one(config: Config, grid: Grid, folds: int, plugins: Plugins) -> dict[st
     }
     before = config.run.checkpoint_dir / "crossval.json"
     if before.exists() and not config.run.fresh:
-        told = read_json(before, "delete it, and the same command writes it again")
-        if told.get("seeds") == sorted(grid["seed"]):  # the same members say the same
-            facts |= {k: told[k] for k in ("cross_datasets", "matrix") if k in told}
+        record = read_json(before, "delete it, and the same command writes it again")
+        if record.get("seeds") == sorted(grid["seed"]):  # of the same members
+            facts |= {k: record[k] for k in ("cross_datasets", "matrix") if k in record}
         else:
             say(
-                f"crossval.json told of the seeds {told.get('seeds')}: it is written anew; "
-                "matrix.csv and report.html, if any, are deleted (vd report makes a new one)"
+                f"crossval.json was of the seeds {record.get('seeds')}: it is replaced; "
+                "matrix.csv and report.html are deleted (vd report writes a new page)"
             )
             for name in ("matrix.csv", "report.html"):
                 (before.parent / name).unlink(missing_ok=True)
     result = write_crossval(config.run.checkpoint_dir, members, facts)
     say(summary(result))
+    say_limits(result["warnings"])
     return result
 
 
 def _names(config: Config, others: Sequence[Path]) -> dict[str, Path]:
-    """Every data set by its name; each is read, so that a wrong path is said at once."""
+    """Every data set by its name; each is read now, so that a wrong path fails early."""
     from vd.evaluation.cross_dataset import dataset_name
 
-    made: dict[str, Path] = {}
+    names: dict[str, Path] = {}
     for path in (config.data.dataset_path, *others):
         name = dataset_name(path)
-        if name in made:
+        if name in names:
             raise VdError(
-                f"--cross-dataset: {path} and {made[name]} are both called {name}; name "
+                f"--cross-dataset: {path} and {names[name]} are both called {name}; name "
                 "each data set once, and rename one of two folders or files."
             )
-        made[name] = path
+        names[name] = path
         try:
             read_manifest(replace(config.data, dataset_path=path))
         except VdError as error:
-            told = str(error).replace("--dataset-path", "--cross-dataset")
-            raise (
-                error if path == config.data.dataset_path else VdError(told)
-            ) from None
-    return made
+            if path == config.data.dataset_path:
+                raise
+            text = str(error).replace("--dataset-path", "--cross-dataset")
+            raise VdError(text) from None
+    return names
 
 
 def _on_all(
@@ -153,11 +154,11 @@ def _on_all(
         members = read_results(folders[trained])
         for tested, other in names.items():
             if tested == trained:
-                told = own_cell(own, len(members))
+                figures = own_cell(own, len(members))
             else:
                 data = replace(config.data, dataset_path=other)
-                told = cell(evaluate_members_on(members, data, tested))
-            matrix.append({"trained_on": trained, "tested_on": tested, **told})
+                figures = cell(evaluate_members_on(members, data, tested))
+            matrix.append({"trained_on": trained, "tested_on": tested, **figures})
     others = [str(path.absolute()) for path in list(names.values())[1:]]
     result = {**first, "cross_datasets": others, "matrix": matrix}
     write_csv(folder / "matrix.csv", matrix_rows(matrix))
@@ -170,7 +171,7 @@ def _on_all(
         )
         if row["collapsed"]:
             say(
-                f"WARNING: CLASS COLLAPSE there in {row['collapsed']} of {row['members']} "
+                f"WARNING: CLASS COLLAPSE on {row['tested_on']} in {row['collapsed']} of {row['members']} "
                 f"members: {COLLAPSE}"
             )
     return result

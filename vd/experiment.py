@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, ModelConfig
-from vd.console import say
+from vd.console import say, say_limits
 from vd.data.catalog import identify
 from vd.data.manifest import check_classes, read_manifest
 from vd.data.splits import for_folds, keep_splits, with_splits
@@ -85,7 +85,7 @@ def run(
         if lead:
             for split in ("val", "test"):
                 sets[split] = FeatureSet(clips[split], data.store)
-            say_before_training(config, plugins, sets["train"], opened.devices)
+            say_before_training(config, sets["train"], opened.devices)
         trained = train_run(config, plugins, sets, opened)
         distributed.part()
         return evaluate_run(config, plugins, sets, trained) if lead else {}
@@ -214,7 +214,9 @@ def evaluate_run(
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
+    from vd.report.facts import read_facts
     from vd.report.report import write_quick
+    from vd.report.words import run_limits
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
@@ -228,30 +230,18 @@ def evaluate_run(
     for result in results.values():
         say(summary(result))
     write_quick(run_dir)
+    say_limits(run_limits(read_facts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
     return results["test"]
 
 
 def say_before_training(
-    config: Config,
-    plugins: Plugins,
-    train_set: "FeatureSet",
-    devices: Sequence["jax.Device"],
+    config: Config, train_set: "FeatureSet", devices: Sequence["jax.Device"]
 ) -> None:
-    """Print what is trained on, and settings that may be wrong for it."""
-    from vd.models.losses import imbalance_warning
-
-    settings = config.training
-    clips, views = len(train_set), train_set.views
-    violent = sum(video.label for video in train_set.videos)
-    warning = imbalance_warning(violent, clips - violent, settings.focal_alpha)
-    if warning and plugins.loss is None:
-        say(warning)
-    if config.model.mixed_precision and devices[0].platform == "cpu":
+    """Print what is trained on."""
+    on_cpu = devices[0].platform == "cpu"
+    if config.model.mixed_precision and on_cpu:
         say("note: on most CPUs --no-mixed-precision is faster")
-    if settings.augmentation and settings.spatial_augmentation and views == 1:
-        say(
-            "note: spatial augmentation has one view to draw from; --feature-preset best "
-            "stores the mirrored one too"
-        )
-    say(f"training on {clips} clips, {len(devices)} × {devices[0].device_kind}")
+    say(
+        f"training on {len(train_set)} clips, {len(devices)} × {devices[0].device_kind}"
+    )

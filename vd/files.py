@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import errno
-import hashlib
 import io
 import json
 import os
@@ -19,7 +18,6 @@ import filelock
 
 from vd.errors import VdError
 
-SEAL = "row_sha256"  # of a row, its last column
 _OWNED = re.compile(r"\.tmp-(?P<host>.+)-(?P<pid>\d+)$")
 
 
@@ -174,13 +172,6 @@ def lock(path: Path, doing: str) -> Iterator[None]:
             yield
         finally:
             owner.unlink(missing_ok=True)
-
-
-def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with the checksum of its other values."""
-    values = {name: value for name, value in row.items() if name != SEAL}
-    text = json.dumps(["" if v is None else str(v) for v in values.values()])  # as CSV
-    return {**values, SEAL: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -237,7 +237,7 @@ def _train_and_evaluate(
     for number, (name, (config, of_fold, opened)) in enumerate(runs.items(), start=1):
         everything = features(tuple(opened.devices))
         if number == 1:
-            say_before_training(config, plugins, everything, opened.devices)
+            say_before_training(config, everything, opened.devices)
         say(f"member {number} of {len(runs)}: {name}")
         sets = {
             split: everything.part(clips) for split, clips in of_fold.parts().items()

@@ -1,7 +1,7 @@
 """Fingerprints of videos: small grey frames by which copies are found, and a picture."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from vd.data.catalog import Catalog
 from vd.data.decode import FrameSettings
 from vd.data.ledger import DecodingPass, Ledger, settled
 from vd.data.manifest import Video
-from vd.data.outcome import Outcome
 from vd.data.workers import decode_pool, decode_videos
 
 SIDE = 16  # of a small grey frame
@@ -43,7 +42,9 @@ def fingerprint_videos(
     ids = json.dumps([video.id for video in videos])
     rows = catalog.select(f"SELECT sha256, small, brightness, letterbox {_OF_IDS}", ids)
     fingerprints = {
-        video_id: Fingerprint(_frames(small), *values)
+        video_id: Fingerprint(
+            np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE), *values
+        )
         for video_id, small, *values in rows
     }
     known = {
@@ -53,23 +54,25 @@ def fingerprint_videos(
     }
     decoding = DecodingPass(videos, decode)
     while pending := decoding.pending(known):
-        with track("fingerprints", len(pending), "videos") as ticker:
-            for video, outcome, parts in _decode(pending, decode):
+        paths = [video.path for video in pending]
+        parts: list[tuple[Fingerprint, bytes]] = []  # of a video's stretches
+        with (
+            track("fingerprints", len(pending), "videos") as ticker,
+            decode_pool(FrameSettings(), decode, len(pending)) as pool,
+        ):
+            for piece in decode_videos(paths, pool):
+                if len(piece.images):
+                    parts.append(fingerprint(piece.images[:, 0]))
+                if piece.outcome is None:
+                    continue
+                video = pending[piece.index]
+                outcome = settled(video, piece.outcome)
                 if decoding.take(video, outcome):
-                    if parts:
-                        whole, picture = _join(parts), parts[0][1]
-                        fingerprints[video.id] = whole
-                        small = whole.small_Fx16x16.tobytes()
-                        row = (
-                            video.id,
-                            small,
-                            picture,
-                            whole.brightness,
-                            whole.letterbox,
-                        )
-                        catalog.insert("fingerprints", [row])
+                    if outcome.outcome != "quarantined":
+                        fingerprints[video.id] = _keep(catalog, video.id, parts)
                     catalog.add_outcomes({video.id: outcome})
                     known[video.id] = outcome
+                parts.clear()
                 ticker.advance()
     ledger = decoding.ledger(known)
     usable = sorted({video.id for video in ledger.usable()})
@@ -109,38 +112,15 @@ def _letterbox(mean_HxW: np.ndarray) -> float:
     return float(1 - inner / mean_HxW.size)
 
 
-def _frames(small: bytes) -> UInt8[np.ndarray, "F 16 16"]:
-    """Small grey frames from their bytes."""
-    return np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE)
-
-
-_Parts = list[tuple[Fingerprint, bytes]]  # with a picture, one for each stretch
-
-
-def _decode(
-    videos: Sequence[Video], decode: DecodeConfig
-) -> Iterator[tuple[Video, Outcome, _Parts]]:
-    """Outcome and fingerprints of each video; only one stretch's frames are in memory."""
-    paths = [video.path for video in videos]
-    parts: _Parts = []
-    with decode_pool(FrameSettings(), decode, len(videos)) as pool:
-        for piece in decode_videos(paths, pool):
-            if len(piece.images):
-                parts.append(fingerprint(piece.images[:, 0]))
-            if piece.outcome is None:
-                continue
-            video = videos[piece.index]
-            outcome = settled(video, piece.outcome)
-            yield video, outcome, parts if outcome.outcome != "quarantined" else []
-            parts = []
-
-
-def _join(parts: _Parts) -> Fingerprint:
-    """One fingerprint from those of a video's stretches."""
+def _keep(
+    catalog: Catalog, video_id: str, parts: Sequence[tuple[Fingerprint, bytes]]
+) -> Fingerprint:
+    """Join the fingerprints of a video's stretches and keep them with the first picture."""
     stretches = [stretch for stretch, _ in parts]
     counts = [len(stretch.small_Fx16x16) for stretch in stretches]
-    return Fingerprint(
-        np.concatenate([stretch.small_Fx16x16 for stretch in stretches]),
-        float(np.average([s.brightness for s in stretches], weights=counts)),
-        float(np.average([s.letterbox for s in stretches], weights=counts)),
-    )
+    small_Fx16x16 = np.concatenate([stretch.small_Fx16x16 for stretch in stretches])
+    brightness = float(np.average([s.brightness for s in stretches], weights=counts))
+    letterbox = float(np.average([s.letterbox for s in stretches], weights=counts))
+    row = video_id, small_Fx16x16.tobytes(), parts[0][1], brightness, letterbox
+    catalog.insert("fingerprints", [row])
+    return Fingerprint(small_Fx16x16, brightness, letterbox)

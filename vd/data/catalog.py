@@ -97,10 +97,8 @@ class Catalog:
         """Rename a catalog that cannot be used, with its journal."""
         aside = self.path.with_name(f"{self.path.name}.damaged")
         with explaining(self.path):
-            for suffix in (
-                "-journal",
-                "",
-            ):  # the next catalog must not meet this journal
+            # the journal first: SQLite would apply it to the next catalog
+            for suffix in ("-journal", ""):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
         why = "cannot be locked" if _code(error) in _NO_LOCK else "is damaged"

@@ -1,4 +1,4 @@
-"""Groups: what no split may cut, by source, by content, by what videos show."""
+"""Groups of videos that must be in one split: by source, by content, by what they show."""
 
 import dataclasses
 from collections import defaultdict
@@ -14,9 +14,9 @@ from vd.data.manifest import Video
 def merge_groups(
     videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
 ) -> list[Video]:
-    """Give one group to all that belongs together: by group, by content, by pairs of ids.
+    """Give one group to videos that belong together: by group, content, or pairs of ids.
 
-    It is called like the first of its groups, by name, else after the first of its clips.
+    Its name is the first of its groups in alphabetical order, else `like <first clip>`.
     """
     merged = {}
     for key, members in components(videos, pairs).items():
@@ -32,7 +32,7 @@ def merge_groups(
 def components(
     videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
 ) -> dict[str, list[Video]]:
-    """Videos that must stay together, by the least of their groups' and contents' names."""
+    """Videos that must stay together, by the first of their groups' and contents' names."""
     links = [(_key(v), f"group {v.group}" if v.group else _key(v)) for v in videos]
     links += [(f"id {first}", f"id {second}") for first, second in pairs]
     names = sorted({name for link in links for name in link})
@@ -45,12 +45,12 @@ def components(
     least: dict[int, str] = {}
     for name, label in zip(names, component, strict=True):  # in order of name
         least.setdefault(label, name)
-    made = defaultdict(list)
+    together = defaultdict(list)
     for video in videos:
-        made[least[component[number[_key(video)]]]].append(video)
-    return dict(made)
+        together[least[component[number[_key(video)]]]].append(video)
+    return dict(together)
 
 
 def _key(video: Video) -> str:
-    """Equal for the same content; a file without content is like no other."""
+    """Equal for files of the same content; unique for a file without content."""
     return f"id {video.id}" if video.id else f"name {video.name}"

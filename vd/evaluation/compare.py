@@ -337,24 +337,20 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
             f"--out {out} is the folder of a run or a cross-validation; name another one."
         )
     make_folder(out, "--out")
-    rates = {
-        side.name: (side.first.labels_N, side.first.probability_N) for side in sides
-    }
-    plots.save(plots.rates(rates, "roc"), out / "roc.png")
+    scores = {s.name: (s.first.labels_N, s.first.probability_N) for s in sides}
+    plots.save(plots.rates(scores, "roc"), out / "roc.png")
     curves = {
         side.name: rows
         for side in sides
         if (rows := curve([member.run_dir for member in side.members]))
     }
-    names = ["roc.png", "compare.csv", "compare.json"]
     if curves:
         rows = [{"run": name, **row} for name, of in curves.items() for row in of]
         write_csv(out / "curves.csv", rows)
         plots.save(plots.bands(curves, PANELS), out / "curves.png")
-        names += ["curves.csv", "curves.png"]
     write_csv(out / "compare.csv", table_rows(result))
     write_json(out / "compare.json", result)
-    say(f"written into {out}: {', '.join(names)}")
+    say(f"compare.json, tables and pictures are in {out}")
 
 
 def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ def features_of_run(
         if before.id != after.id:
             raise VdError(
                 f"{before.path} is missing or is not the file that the run was trained on; "
-                "name the place of the data set with --dataset-path, or that of the features "
-                "with --cache-dir."
+                "name where the data set or the features are now with --dataset-path or "
+                "--cache-dir."
             )
     return extract(videos, config, backbone)[0]

@@ -78,13 +78,13 @@ def extract(
     store = open_store(config.data.cache_dir, backbone, dim)
     known = Catalog(config.data.cache_dir).outcomes()
     scanned = {k: o for k, o in known.items() if o.outcome == "quarantined"}
-    sweep = DecodingPass(videos, config.decode)
+    decoding = DecodingPass(videos, config.decode)
 
     def stored() -> dict[str, Outcome]:
         rows = store.rows.values()
         return scanned | {row.id: row.outcome for row in rows if row.outcome.of_content}
 
-    if only_stored and (missing := sweep.pending(stored())):
+    if only_stored and (missing := decoding.pending(stored())):
         raise VdError(
             f"--cache-dir {config.data.cache_dir} has no features of {len(missing)} of "
             f"{len(videos)} videos, and several processes extract none; run vd extract "
@@ -93,16 +93,16 @@ def extract(
     if verify:
         with lock(store.lock_file, "vd extract"):
             store.verify()
-    if sweep.pending(stored()):
+    if decoding.pending(stored()):
         with lock(store.lock_file, "vd extract"):
             store.recover()  # another writer may have added shards
             engine = make_engine(backbone, config.backbone.engine)
-            while missing := sweep.pending(stored()):
+            while missing := decoding.pending(stored()):
                 _extract_missing(
-                    missing, store, backbone, engine, sweep, config, executor
+                    missing, store, backbone, engine, decoding, config, executor
                 )
     store.write_metadata()  # also when the files were deleted
-    ledger = sweep.ledger(stored())
+    ledger = decoding.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
     return store, ledger
 
@@ -112,11 +112,11 @@ def _extract_missing(
     store: FeatureStore,
     backbone: Backbone,
     engine: Engine,
-    sweep: DecodingPass,
+    decoding: DecodingPass,
     config: Config,
     executor: ExecutorConfig,
 ) -> None:
-    """Print the estimate, extract the videos, record their outcomes in `sweep`."""
+    """Print the estimate, extract the videos, record their outcomes in `decoding`."""
     paths = [video.path for video in videos]
     rate = _images_per_second(engine, backbone.size)
     with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
@@ -127,12 +127,12 @@ def _extract_missing(
                 done = write_features(
                     videos, decoded, store.directory, engine, backbone.views, append
                 )
-                _show_progress(videos, done, sweep, frames)
+                _show_progress(videos, done, decoding, frames)
             return
     from vd.features.cluster import extract_on_ray
 
     done = extract_on_ray(videos, store, config, executor.ray_address)
-    _show_progress(videos, done, sweep, frames)
+    _show_progress(videos, done, decoding, frames)
 
 
 def _images_per_second(engine: Engine, side: int) -> float:
@@ -214,10 +214,10 @@ def _mean_video(
 def _show_progress(
     videos: Sequence[Video],
     done: Iterator[StretchDone],
-    sweep: DecodingPass,
+    decoding: DecodingPass,
     frames_per_video: float,
 ) -> None:
-    """Run the extraction behind a progress bar; `sweep` takes the outcomes.
+    """Run the extraction behind a progress bar; `decoding` takes the outcomes.
 
     The time left is by frames: a video that has not ended counts as `frames_per_video`, or
     not at all while that is 0, unknown.
@@ -232,7 +232,7 @@ def _show_progress(
                 expected += frames_of[number] - frames_per_video
                 video = videos[number]
                 lost[video.label] += outcome.outcome == "quarantined"
-                sweep.take(video, outcome)
+                decoding.take(video, outcome)
             note = f", {frames / ticker.seconds():.0f} frames/s"
             if any(lost):
                 note += (

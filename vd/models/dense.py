@@ -1,7 +1,7 @@
 """Dense layers whose gradients are products that run fast on a CPU.
 
-JAX forms a weight gradient as the transpose of dyᵀ·x, for which XLA's CPU compiler may copy
-the transpose of a whole array first.
+JAX computes a weight gradient as the transpose of dyᵀ·x, for which XLA's CPU compiler may
+first copy a whole transposed array.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def _fwd(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _bwd(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    """Products that contract rows with rows and columns with columns, as they lie."""
+    """Gradients as products of the arrays as they lie in memory, without a transpose."""
     x, weight = saved
     dx = _contract(dy, weight, dy.ndim - 1, 1)
     rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])

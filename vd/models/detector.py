@@ -13,9 +13,9 @@ from vd.models.lstm import BidirectionalLSTM
 
 
 class DropoutMasks(NamedTuple):
-    """Factors 0 or 1/(1 − rate): one a unit and clip, the same at every frame.
+    """A factor 0 or 1/(1 − rate) for each unit of each clip, the same at every frame.
 
-    The detector is called with those of a batch, and draws those of one clip, without B.
+    The detector is called with the masks of a batch; it draws those of one clip, without B.
     """
 
     projected_BxP: Float[Array, "B P"]

@@ -21,10 +21,10 @@ Params = Any  # Flax's nested dictionary of float32 arrays
 
 
 class Head(nn.Module):
-    """What a run trains: features of clips' frames to logits of violence.
+    """Maps the features of clips to logits of violence.
 
-    A subclass defines `__call__`, and `draw_dropout` if it drops anything. It may use the
-    settings in `config` or none of them.
+    A subclass defines `__call__`, and `draw_dropout` if it uses dropout. Its own fields are
+    settings beside those in `config`.
     """
 
     config: ModelConfig
@@ -34,12 +34,12 @@ class Head(nn.Module):
     ) -> Float[Array, " B"]:
         """Returns float32 logits; frames whose mask is 0 must change nothing.
 
-        `dropout` holds what `draw_dropout` drew for each clip, or is None when scoring.
+        `dropout` holds the masks of `draw_dropout` for each clip; it is None when scoring.
         """
         raise NotImplementedError
 
     def draw_dropout(self, key: PRNGKeyArray) -> Any:
-        """Dropout masks of one clip, any tree of arrays, from the key of this step's clip."""
+        """Dropout masks of one clip, any tree of arrays, from its key for this step."""
         return None
 
 
@@ -48,7 +48,7 @@ def init_params(head: Head, dim: int, key: PRNGKeyArray) -> Params:
     frames = head.config.clip_frames
     features_1xTxD = jnp.zeros((1, frames, dim), jnp.float32)
     mask_1xT = jnp.ones((1, frames), jnp.float32)
-    # compiled: op by op it takes seconds
+    # compiled: one operation at a time takes seconds
     return jax.jit(head.init)(key, features_1xTxD, mask_1xT)["params"]
 
 
@@ -59,13 +59,13 @@ def apply(
     mask_BxT: Any,
     dropout: Any = None,
 ) -> Float[Array, " B"]:
-    """The head's float32 logits under `params`; arrays as `Head.__call__` has them."""
+    """The head's float32 logits with `params`; arguments as in `Head.__call__`."""
     logits_B: Array = head.apply({"params": params}, features_BxTxD, mask_BxT, dropout)  # type: ignore[assignment]  # Linen's apply may also return mutated variables
     return logits_B
 
 
 def draw_dropout(head: Head, keys_B: Shaped[PRNGKeyArray, " B"]) -> Any:
-    """Dropout masks of a batch from one key a clip."""
+    """Dropout masks of a batch, from a key for each clip."""
     return jax.vmap(head.draw_dropout)(keys_B)
 
 

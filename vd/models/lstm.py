@@ -19,7 +19,7 @@ from vd.models.dense import dense
 
 
 class _Factors(NamedTuple):
-    """Partial derivatives at each frame, all that the gradient multiplies by.
+    """Partial derivatives at each frame, the factors of the gradient.
 
     by_gates: of the cell c by the inputs of i, f and g, of the output h by that of o.
     h_by_c: of h by c. c_by_c: of c by the cell before.
@@ -56,10 +56,10 @@ def _forward(
     dtype: Any,
     keep: bool,
 ) -> tuple[Array, _Factors]:
-    """Outputs and, where `keep` says so, the factors, made while a frame is in the cache.
+    """Outputs and, with `keep`, the factors, computed while a frame is in the cache.
 
-    Each step reads and writes its frames where they lie: a scan would reverse, split and
-    transpose whole arrays. The factors by gates take the place of the gates' inputs.
+    Each step reads and writes its frames in place: a scan would reverse, split and transpose
+    whole arrays. The factors by gates overwrite the gates' inputs.
     """
     batch, frames = mask_BxT.shape
     hidden = recurrent_2xHx4H.shape[1]
@@ -98,7 +98,7 @@ def _forward(
 
 
 def _activate(inputs_Bx4H: Array) -> Array:
-    """tanh of the cell gate, sigmoid of the others; both of all, which is one pass."""
+    """tanh of the cell gate, sigmoid of the others: both of all gates, in one pass."""
     gate_1x4H = jnp.arange(inputs_Bx4H.shape[-1])[None] // (inputs_Bx4H.shape[-1] // 4)
     return jnp.where(gate_1x4H == 2, jnp.tanh(inputs_Bx4H), sigmoid(inputs_Bx4H))
 
@@ -106,7 +106,7 @@ def _activate(inputs_Bx4H: Array) -> Array:
 def _keep(
     factors: _Factors, by_gates: Any, by_c: Any, time: Any, direction: int
 ) -> _Factors:
-    """The factors with one direction's of one frame; gate by gate, which takes no copy."""
+    """The factors after one frame of one direction; written gate by gate, without a copy."""
     by_gates_BxTx8H, h_by_c_BxTx2H, c_by_c_BxTx2H = factors
     for gate, part in enumerate(by_gates):
         by_gates_BxTx8H = _write(by_gates_BxTx8H, part, time, 4 * direction + gate)
@@ -146,7 +146,7 @@ def _bwd(
             dh_next, dc_next = states[d]
             dh = _read(dh_BxTx2H, time, d, hidden) + dh_next
             dc = dc_next + dh * h_by_c
-            # put together first: products of parts XLA would form one number at a time
+            # concatenated first: XLA would compute products of parts element by element
             dgates = jnp.concatenate([dc, dc, dc, dh], axis=-1) * by_gates
             dgates_BxTx8H = _write(dgates_BxTx8H, dgates, time, d)
             after.append((_product(dgates.astype(dtype), transposed[d]), dc * c_by_c))
@@ -173,7 +173,7 @@ lstm.defvjp(_fwd, _bwd)
 
 
 def _apart(forward: Array, backward: Array) -> tuple[Array, Array]:
-    """Both directions' weights cut out of their array once, not again at every step."""
+    """Both directions' weights, sliced once and not at every step."""
     first, second = jax.lax.optimization_barrier((forward, backward))
     return first, second
 
@@ -185,7 +185,7 @@ def _zero_states(batch: int, hidden: int) -> Any:
 
 
 def _read(array_BxTxN: Array, time: Any, number: int, size: int) -> Array:
-    """(B, size): one part of one frame, all parts being of that size."""
+    """(B, size): part `number` of one frame; parts are of equal size."""
     begin = (0, time, number * size)
     return jax.lax.dynamic_slice(array_BxTxN, begin, (array_BxTxN.shape[0], 1, size))[
         :, 0
@@ -193,7 +193,7 @@ def _read(array_BxTxN: Array, time: Any, number: int, size: int) -> Array:
 
 
 def _write(array_BxTxN: Array, part: Array, time: Any, number: int) -> Array:
-    """The array with one part of one frame put in place."""
+    """The array with part `number` of one frame replaced."""
     begin = (0, time, number * part.shape[-1])
     return jax.lax.dynamic_update_slice(array_BxTxN, part[:, None], begin)
 

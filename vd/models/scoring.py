@@ -1,8 +1,8 @@
 """Features to logits: the one function behind validation, evaluation and prediction.
 
-It runs on one device at one batch shape, whatever training ran on: XLA gives other last
-bits at other shapes, and none for other rows of one shape. So a clip's logit is the same
-number in whatever company it is scored.
+It runs on one device at one batch shape. XLA results may differ in the last bits between
+batch shapes, but not between the rows of one shape. So a clip's logit does not depend on the
+other clips in its batch, nor on the devices that trained.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,11 +17,11 @@ from vd.console import check_interrupt
 from vd.features.sampling import scoring_windows
 from vd.models.head import Head, Params, apply
 
-SCORING_BATCH = 32  # part of a run's format: another number changes the last bits
+SCORING_BATCH = 32  # part of the run format: another size changes the last bits
 
 
 class Windows(NamedTuple):
-    """Windows of several videos, padded to one length, and whose each is."""
+    """Windows of several videos, padded to one length, and the video of each."""
 
     features_BxTxD: Float16[np.ndarray, "B T D"]
     mask_BxT: Float[np.ndarray, "B T"]
@@ -40,7 +40,7 @@ def score(
 def score_batches(
     head: Head, params: Params, batches: Iterable[Windows]
 ) -> Float64[np.ndarray, " N"]:
-    """Logit of each video of `window_batches`; their arrays may be on the device already."""
+    """Logit of each video of `window_batches`; the arrays may be on the device already."""
     function = _compiled(head)
     params = jax.device_put(params, scoring_device())
     owners, logits = [np.zeros(0, int)], [np.zeros(0, np.float32)]
@@ -74,15 +74,14 @@ def scoring_device() -> jax.Device:
 
 @cache
 def _compiled(head: Head) -> Callable[[Params, Any, Any], Array]:
-    """The scoring program of a head; it runs where its parameters are."""
-
+    """The compiled scoring of a head; it runs where the parameters are."""
     return jax.jit(partial(apply, head))
 
 
 def window_batches(
     views: Iterable[Sequence[Float16[np.ndarray, "F D"]]], clip_frames: int
 ) -> Iterator[Windows]:
-    """Batches of SCORING_BATCH windows; the last is filled with rows that count nowhere."""
+    """Batches of SCORING_BATCH windows; the last is filled with rows that are not scored."""
     rows: list[tuple[int, np.ndarray]] = []
     for owner, videos_views in enumerate(views):
         for features_FxD in videos_views:

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 from vd.config import Config, DataConfig, to_json
 from vd.data.ledger import is_excessive
+from vd.data.manifest import CLASSES
 from vd.metrics.binary import COLLAPSE
+from vd.models.losses import imbalance_warning
 from vd.report.facts import RunFacts
 from vd.report.page import percent
+from vd.training.log import overfits
 
 _REMEDY = "check the labels, or train with another --focal-alpha or --learning-rate"
 _PATHS = "dataset_path", "cache_dir", "checkpoint_dir"
@@ -31,7 +34,13 @@ def run_limits(facts: RunFacts) -> list[str]:
     limits += record.get("warnings", [])
     if stopping.best_epoch == stopping.epoch:
         limits.append("the last epoch was the best; more --epochs may give more")
-    return limits
+    if overfits(facts.rows):
+        limits.append(
+            "OVERFITTING at the end: the training loss kept falling while the validation "
+            "loss was a tenth above its least; more clips, --dropout-rate or "
+            "--weight-decay may help"
+        )
+    return limits + _imbalance(facts)
 
 
 def crossval_limits(
@@ -58,6 +67,19 @@ def _constant(record: Mapping[str, Any], accuracy: Any, ci95: Any) -> Iterator[s
             f"the accuracy is not shown to be above {percent(share)}, which always "
             f"answering {name} gives; look at ROC AUC, and add test clips"
         )
+
+
+def _imbalance(facts: RunFacts) -> list[str]:
+    """A sentence when the focal loss weighs one class of the training part far more."""
+    if not facts.described["identity"]["loss"]["import"].startswith("vd."):
+        return []
+    clips = dict.fromkeys(CLASSES, 0)
+    for row in facts.described["ledger"]["per_split_and_class"]:
+        if row["split"] == "train":
+            clips[row["class"]] += row["used"] + row["partial"]
+    alpha = facts.config.training.focal_alpha
+    text = imbalance_warning(clips["violent"], clips["nonviolent"], alpha)
+    return [text] if text else []
 
 
 def _loss_gap(described: Mapping[str, Any]) -> Iterator[str]:
@@ -89,7 +111,8 @@ class Setting(NamedTuple):
         """Flag and value as a shell reads them."""
         if isinstance(self.value, bool):
             return self.flag if self.value else f"--no-{self.flag[2:]}"
-        return f"{self.flag} {shlex.quote(str(self.value))}"
+        values = self.value if isinstance(self.value, list) else [self.value]
+        return f"{self.flag} {shlex.join(map(str, values))}"
 
 
 def settings(described: Mapping[str, Any]) -> list[Setting]:
@@ -104,7 +127,7 @@ def settings(described: Mapping[str, Any]) -> list[Setting]:
 
 
 def train_command(described: Mapping[str, Any]) -> str | None:
-    """The `vd train` command of a run; None with a user's own head or loss."""
+    """The `vd train` command of a run; None with a user's own loss or augmentation."""
     return _command("vd train", described, _PATHS)
 
 
@@ -126,14 +149,26 @@ def _command(
     verb: str, described: Mapping[str, Any], paths: tuple[str, ...], *more: str
 ) -> str | None:
     """A command with the paths and the settings that are not the defaults."""
-    identity = described["identity"]
-    if not all(identity[part]["import"].startswith("vd.") for part in ("head", "loss")):
+    own = {
+        kind: described["identity"][kind]
+        for kind in ("head", "loss", "augmentation")
+        if not _is_built_in(described["identity"].get(kind, {}).get("import"))
+    }
+    head = own.pop("head", None)
+    if own:  # no flag names these
         return None
     left_out = {*_PATHS, *_OF_ONE_START, *(["seed"] if more else [])}
-    chosen = [s.words for s in settings(described) if s.name in paths]
-    chosen += [
-        s.words
-        for s in settings(described)
-        if s.name not in left_out and s.value != s.default
+    chosen = [
+        one.words
+        for one in settings(described)
+        if one.name in paths or (one.name not in left_out and one.value != one.default)
     ]
+    if head is not None:
+        chosen.append(f"--head {shlex.quote(head['import'])}")
+        for name, value in head.get("settings", {}).items():
+            chosen.append(Setting(name, value, None).words)
     return " \\\n    ".join([verb, *chosen, *more])
+
+
+def _is_built_in(path: str | None) -> bool:
+    return path is None or path.startswith("vd.")

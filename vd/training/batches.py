@@ -1,4 +1,4 @@
-"""Training batches: order, clips and draws as a function of (seed, step) alone."""
+"""Training batches: order, clips and draws are functions of (seed, step) alone."""
 
 from collections.abc import Iterator
 
@@ -24,12 +24,12 @@ def training_batches(
     devices: int = 1,
     rows: range | None = None,
 ) -> Iterator[Batch]:
-    """Batches of the steps from `first_step` to the run's last, made ahead by Grain.
+    """Batches from `first_step` to the run's last step, made ahead by Grain.
 
-    Each lies over the `devices` of this process. With `rows` only these of each global
-    batch are made: those of one process. Each epoch is a new order of the videos; what does
-    not fill its last batch is left out and comes in another epoch. A step's batch depends on
-    (seed, step) alone.
+    Each is split over the `devices` of this process. `rows` are the rows of the global batch
+    that this process makes (None: all). Every epoch has a new order of the videos; those
+    that do not fill its last batch are left out of it. A step's batch depends on (seed, step)
+    alone.
     """
     per_epoch = len(data) // batch_size
     row_B = np.array(rows or range(batch_size))
@@ -49,8 +49,8 @@ def _order(
 ) -> Int[np.ndarray, " B"]:
     """Which of `count` videos are at these places of an epoch's order.
 
-    That of `grain.MapDataset.range(count).seed(seed).shuffle().repeat()`, which takes twice
-    the time for a batch than all the rest of it.
+    The order is that of `grain.MapDataset.range(count).seed(seed).shuffle().repeat()`, which
+    itself takes twice as long as the rest of a batch.
     """
     key = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0]) + epoch
     return np.array(
@@ -70,7 +70,7 @@ def _batch(
     video_B: Int[np.ndarray, " B"],
     devices: int,
 ) -> Batch:
-    """These videos, at these rows of the global batch: all is drawn before anything is read."""
+    """The batch of these videos, at these rows of the global batch."""
     stored_B = data.frames_N[video_B]
     if config.augmentation:
         draws = draw_clips(config.seed, step, row_B, stored_B, clip_frames, data.views)

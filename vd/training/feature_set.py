@@ -1,4 +1,4 @@
-"""The features of a part: in memory when they fit, on the GPUs too, else read at random."""
+"""Features of a set of videos: in memory and on the GPUs when they fit, else read at random."""
 
 import contextlib
 import copy
@@ -18,7 +18,7 @@ from vd.console import track
 from vd.data.manifest import Video
 from vd.features.store import FeatureStore
 
-# of the memory that can be had; one to train on and two to score are half of it at most
+# of the usable memory; a set to train on and two to score take half of it at most
 TRAINED_SHARE, _SCORED_SHARE = 1 / 3, 1 / 12
 _DEVICE_SHARE = 1 / 2  # of what JAX may take
 _NEXT_AHEAD = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)  # whole videos
@@ -26,10 +26,10 @@ _ALIGNED = 64  # bytes; arrays that begin elsewhere are copied by XLA
 
 
 class FeatureSet:
-    """The features of some videos, in memory where they take at most `share` of it.
+    """The features of some videos, in memory if they take at most `share` of it.
 
-    Where `devices` to train on have a memory of their own and it holds them, each has a
-    copy, and a batch is gathered there.
+    If the `devices` to train on have dedicated memory that holds them, each keeps a copy
+    and gathers its batches there.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FeatureSet:
         return len(self.videos)
 
     def part(self, videos: Sequence[Video]) -> "FeatureSet":
-        """Some of the videos, over the same memory."""
+        """A subset of the videos, over the same memory."""
         places = {video.id: index for index, video in enumerate(self.videos)}
         chosen = [places[video.id] for video in videos]
         made = copy.copy(self)
@@ -76,7 +76,7 @@ class FeatureSet:
         return self._memory[start : start + self.frames_N[index]]
 
     def in_order(self, views: int = 1) -> Iterator[list[Float16[np.ndarray, "F D"]]]:
-        """The features of the first `views` views of each video; the next is read ahead."""
+        """Features of the first `views` views of each video; the next video is read ahead."""
 
         def read(index: int) -> list[Float16[np.ndarray, "F D"]]:
             return [self.read(int(index), view) for view in range(views)]
@@ -93,7 +93,7 @@ class FeatureSet:
         view_NxB: Int[np.ndarray, "N B"],
         frames_NxBxT: Int[np.ndarray, "N B T"],
     ) -> Float16[np.ndarray | jax.Array, "N B T D"]:
-        """The named frames of the named views, for N devices; on them where they have a copy."""
+        """The given frames of the given views for N devices, on them if they keep a copy."""
         if self._memory is None:
             made_NxBxTxD = host_array((*frames_NxBxT.shape, self.dim))
             for at in np.ndindex(index_NxB.shape):
@@ -112,7 +112,7 @@ class FeatureSet:
         return self._memory.take(rows_NxBxT, axis=0, out=made_NxBxTxD, mode="wrap")
 
     def _load(self, share: float) -> Float16[np.ndarray, "R D"] | None:
-        """Every frame of every view in one array, unless it takes more than its share."""
+        """Every frame of every view in one array; None if it takes more than its share."""
         rows = int(self.views * self.frames_N.sum())
         if rows * self.dim * np.float16().itemsize > usable_memory() * share:
             return None
@@ -131,10 +131,10 @@ class FeatureSet:
 def usable_memory(
     groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Bytes that this process may take: the machine's, or a container's or batch job's.
+    """Bytes that this process may use: the machine's memory, or a container's or job's limit.
 
-    Those are the limits of Linux's control groups, of version 2 and of 1, in which a group
-    is also held by those around it.
+    The limits are those of Linux's control groups, version 1 and 2, of the process's group
+    and of every group around it.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     lines = groups.read_text().splitlines() if groups.exists() else []
@@ -151,9 +151,9 @@ def usable_memory(
 
 
 def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
-    """An array, not yet filled, that JAX takes where it lies, without a copy, on a CPU.
+    """An uninitialised array that JAX uses on a CPU without copying it.
 
-    Over several devices each part does that is a multiple of 64 bytes.
+    Split over several devices, each part of a multiple of 64 bytes is not copied either.
     """
     size = math.prod(shape) * np.float16().itemsize
     raw = np.empty(size + _ALIGNED, np.uint8)
@@ -164,9 +164,9 @@ def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
 def fits(
     size: int, devices: Sequence[jax.Device], share: float = _DEVICE_SHARE
 ) -> bool:
-    """Whether each device has a memory of its own, and this share of it holds `size` bytes.
+    """True if every device has dedicated memory and `size` bytes fit into `share` of it.
 
-    A CPU has none: JAX reads the host's.
+    CPU devices have none.
     """
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     return bool(limits) and size <= share * min(limits)
@@ -175,7 +175,7 @@ def fits(
 def take_on(
     devices: Sequence[jax.Device], memory_RxD: Float16[np.ndarray, "R D"]
 ) -> Callable[[Int[np.ndarray, "N B T"]], Float16[jax.Array, "N B T D"]]:
-    """A gather of rows on the devices, each of which gets a copy of the memory."""
+    """A function that gathers rows on the devices; each gets a copy of the memory."""
     everywhere = NamedSharding(Mesh(np.array(devices), "devices"), PartitionSpec())
     held_RxD = jax.device_put(memory_RxD, everywhere)  # else pmap would, at every call
     take = jax.pmap(

@@ -1,6 +1,7 @@
 """What a run reports: metrics.jsonl, TensorBoard, the live line, a line an epoch, warnings."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]  # of metrics.jsonl
 
+_LINE_SECONDS = 5.0  # between the lines of short epochs
 _OVERFIT_EPOCHS = 3
 _OVERFIT_RATIO = 1.1
 
@@ -41,7 +43,7 @@ class EpochSums:
     def add(
         self, loss: float, accuracy: float, grad_norm: float, clip_norm: float
     ) -> None:
-        """Take in one step's means over its batch; clipping is above `clip_norm`, 0: never."""
+        """Add one step's means; gradients are clipped above `clip_norm` (0: never)."""
         self.steps += 1
         self.loss += loss
         self.accuracy += accuracy
@@ -49,7 +51,7 @@ class EpochSums:
         self.clipped += 0 < clip_norm < grad_norm
 
     def row(self, batch_size: int) -> dict[str, float]:
-        """The epoch's means, all batches being of one size, and its speed."""
+        """The epoch's means over equal batches, and its speed."""
         return {
             "train_loss": self.loss / self.steps,
             "train_accuracy": self.accuracy / self.steps,
@@ -64,7 +66,7 @@ class MetricsLog:
     """metrics.jsonl, a line an epoch, and the same for TensorBoard."""
 
     def __init__(self, run_dir: Path, epoch: int) -> None:
-        """Cut the file back to `epoch` lines; TensorBoard's file is written from it again."""
+        """Cut the file back to `epoch` lines, and write TensorBoard's file from them."""
         from tensorboardX import SummaryWriter
 
         self._path = run_dir / "metrics.jsonl"
@@ -96,7 +98,7 @@ class MetricsLog:
         except OSError as error:
             raise VdError(
                 f"{self._path} cannot be written ({error.strerror}); free some space, then "
-                "run the same command again: it goes on from the last checkpoint."
+                "run the same command again: it continues from the last checkpoint."
             ) from error
 
     def _show(self, row: dict[str, Any]) -> None:
@@ -107,7 +109,7 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl; a line that a crash cut is left out."""
+    """The complete lines of a run's metrics.jsonl; a line cut by a crash is left out."""
     path = run_dir / "metrics.jsonl"
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -136,9 +138,10 @@ class Watch:
         self._steps, self._batch_size = steps_per_epoch, batch_size
         self._rows, self._show = list(rows), show
         self._since: tuple[int, float] | None = None  # first step seen of the epoch
+        self._printed = -math.inf
 
     def step(self, step: int, loss: float) -> None:
-        """A step is done: the live line."""
+        """Show the live line after a step."""
         now = time.monotonic()
         if self._since is None:  # the first step of a process compiles
             self._since = step, now
@@ -161,9 +164,22 @@ class Watch:
         )
 
     def epoch(self, row: Row, stopping: "EarlyStopping") -> None:
-        """An epoch is done: its line, and warnings."""
+        """Print an epoch's line, at most one every few seconds, and a collapse at once."""
         self._since = None
+        before = self._rows[-1] if self._rows else {}
         self._rows.append(row)
+        warm = row["step"] > np.argmax(self._rates)  # the peak ends the warmup
+        if row["val_collapsed"] and warm and not before.get("val_collapsed"):
+            say(
+                f"WARNING: CLASS COLLAPSE at threshold 0.5 in epoch {row['epoch']}: nearly "
+                "all predictions are one class, or a recall is under 20 %; accuracy alone "
+                "would hide it"
+            )
+        last = stopping.stops or row["epoch"] == self._config.epochs
+        now = time.monotonic()
+        if now - self._printed < _LINE_SECONDS and not last:
+            return
+        self._printed = now
         left = row["seconds"] * (self._config.epochs - row["epoch"])
         say(
             f"epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
@@ -173,18 +189,6 @@ class Watch:
             f"{duration(left)} left at most"
             + ("  best" if stopping.best_epoch == row["epoch"] else "")
         )
-        warm = row["step"] > np.argmax(self._rates)  # the peak ends the warmup
-        if row["val_collapsed"] and warm:
-            say(
-                "WARNING: CLASS COLLAPSE at threshold 0.5: nearly all predictions are one "
-                "class or a recall is under 20 %; accuracy alone would hide it"
-            )
-        if overfits(self._rows) and not overfits(self._rows[:-1]):
-            say(
-                f"WARNING: OVERFITTING: for {_OVERFIT_EPOCHS} epochs the training loss has "
-                "been lower and the validation loss a tenth higher than at the best epoch; "
-                "more clips, --dropout-rate or --weight-decay may help"
-            )
 
 
 @contextmanager
@@ -201,10 +205,10 @@ def watching(
 
 
 def overfits(rows: Sequence[Row]) -> bool:
-    """Whether the last three epochs learnt the training clips at the cost of the others.
+    """Whether the last three epochs overfit.
 
-    That is: a training loss below, and a validation loss 1.1 times above, those of the
-    epoch whose validation loss is the least.
+    That is: compared with the epoch of the lowest validation loss, each has a lower training
+    loss, and a validation loss more than 1.1 times as high.
     """
     best = min(rows, key=lambda row: row["val_loss"], default={})
     recent = rows[-_OVERFIT_EPOCHS:]

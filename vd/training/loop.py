@@ -1,12 +1,12 @@
 """The training loop: epochs, validation, checkpoints, early stopping, resumption.
 
 1. Restore the newest whole checkpoint, or initialise; cut metrics.jsonl back to its epoch.
-2. For each epoch: its steps, batches made ahead; metrics fetched one step late, so that
-   the device never waits for the host.
+2. For each epoch, run its steps. Batches are made ahead, and metrics are fetched one step
+   late, so that the device never waits for the host.
 3. Score the validation split, write the epoch's line, update early stopping.
-4. Save the checkpoint, which carries the early-stopping state. The line goes first: a line
-   without a checkpoint is cut back on resumption, a checkpoint never lacks its line.
-5. Stop when patience ends; the best checkpoint is what evaluation restores.
+4. Save the checkpoint with the early-stopping state. The line is written first: a line
+   without a checkpoint is cut back on resumption, a checkpoint always has its line.
+5. Stop when patience ends; evaluation restores the best checkpoint.
 
 SIGTERM and Ctrl-C end an epoch after the current step, with a checkpoint that holds the
 epoch's sums so far; the resumed run continues as the unbroken one would have.
@@ -145,7 +145,7 @@ class _Lead:
 
 @dataclass(frozen=True)
 class _Run:
-    """A run under way, and all that its epochs need."""
+    """A run under way, with everything that its epochs need."""
 
     config: Config
     batch_size: int
@@ -246,7 +246,7 @@ class _Run:
 
 
 def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
-    """Step 0, from the seed."""
+    """The state before the first step, from the seed."""
     check_shapes(plugins, config, dim)
     settings, head = config.training, plugins.make_head(config.model)
     key = jax.random.key(settings.seed, impl="threefry2x32")

@@ -13,7 +13,7 @@ from vd.console import say
 
 
 def warmup_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
-    """Steps of linear warmup; one that is not shorter than the run is cut to a fifth of it."""
+    """Steps of linear warmup; a warmup as long as the run is cut to a fifth of the run."""
     steps = config.epochs * steps_per_epoch
     warmup = config.warmup_epochs * steps_per_epoch
     if warmup < steps:
@@ -22,7 +22,7 @@ def warmup_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
 
 
 def say_cut_warmup(config: TrainingConfig, steps_per_epoch: int) -> None:
-    """Warn of a warmup that had to be cut."""
+    """Warn if the warmup is cut."""
     warmup = warmup_steps(config, steps_per_epoch)
     if warmup < config.warmup_epochs * steps_per_epoch:
         say(
@@ -68,10 +68,10 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def _clip_by_global_norm(limit: Any) -> optax.GradientTransformation:
-    """Gradients times min(1, limit / their norm), a limit of 0 being none (Pascanu et al. 2013).
+    """Scale gradients by min(1, limit / norm); a limit of 0 is none (Pascanu et al. 2013).
 
-    `optax.clip_by_global_norm` divides each gradient, and XLA on a CPU writes the quotients
-    out as arrays of their own: a fifth more of the update's time.
+    `optax.clip_by_global_norm` divides each gradient, and XLA on a CPU materialises the
+    quotients, which makes the update a fifth slower.
     """
     limit = jnp.asarray(limit)
     limit = jnp.where(limit > 0, limit, jnp.inf)

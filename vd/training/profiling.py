@@ -10,13 +10,13 @@ import jax
 from vd.console import say
 from vd.training.step import StepMetrics, TrainState, TrainStep
 
-_SKIPPED = 2  # of a process: the first compiles
+_SKIPPED = 2  # steps of a process; the first compiles
 _TRACED = 10
 
 
 @contextmanager
 def profiling(step: TrainStep, folder: Path | None) -> Iterator[TrainStep]:
-    """Yield `step`; with a folder, calls 3 to 12 of it, and what is between, are traced."""
+    """Yield `step`; with a folder, calls 3 to 12 of it are traced, and what is between them."""
     if folder is None:
         yield step
         return
@@ -28,7 +28,7 @@ def profiling(step: TrainStep, folder: Path | None) -> Iterator[TrainStep]:
         jax.block_until_ready(metrics)
         jax.profiler.stop_trace()
         tracing = False
-        say(f"{calls - _SKIPPED} steps are traced in {folder}; xprof shows them")
+        say(f"the trace of {calls - _SKIPPED} steps is in {folder}; xprof shows it")
 
     def run(*arguments: Any) -> tuple[TrainState, StepMetrics]:
         nonlocal calls, tracing, metrics
@@ -48,4 +48,4 @@ def profiling(step: TrainStep, folder: Path | None) -> Iterator[TrainStep]:
         if tracing:
             stop()
         elif calls <= _SKIPPED:
-            say(f"warning: --profile traces nothing in {calls} steps; train longer")
+            say(f"warning: {calls} steps are too few for --profile; train longer")

@@ -1,11 +1,11 @@
 """The validation part of an epoch's line, and early stopping on one of its metrics."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,29 +13,17 @@ from scipy.special import expit
 
 from vd.config import Config
 from vd.errors import VdError
-from vd.metrics.binary import collapsed, recall, roc_auc
+from vd.metrics.binary import METRICS, collapsed
 from vd.models.head import Params
 from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.models.scoring import Windows, score_batches, scoring_device, window_batches
 from vd.training.feature_set import FeatureSet, fits
 
+_LOGGED = (
+    "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc",
+)  # fmt: skip
 _DEVICE_SHARE = 1 / 8  # of what JAX may take; the features to train on have a half
-
-
-class _Metric(NamedTuple):
-    compute: Callable[[Any, Any, Any], float | None]  # labels, probabilities, predicted
-    higher_is_better: bool = True
-
-
-METRICS = {
-    "accuracy": _Metric(lambda y, p, v: float(np.mean(v == (y == 1)))),
-    "balanced_accuracy": _Metric(lambda y, p, v: _balanced_accuracy(y, v)),
-    "recall_violent": _Metric(lambda y, p, v: recall(y, v, 1)),
-    "recall_nonviolent": _Metric(lambda y, p, v: recall(y, v, 0)),
-    "roc_auc": _Metric(lambda y, p, v: roc_auc(y, p)),
-    "brier": _Metric(lambda y, p, v: float(np.mean((p - y) ** 2)), False),
-}
 
 
 def check_metric(metric: str) -> None:
@@ -110,21 +98,19 @@ class Validation:
         if not np.isfinite(loss):
             return {"val_loss": loss}
         labels_N = self._set.labels_N.astype(int)
-        predicted_N = logits_N >= 0
-        values = {
+        probability_N, predicted_N = expit(logits_N), logits_N >= 0
+        names = dict.fromkeys((*_LOGGED, self._stopping_metric.removeprefix("val_")))
+        return {
             "val_loss": loss,
-            "val_accuracy": float(np.mean(predicted_N == (labels_N == 1))),
-            "val_balanced_accuracy": _balanced_accuracy(labels_N, predicted_N),
-            "val_recall_violent": recall(labels_N, predicted_N, 1),
-            "val_recall_nonviolent": recall(labels_N, predicted_N, 0),
-            "val_roc_auc": roc_auc(labels_N, logits_N),
+            **{
+                f"val_{name}": METRICS[name].compute(
+                    labels_N, probability_N, predicted_N
+                )
+                for name in names
+                if name != "loss"
+            },
             "val_collapsed": collapsed(labels_N, predicted_N),
         }
-        if self._stopping_metric not in values:
-            metric = METRICS[self._stopping_metric.removeprefix("val_")]
-            value = metric.compute(labels_N, expit(logits_N), predicted_N)
-            values[self._stopping_metric] = value
-        return values
 
     def _batches(self) -> Iterator[Windows]:
         return window_batches(self._set.in_order(), self._head.config.clip_frames)
@@ -134,13 +120,6 @@ class Validation:
         frames = self._head.config.clip_frames
         windows = int(np.sum(-(-self._set.frames_N // frames)))
         return windows * frames * self._set.dim * np.float16().itemsize
-
-
-def _balanced_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray) -> float:
-    """The mean recall of the classes that have clips."""
-    recalls = [recall(labels_N, predicted_N, label) for label in (1, 0)]
-    defined = [r for r in recalls if r is not None]
-    return sum(defined) / len(defined)
 
 
 def _on_device(windows: Windows) -> Windows:
