@@ -16,11 +16,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
 
 def prepare_jax(cpu_devices: int = 1) -> None:
-    """Set the number of CPU devices, where JAX has not run yet, and keep programs.
+    """Set the number of CPU devices, unless JAX has run before, and cache programs.
 
-    Compiled programs live in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder,
-    where there is one. From here on the process keeps the memory that it frees, up to its
-    peak, for what comes next.
+    Compiled programs go to $JAX_COMPILATION_CACHE_DIR, else to the user's cache folder if
+    there is one. From now on the process reuses the memory that it frees.
     """
     _keep_freed_memory()
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -29,16 +28,17 @@ def prepare_jax(cpu_devices: int = 1) -> None:
             folder = root.expanduser() / "vd" / "xla"
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    with contextlib.suppress(RuntimeError):  # JAX ran before: its devices stay
+    with contextlib.suppress(RuntimeError):  # JAX ran before and keeps its devices
         jax.config.update("jax_num_cpu_devices", cpu_devices)
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep what a step frees for the next one.
+    """Have the C library keep the memory that a step frees for the next one.
 
-    It would give arrays of tens of MiB back to the system, which zeroes each page of them
-    when it is next touched: up to a fifth of a step. Only glibc has these settings, before
-    2.35 with too low a limit (the other two alone would do harm); a user's own stay.
+    By default it returns arrays of tens of MiB to the system, which zeroes each of their
+    pages at the next use: up to a fifth of a step. Only glibc has these settings; before
+    2.35 the first is refused, and the other two alone would do harm. A user's own settings
+    are respected.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return

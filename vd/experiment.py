@@ -51,7 +51,7 @@ def run(
     Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    if distributed.several(config.run) and distributed.processes().count == 1:
+    if distributed.several(config.run) and not distributed.is_connected():
         raise VdError(
             "--num-processes is for vd train and experiment scripts; call "
             "vd.training.distributed.join first where a script calls run by itself."

@@ -8,9 +8,8 @@ its heartbeat.
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
@@ -135,6 +134,13 @@ def _initialize(run: RunConfig) -> Processes:
     return processes
 
 
+def is_connected() -> bool:
+    """Whether this process has joined others, and not left them."""
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
 def processes() -> Processes:
     """This process among those that have joined; one process alone by default."""
     return _processes
@@ -190,16 +196,7 @@ def end(code: int) -> NoReturn:
 
 def _in_thread(call: Callable[[], T]) -> T:
     """The result of a call that waits in C++; signals are asked for meanwhile."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # noqa: BLE001  # raised by `result_of`
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return result_of(future)
+    return result_of(ThreadPoolExecutor(1).submit(call))
 
 
 class SharedStep:
