@@ -111,7 +111,9 @@ def train(
         if not (number := signal()):
             return distributed.broadcast(lead.best(at) if lead else None)
         if lead:
-            say(f"stopped after step {int(at.state.step)}; its checkpoint is written")
+            say(
+                f"stopped after step {int(at.state.step)}; its checkpoint is being written"
+            )
     distributed.part()
     raise Interrupted(number)
 
