@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from vd.console import say, track
+from vd.console import SLICE_SECONDS, say, track
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome, check_file
 from vd.errors import VdError
@@ -36,7 +36,6 @@ _BUSY_SECONDS = 60.0
 _DAMAGE = sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR
 _NO_LOCK = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL
 _CHUNK_BYTES = 1 << 20
-_COMMIT_EVERY_SECONDS = 1.0
 
 _T = TypeVar("_T")
 
@@ -160,7 +159,7 @@ def _file(path: Path) -> _File | None:
 
 
 def _hash_all(files: Sequence[_File], catalog: Catalog) -> dict[_File, str]:
-    """Hash files, in threads; hashes go to the catalog every second.
+    """Hash files, in threads; hashes go to the catalog every half second.
 
     An interrupt ends it at once, whatever the size of the files under way.
     """
@@ -172,7 +171,7 @@ def _hash_all(files: Sequence[_File], catalog: Catalog) -> dict[_File, str]:
             file_of = {pool.submit(_hash, file, stop): file for file in files}
             waiting = set(file_of)
             while waiting:
-                done, waiting = wait(waiting, timeout=_COMMIT_EVERY_SECONDS)
+                done, waiting = wait(waiting, timeout=SLICE_SECONDS)
                 new = {file_of[future]: future.result() for future in done}
                 new = {file: sha256 for file, sha256 in new.items() if sha256}
                 catalog.insert("hashes", [(*file, new[file]) for file in new])

@@ -10,7 +10,7 @@ import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from vd.config import EngineName, usable_cores
-from vd.console import say
+from vd.console import check_interrupt, say
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.efficientnet import (
@@ -99,7 +99,10 @@ class OnnxEngine:
         """Features; a core takes as many images at a time as the network fixes, else one."""
         starts = range(0, len(images_NxHxWx3), self._each)
         batches = (images_NxHxWx3[start : start + self._each] for start in starts)
-        parts = list(self._threads.map(self._run, batches))
+        parts = []
+        for part in self._threads.map(self._run, batches):
+            check_interrupt()
+            parts.append(part)
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _run(self, images: Images) -> Features:
