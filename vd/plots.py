@@ -106,23 +106,6 @@ def bands(curves: Mapping[str, Rows], panels: Mapping[str, str]) -> Figure:
     return figure
 
 
-def phases(rows: Rows, spans: Mapping[str, tuple[int, int]]) -> Figure:
-    """Losses over epochs, with named spans (first and last epoch); `rows` as above."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axis = figure.subplots()
-    _draw_metrics(axis, rows, _PANELS["Loss"], _BLUE)
-    for name, (first, last) in spans.items():
-        axis.axvline(last + 0.5, color=_GREY, ls=":", lw=1)
-        axis.annotate(
-            name, ((first + last) / 2, 0.98), xycoords=("data", "axes fraction"),
-            ha="center", va="top", fontsize=9, rotation=0 if last - first > 1 else 90,
-        )  # fmt: skip
-    axis.set(ylabel="loss", xlim=(0.5, len(rows) + 0.5))
-    axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the names
-    _legend_below(figure)
-    return figure
-
-
 def _draw_metrics(
     axis: Axes, rows: Rows, metrics: Mapping[str, str], colour: str
 ) -> None:
