@@ -325,8 +325,8 @@ class Compare:
 class Report:
     """Write a run or a cross-validation as one self-contained page."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
-    """A run folder, or one of vd crossval; only one (vd compare takes several)."""
+    folder: tyro.conf.Positional[Path]
+    """A run folder, or one of vd crossval (vd compare takes several)."""
     out: Path | None = None
     """The page (default: report.html in the folder)."""
     mistakes: int = 12
@@ -339,7 +339,7 @@ class Report:
         """Say where the page is."""
         from vd.report.report import report
 
-        path = report(self.folders, self.out, self.mistakes, self.dataset_path)
+        path = report(self.folder, self.out, self.mistakes, self.dataset_path)
         say(f"written: {path}")
         return 0
 

@@ -106,47 +106,47 @@ def settings(described: Mapping[str, Any]) -> list[Setting]:
 
 def train_command(described: Mapping[str, Any]) -> str | None:
     """The `vd train` command of a run; None with a user's own loss or augmentation."""
-    return _command("vd train", described, _PATHS)
+    return _command("vd train", described, _OF_ONE_START, {})
 
 
 def crossval_command(
     described: Mapping[str, Any], values: Mapping[str, Any], folder: Path
 ) -> str | None:
     """The `vd crossval` command; `described` is the config.json of any member."""
-    seeds = " ".join(map(str, values["seeds"]))
-    more = [
-        f"--checkpoint-dir {shlex.quote(str(folder))}",
-        f"--folds {values['folds']} --seeds {seeds}",
-    ]
+    more = {
+        "checkpoint_dir": str(folder),
+        "folds": values["folds"],
+        "seeds": values["seeds"],
+    }
     if others := values.get("cross_datasets"):
-        more.append(f"--cross-dataset {shlex.join(others)}")
-    return _command("vd crossval", described, ("dataset_path", "cache_dir"), *more)
+        more["cross_dataset"] = others
+    left_out = (*_OF_ONE_START, "checkpoint_dir", "seed")
+    return _command("vd crossval", described, left_out, more)
 
 
 def _command(
-    verb: str, described: Mapping[str, Any], paths: tuple[str, ...], *more: str
+    verb: str,
+    described: Mapping[str, Any],
+    left_out: tuple[str, ...],
+    more: Mapping[str, Any],
 ) -> str | None:
-    """A command with the paths and the settings that are not the defaults."""
-    own = {
-        kind: described["identity"][kind]
-        for kind in ("head", "loss", "augmentation")
-        if not _is_built_in(described["identity"].get(kind, {}).get("import"))
-    }
-    head = own.pop("head", None)
-    if own:  # no flag names these
-        return None
-    left_out = {*_PATHS, *_OF_ONE_START, *(["seed"] if more else [])}
-    chosen = [
-        one.words
+    """A command with the settings that are not the defaults, and then `more`."""
+    identity = described["identity"]
+    if _is_own(identity["loss"]) or _is_own(identity.get("augmentation", {})):
+        return None  # no flag names these
+    flags = [
+        one
         for one in settings(described)
-        if one.name in paths or (one.name not in left_out and one.value != one.default)
+        if one.name not in left_out and one.value != one.default
     ]
-    if head is not None:
-        chosen.append(f"--head {shlex.quote(head['import'])}")
-        for name, value in head.get("settings", {}).items():
-            chosen.append(Setting(name, value, None).words)
-    return " \\\n    ".join([verb, *chosen, *more])
+    head = identity["head"]
+    if _is_own(head):
+        more = {"head": head["import"], **head.get("settings", {}), **more}
+    flags += [Setting(name, value, None) for name, value in more.items()]
+    return " \\\n    ".join([verb, *(one.words for one in flags)])
 
 
-def _is_built_in(path: str | None) -> bool:
-    return path is None or path.startswith("vd.")
+def _is_own(plugin: Mapping[str, Any]) -> bool:
+    """Whether a head, loss or augmentation is a user's own, by its import path."""
+    path = plugin.get("import")
+    return path is not None and not path.startswith("vd.")
