@@ -37,5 +37,5 @@ def test_an_absent_class_has_no_shares(label):
     absent = slice(2, 4) if label == 0 else slice(0, 2)
     assert texts[absent] == ["0\n–", "0\n–"]
     assert "4\n100 %" in texts
-    figure = plots.rates({"run": (np.full(4, label), np.full(4, 0.9))}, "roc")
+    figure = plots.roc({"run": (np.full(4, label), np.full(4, 0.9))})
     assert "run: one class only" in [t.get_text() for t in figure.legends[0].texts]

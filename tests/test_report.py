@@ -117,7 +117,7 @@ def test_figures_are_those_of_the_files(run):
         row[:3] for row in page.rows
     ]
     assert "of epoch 23, the best by val_roc_auc; training ended after 38" in page.words
-    assert len(page.images) == 1 + 4  # curves, and the test part
+    assert len(page.images) == 1 + 3  # curves, and the test part
 
 
 def test_a_missing_and_an_undefined_figure_are_dashes_and_an_unknown_one_no_harm(run):

@@ -4,14 +4,14 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
 from vd.files import write_bytes
 
@@ -159,11 +159,8 @@ def confusion(
     return figure
 
 
-def rates(
-    runs: Mapping[str, tuple[Labels, Probabilities]],
-    kind: Literal["roc", "precision-recall"],
-) -> Figure:
-    """ROC or precision–recall curves of several runs: labels and probabilities of each.
+def roc(runs: Mapping[str, tuple[Labels, Probabilities]]) -> Figure:
+    """ROC curves of several runs: labels and probabilities of each.
 
     A run with one class only has no curve, which the legend says.
     """
@@ -171,24 +168,14 @@ def rates(
     for (name, (labels_N, p_N)), colour, style in zip(
         runs.items(), cycle(_RUNS), cycle(_STYLES), strict=False
     ):
-        label = _short(name)
         if len(np.unique(labels_N)) < 2:
-            axis.plot([], [], label=f"{label}: one class only")
-        elif kind == "roc":
-            x, y, _ = roc_curve(labels_N, p_N)
-            axis.plot(x, y, style, color=colour, label=label)
+            axis.plot([], [], label=f"{_short(name)}: one class only")
         else:
-            y, x, _ = precision_recall_curve(labels_N, p_N)
-            axis.step(x, y, style, where="post", color=colour, label=label)
-    if kind == "roc":
-        axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
-        axis.set(xlabel="false alarms (share of non-violent)", title="ROC")
-        axis.set_ylabel("recall of violent")
-    else:
-        chance = float(np.mean(next(iter(runs.values()))[0]))
-        axis.axhline(chance, ls=":", color=_GREY, label="share of violent clips")
-        axis.set(xlabel="recall of violent", title="Precision–recall")
-        axis.set_ylabel("precision of violent")
+            x, y, _ = roc_curve(labels_N, p_N)
+            axis.plot(x, y, style, color=colour, label=_short(name))
+    axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
+    axis.set(xlabel="false alarms (share of non-violent)", title="ROC")
+    axis.set_ylabel("recall of violent")
     _legend_below(figure)
     return figure
 

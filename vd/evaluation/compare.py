@@ -337,7 +337,7 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
         )
     make_folder(out, "--out")
     scores = {s.name: (s.first.labels_N, s.first.probability_N) for s in sides}
-    plots.save(plots.rates(scores, "roc"), out / "roc.png")
+    plots.save(plots.roc(scores), out / "roc.png")
     curves = {s.name: curve([member.run_dir for member in s.members]) for s in sides}
     rows = [{"run": name, **row} for name, of in curves.items() for row in of]
     if rows:

@@ -146,7 +146,7 @@ def _write(
     curve = "undefined" if area is None else f"area {area:.3f}"
     pictures = {
         "confusion": plots.confusion(labels_N, probability_N, fitted.threshold),
-        "roc": plots.rates({curve: (labels_N, probability_N)}, "roc"),
+        "roc": plots.roc({curve: (labels_N, probability_N)}),
         "reliability": plots.reliability(labels_N, probability_N),
     }
     suffix = "" if name == "test" else f"_{name}"

@@ -23,7 +23,7 @@ Frame = UInt8[np.ndarray, "H W 3"]
 
 
 def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
-    """Confusion, ROC, precision–recall and reliability of the tested clips of each seed."""
+    """Confusion, ROC and reliability of the tested clips of each seed."""
     labels_N, predicted_N, probability_N = (
         np.concatenate([getattr(one, name) for one in pooled.values()])
         for name in ("labels_N", "predicted_N", "probability_N")
@@ -36,8 +36,7 @@ def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
     reliability = plots.reliability(labels_N, probability_N, times=len(pooled))
     return [
         drawn(confusion, title),
-        drawn(plots.rates(of_seed, "roc"), "ROC curve"),
-        drawn(plots.rates(of_seed, "precision-recall"), "Precision–recall curve"),
+        drawn(plots.roc(of_seed), "ROC curve"),
         drawn(reliability, "Reliability diagram"),
     ]
 
