@@ -22,13 +22,7 @@ from vd.metrics.binary import METRICS
 from vd.report import images
 from vd.report.facts import RunFacts, read_facts
 from vd.report.page import Picture, decimal, render
-from vd.report.words import (
-    crossval_command,
-    crossval_limits,
-    run_limits,
-    settings,
-    train_command,
-)
+from vd.report.words import crossval_limits, run_limits, settings
 from vd.training.run_folder import videos_of
 
 MISTAKES = 12
@@ -76,7 +70,6 @@ def write_quick(run_dir: Path) -> None:
 def _run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
     """The page of a run."""
     record = facts.evaluations["test"]
-    name = facts.folder.resolve().name
     pooled = pooled_by_seed([facts.member])
     hours = record.get("nonviolent_hours")
     title = f"Confusion at threshold {decimal(record.get('threshold'))}"
@@ -87,14 +80,12 @@ def _run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
         dataset_path,
         _mistakes(list(pooled.values())),
         mistakes,
-        title=f"Report of {name}",
+        title=f"Report of {facts.folder.resolve().name}",
         tested=record.get("n"),
         limits=run_limits(facts),
         nonviolent=duration(3600 * hours) if hours else None,
         curves=[images.drawn(curves, f"Learning curves over {len(facts.rows)} epochs")],
         pictures=images.of_tested(pooled, title),
-        is_fold=name.startswith("fold-"),
-        command=train_command(facts.described),
     )
 
 
@@ -119,9 +110,6 @@ def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> st
         limits=crossval_limits(values, first.described),
         curves=[images.drawn(curves, "Validation curves over members")],
         pictures=images.of_tested(pooled, "Confusion, each clip once a seed"),
-        command=crossval_command(
-            first.described, values, first.config.run.checkpoint_dir.parent
-        ),
     )
 
 

@@ -1,10 +1,8 @@
-"""What a page says in words: what limits its figures, and the command that gives them again."""
+"""What a page says in words: what limits its figures, and the settings they are of."""
 
-import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vd.config import Config, DataConfig, to_json
 from vd.data.ledger import is_excessive
@@ -13,11 +11,6 @@ from vd.report.facts import RunFacts
 from vd.report.page import percent
 
 _REMEDY = "check the labels, or train with another --focal-alpha or --learning-rate"
-_PATHS = "dataset_path", "cache_dir", "checkpoint_dir"
-_OF_ONE_START = (  # how a run was started, which its repetition does not need
-    "fresh", "profile", "resplit", "retry_quarantined", "coordinator_address",
-    "num_processes", "process_id",
-)  # fmt: skip
 
 
 def run_limits(facts: RunFacts) -> list[str]:
@@ -72,81 +65,12 @@ def _loss_gap(described: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-class Setting(NamedTuple):
-    """One setting of a run, and the default of `vd train`; paths have none."""
-
-    name: str
-    value: Any
-    default: Any
-
-    @property
-    def flag(self) -> str:
-        """Its flag."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def words(self) -> str:
-        """Flag and value as a shell reads them."""
-        if isinstance(self.value, bool):
-            return self.flag if self.value else f"--no-{self.flag[2:]}"
-        values = self.value if isinstance(self.value, list) else [self.value]
-        return f"{self.flag} {shlex.join(map(str, values))}"
-
-
-def settings(described: Mapping[str, Any]) -> list[Setting]:
-    """Every setting in a config.json, in the order of `vd.config`."""
-    defaults = Config(data=DataConfig(dataset_path=Path()))
+def settings(described: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Flag, value and default of every setting in a config.json."""
+    defaults = to_json(Config(data=DataConfig(dataset_path=Path())))
+    defaults["data"]["dataset_path"] = None  # it has none
     return [
-        Setting(name, value, None if name in _PATHS else usual.get(name))
-        for group in fields(Config)
-        for usual in [to_json(getattr(defaults, group.name))]
-        for name, value in described["settings"][group.name].items()
+        (f"--{name.replace('_', '-')}", value, defaults[group].get(name))
+        for group, values in described["settings"].items()
+        for name, value in values.items()
     ]
-
-
-def train_command(described: Mapping[str, Any]) -> str | None:
-    """The `vd train` command of a run; None with a user's own loss or augmentation."""
-    return _command("vd train", described, _OF_ONE_START, {})
-
-
-def crossval_command(
-    described: Mapping[str, Any], values: Mapping[str, Any], folder: Path
-) -> str | None:
-    """The `vd crossval` command; `described` is the config.json of any member."""
-    more = {
-        "checkpoint_dir": str(folder),
-        "folds": values["folds"],
-        "seeds": values["seeds"],
-    }
-    if others := values.get("cross_datasets"):
-        more["cross_dataset"] = others
-    left_out = (*_OF_ONE_START, "checkpoint_dir", "seed")
-    return _command("vd crossval", described, left_out, more)
-
-
-def _command(
-    verb: str,
-    described: Mapping[str, Any],
-    left_out: tuple[str, ...],
-    more: Mapping[str, Any],
-) -> str | None:
-    """A command with the settings that are not the defaults, and then `more`."""
-    identity = described["identity"]
-    if _is_own(identity["loss"]) or _is_own(identity.get("augmentation", {})):
-        return None  # no flag names these
-    flags = [
-        one
-        for one in settings(described)
-        if one.name not in left_out and one.value != one.default
-    ]
-    head = identity["head"]
-    if _is_own(head):
-        more = {"head": head["import"], **head.get("settings", {}), **more}
-    flags += [Setting(name, value, None) for name, value in more.items()]
-    return " \\\n    ".join([verb, *(one.words for one in flags)])
-
-
-def _is_own(plugin: Mapping[str, Any]) -> bool:
-    """Whether a head, loss or augmentation is a user's own, by its import path."""
-    path = plugin.get("import")
-    return path is not None and not path.startswith("vd.")
