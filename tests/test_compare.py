@@ -299,12 +299,8 @@ def test_the_command_writes_what_it_says(pair, tmp_path, trained):
     refused = vd("compare", pair / "weak", tmp_path / "gone", code=2)
     assert "neither config.json nor crossval.json" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
-    for wrong, words in [
-        ([pair / "weak"], "needs two or more"),
-        ([pair / "weak", pair / "weak"], "one folder twice"),
-    ]:
-        with pytest.raises(VdError, match=words):
-            compare(wrong)
+    with pytest.raises(VdError, match="needs two or more"):
+        compare([pair / "weak"])
     both = pair / "weak", pair / "good"
     kept = digests(pair / "good")
     assert (

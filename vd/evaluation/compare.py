@@ -104,10 +104,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
 
 def _read_sides(folders: Sequence[Path]) -> list[Side]:
     """The results in the folders, each under a name of its own."""
-    places = [folder.resolve() for folder in folders]
-    if len(set(places)) < len(places):
-        raise VdError("vd compare was given one folder twice; name each once.")
-    names = [place.name for place in places]
+    names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
     results = [read_results(folder) for folder in folders]

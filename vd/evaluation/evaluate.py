@@ -56,10 +56,6 @@ def evaluate(
             "are now, or evaluate another data set with --on."
         )
     videos = [video for video in everything if split in (video.split, "all")]
-    if not videos:
-        raise VdError(
-            f"--split {split}: {run_dir} has no such part; use train, val, test or all."
-        )
     store = features_of_run(videos, restored, config, run_dir)
     return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
 
