@@ -6,7 +6,7 @@ from typing import Any
 
 from vd.config import Config
 from vd.evaluation.predictions import Member, read_run
-from vd.files import read_csv, read_json
+from vd.files import read_json
 from vd.training.log import read_metrics
 from vd.training.run_folder import read_config, read_settings
 from vd.training.validation import EarlyStopping
@@ -23,7 +23,6 @@ class RunFacts:
     config: Config
     evaluations: dict[str, dict[str, Any]]  # evaluation_<name>.json by name
     rows: list[dict[str, Any]]  # metrics.jsonl, an epoch each
-    ledger: list[dict[str, str]]
     member: Member  # the test predictions
 
     @property
@@ -49,7 +48,6 @@ def read_facts(run_dir: Path) -> RunFacts:
         member=read_run(run_dir),  # which says whether a run is unfinished
         evaluations=_evaluations(run_dir),
         rows=read_metrics(run_dir),
-        ledger=read_csv(run_dir / "ledger.csv"),
     )
 
 

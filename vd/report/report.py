@@ -26,7 +26,6 @@ from vd.report.words import crossval_limits, run_limits, settings
 from vd.training.run_folder import videos_of
 
 MISTAKES = 12
-_MOST_FAULTY = 50  # files that the page names; ledger.csv has all
 
 
 class Mistake(NamedTuple):
@@ -122,7 +121,6 @@ def _render(
     **values: Any,
 ) -> str:
     """A page, with what runs and cross-validations have in common."""
-    faulty = [row for row in facts.ledger if row.get("outcome") != "used"]
     shown = mistakes[: most or MISTAKES]
     return render(
         "vd.report",
@@ -136,8 +134,6 @@ def _render(
             "shown": shown,
             "frames": _frames(shown, facts, dataset_path) if most else {},
             "quick": most == 0,
-            "faulty": faulty[:_MOST_FAULTY],
-            "more_faulty": len(faulty[_MOST_FAULTY:]),
             "settings": settings(facts.described),
             **values,
         },
