@@ -232,9 +232,7 @@ def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
     run = trained[0] / "run"
     rows = made_up(400, 0.5, 1, 50)
     lacking = write_run(tmp_path / "lacking", run, rows[1:])
-    with pytest.raises(
-        VdError, match=r"different clips \(1 are in only one .* '0.mp4'"
-    ):
+    with pytest.raises(VdError, match=r"different clips \(1 are in only one of them"):
         compare([pair / "weak", lacking])
     twice = write_run(tmp_path / "twice", run, [*rows[1:], rows[1]])
     with pytest.raises(VdError, match="tests a clip twice"):

@@ -9,7 +9,6 @@
 4. A difference is shown when its interval excludes 0 and that p-value is under 0.05.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,14 +127,11 @@ def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
     ]
     one, other = ordered[0][0], ordered[1][0]
     remedy = "compare what was tested on the same clips, with the same splits and seeds"
-    counts, others = Counter(getattr(one, key)), Counter(getattr(other, key))
-    odd = (counts - others) + (others - counts)
-    if odd:
-        names = [*getattr(one, key), *getattr(other, key)]
-        example = [*one.paths, *other.paths][names.index(min(odd))]
+    keys, others = getattr(one, key), getattr(other, key)
+    if not np.array_equal(keys, others):
         raise VdError(
-            f"{a.folder} and {b.folder} were tested on different clips ({odd.total()} are "
-            f"in only one of them, for example {example!r}); {remedy}."
+            f"{a.folder} and {b.folder} were tested on different clips "
+            f"({len({*keys} ^ {*others})} are in only one of them); {remedy}."
         )
     for words, values in (("another label", "labels_N"), ("another fold", "fold_N")):
         differs = getattr(one, values) != getattr(other, values)

@@ -52,14 +52,25 @@ class Other(NamedTuple):
     store: FeatureStore
     quarantined: int
 
-    def facts(
-        self, videos: Sequence[Video], left_out: dict[str, int]
-    ) -> dict[str, Any]:
-        """The keys about the data set in its evaluation of `videos`."""
-        return {
+    def unseen(self, run_dir: Path) -> tuple[list[Video], dict[str, Any]]:
+        """The clips that a run was not trained or validated on, and the keys about them.
+
+        A clip is left out for its content, or for its group: a group that the run knew,
+        or that has a clip of such content.
+        """
+        seen = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
+        ids = {video.id for video in seen}
+        groups = {video.group for video in seen}
+        groups |= {video.group for video in self.videos if video.id in ids}
+        fresh = [video for video in self.videos if video.id not in ids]
+        kept = [video for video in fresh if video.group not in groups - {""}]
+        return kept, {
             "dataset": str(self.path.absolute()),
-            "dataset_fingerprint": dataset_fingerprint(videos),
-            "left_out": left_out,
+            "dataset_fingerprint": dataset_fingerprint(kept),
+            "left_out": {
+                "content": len(self.videos) - len(fresh),
+                "group": len(fresh) - len(kept),
+            },
             "quarantined": self.quarantined,
         }
 
@@ -86,18 +97,18 @@ def evaluate_on(
     name = name or dataset_name(dataset_path)
     _check_name(run_dir, f"{name}_tta" if tta else name, name, dataset_path)
     other = _open(config, run_dir, name)
-    videos, left_out = without_trained(other.videos, run_dir)
+    videos, facts = other.unseen(run_dir)
     if not videos:
         raise VdError(
             f"--on {dataset_path}: {run_dir} was trained or validated on all of its "
             f"{len(other.videos)} usable clips, or on their groups; name a data set with "
             "usable clips that it has not seen."
         )
+    left_out = facts["left_out"]
     say(
         f"{len(videos)} clips of {name}; left out, as the run was trained or validated on "
         f"them: {left_out['content']} by content, {left_out['group']} more by group"
     )
-    facts = other.facts(videos, left_out)
     features = FeatureSet(videos, other.store)
     return evaluate_split(restored, features, run_dir, name, tta, facts)
 
@@ -120,10 +131,9 @@ def evaluate_members_on(
 def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member | None:
     """One member's predictions."""
     run_dir = member.run_dir
-    videos, left_out = without_trained(other.videos, run_dir)
+    videos, facts = other.unseen(run_dir)
     if not videos:
         return None
-    facts = other.facts(videos, left_out)
     path = run_dir / f"evaluation_{other.name}.json"
     before = read_json(path, _AGAIN) if path.exists() else {}
     if any(before.get(key) != value for key, value in facts.items()):
@@ -146,25 +156,6 @@ def _open(config: Config, run_dir: Path, name: str) -> Other:
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     usable, path = ledger.usable(), config.data.dataset_path
     return Other(name, path, usable, store, len(videos) - len(usable))
-
-
-def without_trained(
-    videos: Sequence[Video], run_dir: Path
-) -> tuple[list[Video], dict[str, int]]:
-    """The clips that a run was not trained or validated on; how many others, and why.
-
-    A clip is left out for its content, or for its group: a group that the run knew, or
-    that has a clip of such content.
-    """
-    seen = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
-    ids = {video.id for video in seen}
-    groups = {video.group for video in seen}
-    groups |= {video.group for video in videos if video.id in ids}
-    groups -= {""}
-    fresh = [video for video in videos if video.id not in ids]
-    kept = [video for video in fresh if video.group not in groups]
-    left_out = {"content": len(videos) - len(fresh), "group": len(fresh) - len(kept)}
-    return kept, left_out
 
 
 def dataset_name(path: Path) -> str:
