@@ -287,9 +287,9 @@ def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
     return warnings
 
 
-def signed(value: float, digits: int = 1) -> str:
+def signed(value: float) -> str:
     """A number with the minus sign of prose."""
-    return f"{value:z.{digits}f}".replace("-", "−")
+    return f"{value:z.1f}".replace("-", "−")
 
 
 def table(result: Mapping[str, Any]) -> str:
