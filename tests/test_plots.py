@@ -32,7 +32,7 @@ def test_a_clip_tested_twice_is_no_further_evidence():
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_an_absent_class_has_no_shares(label):
-    figure = plots.confusion(np.full(4, label), np.full(4, 0.9), 0.5)
+    figure = plots.confusion(np.full(4, label), np.full(4, True), "")
     texts = [text.get_text() for text in figure.axes[0].texts]
     absent = slice(2, 4) if label == 0 else slice(0, 2)
     assert texts[absent] == ["0\n–", "0\n–"]

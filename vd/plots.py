@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,6 +17,7 @@ from vd.files import write_bytes
 
 Labels = Int[np.ndarray, " N"]
 Probabilities = Float[np.ndarray, " N"]
+Predicted = Bool[np.ndarray, " N"]
 Rows = Sequence[Mapping[str, Any]]  # an epoch each
 
 # Colours that colour-blind readers distinguish (Okabe and Ito 2008).
@@ -137,11 +138,9 @@ def _short(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
-def confusion(
-    labels_N: Labels, probability_N: Probabilities, threshold: float, title: str = ""
-) -> Figure:
-    """Confusion matrix at the threshold: counts, and shares of each true class."""
-    counts = confusion_matrix(labels_N, probability_N >= threshold, labels=[0, 1])
+def confusion(labels_N: Labels, predicted_N: Predicted, title: str) -> Figure:
+    """Confusion matrix: counts, and shares of each true class."""
+    counts = confusion_matrix(labels_N, predicted_N, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(4.8, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -154,7 +153,7 @@ def confusion(
     names = ["non-violent", "violent"]
     axis.set(
         xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names,
-        xlabel="predicted", ylabel="true", title=title or f"Confusion at threshold {threshold:.3f}",
+        xlabel="predicted", ylabel="true", title=title,
     )  # fmt: skip
     return figure
 

@@ -138,10 +138,11 @@ def _write(
     }
     if split in _SEEN:
         result["warnings"].append(_SEEN[split])
+    title = f"Confusion at threshold {fitted.threshold:.3f}"
     area = result["roc_auc"]
     curve = "undefined" if area is None else f"area {area:.3f}"
     pictures = {
-        "confusion": plots.confusion(labels_N, probability_N, fitted.threshold),
+        "confusion": plots.confusion(labels_N, predictions.predicted_N, title),
         "roc": plots.roc({curve: (labels_N, probability_N)}),
         "reliability": plots.reliability(labels_N, probability_N),
     }

@@ -32,10 +32,9 @@ def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
         f"seed {seed}": (one.labels_N, one.probability_N)
         for seed, one in pooled.items()
     }
-    confusion = plots.confusion(labels_N, predicted_N.astype(float), 0.5, title)
     reliability = plots.reliability(labels_N, probability_N, times=len(pooled))
     return [
-        drawn(confusion, title),
+        drawn(plots.confusion(labels_N, predicted_N, title), title),
         drawn(plots.roc(of_seed), "ROC curve"),
         drawn(reliability, "Reliability diagram"),
     ]
