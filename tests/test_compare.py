@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from tests.command_line import digests, vd
 from tests.fabricated import made_up_predictions
 from vd.errors import VdError
-from vd.evaluation.compare import compare, curve, table
+from vd.evaluation.compare import compare, curve, text
 from vd.evaluation.crossval import write_crossval
 from vd.evaluation.predictions import Member
 from vd.files import read_csv, write_csv
@@ -198,9 +198,12 @@ def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, traine
     assert [one["shown"] for one in found] == [True, False, False]
     assert "after Holm's correction for 3" in found[0]["verdict"]
     assert found[1]["verdict"].endswith(": not shown")
-    printed = table(result).splitlines()
-    assert len(printed) == 5
-    assert printed[2].split()[0] == "good"
+    printed = text(result).splitlines()
+    assert printed[::3] == [one["verdict"] for one in found]
+    assert printed[1] == (
+        f"  weak: accuracy {100 * found[0]['accuracy_a']:.1f} %, "
+        f"ROC AUC {found[0]['roc_auc_a']:.3f}"
+    )
 
 
 def test_three_clips_one_class_and_one_group(trained, tmp_path):
@@ -225,7 +228,7 @@ def test_three_clips_one_class_and_one_group(trained, tmp_path):
         assert ("too narrow" in warnings) == (name != "one")
         assert ("all clips are of one group" in warnings) == (name == "one")
         assert ("no source groups" in warnings) == (name != "one")
-        table(result)
+        text(result)
 
 
 def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
@@ -289,8 +292,7 @@ def test_the_command_writes_what_it_says(pair, tmp_path, trained):
     (row,) = read_csv(out / "compare.csv")
     found = result["comparisons"][0]
     assert float(row["accuracy_difference"]) == found["accuracy_difference"]
-    assert found["verdict"] in done.stderr
-    assert "good" in done.stdout
+    assert found["verdict"] in done.stdout
     before = (out / "compare.json").read_bytes()
     vd("compare", pair / "weak", pair / "good", "--out", out)
     assert (out / "compare.json").read_bytes() == before
@@ -363,7 +365,7 @@ def test_what_differs_by_rounding_alone_is_no_difference(tmp_path):
     found = compare([few, every])["comparisons"][0]
     assert found["p"] == pytest.approx(2 * 0.5**15)  # 15 clips, all the one way
     assert found["shown"]
-    assert "6.1e-05" in table(compare([few, every]))
+    assert "6.1e-05" in found["verdict"]
     a = crossed_of(tmp_path / "a", [[4, 3, 2], [3, 2, 1], [5, 5, 1]])
     b = crossed_of(tmp_path / "b", [[3, 4, 2], [2, 2, 2], [5, 4, 2]])
     found = compare([a, b])["comparisons"][0]

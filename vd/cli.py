@@ -309,13 +309,11 @@ class Compare:
     curves.png."""
 
     def __call__(self) -> int:
-        """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare, table
+        """Print the verdicts on standard output, and what limits them."""
+        from vd.evaluation.compare import compare, text
 
         result = compare(self.folders, self.out)
-        print(table(result))
-        for pair in result["comparisons"]:
-            say(pair["verdict"])
+        print(text(result))
         for warning in result["warnings"]:
             say(f"warning: {warning}")
         return 0

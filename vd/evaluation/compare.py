@@ -22,7 +22,14 @@ from vd.errors import VdError
 from vd.evaluation.crossval import collapse_of, flat_row, spread
 from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
 from vd.files import make_folder, write_csv, write_json
-from vd.metrics.binary import accuracy, collapsed, interval_warnings, roc_auc
+from vd.metrics.binary import (
+    METRICS,
+    accuracy,
+    collapsed,
+    interval_warnings,
+    roc_auc,
+    shown,
+)
 from vd.metrics.intervals import (
     RESAMPLES,
     Groups,
@@ -251,13 +258,13 @@ def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:
     p = f"{pair['test']}: p = {pair['p']:.2g}"
     if comparisons > 1:
         p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
-    shown = "shown" if pair["shown"] else "not shown"
+    outcome = "shown" if pair["shown"] else "not shown"
     if pair["accuracy_difference"] == 0:
-        return f"{worse} and {better} are equally accurate, {between} ({p}): {shown}"
+        return f"{worse} and {better} are equally accurate, {between} ({p}): {outcome}"
     points = f"{100 * abs(pair['accuracy_difference']):.3g}"
     return (
         f"{better} is better than {worse} by {points} points of accuracy, {between} "
-        f"({p}): {shown}"
+        f"({p}): {outcome}"
     )
 
 
@@ -292,34 +299,18 @@ def signed(value: float) -> str:
     return f"{value:z.1f}".replace("-", "−")
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The comparison in aligned columns."""
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:z.3f}"
-
-    pairs = result["comparisons"]
-    p = "p" if len(pairs) == 1 else "p (Holm)"
-    lines = [
-        ["", "accuracy", "ROC AUC", "accuracy: difference", "95 % interval", p, ""]
-    ]
-    baseline = pairs[0]["a"], pairs[0]["accuracy_a"], pairs[0]["roc_auc_a"]
-    lines.append([baseline[0], *map(number, baseline[1:]), "", "", "", ""])
-    for pair in pairs:
-        low, high = pair["accuracy_difference_ci95"] or (None, None)
-        figures = ("accuracy_b", "roc_auc_b", "accuracy_difference")
-        lines.append(
-            [
-                pair["b"],
-                *(number(pair[name]) for name in figures),
-                f"{number(low)} to {number(high)}",
-                f"{pair['p_holm']:.2g}",
-                "shown" if pair["shown"] else "not shown",
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [map(str.ljust, line, widths) for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+def text(result: Mapping[str, Any]) -> str:
+    """What is printed: each verdict, with the figures that it compares."""
+    lines = []
+    for pair in result["comparisons"]:
+        lines.append(pair["verdict"])
+        for side in ("a", "b"):
+            figures = ", ".join(
+                f"{METRICS[name].label} {shown(name, pair[f'{name}_{side}'])}"
+                for name in ("accuracy", "roc_auc")
+            )
+            lines.append(f"  {pair[side]}: {figures}")
+    return "\n".join(lines)
 
 
 def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
