@@ -215,14 +215,12 @@ def _auc_difference(
     labels_N: Labels, sides: Sequence[Sequence[Predictions]], cluster_N: Groups
 ) -> dict[str, Any]:
     """ROC AUC of both, the mean over seeds; their difference and its interval."""
-    means, resampled = [], []
-    for side in sides:
-        areas = [roc_auc(labels_N, seed.probability_N) for seed in side]
-        known = [area for area in areas if area is not None]
-        means.append(float(np.mean(known)) if known else None)
-        each = [resampled_auc(labels_N, one.probability_N, cluster_N) for one in side]
-        resampled.append(np.mean(each, axis=0))
-    auc_a, auc_b = means
+    areas = [[roc_auc(labels_N, one.probability_N) for one in side] for side in sides]
+    auc_a, auc_b = (spread(of)["mean"] for of in areas)
+    resampled = [
+        np.mean([resampled_auc(labels_N, p.probability_N, cluster_N) for p in side], 0)
+        for side in sides
+    ]
     return {
         "roc_auc_a": auc_a,
         "roc_auc_b": auc_b,
