@@ -76,7 +76,7 @@ def bands(curves: Mapping[str, Rows], panels: Mapping[str, str]) -> Figure:
     """Mean and ± one standard deviation over members, an epoch a row, for each curve.
 
     `panels` are titles by metric; rows hold `epoch`, `members`, `<metric>_mean` and
-    `<metric>_sd`. The line is dotted where some members have stopped.
+    `<metric>_sd`, which is None, and drawn as nothing, where one member is left.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -88,21 +88,16 @@ def bands(curves: Mapping[str, Rows], panels: Mapping[str, str]) -> Figure:
                 np.array([row[key] for row in rows], float)
                 for key in ("epoch", "members", f"{metric}_mean", f"{metric}_sd")
             )
-            most = int(members.max(initial=0))
-            whole = int(np.sum(members == most))  # epochs that all members reached
-            axis.plot(
-                epochs[:whole], mean[:whole], f".{style}", ms=3, color=colour,
-                label=f"{_short(name)} ({most} run{'s' if most != 1 else ''})",
-            )  # fmt: skip
-            low, high = (mean - spread)[:whole], (mean + spread)[:whole]
-            axis.fill_between(epochs[:whole], low, high, color=colour, alpha=0.18, lw=0)
-            rest = slice(max(whole - 1, 0), None)  # from the last of them
-            axis.plot(epochs[rest], mean[rest], ":", color=colour, alpha=0.7)
+            label = f"{_short(name)}, runs: {members.max(initial=0):.0f}"
+            axis.plot(epochs, mean, f".{style}", ms=3, color=colour, label=label)
+            axis.fill_between(
+                epochs, mean - spread, mean + spread, color=colour, alpha=0.18, lw=0
+            )
         axis.set_title(title)
         _over_epochs(axis)
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
-        title="mean and standard deviation over runs; dotted where some have stopped",
+        title="mean and standard deviation over the runs that reached an epoch",
     )  # fmt: skip
     return figure
 
