@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from vd.files import write_bytes
@@ -174,31 +175,15 @@ def roc(runs: Mapping[str, tuple[Labels, Probabilities]]) -> Figure:
     return figure
 
 
-def reliability(
-    labels_N: Labels, probability_N: Probabilities, bins: int = 10, times: int = 1
-) -> Figure:
-    """Observed frequency, with its interval, against predicted probability.
-
-    The bins hold equally many clips, as in the expected calibration error; clips of equal
-    probability count as their mean. With each clip `times` times in the arrays, once a
-    seed, intervals are as wide as for once.
-    """
+def reliability(labels_N: Labels, probability_N: Probabilities) -> Figure:
+    """Observed frequency against predicted probability, in bins of equally many clips."""
     figure, axis = _unit_square()
     axis.plot([0, 1], [0, 1], ":", color=_GREY, label="perfect")
-    order = np.argsort(probability_N, kind="stable")
-    same_N = np.unique(probability_N, return_inverse=True)[1]
-    mean_N = (np.bincount(same_N, labels_N) / np.bincount(same_N))[same_N]
-    parts = np.array_split(order, min(bins, len(order)))
-    clips = f"{len(order) // times} clips" + (f" × {times} seeds" if times > 1 else "")
-    label = (
-        f"{clips} in {len(parts)} bins; 95 % intervals\nas if clips were independent"
+    observed, predicted = calibration_curve(
+        labels_N, probability_N, n_bins=10, strategy="quantile"
     )
-    for part in parts:
-        predicted, observed = np.mean(probability_N[part]), np.mean(mean_N[part])
-        low, high = _wilson(float(observed), len(part) / times)
-        axis.vlines(predicted, low, high, color=_BLUE, alpha=0.4)
-        axis.plot(predicted, observed, "o", color=_BLUE, label=label)
-        label = "_"  # one entry in the legend
+    label = f"{len(labels_N)} predictions, equally many a point"
+    axis.plot(predicted, observed, "o", color=_BLUE, label=label)
     axis.set(xlabel="predicted probability of violence", title="Reliability")
     axis.set_ylabel("share that is violent")
     _legend_below(figure)
@@ -212,13 +197,6 @@ def _unit_square() -> tuple[Figure, Axes]:
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.grid(alpha=0.3)
     return figure, axis
-
-
-def _wilson(share: float, count: float) -> tuple[float, float]:
-    """95 % interval of a share of `count` (Wilson 1927)."""
-    middle = count * share + 1.96**2 / 2
-    half = 1.96 * np.sqrt(count * share * (1 - share) + 1.96**2 / 4)
-    return (middle - half) / (count + 1.96**2), (middle + half) / (count + 1.96**2)
 
 
 def timeline(

@@ -32,11 +32,10 @@ def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
         f"seed {seed}": (one.labels_N, one.probability_N)
         for seed, one in pooled.items()
     }
-    reliability = plots.reliability(labels_N, probability_N, times=len(pooled))
     return [
         drawn(plots.confusion(labels_N, predicted_N, title), title),
         drawn(plots.roc(of_seed), "ROC curve"),
-        drawn(reliability, "Reliability diagram"),
+        drawn(plots.reliability(labels_N, probability_N), "Reliability diagram"),
     ]
 
 
