@@ -328,8 +328,8 @@ class Report:
     out: Path | None = None
     """The page (default: report.html in the folder)."""
     mistakes: int = 12
-    """Misclassified clips to show with frames, which decodes these videos (0: a table
-    only, quick)."""
+    """Misclassified clips to show with frames, which decodes these videos (0: without
+    frames, quick)."""
     dataset_path: Path | None = None
     """Where the data set has moved, if it has."""
 
