@@ -474,9 +474,9 @@ def test_without_a_temporary_folder_shared_memory_is_enough(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("share", "words"), [(0.4, "free some space"), (0.9, "finished shards are kept")]
+    ("share", "words"), [(0.4, "free some space"), (0.9, "that are free in")]
 )
-def test_a_disk_of_less_than_half_is_refused_a_small_one_warned_of(
+def test_a_disk_of_less_than_half_is_refused_and_what_is_free_is_printed(
     clips, backbone, tmp_path, monkeypatch, capsys, share, words
 ):
     store, _ = extraction(clips, backbone, tmp_path / "first")

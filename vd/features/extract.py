@@ -12,23 +12,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 from rich.filesize import decimal
 
-from vd.config import Config, DecodeConfig, ExecutorConfig, usable_cores
+from vd.config import Config, DecodeConfig, ExecutorConfig
 from vd.console import duration, say, track
 from vd.data.catalog import Catalog
 from vd.data.ledger import DecodingPass, Ledger, settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.data.workers import (
-    PROBED_SECONDS,
     Decoded,
     DecodePool,
-    Probe,
     decode_pool,
     decode_videos,
-    probe_videos,
+    read_headers,
 )
 from vd.errors import VdError
 from vd.features.backbone import Backbone
@@ -37,8 +35,9 @@ from vd.features.shards import Extracted, Part, Spool
 from vd.features.store import FeatureStore, open_store
 from vd.files import lock, write_csv
 
-_PROBED, _TIMED_EVERY = 32, 8  # videos of an estimate; of these, decoding is timed
-_MOST_UNUSUAL = 20  # a header is trusted for so many times the median's frames a byte
+_PROBED = 32  # videos of an estimate
+_FEWEST_BYTES = 100  # of a second of video; a header that claims less is not believed
+_FLOAT16 = np.finfo(np.float16)
 
 
 class StretchDone(NamedTuple):
@@ -145,62 +144,36 @@ def _estimate(
 ) -> float:
     """Print the work ahead; returns the expected stored frames of a video, 0 if unknown.
 
-    Every n-th video by size is probed; `rate` is the engine's in images/s. Raises `VdError`
-    when less than half of the estimated size is free on the disk.
+    The headers of some videos of all sizes are read; `rate` is the engine's in images/s.
+    Raises `VdError` when less than half of the estimated size is free on the disk.
     """
     sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
     by_size = sorted(paths, key=lambda path: -sizes[path])
     sampled = by_size[:: max(1, len(paths) // _PROBED)]
-    frames, decoding = _mean_video(
-        probe_videos(sampled, pool, _TIMED_EVERY)(),
-        np.array([sizes[path] for path in sampled], np.float64),
-        backbone.frames.frames_per_second,
-    )
-    if not frames:
+    most = backbone.frames.frames_per_second  # a slower video is stored whole
+    frames_S = []
+    for path, header in zip(sampled, read_headers(sampled, pool), strict=True):
+        seconds = header.duration
+        if 0 < seconds * _FEWEST_BYTES <= sizes[path]:  # a header may claim weeks
+            frames_S.append(seconds * min(header.fps or most, most))
+    if not frames_S:
         return 0.0
+    frames = float(np.mean(frames_S))
     images = len(paths) * frames * len(backbone.streams) * len(backbone.views)
-    seconds = images / rate + len(paths) * decoding / usable_cores()
     size = int(images * store.dim * np.float16().itemsize)
-    say(
-        f"extracting {len(paths)} videos: about {images:,.0f} images at {rate:.0f} a second "
-        f"here, {duration(seconds)} with decoding, {decimal(size)} in {store.directory}"
-    )
     store.directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store.directory).free
-    words = f"--cache-dir {store.directory} has {decimal(free)} free and about"
+    say(
+        f"extracting {len(paths)} videos: about {images:,.0f} images at {rate:.0f} a second "
+        f"here, at least {duration(images / rate)}; {decimal(size)} of the {decimal(free)} "
+        f"that are free in {store.directory}"
+    )
     if size > 2 * free:  # the estimate may err
         raise VdError(
-            f"{words} {decimal(size)} are needed; free some space or name another folder."
+            f"--cache-dir {store.directory} has {decimal(free)} free and about "
+            f"{decimal(size)} are needed; free some space or name another folder."
         )
-    if size > free:
-        say(f"warning: {words} {decimal(size)} are needed; finished shards are kept")
     return frames
-
-
-def _mean_video(
-    probes: Sequence[Probe],
-    size_S: Float64[np.ndarray, " S"],
-    frames_per_second: float,
-) -> tuple[float, float]:
-    """Stored frames of a mean video, and seconds of one core to decode it.
-
-    Videos whose header gives no length are left out.
-    """
-    seconds_S = np.array([probe.header.duration for probe in probes])
-    rate_S = np.array([probe.header.fps or frames_per_second for probe in probes])
-    rate_S = rate_S.clip(max=frames_per_second)  # a slower video is stored whole
-    known_S = seconds_S > 0
-    if not known_S.any():
-        return 0.0, 0.0
-    frames_S = seconds_S * rate_S
-    # a header may claim weeks
-    typical = np.quantile(frames_S[known_S] / size_S[known_S], 0.5, method="lower")
-    frames_S = frames_S.clip(max=_MOST_UNUSUAL * typical * size_S)
-    frames = float(frames_S[known_S].mean())
-    cost_S = np.array([probe.cost for probe in probes])
-    timed_S = known_S & ~np.isnan(cost_S)
-    probed = (seconds_S.clip(max=PROBED_SECONDS) * rate_S)[timed_S].sum()
-    return frames, frames * cost_S[timed_S].sum() / probed if probed else 0.0
 
 
 def _show_progress(
@@ -214,14 +187,14 @@ def _show_progress(
     The time left is by frames: a video that has not ended counts as `frames_per_video`, or
     not at all while that is 0, unknown.
     """
-    lost, frames, expected = [0, 0], 0, frames_per_video * len(videos)
-    frames_of = np.zeros(len(videos), np.int64)
+    lost, frames, ended = [0, 0], 0, 0
+    expected = frames_per_video * len(videos)
     with track("extracting", len(videos), "videos") as ticker:
         for number, more, outcome in done:
             frames += more
-            frames_of[number] += more
             if outcome is not None:
-                expected += frames_of[number] - frames_per_video
+                ended += 1
+                expected = frames + frames_per_video * (len(videos) - ended)
                 video = videos[number]
                 lost[video.label] += outcome.outcome == "quarantined"
                 decoding.take(video, outcome)
@@ -302,18 +275,12 @@ def _run_views(
     for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
         features = engine(images)
-        exact = np.abs(features).max(initial=0.0)
-        with np.errstate(over="ignore", under="ignore"):  # checked below
-            largest = np.float16(exact)
-        if np.isnan(largest):
+        largest = np.abs(features).max(initial=0.0)
+        if largest and not _FLOAT16.smallest_subnormal <= largest <= _FLOAT16.max:
             raise VdError(
-                f"the backbone gives NaN for an image of {path}; check the network for a "
-                "division by zero, or leave that video out."
-            )
-        if np.isinf(largest) or largest == 0 < exact:
-            raise VdError(
-                f"the backbone gives values of up to {exact:.2g} for {path}, which float16 "
-                "cannot hold; scale its output, or check --backbone-mean and --backbone-std."
+                f"the backbone gives values of up to {largest:.2g} for {path}, which float16 "
+                "cannot hold; scale its output, check --backbone-mean and --backbone-std, or "
+                "leave that video out."
             )
         stored = features.astype(np.float16)
         features_V.append(stored.reshape(frames, streams, engine.dim))
