@@ -134,13 +134,13 @@ def metrics_without_timing(folder):
 
 
 def write_tiny_backbone(
-    path, size=32, dim=8, channels_first=False, metadata=None, batch="N", softmax=None,
+    path, size=32, dim=8, channels_first=False, metadata=None, batch="N",
     of_bytes=False, scale=1.0, **how_saved,
 ):  # fmt: skip
     """An ONNX file that takes float images of side `size` to `dim` values: fast and crude.
 
-    `batch` is its batch size where that is fixed; `softmax` an axis to normalise over;
-    `of_bytes` makes it take uint8 images; `scale` multiplies its weights.
+    `batch` is its batch size where that is fixed; `of_bytes` makes it take uint8 images;
+    `scale` multiplies its weights.
     """
     from onnx import TensorProto, helper, numpy_helper, save
 
@@ -165,9 +165,6 @@ def write_tiny_backbone(
         nodes.insert(
             0, helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2])
         )
-    if softmax is not None:
-        nodes[-1].output[0] = "raw"
-        nodes.append(helper.make_node("Softmax", ["raw"], ["features"], axis=softmax))
     kind = TensorProto.UINT8 if of_bytes else TensorProto.FLOAT
     if of_bytes:
         nodes[0].input[0] = "floats"
