@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -29,7 +28,7 @@ from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
 from vd.features.extract import StretchDone, write_features
 from vd.features.store import FeatureStore, open_store
-from vd.files import explaining, temporary
+from vd.files import temporary
 
 _CHUNK = 64  # videos of a task at most
 _ROUNDS = 4  # tasks of a replica at least, so that all end at about the same time
@@ -92,8 +91,7 @@ def extract_on_ray(
         from ray.exceptions import RayActorError, RayTaskError
 
         try:
-            with explaining(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             for chunk in _chunks(ray, videos, store, config, folder):
                 if chunk.rows:
                     store.adopt(chunk.shard, chunk.rows)
@@ -169,8 +167,6 @@ def _connected(address: str) -> Iterator[Any]:
     check = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     former = signal.getsignal(signal.SIGTERM)
     try:
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=10).close()
         subprocess.run(
             [*check, "--address", address],
             check=True,
@@ -178,13 +174,13 @@ def _connected(address: str) -> Iterator[Any]:
             timeout=_HEALTH_SECONDS,
         )
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, former)  # Ray replaced it
-    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+    except (RuntimeError, subprocess.SubprocessError) as error:
         raise VdError(
             f"no Ray cluster answers at --ray-address {address} "
             f"({str(error).splitlines()[0]}); start one with `ray start --head`, or give "
             "HOST:PORT of its head node."
         ) from error
+    signal.signal(signal.SIGTERM, former)  # Ray replaced it
     # Ray prints a page of a dead node's log on standard output
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:

@@ -161,7 +161,6 @@ def _estimate(
     frames = float(np.mean(frames_S))
     images = len(paths) * frames * len(backbone.streams) * len(backbone.views)
     size = int(images * store.dim * np.float16().itemsize)
-    store.directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store.directory).free
     say(
         f"extracting {len(paths)} videos: about {images:,.0f} images at {rate:.0f} a second "
@@ -222,7 +221,6 @@ def write_features(
     rather than of the content (unreadable, changed since it was hashed): another copy may
     be good.
     """
-    spool_folder.mkdir(parents=True, exist_ok=True)
     spool = None
     for piece in decoded:
         video, outcome = videos[piece.index], piece.outcome
