@@ -9,7 +9,7 @@ from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.evaluation.predictions import Predictions
-from vd.features.shards import Extracted, in_parts
+from vd.features.shards import PART_FRAMES, Extracted
 from vd.features.store import FeatureStore
 from vd.training.checkpoints import ignore_event
 from vd.training.feature_set import FeatureSet
@@ -59,6 +59,12 @@ def features_of(video, frames, views=2, signal=1.0):
     features = rng.normal(size=(views, frames, STREAMS, DIM))
     features[..., 0] += signal * (2 * video.label - 1)
     return features.astype(np.float16)
+
+
+def in_parts(features_VxFxSxD):
+    """The parts of a video's features, as extraction stores them."""
+    for start in range(0, features_VxFxSxD.shape[1], PART_FRAMES):
+        yield features_VxFxSxD[:, start : start + PART_FRAMES]
 
 
 def open_store(cache_dir, **description):

@@ -66,10 +66,6 @@ class StoredVideo:
         """Number of its records."""
         return self.views * -(-self.frames // PART_FRAMES)
 
-    def part_frames(self, part: int) -> int:
-        """Number of frames of one of its parts."""
-        return min(self.frames - part * PART_FRAMES, PART_FRAMES)
-
 
 def stored_video(row: Mapping[str, Any], shard: int) -> StoredVideo:
     """A row of the index, also in its CSV form; raises an error if a value is invalid."""
@@ -83,12 +79,6 @@ def stored_video(row: Mapping[str, Any], shard: int) -> StoredVideo:
         engine=row["engine"],
         sha256=row["sha256"],
     )
-
-
-def in_parts(features_VxFxSxD: Part) -> Iterator[Part]:
-    """The parts of a video's features."""
-    for start in range(0, features_VxFxSxD.shape[1], PART_FRAMES):
-        yield features_VxFxSxD[:, start : start + PART_FRAMES]
 
 
 class Spool:
@@ -233,16 +223,13 @@ class ShardWriter:
             try:
                 yield
             except RuntimeError as error:  # ArrayRecord's, without an error number
-                full = os.strerror(errno.ENOSPC)
-                if full in str(error):
-                    raise OSError(errno.ENOSPC, full) from error
-                raise OSError(errno.EIO, str(error)) from error
+                full = os.strerror(errno.ENOSPC) in str(error)
+                number = errno.ENOSPC if full else errno.EIO
+                raise OSError(number, str(error).splitlines()[0]) from error
 
 
-def is_intact(
-    shard: Path, length: int, rows: Sequence[StoredVideo], form: RecordFormat
-) -> bool:
-    """Whether a shard has `length` records and those of `rows` match their checksums.
+def is_intact(shard: Path, rows: Sequence[StoredVideo]) -> bool:
+    """Whether a shard has the records of its index, and these have their checksums.
 
     Raises `VdError` when the file cannot be read: a missing permission is no damage.
     """
@@ -250,21 +237,17 @@ def is_intact(
         handle.read(1)
     try:
         with closing(ArrayRecordReader(str(shard))) as reader:
-            return reader.num_records() == length and all(
-                _matches(reader, row, form) for row in rows
+            count = sum(row.records for row in rows)
+            return reader.num_records() == count and all(
+                _checksum(reader, row) == row.sha256 for row in rows
             )
     except (RuntimeError, ValueError, LookupError, OSError):
         return False
 
 
-def _matches(reader: Any, row: StoredVideo, form: RecordFormat) -> bool:
-    """Whether a video's records have the checksum, names and lengths of its row."""
+def _checksum(reader: Any, row: StoredVideo) -> str:
+    """The checksum of a video's records, read one by one."""
     digest = hashlib.sha256()
-    for place in range(row.records):
-        record = reader.read([row.first + place])[0]
-        digest.update(record)
-        part, view = divmod(place, row.views)
-        name, features_FxSD = form.parse(record)
-        if name != (row.id, view, part) or len(features_FxSD) != row.part_frames(part):
-            return False
-    return digest.hexdigest() == row.sha256
+    for number in range(row.first, row.first + row.records):
+        digest.update(reader.read([number])[0])
+    return digest.hexdigest()

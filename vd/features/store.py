@@ -100,19 +100,15 @@ class FeatureStore:
         The caller holds the lock.
         """
         self.recover()
-        rows: list[list[StoredVideo]] = [[] for _ in self.lengths]
-        for row in self.rows.values():
-            rows[row.shard].append(row)
         dropped = []
-        with track("verifying", len(rows), "shards") as ticker:
-            for number, length in enumerate(self.lengths):
-                if not is_intact(
-                    self._shard(number), length, rows[number], self._format
-                ):
+        with track("verifying", len(self.lengths), "shards") as ticker:
+            for number in range(len(self.lengths)):
+                rows = self._read_index(number)
+                if rows is None or not is_intact(self._shard(number), rows):
                     self._drop(number)
                     dropped.append(number)
                 ticker.advance()
-        say(f"verified {len(rows)} shards: {len(dropped) or 'none'} damaged")
+        say(f"verified {len(self.lengths)} shards: {len(dropped) or 'none'} damaged")
         self.rows, self.lengths = {}, []
         self._read_new_indexes()
         return dropped
@@ -201,8 +197,6 @@ class FeatureStore:
             name, features_FxSD = self._format.parse(record)
             if name != (stored.id, view, part):
                 raise ValueError("its index names another record")
-            if len(features_FxSD) != stored.part_frames(part):
-                raise ValueError("a record has another length than its index says")
         return features_FxSD
 
     def write_metadata(self) -> None:
@@ -289,18 +283,13 @@ class FeatureStore:
         try:
             with reading(path):
                 size = self._shard(number).stat().st_size
-                content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if not content.endswith(b"\n"):
-            return None
-        try:
+                complete = path.read_bytes().endswith(b"\n")
             rows = read_csv(path)
-            if any(int(row.get("shard_bytes", size)) != size for row in rows):
-                return None
-            return [stored_video(row, number) for row in rows]
-        except (VdError, LookupError, ValueError, TypeError):
-            return None
+            if complete and all(int(r.get("shard_bytes", size)) == size for r in rows):
+                return [stored_video(row, number) for row in rows]
+        except (FileNotFoundError, LookupError, ValueError, TypeError):
+            pass
+        return None
 
     def _take_in(self, rows: Sequence[StoredVideo]) -> None:
         """Add the rows of the next shard; a later row of a video replaces an earlier one."""
