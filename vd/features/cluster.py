@@ -26,7 +26,7 @@ from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
-from vd.features.extract import StretchDone, write_features
+from vd.features.extract import StretchDone, extract_videos
 from vd.features.store import FeatureStore, open_store
 from vd.files import temporary
 
@@ -68,14 +68,16 @@ class _Replica:
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
         backbone, engine = self._backbone, self._engine
         paths = [video.path for video in videos]
+        stretches: list[StretchDone] = []
         with decode_pool(backbone.frames, self._decode, len(videos)) as pool:
-            done = write_features(
-                videos, decode_videos(paths, pool), folder, engine, backbone.views,
-                lambda item: shard.add(item, engine.name),
-            )  # fmt: skip
-            stretches = [each._replace(video=first + each.video) for each in done]
+            decoded = decode_videos(paths, pool)
+            for item in extract_videos(
+                videos, decoded, folder, engine, backbone.views, stretches.append
+            ):
+                shard.add(item, engine.name)
         shard.close()
-        return _Chunk(shard.path, shard.rows, stretches)
+        done = [each._replace(video=first + each.video) for each in stretches]
+        return _Chunk(shard.path, shard.rows, done)
 
 
 def extract_on_ray(

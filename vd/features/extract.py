@@ -7,6 +7,7 @@ gives the features of any videos without a store, for prediction.
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -113,17 +114,18 @@ def _extract_missing(
     with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
         frames = _estimate(paths, pool, store, backbone, rate)
         if executor.executor == "local":
-            with store.appending(engine.name) as append:
-                decoded = decode_videos(paths, pool)
-                done = write_features(
-                    videos, decoded, store.directory, engine, backbone.views, append
+            decoded = decode_videos(paths, pool)
+            with _progress(videos, decoding, frames) as done:
+                extracted = extract_videos(
+                    videos, decoded, store.directory, engine, backbone.views, done
                 )
-                _show_progress(videos, done, decoding, frames)
+                store.add(extracted, engine.name)
             return
     from vd.features.cluster import extract_on_ray
 
-    done = extract_on_ray(videos, store, config, executor.ray_address)
-    _show_progress(videos, done, decoding, frames)
+    with _progress(videos, decoding, frames) as done:
+        for stretch in extract_on_ray(videos, store, config, executor.ray_address):
+            done(stretch)
 
 
 def _images_per_second(engine: Engine, side: int) -> float:
@@ -175,66 +177,66 @@ def _estimate(
     return frames
 
 
-def _show_progress(
-    videos: Sequence[Video],
-    done: Iterator[StretchDone],
-    decoding: DecodingPass,
-    frames_per_video: float,
-) -> None:
-    """Run the extraction behind a progress bar; `decoding` takes the outcomes.
+@contextmanager
+def _progress(
+    videos: Sequence[Video], decoding: DecodingPass, frames_per_video: float
+) -> Iterator[Callable[[StretchDone], None]]:
+    """Show a progress bar; yields what is called for each stretch.
 
-    The time left is by frames: a video that has not ended counts as `frames_per_video`, or
-    not at all while that is 0, unknown.
+    `decoding` takes the outcomes. The time left is by frames: a video that has not ended
+    counts as `frames_per_video`, or not at all while that is 0, unknown.
     """
     lost, frames, ended = [0, 0], 0, 0
     expected = frames_per_video * len(videos)
+
+    def done(stretch: StretchDone) -> None:
+        nonlocal frames, ended, expected
+        frames += stretch.frames
+        if stretch.outcome is not None:
+            ended += 1
+            expected = frames + frames_per_video * (len(videos) - ended)
+            video = videos[stretch.video]
+            lost[video.label] += stretch.outcome.outcome == "quarantined"
+            decoding.take(video, stretch.outcome)
+        note = f", {frames / ticker.seconds():.0f} frames/s"
+        if any(lost):
+            note += (
+                f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} non-violent)"
+            )
+        share = frames / max(frames, expected) if frames_per_video else None
+        ticker.advance(int(stretch.outcome is not None), note, share)
+
     with track("extracting", len(videos), "videos") as ticker:
-        for number, more, outcome in done:
-            frames += more
-            if outcome is not None:
-                ended += 1
-                expected = frames + frames_per_video * (len(videos) - ended)
-                video = videos[number]
-                lost[video.label] += outcome.outcome == "quarantined"
-                decoding.take(video, outcome)
-            note = f", {frames / ticker.seconds():.0f} frames/s"
-            if any(lost):
-                note += (
-                    f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} "
-                    "non-violent)"
-                )
-            share = frames / max(frames, expected) if frames_per_video else None
-            ticker.advance(int(outcome is not None), note, share)
+        yield done
 
 
-def write_features(
+def extract_videos(
     videos: Sequence[Video],
     decoded: Iterable[Decoded],
     spool_folder: Path,
     engine: Engine,
     views: Sequence[str],
-    append: Callable[[Extracted], None],
-) -> Iterator[StretchDone]:
-    """Pass each video's features to `append`; yields every stretch when it is done.
+    done: Callable[[StretchDone], None],
+) -> Iterator[Extracted]:
+    """Features of the videos for the store; `done` is called after every stretch.
 
-    A video's outcome is yielded after it was appended. Not appended are outcomes of a path
-    rather than of the content (unreadable, changed since it was hashed): another copy may
-    be good.
+    For a video's last one, when the video is stored. Outcomes of a path rather than of the
+    content (unreadable, changed since it was hashed) are not stored: another copy may be
+    good.
     """
-    spool = None
+    spool = Spool(spool_folder)
     for piece in decoded:
         video, outcome = videos[piece.index], piece.outcome
         features_VxFxSxD = _run_views(piece.images, engine, views, video.path)
-        spool = spool or Spool(spool_folder)
         spool.append(features_VxFxSxD)
         if outcome is not None:
             outcome = settled(video, outcome)
             if video.id and outcome.of_content:
                 used = outcome.outcome != "quarantined"
-                append(Extracted(video.id, outcome, spool.parts() if used else ()))
+                yield Extracted(video.id, outcome, spool.parts() if used else ())
             spool.close()
-            spool = None
-        yield StretchDone(piece.index, features_VxFxSxD.shape[1], outcome)
+            spool = Spool(spool_folder)
+        done(StretchDone(piece.index, features_VxFxSxD.shape[1], outcome))
 
 
 def video_features(

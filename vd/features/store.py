@@ -9,7 +9,7 @@ new labels rewrite nothing. Any TFDS reader opens the directory:
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -114,31 +114,22 @@ class FeatureStore:
         return dropped
 
     def add(self, videos: Iterable[Extracted], engine: str) -> None:
-        """Append videos. The caller holds the lock."""
-        with self.appending(engine) as append:
-            for item in videos:
-                append(item)
+        """Append videos as they come. The caller holds the lock.
 
-    @contextmanager
-    def appending(self, engine: str) -> Iterator[Callable[[Extracted], None]]:
-        """Yield a function that appends a video; the caller holds the lock.
-
-        A shard gets its name when it is complete on the disk, then its index. When the
-        block ends, also by an interrupt, the last shard is closed with what it has. Raises
-        `VdError` when the disk is full; the shards before stay.
+        A shard gets its name when it is complete on the disk, then its index. At the end,
+        also by an interrupt, the last shard is closed with what it has. Raises `VdError`
+        when the disk is full; the shards before stay.
         """
         shard: ShardWriter | None = None
-
-        def append(item: Extracted) -> None:
-            nonlocal shard
-            shard = shard or self.new_shard(temporary(self._shard(len(self.lengths))))
-            shard.add(item, engine)
-            if shard.full:
-                full, shard = shard, None
-                self._finish(full)
-
         try:
-            yield append
+            for item in videos:
+                shard = shard or self.new_shard(
+                    temporary(self._shard(len(self.lengths)))
+                )
+                shard.add(item, engine)
+                if shard.full:
+                    full, shard = shard, None
+                    self._finish(full)
         finally:
             if shard is not None:
                 self._finish(shard)
