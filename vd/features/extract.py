@@ -7,7 +7,7 @@ gives the features of any videos without a store, for prediction.
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -224,19 +224,18 @@ def extract_videos(
     content (unreadable, changed since it was hashed) are not stored: another copy may be
     good.
     """
-    spool = Spool(spool_folder)
-    for piece in decoded:
-        video, outcome = videos[piece.index], piece.outcome
-        features_VxFxSxD = _run_views(piece.images, engine, views, video.path)
-        spool.append(features_VxFxSxD)
-        if outcome is not None:
-            outcome = settled(video, outcome)
-            if video.id and outcome.of_content:
-                used = outcome.outcome != "quarantined"
-                yield Extracted(video.id, outcome, spool.parts() if used else ())
-            spool.close()
-            spool = Spool(spool_folder)
-        done(StretchDone(piece.index, features_VxFxSxD.shape[1], outcome))
+    with closing(Spool(spool_folder)) as spool:
+        for piece in decoded:
+            video, outcome = videos[piece.index], piece.outcome
+            features_VxFxSxD = _run_views(piece.images, engine, views, video.path)
+            spool.append(features_VxFxSxD)
+            if outcome is not None:
+                outcome = settled(video, outcome)
+                if video.id and outcome.of_content:
+                    used = outcome.outcome != "quarantined"
+                    yield Extracted(video.id, outcome, spool.parts() if used else ())
+                spool.clear()
+            done(StretchDone(piece.index, features_VxFxSxD.shape[1], outcome))
 
 
 def video_features(

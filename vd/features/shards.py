@@ -106,6 +106,11 @@ class Spool:
             features = np.frombuffer(content, np.float16)
             yield features.reshape(-1, *self._frame_shape).swapaxes(0, 1)
 
+    def clear(self) -> None:
+        """Forget all frames."""
+        self._file.seek(0)
+        self._file.truncate()
+
     def close(self) -> None:
         """Free the memory or the file."""
         self._file.close()
