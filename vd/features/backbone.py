@@ -86,9 +86,8 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone
     if (variant := QUANTIZED.get(name, name)) in VARIANTS:
-        if (config.backbone_size, config.backbone_mean, config.backbone_std) != (
-            None,
-        ) * 3:
+        given = config.backbone_size, config.backbone_mean, config.backbone_std
+        if any(value is not None for value in given):
             raise VdError(
                 "--backbone-size, --backbone-mean and --backbone-std are for ONNX files; "
                 f"{name} has its own: leave them out."

@@ -94,51 +94,42 @@ class OnnxEngine:
             )
             source = self._session.get_inputs()[0]
             self._input, self._raw = source.name, source.type == "tensor(uint8)"
-            batch, self._channels_first = source.shape[0], source.shape[1] == 3
-            self._each = batch if isinstance(batch, int) else 1  # images of a run
-            features = self._run(np.zeros((self._each, size, size, 3), np.uint8))
+            self._channels_first = source.shape[1] == 3
+            features_1xD = self._run(np.zeros((size, size, 3), np.uint8))
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise VdError(
                 f"--backbone {backbone.name} cannot be run on RGB images of side {size} "
-                f"({str(error).splitlines()[0]}); set --backbone-size, or export it again, "
-                "with the files of its weights, if any, beside it."
+                f"({str(error).splitlines()[0]}); set --backbone-size, or export it for "
+                "batches of any size or of 1, with the files of its weights beside it."
             ) from error
-        if features.shape[:-1] != (self._each,) or not features.size:
+        if features_1xD.ndim != 2 or not features_1xD.size:
             raise VdError(
-                f"--backbone {backbone.name} gives the shape {features.shape} for "
-                f"{self._each} images; it must give one vector each: add pooling to the "
-                "network."
+                f"--backbone {backbone.name} gives the shape {features_1xD.shape} for one "
+                "image; it must give one vector each: add pooling to the network."
             )
-        if not np.isfinite(features).all():
+        if not np.isfinite(features_1xD).all():
             raise VdError(
                 f"--backbone {backbone.name} gives features that are not finite for a "
                 "black image; export it in inference mode, in float32."
             )
-        cores = threads or usable_cores()
-        self._threads = ThreadPoolExecutor(cores)
-        self.batch = cores * self._each
-        self.dim = features.shape[1]
+        self.dim = features_1xD.shape[1]
+        self.batch = threads or usable_cores()
+        self._threads = ThreadPoolExecutor(self.batch)
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
-        """Features; a core takes as many images at a time as the network fixes, else one."""
-        starts = range(0, len(images_NxHxWx3), self._each)
-        batches = (images_NxHxWx3[start : start + self._each] for start in starts)
-        parts = list(self._threads.map(self._run, batches))
+        """Features, computed by as many threads as `batch`."""
+        parts = list(self._threads.map(self._run, images_NxHxWx3))
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
-    def _run(self, images: Images) -> Features:
-        backbone, count = self._backbone, len(images)
-        batch: Any = images
-        if count < self._each:
-            batch = np.concatenate([images, images[:1].repeat(self._each - count, 0)])
+    def _run(self, image_HxWx3: UInt8[np.ndarray, "H W 3"]) -> Features:
+        image: Any = image_HxWx3
         if not self._raw:
-            batch = (batch.astype(np.float32) - np.float32(backbone.mean)) / np.float32(
-                backbone.std
-            )
+            mean, std = np.float32(self._backbone.mean), np.float32(self._backbone.std)
+            image = (image.astype(np.float32) - mean) / std
         if self._channels_first:
-            batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-        features = np.atleast_1d(self._session.run(None, {self._input: batch})[0])
-        return features[:count].astype(np.float32, copy=False)
+            image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        features_1xD = self._session.run(None, {self._input: image[None]})[0]
+        return features_1xD.astype(np.float32, copy=False)
 
 
 class JaxEngine:
