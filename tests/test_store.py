@@ -340,12 +340,3 @@ def test_an_index_of_today_with_sealed_rows_is_read_and_appended_to(tmp_path):
     store.add(chunk(make_videos(2, "w")), "test")
     assert store.verify() == []
     assert len(open_store(tmp_path).read("v1", 0)) == 5
-
-
-def test_adding_a_shard_reads_no_index(tmp_path, monkeypatch):
-    store = open_store(tmp_path)
-    monkeypatch.setattr("vd.features.store.read_csv", None)
-    store.add(chunk(make_videos(2)), "test")
-    assert len(store.read("v1", 0)) == 5
-    monkeypatch.undo()
-    assert open_store(tmp_path).rows == store.rows

@@ -79,8 +79,7 @@ def extract(
     decoding = DecodingPass(videos, config.decode)
 
     def stored() -> dict[str, Outcome]:
-        rows = store.rows.values()
-        return scanned | {row.id: row.outcome for row in rows if row.outcome.of_content}
+        return scanned | {row.id: row.outcome for row in store.rows.values()}
 
     if verify:
         with lock(store.lock_file, "vd extract"):
@@ -110,9 +109,8 @@ def _extract_missing(
 ) -> None:
     """Print the estimate, extract the videos, record their outcomes in `decoding`."""
     paths = [video.path for video in videos]
-    rate = _images_per_second(engine, backbone.size)
     with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
-        frames = _estimate(paths, pool, store, backbone, rate)
+        frames = _estimate(paths, pool, store, backbone, engine)
         if executor.executor == "local":
             decoded = decode_videos(paths, pool)
             with _progress(videos, decoding, frames) as done:
@@ -128,26 +126,17 @@ def _extract_missing(
             done(stretch)
 
 
-def _images_per_second(engine: Engine, side: int) -> float:
-    """Speed of the backbone, measured while nothing decodes."""
-    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
-    engine(probe)
-    began = time.perf_counter()
-    engine(probe)
-    return len(probe) / (time.perf_counter() - began)
-
-
 def _estimate(
     paths: Sequence[Path],
     pool: DecodePool,
     store: FeatureStore,
     backbone: Backbone,
-    rate: float,
+    engine: Engine,
 ) -> float:
     """Print the work ahead; returns the expected stored frames of a video, 0 if unknown.
 
-    The headers of some videos of all sizes are read; `rate` is the engine's in images/s.
-    Raises `VdError` when less than half of the estimated size is free on the disk.
+    The headers of some videos of all sizes are read, then the engine is timed while nothing
+    decodes. Raises `VdError` when less than half of the estimated size is free on the disk.
     """
     sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
     by_size = sorted(paths, key=lambda path: -sizes[path])
@@ -162,6 +151,11 @@ def _estimate(
         return 0.0
     frames = float(np.mean(frames_S))
     images = len(paths) * frames * len(backbone.streams) * len(backbone.views)
+    probe = np.zeros((max(16, engine.batch), backbone.size, backbone.size, 3), np.uint8)
+    engine(probe)
+    began = time.perf_counter()
+    engine(probe)
+    rate = len(probe) / (time.perf_counter() - began)
     size = int(images * store.dim * np.float16().itemsize)
     free = shutil.disk_usage(store.directory).free
     say(

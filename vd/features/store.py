@@ -144,7 +144,7 @@ class FeatureStore:
         with explaining(self._shard(number)):
             publish(shard, self._shard(number))
         write_csv(self._index(number), [{**row, "shard_bytes": size} for row in rows])
-        self._take_in([stored_video(row, number) for row in rows])
+        self._read_new_indexes()
 
     def read(
         self,
@@ -266,7 +266,10 @@ class FeatureStore:
             rows = self._read_index(number)
             if rows is None:
                 self.damaged.append(number)
-            self._take_in(rows or [])
+                rows = []
+            self.rows |= {row.id: row for row in rows}  # a later row replaces another
+            self.lengths.append(sum(row.records for row in rows))
+            self.__dict__.pop("_source", None)  # which has fewer shards
 
     def _read_index(self, number: int) -> list[StoredVideo] | None:
         """The rows of one shard; None when the shard or its index is missing or damaged."""
@@ -281,12 +284,6 @@ class FeatureStore:
         except (FileNotFoundError, LookupError, ValueError, TypeError):
             pass
         return None
-
-    def _take_in(self, rows: Sequence[StoredVideo]) -> None:
-        """Add the rows of the next shard; a later row of a video replaces an earlier one."""
-        self.rows |= {row.id: row for row in rows}
-        self.lengths.append(sum(row.records for row in rows))
-        self.__dict__.pop("_source", None)
 
 
 def open_store(cache_dir: Path, backbone: "Backbone", dim: int) -> FeatureStore:
