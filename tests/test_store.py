@@ -12,6 +12,7 @@ import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,7 +140,7 @@ def test_a_record_is_what_tfds_reads_in_it_and_no_other(data):
         assert (theirs["id"], theirs["view"], theirs["part"]) == (b"v0", view, 7)
         flat = theirs["features"].reshape(frames, -1)
         np.testing.assert_array_equal(features, flat)
-        with pytest.raises((ValueError, LookupError)):
+        with pytest.raises((DecodeError, ValueError, LookupError)):
             form.parse(record[: data.draw(st.integers(0, len(record) - 1))])
 
 

@@ -156,12 +156,9 @@ def _read_onnx(file: Path) -> tuple[bytes, "onnx.ModelProto"]:
     """An ONNX file's content and network, including weights in other files."""
     import onnx
 
-    content = file.read_bytes()
     try:
-        network = onnx.load_from_string(content)
-        alone = network.SerializeToString(deterministic=True)
-        onnx.load_external_data_for_model(network, str(file.parent))
-        whole = network.SerializeToString(deterministic=True)
+        alone = onnx.load(file, load_external_data=False)
+        network = onnx.load(file)
         network.graph.output[0]  # an empty file has none
     except Exception as error:  # protobuf's, onnx's own, the disk's
         raise VdError(
@@ -169,7 +166,10 @@ def _read_onnx(file: Path) -> tuple[bytes, "onnx.ModelProto"]:
             f"({str(error).splitlines()[0]}); export a network of less than 2 GB again, and "
             "put the files of its weights, if any, beside it."
         ) from error
-    return content if whole == alone else whole, network
+    whole = network.SerializeToString(deterministic=True)
+    if whole == alone.SerializeToString(deterministic=True):
+        return file.read_bytes(), network
+    return whole, network
 
 
 def _shape(value: "onnx.ValueInfoProto") -> list[int | str]:

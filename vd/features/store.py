@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from jaxtyping import Float16, Int
 
 from vd.console import say, track
@@ -194,8 +195,6 @@ class FeatureStore:
         """Write the description, and the two JSON files by which TFDS opens the directory."""
         if not self.lengths:
             return
-        write_json(self.directory.parent / "fingerprint.json", self.description)
-        write_text(self.directory / "features.json", self._format.description)
         split = {
             "filepathTemplate": _TEMPLATE,
             "name": _SPLIT,
@@ -207,6 +206,8 @@ class FeatureStore:
             "splits": [split],
             "version": "1.0.0",
         }
+        write_json(self.directory.parent / "fingerprint.json", self.description)
+        write_text(self.directory / "features.json", self._format.description)
         write_text(self.directory / "dataset_info.json", json.dumps(info, indent=2))
 
     def open(self) -> None:
@@ -218,7 +219,7 @@ class FeatureStore:
     def _explaining_damage(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        except (DecodeError, RuntimeError, ValueError, LookupError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
                 f"{self.directory} is damaged ({reason}); run vd extract --verify, which "
