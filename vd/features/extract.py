@@ -110,7 +110,7 @@ def _extract_missing(
     """Print the estimate, extract the videos, record their outcomes in `decoding`."""
     paths = [video.path for video in videos]
     with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
-        frames = _estimate(paths, pool, store, backbone, engine)
+        frames = _estimate(videos, pool, store, backbone, engine)
         if executor.executor == "local":
             decoded = decode_videos(paths, pool)
             with _progress(videos, decoding, frames) as done:
@@ -127,7 +127,7 @@ def _extract_missing(
 
 
 def _estimate(
-    paths: Sequence[Path],
+    videos: Sequence[Video],
     pool: DecodePool,
     store: FeatureStore,
     backbone: Backbone,
@@ -138,19 +138,19 @@ def _estimate(
     The headers of some videos of all sizes are read, then the engine is timed while nothing
     decodes. Raises `VdError` when less than half of the estimated size is free on the disk.
     """
-    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
-    by_size = sorted(paths, key=lambda path: -sizes[path])
-    sampled = by_size[:: max(1, len(paths) // _PROBED)]
+    by_size = sorted(videos, key=lambda video: -video.size)
+    sampled = by_size[:: max(1, len(videos) // _PROBED)]
+    headers = read_headers([video.path for video in sampled], pool)
     most = backbone.frames.frames_per_second  # a slower video is stored whole
-    frames_S = []
-    for path, header in zip(sampled, read_headers(sampled, pool), strict=True):
-        seconds = header.duration
-        if 0 < seconds * _FEWEST_BYTES <= sizes[path]:  # a header may claim weeks
-            frames_S.append(seconds * min(header.fps or most, most))
+    frames_S = [
+        header.duration * min(header.fps or most, most)
+        for video, header in zip(sampled, headers, strict=True)
+        if 0 < header.duration * _FEWEST_BYTES <= video.size  # it may claim weeks
+    ]
     if not frames_S:
         return 0.0
     frames = float(np.mean(frames_S))
-    images = len(paths) * frames * len(backbone.streams) * len(backbone.views)
+    images = len(videos) * frames * len(backbone.streams) * len(backbone.views)
     probe = np.zeros((max(16, engine.batch), backbone.size, backbone.size, 3), np.uint8)
     engine(probe)
     began = time.perf_counter()
@@ -159,7 +159,7 @@ def _estimate(
     size = int(images * store.dim * np.float16().itemsize)
     free = shutil.disk_usage(store.directory).free
     say(
-        f"extracting {len(paths)} videos: about {images:,.0f} images at {rate:.0f} a second "
+        f"extracting {len(videos)} videos: about {images:,.0f} images at {rate:.0f} a second "
         f"here, at least {duration(images / rate)}; {decimal(size)} of the {decimal(free)} "
         f"that are free in {store.directory}"
     )
