@@ -71,13 +71,10 @@ _STAGES = (
 
 
 class Conv(NamedTuple):
-    """A convolution with TensorFlow's SAME padding, then ReLU6 if `relu6`.
-
-    `torch_names` are the convolution and its BatchNorm in the pretrained state dict.
-    """
+    """A convolution with TensorFlow's SAME padding, then ReLU6 if `relu6`."""
 
     name: str
-    torch_names: tuple[str, str]
+    torch_names: tuple[str, str]  # in the state dict: the convolution, its BatchNorm
     filters: int
     kernel: int = 1
     stride: int = 1
@@ -93,10 +90,7 @@ class Block(NamedTuple):
 
 
 def architecture(variant: str) -> list[Block]:
-    """All convolutions of `variant`, from the stem to the head, in order.
-
-    Global average pooling follows.
-    """
+    """All convolutions of `variant` in order; global average pooling follows."""
     scaling = VARIANTS[variant]
     blocks = [Block((Conv("stem", ("_conv_stem", "_bn0"), _STEM_FILTERS, 3, 2),))]
     inputs = _STEM_FILTERS
@@ -157,10 +151,7 @@ def folded_parameters(variant: str) -> Parameters:
 
 
 def onnx_model(variant: str) -> "onnx.ModelProto":
-    """The network as an ONNX graph: "images", uint8 B×H×W×3, to "features", B×1280.
-
-    H and W are the variant's resolution, B is free; features are float32.
-    """
+    """The network as an ONNX graph: "images", uint8 B×H×W×3, to "features", B×1280."""
     from onnx import TensorProto
 
     graph, parameters = _Graph(), folded_parameters(variant)

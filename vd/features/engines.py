@@ -75,10 +75,7 @@ class OnnxEngine:
     name = "onnxruntime"
 
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
-        """Build the session and try it on a black image.
-
-        Raises `VdError` when a user's network cannot be used.
-        """
+        """Try the network on a black image; raises `VdError` if it cannot be used."""
         model: str | bytes = str(backbone.file)
         if backbone.quantized:
             model = quantized_model(QUANTIZED[backbone.name]).SerializeToString()

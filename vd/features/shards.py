@@ -170,10 +170,7 @@ class RecordFormat:
 
 
 class ShardWriter:
-    """Writes a shard into `path`, record by record.
-
-    Raises `VdError` when the disk is full.
-    """
+    """Writes a shard into `path`; raises `VdError` when the disk is full."""
 
     def __init__(self, path: Path, form: RecordFormat) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

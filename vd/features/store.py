@@ -96,10 +96,7 @@ class FeatureStore:
                 shard.unlink()
 
     def verify(self) -> list[int]:
-        """Read every record against its checksum and drop damaged shards; their numbers.
-
-        The caller holds the lock.
-        """
+        """Drop shards whose records do not match their checksums; the caller has the lock."""
         self.recover()
         dropped = []
         with track("verifying", len(self.lengths), "shards") as ticker:
