@@ -44,7 +44,7 @@ def flax_step(
     """A jitted step of the Flax model, around Flax's LSTM or another."""
     model = (detector or FlaxDetector)(config.model)
     params = model.take(params)
-    rates = jnp.asarray(learning_rates(config.training, STEPS_PER_EPOCH))
+    rates: Any = jnp.asarray(learning_rates(config.training, STEPS_PER_EPOCH))
     moments = make_optimizer(config.training).init(params)
 
     def step(state: Any, features: Any, labels: Any) -> Any:

@@ -45,7 +45,7 @@ def _here(command, arguments, code, cwd="."):
 @contextlib.contextmanager
 def _own_settings():
     """Give back what a command sets for its whole process."""
-    arguments, hook = sys.argv, sys.unraisablehook
+    arguments = sys.argv
     handlers = {
         number: signal.getsignal(number)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -53,7 +53,7 @@ def _own_settings():
     try:
         yield
     finally:
-        sys.argv, sys.unraisablehook = arguments, hook
+        sys.argv = arguments
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from vd.training.log import EpochSums
 from vd.training.step import TrainState
 from vd.training.validation import EarlyStopping
 
-# tensorstore tells of a second array that fails after orbax has closed its event loop;
-# vd drops that, but pytest puts a hook of its own in the place of vd's
+# of a second array that tensorstore cannot read orbax hears after it has closed its event
+# loop; Python prints that as unraisable
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
@@ -97,39 +96,6 @@ def test_any_damaged_file_gives_the_same_state_or_the_one_before_and_says_so(
     assert fell_back >= 5
 
 
-RESTORE = """
-import sys, time
-from pathlib import Path
-from vd.training.checkpoints import Checkpoints
-from tests.test_checkpoints import many_leaves
-
-with Checkpoints(Path(sys.argv[1])) as checkpoints:
-    assert checkpoints.restore_last(many_leaves()) is None
-time.sleep(0.5)  # tensorstore tells of the other leaves from threads of its own
-"""
-
-
-def many_leaves():
-    params = {f"w{number}": np.ones((300, 80), np.float32) for number in range(40)}
-    return TrainState(np.array(4, np.int32), params, ())
-
-
-@pytest.mark.slow
-def test_of_a_damaged_checkpoint_of_many_leaves_nothing_else_is_said(tmp_path):
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(replace(checkpoint(1), state=many_leaves()))
-    for path in (tmp_path / "checkpoints" / "1" / "params").rglob("d/*"):
-        cut(path)
-    command = [sys.executable, "-c", RESTORE, tmp_path]
-    root = Path(__file__).parents[1]
-    said = subprocess.run(
-        command, cwd=root, capture_output=True, text=True, check=True
-    ).stderr
-    aside, over = said.splitlines()
-    assert "is damaged" in aside
-    assert over == "warning: no whole checkpoint is left, so training starts over"
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
@@ -178,9 +144,9 @@ def test_runs_that_are_killed_after_one_checkpoint_each_do_not_fill_the_disk(tmp
         checkpoints = Checkpoints(tmp_path)
         checkpoints.restore_last(checkpoint(1).state)
         checkpoints.save(checkpoint(epoch))
-        checkpoints.wait()  # and no more: `close` would drop some
+        checkpoints.wait()  # and the process is gone
     kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert kept == {"1", "5", "6", "7"}
+    assert kept == {"1", "6", "7"}
 
 
 def test_a_damaged_best_checkpoint_is_an_error_not_another_model(trained, tmp_path):
@@ -205,16 +171,6 @@ def test_a_checkpoint_within_an_epoch_makes_way_for_that_of_the_whole(tmp_path):
     assert same(restored(tmp_path), half)
     write(tmp_path, [3])
     assert same(restored(tmp_path), checkpoint(3))
-
-
-def test_too_little_room_is_seen_before_the_write(tmp_path, monkeypatch):
-    write(tmp_path, [1])
-    usage = type(shutil.disk_usage(tmp_path))(10**9, 10**9, 100)
-    with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda _: usage)
-        with pytest.raises(VdError, match=r"has 100 bytes free .* free some space"):
-            write(tmp_path, [2])
-    assert same(restored(tmp_path), checkpoint(1))
 
 
 @pytest.fixture

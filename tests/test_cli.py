@@ -1,14 +1,12 @@
 """The command line: wrong values, pipes and signals are one sentence and an exit code."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import SMALL, VD, vd
+from tests.command_line import VD, vd
 from vd.config import ModelConfig, RunConfig, TrainingConfig
 
 
@@ -76,54 +74,6 @@ def test_a_reader_that_has_enough_is_no_error(trained, clips):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
-)
-def test_an_interrupt_is_one_sentence_and_the_same_command_goes_on(
-    clips, backbone, tmp_path, sent, code
-):
-    command = [
-        *VD, "train", "--dataset-path", clips, "--backbone", backbone, "--cache-dir",
-        tmp_path / "cache", "--checkpoint-dir", tmp_path / "run", "--no-mixed-precision",
-        *SMALL, "--epochs", "12",
-    ]  # fmt: skip
-    arguments = list(map(str, command))
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
-            if line.startswith("epoch 2/"):
-                process.send_signal(sent)
-                break
-        rest = process.stderr.read()
-    assert process.returncode == code
-    assert "interrupted" in rest
-    assert "Traceback" not in rest
-    assert "going on from step" in vd(*command[3:]).stderr
-
-
-@pytest.mark.slow
-def test_an_interrupted_extraction_keeps_what_it_has(clips, tmp_path):
-    arguments = "--dataset-path", str(clips), "--cache-dir", str(tmp_path / "cache")
-    # the real backbone has some 3,000 images to see: 10 s or more
-    command = [*VD, "extract", *arguments, "--feature-preset", "best"]
-    for seconds in (2, 4, 8, 16):  # until a video has been finished in them
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            for line in process.stderr:
-                if line.startswith("extracting 32 videos"):
-                    time.sleep(seconds)
-                    process.send_signal(signal.SIGINT)
-                    break
-            rest = process.stderr.read()
-        assert process.returncode == 130, rest
-        rows = [
-            row
-            for index in tmp_path.rglob("index-*.csv")
-            for row in index.read_text().splitlines()[1:]
-        ]
-        if rows:
-            break
-    assert 0 < len(rows) < 32
-
-
 def test_an_unknown_flag_is_named():
     assert (
         "--epoch" in vd("train", "--dataset-path", "x", "--epoch", "3", code=2).stderr

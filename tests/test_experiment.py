@@ -54,7 +54,16 @@ def test_evaluation_follows_from_the_predictions(trained):
     assert result["n"] == len(rows) == 8
     assert result["accuracy"] == right / 8
     assert result["groups"] is None
-    assert "no source groups known" in trained[1].stderr
+
+
+def test_what_limits_the_figures_stands_in_one_block_at_the_end(trained):
+    said, limits = trained[1].stderr.split("before you trust this:\n")
+    assert "warning" not in said.lower().replace("warning: class collapse", "")
+    *listed, last = limits.splitlines()
+    assert all(line.startswith("  - ") for line in listed)
+    assert any("no source groups known" in line for line in listed)
+    assert len(listed) == len(set(listed))
+    assert last.startswith("metrics, predictions")
 
 
 def test_second_invocation_says_finished_and_changes_nothing(trained, clips, backbone):

@@ -7,14 +7,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import cv2
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tests.command_line import VD, vd
+from tests.decoding import decode
 from tests.fabricated import write_tiny_backbone
 from vd.config import Config, DataConfig
+from vd.data.decode import FrameSettings
+from vd.data.streams import STREAMS
 from vd.errors import VdError
 from vd.evaluation.evaluate import restore
 from vd.files import read_csv
@@ -183,9 +189,34 @@ def test_an_onnx_backbone_is_trained_on(shown):
     assert (folder / "RUN3" / "backbone.onnx").exists()
 
 
+def test_a_stream_is_added_in_one_place(clips):
+    """As the page adds it; tests/test_metrics.py does the same for a metric."""
+    code = PAGE.partition("## A stream")[2].split("```")[1].removeprefix("python")
+    path = next(clips.glob("train/*/*.mp4"))
+    with patch.dict(STREAMS):
+        exec(code, {})  # noqa: S102
+        settings = FrameSettings(height=24, width=32, streams=("rgb", "edges"))
+        images = decode(path, settings=settings)[0]
+    expected = cv2.Laplacian(images[0, 0], cv2.CV_8U)
+    np.testing.assert_array_equal(images[0, 1], expected)
+
+
 def test_a_head_that_cannot_be_imported_is_one_sentence():
     done = vd("train", "--head", "no_such:Head", "--dataset-path", "x", code=2)
     assert "--head no_such:Head cannot be imported (ModuleNotFoundError" in done.stderr
+
+
+def test_a_heads_fields_are_flags_with_their_own_names(tmp_path, capsys):
+    (tmp_path / "clash_head.py").write_text(
+        "from vd.models.head import Head\n"
+        "class Clash(Head):\n    hidden_size: int = 3\n"
+        "class Fine(Head):\n    depths: tuple[int, ...] = (1, 2)\n"
+    )
+    asked = ["--dataset-path", "x"]
+    done = vd("train", "--head", "clash_head:Clash", *asked, code=2, cwd=tmp_path)
+    assert "the head Clash has a field hidden_size, which is the name" in done.stderr
+    done = vd("train", "--head", "clash_head:Fine", "--help", cwd=tmp_path)
+    assert "--depths" in done.stdout
 
 
 def test_a_run_of_an_earlier_version_names_its_head_in_another_form(tmp_path):

@@ -89,4 +89,4 @@ def test_an_undefined_metric_is_null_in_the_log(tmp_path):
 
 def test_collapse_is_said_after_a_warmup_that_was_cut(tmp_path, capsys):
     run(tmp_path, epochs=4, signal=0.0, warmup_epochs=5, focal_alpha=0.0)
-    assert capsys.readouterr().err.count("CLASS COLLAPSE") >= 2
+    assert "CLASS COLLAPSE" in capsys.readouterr().err

@@ -93,16 +93,25 @@ def test_overfitting_is_three_epochs_of_a_widening_gap(rows, expected):
     assert overfits(rows) == expected
 
 
-def test_overfitting_is_said_when_it_begins(capsys):
-    losses = [(0.5, 0.25), (0.4, 0.3), (0.3, 0.3), (0.2, 0.3), (0.1, 0.3)]
-    config = TrainingConfig(epochs=9)
-    said = []
+def test_short_epochs_share_a_line_and_the_last_one_has_its_own(clock, capsys):
+    config = TrainingConfig(epochs=8)
+    with watching(config, np.zeros(80), 10, 4, []) as watch:
+        for epoch in range(1, 9):
+            clock[0] += 2.0
+            watch.epoch(ROW | {"epoch": epoch}, EarlyStopping("val_loss", 9))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/8", "4/8", "7/8", "8/8"]
+
+
+def test_a_collapse_is_said_when_it_begins(clock, capsys):
+    config, collapsed = TrainingConfig(epochs=9), [False, True, True, False, True]
+    warned = []
     with watching(config, np.zeros(90), 10, 4, []) as watch:
-        for epoch, (train, val) in enumerate(losses, start=1):
-            row = ROW | {"epoch": epoch, "train_loss": train, "val_loss": val}
+        for epoch, value in enumerate(collapsed, start=1):
+            row = ROW | {"epoch": epoch, "val_collapsed": value}
             watch.epoch(row, EarlyStopping("val_loss", 9))
-            said.append("OVERFITTING" in capsys.readouterr().err)
-    assert said == [False, False, False, True, False]
+            warned.append("CLASS COLLAPSE" in capsys.readouterr().err)
+    assert warned == [False, True, False, False, True]
 
 
 def events(folder):

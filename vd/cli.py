@@ -5,13 +5,20 @@ quick and a decoding worker, which imports the main script again, stays light.
 """
 
 import argparse
-import atexit
 import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, make_dataclass
+from dataclasses import (
+    MISSING,
+    dataclass,
+    field,
+    fields,
+    is_dataclass,
+    make_dataclass,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -28,16 +35,15 @@ from vd.config import (
     ExecutorConfig,
     SplitConfig,
 )
-from vd.console import say
+from vd.console import Interrupted, listen, say, say_limits
 from vd.errors import SOME_FAILED, USAGE, VdError
-from vd.hosts import join, leave, several, unexpected
-from vd.signals import FirstSignal, end_at_once
-from vd.supervisor import INTERRUPTED
+from vd.training.distributed import LOST, end, join, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
 
 _BROKEN_PIPE = 128 + signal.SIGPIPE
+_INTERRUPTED = "interrupted; finished work is kept, the same command goes on"
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 _FORMER_FLAGS = (
     "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
@@ -201,11 +207,6 @@ class Sweep(_Training):
         from vd.models.plugins import Plugins
         from vd.sweep import parse_grid, sweep
 
-        if several(self.run):
-            raise VdError(
-                "vd sweep trains all members in one process; leave --coordinator-address, "
-                "--num-processes and --process-id out, or use vd train."
-            )
         plugins = Plugins(head=self.chosen_head())
         sweep(self, parse_grid(self.set), self.folds, plugins)
         return 0
@@ -280,6 +281,7 @@ class Evaluate:
             )  # fmt: skip
         print(json.dumps(result, indent=2))
         say(summary(result))
+        say_limits(result["warnings"])
         return 0
 
     def _check(self) -> None:
@@ -420,10 +422,8 @@ def main() -> None:
 
 
 def _with_head_flags(
-    command: type[_Training],
-    arguments: Sequence[str],
-    head: "type[Head] | None" = None,
-) -> type[_Training]:
+    command: Any, arguments: Sequence[str], head: "type[Head] | None" = None
+) -> Any:
     """The command with the settings of the head that it trains among its flags."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--head")
@@ -433,12 +433,21 @@ def _with_head_flags(
         return command
     from vd.models.plugins import own_fields
 
-    hints = get_type_hints(head)
+    own, hints = own_fields(head), get_type_hints(head)
+    groups = [
+        group for group in get_type_hints(command).values() if is_dataclass(group)
+    ]
+    taken = {setting.name for group in (command, *groups) for setting in fields(group)}
+    if clash := sorted(taken & own.keys()):
+        raise VdError(
+            f"the head {head.__name__} has a field {clash[0]}, which is the name of a "
+            "setting of vd; rename it, or use self.config."
+        )
     settings = make_dataclass(
-        f"{head.__name__} settings",
+        f"{head.__name__}Settings",
         [
             (name, hints[name], tyro.MISSING if default is MISSING else default)
-            for name, default in own_fields(head).items()
+            for name, default in own.items()
         ],
         frozen=True,
     )
@@ -500,13 +509,15 @@ def experiment(
 
 
 def run_command(command: Callable[[], int]) -> None:
-    """Call a command; our own errors become one sentence, signals keep finished work."""
-    came, code, said = FirstSignal(), 0, ""
-    came.listen()
+    """Call a command and exit; our own errors and signals are one sentence each."""
+    listen()
+    code, message = 0, ""
     try:
         code = command()
     except VdError as error:
-        code, said = error.exit_code, f"vd: {error}"
+        code, message = error.exit_code, f"vd: {error}"
+    except Interrupted as signal_came:
+        code, message = signal_came.exit_code, f"vd: {_INTERRUPTED}"
     except BrokenPipeError:  # `vd predict … | head` has read enough
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -514,20 +525,15 @@ def run_command(command: Callable[[], int]) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         reason = f"{where}{error.strerror or error}"
-        code, said = USAGE, f"vd: {reason}; name another file or folder."
-    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # raised again, if alone
-        if isinstance(error, Exception) and not came.came:
-            code, said = unexpected(error)
-        else:  # C code may make another error of an interrupt
-            code, said = came.exit_code, f"vd: {INTERRUPTED}"
-            came.ignore()
-    if said:
-        say(said)
-    leave(code, said)  # of several processes the others end, too
-    if came.came:
-        atexit._run_exitfuncs()  # semaphores are given back; end_at_once says why not more
-        end_at_once(code)
-    sys.exit(code)
+        code, message = USAGE, f"vd: {reason}; name another file or folder."
+    except Exception:
+        if processes().count == 1:
+            raise
+        traceback.print_exc()
+        code, message = 1, f"vd: {LOST}"
+    if message:
+        say(message)
+    end(code)
 
 
 if __name__ == "__main__":

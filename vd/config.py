@@ -220,7 +220,7 @@ class RunConfig(Settings):
     num_processes: Processes | None = None
     """Processes that train together."""
     process_id: Annotated[int, Between(0, 4095)] | None = None
-    """Number of this process, from 0; process 0 leads."""
+    """Number of this process, from 0; process 0 decides and writes."""
     profile: bool = False
     """Trace the third to the twelfth step with JAX's profiler, into the run's profile/."""
     fresh: bool = False

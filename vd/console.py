@@ -1,8 +1,18 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Messages, progress of long work, and the one rule for signals.
 
+A signal handler only sets a flag. Long work calls `check_interrupt` wherever it can stop
+with nothing lost: between items, and every half second that it waits.
+"""
+
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -14,9 +24,83 @@ from rich.progress import (
 )
 from rich.text import Text
 
-_PLAIN_EVERY_SECONDS = 10.0
+_PLAIN_EVERY_SECONDS, _PLAIN_AT_LEAST_EVERY_SECONDS = 10.0, 60.0
 _LIVE_EVERY_SECONDS = 0.25
 _WIDE = 100  # columns, in which a bar leaves room for the words
+
+_SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+_ECHO_SECONDS = 1.0  # Slurm sends one signal twice: to the process and by its parent
+SLICE_SECONDS = 0.5  # the longest wait without asking for signals
+
+T = TypeVar("T")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came, and the work has stopped where it can go on from."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.strsignal(number))
+        self.exit_code = 128 + number
+
+
+@dataclass
+class _Signals:
+    """The first signal since `listen`."""
+
+    number: int = 0  # 0: none came
+    since: float = 0.0
+    held: bool = False
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Note the first signal; one that comes more than a second later ends the process."""
+        if not self.number:
+            self.number, self.since = number, time.monotonic()
+        elif time.monotonic() - self.since > _ECHO_SECONDS:
+            os._exit(128 + number)
+
+
+_signals = _Signals()
+
+
+def listen() -> None:
+    """Note signals from now on; one that is ignored, as under nohup, stays ignored.
+
+    The command line calls it. Without it, in a notebook, Ctrl-C is Python's own
+    KeyboardInterrupt.
+    """
+    _signals.number, _signals.held = 0, False
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _signals.handle)
+
+
+def interrupted() -> int:
+    """The number of the signal that came, 0 for none."""
+    return _signals.number
+
+
+def check_interrupt() -> None:
+    """Raise `Interrupted` if a signal came, unless signals are held."""
+    if _signals.number and not _signals.held:
+        raise Interrupted(_signals.number)
+
+
+@contextmanager
+def holding_interrupts() -> Iterator[None]:
+    """In the block `check_interrupt` raises nothing: what runs in it asks `interrupted`."""
+    _signals.held = True
+    try:
+        yield
+    finally:
+        _signals.held = False
+
+
+def result_of(future: "Future[T]") -> T:
+    """The result of a future; asks for signals every half second."""
+    while not future.done():
+        check_interrupt()
+        wait([future], timeout=SLICE_SECONDS)
+    return future.result()
 
 
 class _Console(Console):
@@ -34,6 +118,14 @@ def say(message: str) -> None:
     )
 
 
+def say_limits(limits: Sequence[str]) -> None:
+    """Print what limits the figures above, and what a person can do about it."""
+    if limits:
+        say("before you trust this:")
+    for limit in limits:
+        say(f"  - {limit}")
+
+
 def _terminal() -> Console | None:
     """The terminal on standard error, if it is one that can write over a line."""
     console = _Console(stderr=True, emoji=False)
@@ -48,6 +140,7 @@ class Ticker:
         self.done = 0
         self._title, self._total, self._unit = title, total, unit
         self._start = self._shown = time.monotonic()
+        self._wait = _PLAIN_EVERY_SECONDS  # for the next plain line
         self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
 
     def advance(
@@ -56,14 +149,17 @@ class Ticker:
         """Count `count` more finished items; `note` follows the rate.
 
         `share` is the finished share of the work, where the items are of unequal size.
+        Raises `Interrupted` if a signal came.
         """
+        check_interrupt()
         self.done += count
         share = self.done / max(self._total, 1) if share is None else share
         rate = f"{self._rate(share)}{note}"
         if not self._bar.disable:
             self._bar.update(self._task, completed=self.done, rate=rate)
-        elif time.monotonic() - self._shown >= _PLAIN_EVERY_SECONDS:
+        elif time.monotonic() - self._shown >= self._wait:
             self._shown = time.monotonic()
+            self._wait = min(2 * self._wait, _PLAIN_AT_LEAST_EVERY_SECONDS)
             say(f"{self._title}: {self.done}/{self._total} {self._unit}, {rate}")
 
     def seconds(self) -> float:

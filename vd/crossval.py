@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vd.config import Config
-from vd.console import say
+from vd.console import say, say_limits
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
 from vd.files import read_json, write_json
@@ -91,6 +91,7 @@ def _on_one(config: Config, grid: Grid, folds: int, plugins: Plugins) -> dict[st
                 (before.parent / name).unlink(missing_ok=True)
     result = write_crossval(config.run.checkpoint_dir, members, facts)
     say(summary(result))
+    say_limits(result["warnings"])
     return result
 
 

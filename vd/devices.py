@@ -1,4 +1,4 @@
-"""What must be said before JAX first runs: CPU devices, programs' folder, memory to keep."""
+"""Devices to train on, and what JAX needs before it first runs."""
 
 import contextlib
 import ctypes
@@ -16,11 +16,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
 
 def prepare_jax(cpu_devices: int = 1) -> None:
-    """Set the number of CPU devices, where JAX has not run yet, and keep programs.
+    """Set the number of CPU devices, unless JAX has run before, and cache programs.
 
-    Compiled programs live in $JAX_COMPILATION_CACHE_DIR, else in the user's cache folder,
-    where there is one. From here on the process keeps the memory that it frees, up to its
-    peak, for what comes next.
+    Compiled programs go to $JAX_COMPILATION_CACHE_DIR, else to the user's cache folder if
+    there is one. From now on the process reuses the memory that it frees.
     """
     _keep_freed_memory()
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -29,16 +28,17 @@ def prepare_jax(cpu_devices: int = 1) -> None:
             folder = root.expanduser() / "vd" / "xla"
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    with contextlib.suppress(RuntimeError):  # JAX ran before: its devices stay
+    with contextlib.suppress(RuntimeError):  # JAX ran before and keeps its devices
         jax.config.update("jax_num_cpu_devices", cpu_devices)
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep what a step frees for the next one.
+    """Have the C library keep the memory that a step frees for the next one.
 
-    It would give arrays of tens of MiB back to the system, which zeroes each page of them
-    when it is next touched: up to a fifth of a step. Only glibc has these settings, before
-    2.35 with too low a limit (the other two alone would do harm); a user's own stay.
+    By default it returns arrays of tens of MiB to the system, which zeroes each of their
+    pages at the next use: up to a fifth of a step. Only glibc has these settings; before
+    2.35 the first is refused, and the other two alone would do harm. A user's own settings
+    are respected.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -49,59 +49,40 @@ def _keep_freed_memory() -> None:
             mallopt(_M_ARENA_MAX, 1)
 
 
-def training_devices(requested: int | None, batch_size: int) -> list[jax.Device]:
-    """The devices to train on: those asked for, else as many as divide the batch.
+def most_cpu_devices() -> int:
+    """How many CPU devices a process has at most by default."""
+    return min(usable_cores(), _MOST_CPU_DEVICES)
+
+
+def training_devices(
+    requested: int | None, batch_size: int, processes: int = 1
+) -> list[jax.Device]:
+    """The devices of all processes: of each as many as requested, or as divide its rows.
 
     On a CPU there is one device a core, since small operations then run side by side.
-    Raises `VdError` when the batch does not divide, or there are fewer devices.
+    Raises `VdError` when a process has fewer devices than requested.
     """
-    if requested is not None and batch_size % requested:
+    rows = batch_size // processes
+    prepare_jax(requested or _divisor(rows, most_cpu_devices()))
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    fewest = min(map(len, by_process.values()))
+    if requested is not None and fewest < requested:
         raise VdError(
-            f"--batch-size {batch_size} does not divide over --devices {requested}; "
-            f"give a multiple of {requested}, or another number of devices."
+            f"--devices {requested} is more than the {fewest} devices that are here; give "
+            "a smaller number."
         )
-    wanted = requested or _divisor(batch_size, min(usable_cores(), _MOST_CPU_DEVICES))
-    prepare_jax(wanted)
-    present = jax.local_devices()
-    if requested is not None and len(present) < requested:
-        raise VdError(
-            f"--devices {requested} was asked for but {len(present)} can be had; give a "
-            "smaller number."
-        )
-    return present[: requested or _divisor(batch_size, len(present))]
+    each = requested or _divisor(rows, fewest)
+    return [device for devices in by_process.values() for device in devices[:each]]
 
 
 def say_other_devices(before: int, now: int) -> None:
-    """Say that a run goes on with other devices than it began with."""
+    """Say that a run continues on another number of devices than it began on."""
     say(
         f"warning: the run began on {before} devices and {now} are here: the last bits of "
         "its numbers will differ"
     )
-
-
-def joint_devices(
-    requested: int | None, before: int | None, batch_size: int, processes: int
-) -> list[jax.Device]:
-    """The devices of all processes, as many of each: those asked for, else those `before`.
-
-    All processes call it, since JAX starts in all at once. Raises `VdError` when some
-    process has fewer than were asked for.
-    """
-    rows = batch_size // processes
-    cores = _divisor(rows, min(usable_cores(), _MOST_CPU_DEVICES))
-    prepare_jax(requested or before or cores)
-    present: dict[int, list[jax.Device]] = {}
-    for device in sorted(jax.devices(), key=lambda d: (d.process_index, d.id)):
-        present.setdefault(device.process_index, []).append(device)
-    least = min(map(len, present.values()))
-    if requested is not None and least < requested:
-        raise VdError(
-            f"--devices {requested} was asked for but some process has {least}; give a "
-            "smaller number."
-        )
-    asked = requested or before
-    each = asked if asked and asked <= least else _divisor(rows, least)
-    return [device for devices in present.values() for device in devices[:each]]
 
 
 def _divisor(number: int, most: int) -> int:

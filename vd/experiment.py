@@ -10,20 +10,19 @@ Heavy modules are imported in the functions that need them, so that errors are q
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, ModelConfig
-from vd.console import say
+from vd.console import say, say_limits
 from vd.data.catalog import identify
 from vd.data.manifest import check_classes, read_manifest
 from vd.data.splits import for_folds, keep_splits, with_splits
 from vd.errors import VdError
 from vd.files import lock, read_json
-from vd.hosts import ALONE, Hosts, joined, several
 from vd.models.plugins import Plugins
-from vd.training import run_folder
-from vd.training.meeting import devices_of_all, shown
+from vd.training import distributed, run_folder
 from vd.training.opening import (
     Data,
     Opened,
@@ -49,54 +48,54 @@ def run(
 
     `head`, `loss` and `augmentation` are a user's own (`vd.models.plugins.Plugins`,
     docs/extending.md); their import paths are part of the run's identity.
+    Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    if several(config.run) and joined() is ALONE:
+    if distributed.several(config.run) and not distributed.is_connected():
         raise VdError(
-            "--num-processes is for vd train and experiment scripts; call vd.hosts.join first "
-            "where a script calls run by itself."
+            "--num-processes is for vd train and experiment scripts; call "
+            "vd.training.distributed.join first where a script calls run by itself."
         )
     from vd.training.validation import check_metric
 
     check_metric(config.training.early_stopping_metric)
-    plugins, hosts = Plugins(head, loss, augmentation), joined()
+    plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
     begun = run_folder.settings_identity(config) | plugins.identity()
-    check_devices(config, hosts.count)
+    processes = distributed.processes().count
+    check_devices(config, processes)
     run_dir = config.run.checkpoint_dir
-    if not hosts.lead:
-        from vd.training.follow import follow
-
-        follow(config, plugins, hosts)
-    run_folder.check_folder(run_dir)
-    if not config.run.fresh:
-        run_folder.check_identity(run_dir, begun)
-    joint = devices_of_all(config, hosts)
+    if lead:
+        run_folder.check_folder(run_dir)
+        if not config.run.fresh:
+            run_folder.check_identity(run_dir, begun)
     data = prepare(config)
-    with lock(run_dir / ".lock", "vd train"):
-        opened = open_run(config, plugins, data, joint)
+    with lock(run_dir / ".lock", "vd train") if lead else nullcontext():
+        opened = open_run(config, plugins, data)
         if opened is None:
-            say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
-            return _finished(run_dir)
-        if data.videos != data.given:
+            distributed.part()
+            return _finished(run_dir) if lead else {}
+        if data.videos != data.given and lead:
             keep_splits(data.videos, config)
         from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 
-        holders = () if joint else opened.devices
-        places = {"train": (holders, TRAINED_SHARE / hosts.count)}
-        sets = {
-            split: FeatureSet(clips, data.store, *places.get(split, ()))
-            for split, clips in data.parts().items()
-        }
-        say_before_training(config, plugins, sets["train"], opened.devices)
-        with shown(hosts, run_dir, opened.batch_size):
-            trained = train_run(config, plugins, sets, opened, hosts=hosts)
-        return evaluate_run(config, plugins, sets, trained)
+        share = TRAINED_SHARE / processes
+        holders = opened.devices if processes == 1 else ()
+        clips = data.parts()
+        sets = {"train": FeatureSet(clips["train"], data.store, holders, share)}
+        if lead:
+            for split in ("val", "test"):
+                sets[split] = FeatureSet(clips[split], data.store)
+            say_before_training(config, sets["train"], opened.devices)
+        trained = train_run(config, plugins, sets, opened)
+        distributed.part()
+        return evaluate_run(config, plugins, sets, trained) if lead else {}
 
 
 def prepare(config: Config, folds: bool = False) -> Data:
     """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
 
-    With `folds` it is not split: folds ignore splits.
+    With `folds` it is not split: folds ignore splits. Several processes extract nothing: a
+    missing feature is an error.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.backbone import find_backbone
@@ -106,24 +105,22 @@ def prepare(config: Config, folds: bool = False) -> Data:
     given = identify(manifest.videos, config.data.cache_dir)
     videos = for_folds(given, config) if folds else with_splits(given, config)
     backbone = find_backbone(config.backbone)
-    store, ledger = extract(videos, config, backbone)
-    report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
+    several = distributed.processes().count > 1
+    store, ledger = extract(videos, config, backbone, only_stored=several)
+    if distributed.is_lead():
+        report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
     return Data(list(given), videos, ledger, store, backbone)
 
 
 def open_run(
-    config: Config,
-    plugins: Plugins,
-    data: Data,
-    joint: "Sequence[jax.Device]" = (),
-    fewest: int | None = None,
+    config: Config, plugins: Plugins, data: Data, fewest: int | None = None
 ) -> Opened | None:
     """Write a run folder, or continue the one there; None when that run is finished.
 
-    The caller holds its lock. `joint` are the devices of several processes. `fewest` is the
-    size of a sweep's smallest train part, which sets the batch size of every member. Raises
-    `VdError` when the folder holds another run.
+    Process 0 holds its lock. `fewest` is the number of clips of a sweep's smallest train
+    part, whose batch all members use. Raises `VdError` when the folder holds another run,
+    or the processes do not have the same one.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     for split, videos in clips.items():
@@ -138,16 +135,20 @@ def open_run(
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
-    if not config.run.fresh:
+    run_folder.check_same_run(distributed.broadcast(identity), identity)
+    finished = False
+    if not config.run.fresh and distributed.is_lead():
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
-        if run_folder.is_finished(run_dir):
+        if finished := run_folder.is_finished(run_dir):
             _complete(run_dir)
-            return None
+    if distributed.broadcast(finished):
+        return None
     fewest = len(clips["train"]) if fewest is None else fewest
-    opened = batch_and_devices(config, fewest, joint)
-    if config.run.fresh:  # nothing is deleted before all checks are done
-        run_folder.clear(run_dir)
-    run_folder.write_inputs(config, plugins, data, identity, opened)
+    opened = batch_and_devices(config, fewest)
+    if distributed.is_lead():
+        if config.run.fresh:  # nothing is deleted before all checks are done
+            run_folder.clear(run_dir)
+        run_folder.write_inputs(config, plugins, data, identity, opened)
     return opened
 
 
@@ -163,6 +164,7 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     """The test evaluation of a finished run."""
     from vd.evaluation.evaluate import summary
 
+    say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
     path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
     result: dict[str, Any] = read_json(path, remedy)
@@ -175,7 +177,6 @@ def train_run(
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
-    hosts: Hosts = ALONE,
 ) -> "Trained":
     """Train, or continue, the open run."""
     import jax
@@ -185,8 +186,8 @@ def train_run(
     batch_size, devices = opened
     try:
         return train(
-            config, sets["train"], sets["val"], config.run.checkpoint_dir, devices,
-            batch_size, plugins, hosts,
+            config, sets["train"], sets.get("val"), config.run.checkpoint_dir, devices,
+            batch_size, plugins,
         )  # fmt: skip
     except MemoryError as error:  # NumPy's, of a batch on the host
         reason = (str(error) or "MemoryError").splitlines()[0]
@@ -213,7 +214,9 @@ def evaluate_run(
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
+    from vd.report.facts import read_facts
     from vd.report.report import write_quick
+    from vd.report.words import run_limits
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
@@ -227,30 +230,18 @@ def evaluate_run(
     for result in results.values():
         say(summary(result))
     write_quick(run_dir)
+    say_limits(run_limits(read_facts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
     return results["test"]
 
 
 def say_before_training(
-    config: Config,
-    plugins: Plugins,
-    train_set: "FeatureSet",
-    devices: Sequence["jax.Device"],
+    config: Config, train_set: "FeatureSet", devices: Sequence["jax.Device"]
 ) -> None:
-    """Print what is trained on, and settings that may be wrong for it."""
-    from vd.models.losses import imbalance_warning
-
-    settings = config.training
-    clips, views = len(train_set), train_set.views
-    violent = sum(video.label for video in train_set.videos)
-    warning = imbalance_warning(violent, clips - violent, settings.focal_alpha)
-    if warning and plugins.loss is None:
-        say(warning)
-    if config.model.mixed_precision and devices[0].platform == "cpu":
+    """Print what is trained on."""
+    on_cpu = devices[0].platform == "cpu"
+    if config.model.mixed_precision and on_cpu:
         say("note: on most CPUs --no-mixed-precision is faster")
-    if settings.augmentation and settings.spatial_augmentation and views == 1:
-        say(
-            "note: spatial augmentation has one view to draw from; --feature-preset best "
-            "stores the mirrored one too"
-        )
-    say(f"training on {clips} clips, {len(devices)} × {devices[0].device_kind}")
+    say(
+        f"training on {len(train_set)} clips, {len(devices)} × {devices[0].device_kind}"
+    )

@@ -28,6 +28,7 @@ from vd.experiment import (
 )
 from vd.files import lock, read_json, write_csv
 from vd.models.plugins import BUILT_IN, Plugins
+from vd.training.distributed import several
 from vd.training.opening import Data, Opened, check_devices
 from vd.training.run_folder import check_folder
 
@@ -170,6 +171,11 @@ def _checked_members(
 ) -> dict[str, tuple[int | None, Config]]:
     """Fold and settings of each member by name; raises `VdError` for a wrong setting."""
     check_devices(config)
+    if several(config.run):
+        raise VdError(
+            "members of a sweep or a cross-validation train in one process; leave "
+            "--coordinator-address, --num-processes and --process-id out, or use vd train."
+        )
     if folds < 0 or folds == 1:
         raise VdError(
             f"--folds is {folds}; give 2 or more, or 0 for the splits as they are."
@@ -231,7 +237,7 @@ def _train_and_evaluate(
     for number, (name, (config, of_fold, opened)) in enumerate(runs.items(), start=1):
         everything = features(tuple(opened.devices))
         if number == 1:
-            say_before_training(config, plugins, everything, opened.devices)
+            say_before_training(config, everything, opened.devices)
         say(f"member {number} of {len(runs)}: {name}")
         sets = {
             split: everything.part(clips) for split, clips in of_fold.parts().items()

@@ -23,7 +23,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from vd.audit.fingerprints import SIDE, Fingerprint, fingerprint_videos
 from vd.config import DataConfig, DecodeConfig
-from vd.console import say
+from vd.console import check_interrupt, say
 from vd.data.manifest import Video
 
 FRAMES_PER_SECOND = 8
@@ -75,6 +75,7 @@ def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
     names = list(small)
     pairs: dict[tuple[int, int], Pair] = {}
     for a, b, mirrored, frames_Hx2 in _hits(small.values()):
+        check_interrupt()
         second = small[names[b]][:, :, ::-1] if mirrored else small[names[b]]
         match = compare(small[names[a]], second, frames_Hx2)
         if match is None:

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from vd.console import say, track
+from vd.console import SLICE_SECONDS, check_interrupt, say, track
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome, check_file
 from vd.errors import VdError
@@ -196,7 +196,11 @@ def _hash_all(files: Sequence[_File], catalog: Catalog) -> dict[_File, str]:
             for future in file_of:
                 future.add_done_callback(events.put)
             while file_of:
-                event = events.get()
+                try:
+                    event = events.get(timeout=SLICE_SECONDS)
+                except Empty:
+                    check_interrupt()
+                    continue
                 if isinstance(event, int):
                     read += event
                     ticker.advance(read // _MEGABYTE - ticker.done)

@@ -32,6 +32,7 @@ from jaxtyping import UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
+from vd.console import SLICE_SECONDS, check_interrupt
 from vd.data.decode import (
     FrameSettings,
     Position,
@@ -44,7 +45,7 @@ from vd.errors import VdError
 _HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
-_SLICE_SECONDS, _LONGEST_TICK = 0.5, 1.0
+_LONGEST_TICK = 1.0
 _SHARED_MEMORY = Path("/dev/shm")
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
@@ -81,7 +82,8 @@ class DecodePool:
         of the whole program (Ctrl-Z, a sleeping laptop) is not a video's timeout.
         """
         while not task.done():
-            wait([task], _SLICE_SECONDS)
+            check_interrupt()
+            wait([task], SLICE_SECONDS)
             now = time.monotonic()
             tick = min(now - self._ticked, _LONGEST_TICK)
             self._ticked = now

@@ -57,7 +57,6 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
     ends = metric_intervals(means, resampled, *clips)
     chance = [calibration_error_by_chance(p.probability_N) for p in pooled.values()]
     groups = len(np.unique(first.cluster_N))
-    warnings = _warnings(per_fold, first.grouped)
     return {
         "n": len(first.paths),
         "n_violent": int(first.labels_N.sum()),
@@ -74,7 +73,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
         "per_seed": per_seed,
         "per_fold": per_fold,
-        "warnings": warnings + interval_warnings(*clips),
+        "warnings": _warnings(per_fold, first.grouped) + interval_warnings(*clips),
     }
 
 
@@ -137,7 +136,7 @@ def collapse_of(fallen: Sequence[str], members: int) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """A cross-validation in two sentences, then its warnings."""
+    """A cross-validation in two sentences."""
     figures = []
     for name in ("accuracy", "recall_violent", "recall_nonviolent", "roc_auc"):
         mean, ends, sd = (result["over_seeds"][name][k] for k in ("mean", "ci95", "sd"))
@@ -149,8 +148,7 @@ def summary(result: Mapping[str, Any]) -> str:
     least, most = (
         shown("accuracy", result["over_folds"]["accuracy"][k]) for k in ("min", "max")
     )
-    text = (
+    return (
         f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
         f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: {least} to {most}"
     )
-    return "\n".join([text, *(f"warning: {warning}" for warning in result["warnings"])])

@@ -168,12 +168,13 @@ def _figures(
     if not predictions.grouped:
         warnings.append(
             "no source groups known: clips of one recording may be in train and test, and "
-            "the interval treats clips as independent"
+            "the interval treats clips as independent; give groups by a CSV column or "
+            "--group-from"
         )
     if fitted.uninformative:
         warnings.append(
             f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
-            "validation the scores hardly separate the classes"
+            "validation the scores hardly separate the classes; check the labels, or add clips"
         )
     seconds_N = np.array([seconds(outcome) for outcome in outcomes])
     return {
@@ -231,7 +232,7 @@ def _at(
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """An evaluation in a sentence, then its warnings."""
+    """An evaluation in a sentence."""
     ends = result.get("accuracy_ci95")
     between = " to ".join(shown("accuracy", e) for e in ends) if ends else "unknown"
     figures = [
@@ -243,8 +244,6 @@ def summary(result: Mapping[str, Any]) -> str:
         f"{shown('accuracy', result['accuracy'])} (95 % interval {between}, "
         f"{result['n']} clips), {', '.join(figures)}"
     )
-    for warning in result["warnings"]:
-        text += f"\nwarning: {warning}"
     if result["collapsed"]:
         text += f"\nWARNING: CLASS COLLAPSE: {COLLAPSE}"
     return text

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vd.config import Config
-from vd.console import say
+from vd.console import SLICE_SECONDS, check_interrupt, say
 from vd.data.manifest import Video
 from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
@@ -140,7 +140,12 @@ def _chunks(
         task = first, files[first : first + size], folder
         pool.submit(lambda replica, task: replica.extract.remote(*task), task)
     while pool.has_next():
-        yield pool.get_next_unordered()
+        check_interrupt()
+        try:
+            chunk = pool.get_next_unordered(timeout=SLICE_SECONDS)
+        except TimeoutError:
+            continue
+        yield chunk
         before, nodes = nodes, _living_nodes(ray)
         if nodes < before:
             say(

@@ -9,7 +9,7 @@ import onnxruntime
 from jaxtyping import Float32, UInt8
 
 from vd.config import EngineName, usable_cores
-from vd.console import say
+from vd.console import check_interrupt, say
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.efficientnet import (
@@ -115,7 +115,10 @@ class OnnxEngine:
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features, computed by as many threads as `batch`."""
-        parts = list(self._threads.map(self._run, images_NxHxWx3))
+        parts = []
+        for part in self._threads.map(self._run, images_NxHxWx3):
+            check_interrupt()
+            parts.append(part)
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _run(self, image_HxWx3: UInt8[np.ndarray, "H W 3"]) -> Features:

@@ -64,13 +64,15 @@ def extract(
     backbone: Backbone,
     verify: bool = False,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
+    only_stored: bool = False,
 ) -> tuple[FeatureStore, Ledger]:
     """Bring the store up to date with `videos`; returns it and the ledger.
 
     Videos with stored features are skipped by content hash; `verify` first reads every
     record against its checksum and drops damaged shards. Files that `vd scan` quarantined
     are not decoded again. The engine is built only when a video is missing. Raises `VdError`
-    when the disk is too small, or another process writes into the store.
+    when the disk is too small, or another process writes into the store; with `only_stored`
+    when a video has no features.
     """
     dim = backbone.dim or make_engine(backbone, config.backbone.engine).dim
     store = open_store(config.data.cache_dir, backbone, dim)
@@ -81,6 +83,12 @@ def extract(
     def stored() -> dict[str, Outcome]:
         return scanned | {row.id: row.outcome for row in store.rows.values()}
 
+    if only_stored and (missing := decoding.pending(stored())):
+        raise VdError(
+            f"--cache-dir {config.data.cache_dir} has no features of {len(missing)} of "
+            f"{len(videos)} videos, and several processes extract none; run vd extract "
+            "with the same --cache-dir first."
+        )
     if verify:
         with lock(store.lock_file, "vd extract"):
             store.verify()

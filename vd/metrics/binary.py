@@ -231,6 +231,6 @@ def interval_warnings(labels_N: Labels, group_N: Groups) -> list[str]:
     few = (
         f"the intervals rest on {groups} groups ({violent} with violent, {calm} with "
         f"non-violent clips; a clip without a group is its own); with under {_FEW_GROUPS} "
-        "of a class they are too narrow"
+        "of a class they are too narrow; vd crossval tests every clip"
     )
     return [few]

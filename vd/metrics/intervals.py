@@ -15,8 +15,7 @@ _ROUNDING = 1e-12
 _TAIL = 0.025  # on either side of a 95 % interval
 _MOST_WEIGHTS = 2**22  # in memory at once: 32 MB
 
-Column = Shaped[np.ndarray, " N"]
-Groups = Column
+Groups = Shaped[np.ndarray, " N"]
 Labels = Int[np.ndarray, " N"]
 Probabilities = Float[np.ndarray, " N"]
 Interval = list[float] | None  # [low, high], in JSON as it is; None: not known
@@ -42,7 +41,7 @@ def resample_counts(group_N: Groups) -> Iterator[Int[np.ndarray, "R G"]]:
         yield counts.reshape(rows, groups)
 
 
-def resampled_ratio(part_N: Column, whole_N: Column, group_N: Groups) -> Values:
+def resampled_ratio(part_N: np.ndarray, whole_N: np.ndarray, group_N: Groups) -> Values:
     """Sum of `part_N` over sum of `whole_N` in each resample."""
     number_N = group_numbers(group_N)
     part_G, whole_G = (np.bincount(number_N, values) for values in (part_N, whole_N))
@@ -130,8 +129,7 @@ def interval(values_R: Values, group_N: Groups) -> Interval:
     None when nothing shows its spread: fewer than two groups, or all resamples agree.
     """
     defined = values_R[np.isfinite(values_R)]
-    groups = len(np.unique(group_N))
-    if groups < 2 or not len(defined) or np.ptp(defined) < _ROUNDING:
+    if len(np.unique(group_N)) < 2 or not len(defined) or np.ptp(defined) < _ROUNDING:
         return None
     low, high = np.quantile(defined, [_TAIL, 1 - _TAIL])
     return [float(low), float(high)]
@@ -151,7 +149,7 @@ def share_interval(share: float, values_R: Values, group_N: Groups) -> Interval:
 
 
 def difference_interval(
-    difference_N: Column, values_R: Values, group_N: Groups
+    difference_N: np.ndarray, values_R: Values, group_N: Groups
 ) -> Interval:
     """The same for the mean over clips of differences between -1 and 1.
 

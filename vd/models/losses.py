@@ -80,7 +80,7 @@ def imbalance_warning(violent: int, nonviolent: int, alpha: float) -> str | None
         return None
     balanced = nonviolent / (violent + nonviolent)
     return (
-        f"warning: with {violent} violent and {nonviolent} non-violent clips, --focal-alpha "
-        f"{alpha} weighs the classes {heavy:.0f} to {light:.0f}, so 0.5 is no natural "
-        f"threshold (the one fitted on validation is used); {balanced:.2f} would balance them"
+        f"--focal-alpha {alpha} weighs the {violent} violent and {nonviolent} non-violent "
+        f"training clips {heavy:.0f} to {light:.0f}, so scores lean to one class and the "
+        f"threshold comes from validation; --focal-alpha {balanced:.2f} would balance them"
     )

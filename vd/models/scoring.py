@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Float16, Float64
 
+from vd.console import check_interrupt
 from vd.features.sampling import scoring_windows
 from vd.models.head import Head, Params, apply
 
@@ -45,6 +46,7 @@ def score_batches(
     owners, logits = [np.zeros(0, int)], [np.zeros(0, np.float32)]
     late: Array | None = None  # fetched when the next batch is under way
     for batch in batches:
+        check_interrupt()
         made = function(params, batch.features_BxTxD, batch.mask_BxT)
         owners.append(batch.owner_B)
         if late is not None:

@@ -8,9 +8,12 @@ from typing import Any, NamedTuple
 
 from vd.config import Config, DataConfig, to_json
 from vd.data.ledger import is_excessive
+from vd.data.manifest import CLASSES
 from vd.metrics.binary import COLLAPSE
+from vd.models.losses import imbalance_warning
 from vd.report.facts import RunFacts
 from vd.report.page import percent
+from vd.training.log import overfits
 
 _REMEDY = "check the labels, or train with another --focal-alpha or --learning-rate"
 _PATHS = "dataset_path", "cache_dir", "checkpoint_dir"
@@ -31,7 +34,13 @@ def run_limits(facts: RunFacts) -> list[str]:
     limits += record.get("warnings", [])
     if stopping.best_epoch == stopping.epoch:
         limits.append("the last epoch was the best; more --epochs may give more")
-    return limits
+    if overfits(facts.rows):
+        limits.append(
+            "OVERFITTING at the end: the training loss kept falling while the validation "
+            "loss was a tenth above its least; more clips, --dropout-rate or "
+            "--weight-decay may help"
+        )
+    return limits + _imbalance(facts)
 
 
 def crossval_limits(
@@ -58,6 +67,19 @@ def _constant(record: Mapping[str, Any], accuracy: Any, ci95: Any) -> Iterator[s
             f"the accuracy is not shown to be above {percent(share)}, which always "
             f"answering {name} gives; look at ROC AUC, and add test clips"
         )
+
+
+def _imbalance(facts: RunFacts) -> list[str]:
+    """A sentence when the focal loss weighs one class of the training part far more."""
+    if not facts.described["identity"]["loss"]["import"].startswith("vd."):
+        return []
+    clips = dict.fromkeys(CLASSES, 0)
+    for row in facts.described["ledger"]["per_split_and_class"]:
+        if row["split"] == "train":
+            clips[row["class"]] += row["used"] + row["partial"]
+    alpha = facts.config.training.focal_alpha
+    text = imbalance_warning(clips["violent"], clips["nonviolent"], alpha)
+    return [text] if text else []
 
 
 def _loss_gap(described: Mapping[str, Any]) -> Iterator[str]:

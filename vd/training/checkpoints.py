@@ -4,9 +4,8 @@ import hashlib
 import json
 import logging
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +13,11 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from rich.filesize import decimal
+from orbax.checkpoint.checkpoint_managers import (
+    PolicyCheckpointInfo,
+    PreservationContext,
+    PreservationPolicy,
+)
 
 from vd.console import say
 from vd.errors import VdError
@@ -22,22 +25,6 @@ from vd.models.head import Params
 from vd.training.log import EpochSums
 from vd.training.step import TrainState
 from vd.training.validation import EarlyStopping
-
-# orbax tells of every save and option, asyncio of the second leaf that cannot be read;
-# the first error reaches us as an exception
-for _logger in ("absl", "asyncio"):
-    logging.getLogger(_logger).setLevel(logging.CRITICAL)
-
-_print_unraisable = sys.unraisablehook
-
-
-def _tell_unraisable(told: Any) -> None:
-    """Print what no caller can catch, but for the leaves that a failed restore gave up."""
-    if str(told.exc_value) != "Event loop is closed":
-        _print_unraisable(told)
-
-
-sys.unraisablehook = _tell_unraisable
 
 Event = Literal[
     "step-begin",
@@ -55,25 +42,48 @@ def ignore_event(event: Event) -> None:
 
 
 _WRITE_SECONDS = 86_400  # time while the program is stopped (Ctrl-Z) counts
-_FULL = "free some space, then run the same command again: it goes on from the checkpoint before."
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands: all that it needs to go on as if it had never stopped."""
+    """Where a run stands: all that it needs to continue as if it had never stopped."""
 
     state: TrainState
-    stopping: EarlyStopping  # after the last epoch that was finished
-    sums: EpochSums = field(default_factory=EpochSums)  # of the epoch under way
+    stopping: EarlyStopping  # after the last finished epoch
+    sums: EpochSums = field(default_factory=EpochSums)  # of the current epoch
 
     @property
     def epoch(self) -> int:
-        """The epoch it belongs to: the one under way, else the last."""
+        """The current epoch if it has begun, else the last finished one."""
         return self.stopping.epoch + (self.sums.steps > 0)
 
 
+class _LastTwoAndTheirBest(PreservationPolicy):
+    """Keeps the last two checkpoints, and the best one that each of them names.
+
+    `best_of` has the best epoch that a checkpoint names. Where it is not known, as in a
+    folder that this process has not restored, nothing is deleted.
+    """
+
+    def __init__(self) -> None:
+        self.best_of: dict[int, int] = {}
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[PolicyCheckpointInfo],
+        *,
+        context: PreservationContext,
+    ) -> Sequence[bool]:
+        """Whether to keep each checkpoint; orbax asks before a save and deletes after it."""
+        epochs = [checkpoint.step for checkpoint in checkpoints]
+        last = epochs[-2:]
+        known = self.best_of.keys() >= set(last)
+        kept = {*last, *(self.best_of[epoch] for epoch in last if known)}
+        return [epoch in kept or not known for epoch in epochs]
+
+
 class Checkpoints:
-    """The checkpoints of a run folder, named by their epoch; written in the background."""
+    """The checkpoints of a run folder, named by epoch; they are written in the background."""
 
     def __init__(
         self,
@@ -83,19 +93,21 @@ class Checkpoints:
     ) -> None:
         self._on_event = on_event
         self._writing = False
-        # by epoch, what a checkpoint names as the best
-        self._bests: dict[int, int] = {}
-        folder = run_dir.absolute() / "checkpoints"
+        self._policy = _LastTwoAndTheirBest()
+        self._folder = run_dir.absolute() / "checkpoints"
         if not read_only:
-            folder.mkdir(exist_ok=True)
-        alone = None  # of several processes the first works without the others
+            self._folder.mkdir(exist_ok=True)
+        # every error reaches us as an exception; the filter is added once
+        logging.getLogger("absl").addFilter(_is_not_from_orbax)
+        alone = None  # process 0 of several saves without the others
         if jax.process_count() > 1:
             alone = {jax.process_index()}
         self._manager = ocp.CheckpointManager(
-            folder,
+            self._folder,
             item_names=("params", "rest", "info"),
             options=ocp.CheckpointManagerOptions(
                 create=False,
+                preservation_policy=self._policy,
                 async_options=ocp.AsyncOptions(timeout_secs=_WRITE_SECONDS),
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
@@ -106,10 +118,9 @@ class Checkpoints:
         )
 
     def save(self, at: Checkpoint) -> None:
-        """Start writing a checkpoint, which is named by its epoch; drop those not kept.
+        """Start writing a checkpoint; the previous write is finished first.
 
-        The write before is waited for, so that one is whole on the disk. One within an epoch
-        makes way for that of the whole epoch, before this is written.
+        The checkpoint of a whole epoch replaces one that was saved within it.
         """
         state = jax.device_get(at.state)
         rest = {"step": state.step, "opt_state": state.opt_state}
@@ -120,8 +131,6 @@ class Checkpoints:
             "info": _sha256_json(info),
         }
         self.wait()
-        self._prune()
-        self._check_space(state)
         if at.epoch in self._manager.all_steps():
             self._manager.delete(at.epoch)
         args = ocp.args.Composite(
@@ -129,42 +138,14 @@ class Checkpoints:
             rest=ocp.args.StandardSave(rest),
             info=ocp.args.JsonSave(info),
         )
+        self._policy.best_of[at.epoch] = at.stopping.best_epoch
         with self._explaining():
             self._manager.save(at.epoch, args=args)
-        self._bests[at.epoch] = at.stopping.best_epoch
         self._writing = True
         self._on_event("write-begin")
 
-    def _check_space(self, state: TrainState) -> None:
-        """Raise `VdError` before a write that cannot end: orbax fails in many threads."""
-        size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self._manager.directory).free
-        if free < 1.1 * size:
-            raise VdError(
-                f"{self._manager.directory} has {decimal(free)} free but a checkpoint needs "
-                f"{decimal(int(1.1 * size))}; {_FULL}"
-            )
-
-    def _prune(self) -> None:
-        """Keep the last two of what is whole on the disk, and the best that each names.
-
-        Nothing goes before this process has saved one, or gone on from one.
-        """
-        epochs = sorted(self._manager.all_steps())
-        bests = {self._best_of(epoch) for epoch in epochs[-2:] if self._bests}
-        if bests and None not in bests:
-            for epoch in set(epochs[:-2]) - bests:
-                self._manager.delete(epoch)
-
-    def _best_of(self, epoch: int) -> int | None:
-        """The best epoch that a checkpoint names; None when it is damaged."""
-        if epoch not in self._bests:
-            with suppress(VdError):
-                self._bests[epoch] = self._info(epoch)["stopping"]["best_epoch"]
-        return self._bests.get(epoch)
-
     def wait(self) -> None:
-        """Wait for the write in the background; a full disk is one sentence."""
+        """Wait for the write in the background."""
         with self._explaining():
             self._manager.wait_until_finished()
         if self._writing:
@@ -173,32 +154,31 @@ class Checkpoints:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
+        """Turn an error of a write into one sentence."""
         try:
             yield
         except (OSError, ValueError) as error:
             raise VdError(
-                f"{self._manager.directory} cannot be written ({error!s:.300}); {_FULL}"
+                f"{self._folder} cannot be written ({error!s:.300}); free some space, then "
+                "run the same command again: it goes on from the previous checkpoint."
             ) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Wait for the write in the background and free orbax's threads."""
+        """Finish the write in the background and end orbax's threads."""
         self.wait()
-        self._prune()
         self._manager.close()
 
     def restore_last(self, like: TrainState) -> Checkpoint | None:
-        """The newest whole checkpoint in the form of `like`, or None; damaged ones are said.
+        """The newest whole checkpoint in the form of `like`, or None.
 
-        Raises `VdError` when the best one is damaged, which no other can stand for.
+        Damaged ones are set aside with a warning. Raises `VdError` when the best one is
+        damaged: no other checkpoint can replace it.
         """
         rest_like = {"step": like.step, "opt_state": like.opt_state}
-        aside = False
+        damaged = False
         for epoch in sorted(self._manager.all_steps(), reverse=True):
             try:
                 info = self._info(epoch)
@@ -206,11 +186,11 @@ class Checkpoints:
                 rest = self._item(epoch, "rest", rest_like)
             except VdError as error:
                 reason = str(error).partition(";")[0]
-                say(f"warning: {reason}; it is set aside, the one before it is used")
+                say(f"warning: {reason}; it is set aside, the previous one is used")
                 self._set_aside(epoch)
-                aside = True
+                damaged = True
                 continue
-            self._bests[epoch] = best = info["stopping"]["best_epoch"]
+            self._policy.best_of[epoch] = best = info["stopping"]["best_epoch"]
             if best not in (0, epoch):  # rather than find out when training ends
                 self._item(best, "params", like.params)
             return Checkpoint(
@@ -218,44 +198,44 @@ class Checkpoints:
                 EarlyStopping(**info["stopping"]),
                 EpochSums(**info["sums"]),
             )
-        if aside:
+        if damaged:
             say("warning: no whole checkpoint is left, so training starts over")
         return None
 
     def newest(self) -> Path | None:
-        """The folder of the newest checkpoint that is whole, once the write ends."""
+        """The folder of the newest checkpoint, once it is written."""
         self.wait()
         epoch = self._manager.latest_step()
-        return None if epoch is None else Path(self._manager.directory) / str(epoch)
+        return None if epoch is None else self._folder / str(epoch)
 
     def _set_aside(self, epoch: int) -> None:
-        """Give a damaged checkpoint a name under which neither it nor a new one is lost."""
-        folder = Path(self._manager.directory)
-        aside = folder / f"damaged-{epoch}"
+        """Rename a damaged checkpoint, so that neither it nor a new one is lost."""
+        aside = self._folder / f"damaged-{epoch}"
         shutil.rmtree(aside, ignore_errors=True)
-        (folder / str(epoch)).rename(aside)
+        (self._folder / str(epoch)).rename(aside)
         self._manager.reload()
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
-        """The best parameters and their epoch, as the newest checkpoint's state names it.
+        """The best parameters and their epoch, as the newest checkpoint names it.
 
         Raises `VdError` when one of the two is damaged.
         """
         last = self._manager.latest_step()
-        if last is not None:
-            best = self._info(last)["stopping"]["best_epoch"]
-            return self._item(best, "params", params_like), best
-        raise VdError(
-            f"{self._manager.directory} holds no checkpoint; train first, or name another "
-            "--checkpoint-dir."
-        )
+        if last is None:
+            raise VdError(
+                f"{self._folder} holds no checkpoint; train first, or name another "
+                "--checkpoint-dir."
+            )
+        best = self._info(last)["stopping"]["best_epoch"]
+        return self._item(best, "params", params_like), best
 
     def _info(self, epoch: int) -> dict[str, Any]:
+        """Early stopping, sums and checksums of a checkpoint, verified."""
         args = ocp.args.Composite(info=ocp.args.JsonRestore())
         info: dict[str, Any] = self._read(epoch, args)["info"]
-        told = {name: value for name, value in info.items() if name != "sha256"}
+        values = {name: value for name, value in info.items() if name != "sha256"}
         try:
-            if _sha256_json(told) != info["sha256"]["info"]:
+            if _sha256_json(values) != info["sha256"]["info"]:
                 raise self._damaged(epoch, "the checksum of its info differs")
         except (KeyError, TypeError) as error:
             raise self._damaged(epoch, "its info is not whole") from error
@@ -275,33 +255,30 @@ class Checkpoints:
     def _read(self, epoch: int, args: Any) -> Any:
         try:
             return self._manager.restore(epoch, args=args)
-        except (
-            Exception
-        ) as error:  # whatever orbax and tensorstore make of damaged files
+        except Exception as error:  # orbax and tensorstore raise many kinds
             raise self._damaged(epoch, type(error).__name__) from error
 
     def _damaged(self, epoch: int, why: str) -> VdError:
         return VdError(
-            f"the checkpoint {self._manager.directory / str(epoch)} is damaged ({why}); put "
-            "a copy of it back, or train again with --fresh"
+            f"the checkpoint {self._folder / str(epoch)} is damaged ({why}); put a copy of "
+            "it back, or train again with --fresh"
         )
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts
 
 
 def _sha256(tree: Any) -> str:
     """SHA-256 over the leaves' names, dtypes, shapes and bytes, in the tree's order."""
     digest = hashlib.sha256()
-    for part in _leaf_bytes(tree):
-        digest.update(part)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
 def _sha256_json(values: Any) -> str:
-    """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _leaf_bytes(tree: Any) -> Iterator[bytes]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        yield f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode()
-        yield np.ascontiguousarray(array).tobytes()

@@ -1,6 +1,7 @@
 """What a run reports: metrics.jsonl, TensorBoard, the live line, a line an epoch, warnings."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]  # of metrics.jsonl
 
+_LINE_SECONDS = 5.0  # between the lines of short epochs
 _OVERFIT_EPOCHS = 3
 _OVERFIT_RATIO = 1.1
 
@@ -136,6 +138,7 @@ class Watch:
         self._steps, self._batch_size = steps_per_epoch, batch_size
         self._rows, self._show = list(rows), show
         self._since: tuple[int, float] | None = None  # first step seen of the epoch
+        self._printed = -math.inf
 
     def step(self, step: int, loss: float) -> None:
         """Show the live line after a step."""
@@ -161,9 +164,22 @@ class Watch:
         )
 
     def epoch(self, row: Row, stopping: "EarlyStopping") -> None:
-        """Print an epoch's line and warnings."""
+        """Print an epoch's line, at most one every few seconds, and a collapse at once."""
         self._since = None
+        before = self._rows[-1] if self._rows else {}
         self._rows.append(row)
+        warm = row["step"] > np.argmax(self._rates)  # the peak ends the warmup
+        if row["val_collapsed"] and warm and not before.get("val_collapsed"):
+            say(
+                f"WARNING: CLASS COLLAPSE at threshold 0.5 in epoch {row['epoch']}: nearly "
+                "all predictions are one class, or a recall is under 20 %; accuracy alone "
+                "would hide it"
+            )
+        last = stopping.stops or row["epoch"] == self._config.epochs
+        now = time.monotonic()
+        if now - self._printed < _LINE_SECONDS and not last:
+            return
+        self._printed = now
         left = row["seconds"] * (self._config.epochs - row["epoch"])
         say(
             f"epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
@@ -173,18 +189,6 @@ class Watch:
             f"{duration(left)} left at most"
             + ("  best" if stopping.best_epoch == row["epoch"] else "")
         )
-        warm = row["step"] > np.argmax(self._rates)  # the peak ends the warmup
-        if row["val_collapsed"] and warm:
-            say(
-                "WARNING: CLASS COLLAPSE at threshold 0.5: nearly all predictions are one "
-                "class or a recall is under 20 %; accuracy alone would hide it"
-            )
-        if overfits(self._rows) and not overfits(self._rows[:-1]):
-            say(
-                f"WARNING: OVERFITTING: for {_OVERFIT_EPOCHS} epochs the training loss has "
-                "been lower, and the validation loss a tenth higher, than at the best epoch; "
-                "more clips, --dropout-rate or --weight-decay may help"
-            )
 
 
 @contextmanager

@@ -8,13 +8,16 @@
    without a checkpoint is cut back on resumption, a checkpoint always has its line.
 5. Stop when patience ends; evaluation restores the best checkpoint.
 
-After SIGTERM or Ctrl-C the step under way is the last one. The checkpoint then holds the
-epoch's sums so far, and a resumed run gives the same numbers as an unbroken one.
+SIGTERM and Ctrl-C end an epoch after the current step, with a checkpoint that holds the
+epoch's sums so far; the resumed run continues as the unbroken one would have.
+
+Several processes (`vd.training.distributed`) all train; process 0 alone does the rest.
 """
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,25 +26,25 @@ import numpy as np
 from jaxtyping import Float32
 
 from vd.config import Config
-from vd.console import say
+from vd.console import Interrupted, holding_interrupts, interrupted, say
 from vd.errors import VdError
-from vd.hosts import ALONE, Hosts
 from vd.models.head import Params, check_shapes, init_params
 from vd.models.plugins import BUILT_IN, Plugins
+from vd.training import distributed
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
 from vd.training.feature_set import FeatureSet
-from vd.training.interruption import Interruption
-from vd.training.joint import JointInterruption, make_joint_step, share_state
 from vd.training.log import EpochSums, MetricsLog, Watch, watching
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 from vd.training.profiling import profiling
 from vd.training.step import (
+    AXIS,
     Batch,
     StepMetrics,
     StepNumbers,
     TrainState,
     TrainStep,
+    make_step,
     make_train_step,
     step_numbers,
 )
@@ -57,66 +60,89 @@ class Trained:
     last_epoch: int
 
 
+@holding_interrupts()  # a signal ends training after a step, with a checkpoint
 def train(
     config: Config,
     train_set: FeatureSet,
-    val_set: FeatureSet,
+    val_set: FeatureSet | None,
     run_dir: Path,
     devices: Sequence[jax.Device],
     batch_size: int,
     plugins: Plugins = BUILT_IN,
-    hosts: Hosts = ALONE,
     on_event: OnEvent = ignore_event,
 ) -> Trained:
     """Train, or continue, the run in `run_dir`; returns the restored best.
 
-    As the first of several processes it leads. `on_event` is called with the name of each
-    event, in this thread; an exception that it raises ends training. Raises `VdError` when
-    a loss is not finite, naming step, metric and last checkpoint.
+    Several processes all call it; process 0 alone has a `val_set` and uses the folder.
+    `on_event` is called with the name of each event, in this thread; an exception that it
+    raises ends training. Raises `VdError` when a loss is not finite, naming step, metric
+    and last checkpoint, and `Interrupted` after a signal.
     """
-    settings = config.training
+    settings, processes = config.training, distributed.processes()
     steps = len(train_set) // batch_size
-    say_cut_warmup(settings, steps)
     rates = learning_rates(settings, steps)
-    first = begin(config, train_set.dim, plugins)
-    step, interruption = _step(config, devices, plugins, hosts)
-    numbers = step_numbers(config, devices if hosts.count == 1 else ())
-    profile = run_dir / "profile" if config.run.profile else None
-    with interruption, Checkpoints(run_dir, on_event=on_event) as checkpoints:
-        at = checkpoints.restore_last(first.state) or first
-        at = replace(at, state=share_state(at.state, hosts))
-        if at.epoch:
-            say(f"going on from step {int(at.state.step)}, epoch {at.epoch}")
-        with (
-            MetricsLog(run_dir, at.stopping.epoch) as log,
-            watching(settings, rates, steps, batch_size, log.rows) as watch,
-            profiling(step, profile) as step,
-        ):
-            batches = training_batches(
-                train_set, settings, config.model.clip_frames, batch_size,
-                int(at.state.step), len(devices) // hosts.count, hosts.rows(batch_size),
-            )  # fmt: skip
-            at = _Run(
-                config, Validation(config, val_set, plugins), batch_size, steps, rates, numbers,
-                step, batches, checkpoints, log, watch, interruption, hosts, on_event,
-            ).go_on(at)  # fmt: skip
-        if not interruption.came:
-            checkpoints.wait()
-            params, best = checkpoints.restore_best(at.state.params)
-            say(f"best epoch {best} of {at.epoch} by {settings.early_stopping_metric}")
-            return Trained(params, best, at.epoch)
-        say(f"stopped after step {int(at.state.step)}; its checkpoint is being written")
-    raise KeyboardInterrupt  # where the signal was not this run's to raise
+    at = begin(config, train_set.dim, plugins)
+    step, signal = _step(config, devices, plugins)
+    numbers = step_numbers(config, devices if processes.count == 1 else ())
+    with ExitStack() as stack:
+        lead = None
+        if val_set is not None:
+            say_cut_warmup(settings, steps)
+            checkpoints = stack.enter_context(Checkpoints(run_dir, on_event=on_event))
+            at = checkpoints.restore_last(at.state) or at
+            if at.epoch:
+                say(f"going on from step {int(at.state.step)}, epoch {at.epoch}")
+            log = stack.enter_context(MetricsLog(run_dir, at.stopping.epoch))
+            watch = stack.enter_context(
+                watching(settings, rates, steps, batch_size, log.rows)
+            )
+            validation = Validation(config, val_set, plugins)
+            lead = _Lead(validation, checkpoints, log, watch)
+            profile = run_dir / "profile" if config.run.profile else None
+            step = stack.enter_context(profiling(step, profile))
+        at = distributed.broadcast(replace(at, state=jax.device_get(at.state)))
+        batches = training_batches(
+            train_set, settings, config.model.clip_frames, batch_size, int(at.state.step),
+            len(devices) // processes.count, distributed.rows(batch_size),
+        )  # fmt: skip
+        at = _Run(
+            config, batch_size, steps, rates, numbers, step, batches, signal, on_event, lead
+        ).go_on(at)  # fmt: skip
+        if not (number := signal()):
+            return distributed.broadcast(lead.best(at) if lead else None)
+        if lead:
+            say(
+                f"stopped after step {int(at.state.step)}; its checkpoint is being written"
+            )
+    distributed.part()
+    raise Interrupted(number)
 
 
 def _step(
-    config: Config, devices: Sequence[jax.Device], plugins: Plugins, hosts: Hosts
-) -> tuple[TrainStep, Interruption]:
-    """The step of this process, and what stops it."""
-    if hosts.count == 1:
-        return make_train_step(config, devices, plugins), Interruption()
-    interruption = JointInterruption()
-    return make_joint_step(config, devices, plugins, interruption), interruption
+    config: Config, devices: Sequence[jax.Device], plugins: Plugins
+) -> tuple[TrainStep, Callable[[], int]]:
+    """The step, and what gives the number of the signal that ends training, 0 for none."""
+    if distributed.processes().count == 1:
+        return make_train_step(config, devices, plugins), interrupted
+    step = distributed.SharedStep(make_step(config, plugins, AXIS), devices, AXIS)
+    return step, step.interrupted
+
+
+@dataclass(frozen=True)
+class _Lead:
+    """What process 0 alone does: it validates, writes lines and saves checkpoints."""
+
+    validation: Validation
+    checkpoints: Checkpoints
+    log: MetricsLog
+    watch: Watch
+
+    def best(self, at: Checkpoint) -> Trained:
+        """The best parameters, restored."""
+        self.checkpoints.wait()
+        params, best = self.checkpoints.restore_best(at.state.params)
+        say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")
+        return Trained(params, best, at.epoch)
 
 
 @dataclass(frozen=True)
@@ -124,39 +150,35 @@ class _Run:
     """A run under way, with everything that its epochs need."""
 
     config: Config
-    validation: Validation
     batch_size: int
     steps: int  # an epoch
     rates: Float32[np.ndarray, " steps"]  # of the whole run
     numbers: StepNumbers
     step: TrainStep
     batches: Iterator[Batch]
-    checkpoints: Checkpoints
-    log: MetricsLog
-    watch: Watch
-    interruption: Interruption
-    hosts: Hosts
+    signal: Callable[[], int]
     on_event: OnEvent
+    lead: _Lead | None
 
     def go_on(self, at: Checkpoint) -> Checkpoint:
         """Train until the last epoch, the end of patience or a signal."""
         epochs = self.config.training.epochs
         while at.stopping.epoch < epochs and not at.stopping.stops:
-            self.hosts.tell(self.steps - at.sums.steps)
             at = self._train(at)
-            if self.interruption.came:
-                self.checkpoints.save(at)
+            if self.signal():
+                if self.lead:
+                    self.lead.checkpoints.save(at)
                 break
-            at = self._finish_epoch(at)
-            if self.interruption.came:
+            stopping = self._finish_epoch(at, self.lead) if self.lead else None
+            at = Checkpoint(at.state, distributed.broadcast(stopping))
+            if self.signal():
                 break
-        self.hosts.tell(None)
         return at
 
     def _train(self, at: Checkpoint) -> Checkpoint:
-        """Run the rest of an epoch's steps, or those until a signal.
+        """The remaining steps of an epoch, or those before a signal.
 
-        A step's metrics are fetched when the next step is under way.
+        A step's metrics are fetched while the next step runs.
         """
         state, sums = at.state, replace(at.sums)
         before, began = int(state.step) - sums.steps, time.perf_counter()
@@ -172,7 +194,7 @@ class _Run:
             if late is not None:
                 self._add(sums, late, before + number)
             late = metrics
-            if self.interruption.came:
+            if self.signal():
                 break
         if late is not None:
             self._add(sums, late, before + sums.steps + 1)
@@ -180,18 +202,19 @@ class _Run:
         return Checkpoint(state, at.stopping, sums)
 
     def _add(self, sums: EpochSums, metrics: StepMetrics, step: int) -> None:
-        """Add one step's metrics, which waits for the device; NaN stops training."""
+        """Add one step's metrics (waits for the device); NaN stops training."""
         loss, accuracy, grad_norm = (float(value) for value in jax.device_get(metrics))
         self._check_finite({"loss": loss, "grad_norm": grad_norm}, step)
         sums.add(loss, accuracy, grad_norm, self.config.training.grad_clip_norm)
-        self.watch.step(step, loss)
+        if self.lead:
+            self.lead.watch.step(step, loss)
         self.on_event("step-end")
 
-    def _finish_epoch(self, at: Checkpoint) -> Checkpoint:
-        """Validate, write the epoch's line, update early stopping, save a checkpoint."""
+    def _finish_epoch(self, at: Checkpoint, lead: _Lead) -> EarlyStopping:
+        """Validation, the epoch's line, early stopping, checkpoint."""
         began, step = time.perf_counter(), int(at.state.step)
         self.on_event("evaluation-begin")
-        metrics = self.validation.metrics(at.state.params)
+        metrics = lead.validation.metrics(at.state.params)
         self.on_event("evaluation-end")
         self._check_finite({"val_loss": metrics["val_loss"]}, step)
         row = {
@@ -203,19 +226,21 @@ class _Run:
             "seconds": at.sums.seconds + time.perf_counter() - began,
         }
         metric = self.config.training.early_stopping_metric
-        after = Checkpoint(at.state, at.stopping.update(at.epoch, row[metric]))
-        self.log.write(row)
-        self.checkpoints.save(after)
-        self.watch.epoch(row, after.stopping)
-        return after
+        stopping = at.stopping.update(at.epoch, row[metric])
+        lead.log.write(row)
+        lead.checkpoints.save(Checkpoint(at.state, stopping))
+        lead.watch.epoch(row, stopping)
+        return stopping
 
     def _check_finite(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
             if not math.isfinite(value):
-                newest = self.checkpoints.newest()
+                newest = self.lead.checkpoints.newest() if self.lead else None
                 kept = "there is no checkpoint yet"
                 if newest is not None:
                     kept = f"the last good checkpoint is {newest}"
+                elif self.lead is None:
+                    kept = "process 0 names the last good checkpoint"
                 raise VdError(
                     f"{name} is {value} at step {step}, and {kept}; start a run in another "
                     "folder with a lower --learning-rate or with --no-mixed-precision."

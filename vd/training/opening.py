@@ -8,6 +8,7 @@ from vd.config import Config
 from vd.console import say
 from vd.data.manifest import SPLITS, Video
 from vd.errors import VdError
+from vd.training import distributed
 from vd.training.run_folder import read_config
 
 if TYPE_CHECKING:
@@ -62,42 +63,44 @@ def check_devices(config: Config, processes: int = 1) -> None:
         )
 
 
-def batch_and_devices(
-    config: Config, train_clips: int, joint: Sequence["jax.Device"] = ()
-) -> Opened:
+def batch_and_devices(config: Config, train_clips: int) -> Opened:
     """The batch size, cut to what a small train split can fill, and the devices."""
     from vd.devices import training_devices
 
-    asked, devices = config.training.batch_size, len(joint) or config.run.devices
-    batch_size = min(asked, train_clips)
-    batch_size -= batch_size % (devices or 1)
+    processes = distributed.processes().count
+    requested, size = config.run.devices, config.training.batch_size
+    least = (requested or 1) * processes
+    batch_size = min(size, train_clips)
+    batch_size -= batch_size % least
     if not batch_size:
         raise VdError(
-            f"{devices} devices are more than the {train_clips} clips of the train split; "
+            f"{least} devices are more than the {train_clips} clips of the train split; "
             "give fewer by --devices or --num-processes."
         )
-    if batch_size < asked:
+    if batch_size < size and distributed.is_lead():
         say(
             f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
         )
-    if joint:
-        return Opened(batch_size, joint)
-    return Opened(batch_size, training_devices(_devices_before(config), batch_size))
+    each = distributed.broadcast(_devices_before(config))
+    return Opened(batch_size, training_devices(each, batch_size, processes))
 
 
 def _devices_before(config: Config) -> int | None:
-    """The number of devices asked for, else the number that the run began with."""
+    """The devices of each process: those requested, else those of the run's beginning."""
     path = config.run.checkpoint_dir
     begun = (path / "config.json").exists() and not config.run.fresh
-    if config.run.devices is not None or not begun:
+    if config.run.devices is not None or not begun or not distributed.is_lead():
         return config.run.devices
     import jax
 
     from vd.devices import prepare_jax, say_other_devices
 
     before: int = read_config(path)["devices"]["count"]
-    prepare_jax(before)
-    if before > len(jax.local_devices()):
-        say_other_devices(before, len(jax.local_devices()))
-        return None
-    return before
+    processes = distributed.processes().count
+    each, rest = divmod(before, processes)
+    if not rest:
+        prepare_jax(each)
+        if each <= jax.local_device_count():
+            return each
+    say_other_devices(before, processes * jax.local_device_count())
+    return None

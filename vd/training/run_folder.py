@@ -88,19 +88,39 @@ def check_identity(
     # a setting that the run was trained without has its default there
     record = BUILT_IN.identity() | values["identity"]
     record |= settings_identity(from_json(Config, values["settings"]))
-    former, missing = dict(_flat(record)), object()
     differ = [
         _changes(run_dir, videos)
         if key == "dataset"
-        else f"{key} was {former[key]}, now {value}"
-        for key, value in _flat(identity)
-        if former.get(key, missing) not in (value, missing)
+        else f"{key} was {before}, now {now}"
+        for key, before, now in _differences(record, identity)
     ]
     if differ:
         raise VdError(
             f"--checkpoint-dir {run_dir} holds another run ({'; '.join(differ)}); name "
             "another folder, or start over with --fresh."
         )
+
+
+def check_same_run(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise `VdError` when this process would train another run than process 0."""
+    if differ := _differences(theirs, ours):
+        listed = "; ".join(f"{key} is {a} there, {b} here" for key, a, b in differ)
+        raise VdError(
+            f"process 0 trains another run ({listed}); start all processes with the same "
+            "flags, data set and cache."
+        )
+
+
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Name and both values of what differs; a key that was not there does not count."""
+    former = dict(_flat(before))
+    return [
+        (key, former[key], value)
+        for key, value in _flat(now)
+        if key in former and former[key] != value
+    ]
 
 
 def is_finished(run_dir: Path) -> bool:

@@ -26,9 +26,9 @@ class Batch(NamedTuple):
     """A batch as a step sees it; a global batch has a first axis more, the devices."""
 
     features_BxTxD: Float16[Any, "*N B T D"]  # on the devices already, or on the host
-    mask_BxT: Float32[np.ndarray, "*N B T"]
-    labels_B: Float32[np.ndarray, "*N B"]
-    index_B: Int[np.ndarray, "*N B"]  # index in the global batch, for draws on devices
+    mask_BxT: Float32[Any, "*N B T"]
+    labels_B: Float32[Any, "*N B"]
+    index_B: Int[Any, "*N B"]  # index in the global batch, for draws on devices
 
 
 class TrainState(NamedTuple):

@@ -13,20 +13,16 @@ from scipy.special import expit
 
 from vd.config import Config
 from vd.errors import VdError
-from vd.metrics.binary import (
-    METRICS,
-    accuracy,
-    balanced_accuracy,
-    collapsed,
-    recall,
-    roc_auc,
-)
+from vd.metrics.binary import METRICS, collapsed
 from vd.models.head import Params
 from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.models.scoring import Windows, score_batches, scoring_device, window_batches
 from vd.training.feature_set import FeatureSet, fits
 
+_LOGGED = (
+    "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc",
+)  # fmt: skip
 _DEVICE_SHARE = 1 / 8  # of what JAX may take; the features to train on have a half
 
 
@@ -102,21 +98,19 @@ class Validation:
         if not np.isfinite(loss):
             return {"val_loss": loss}
         labels_N = self._set.labels_N.astype(int)
-        predicted_N = logits_N >= 0
-        values = {
+        probability_N, predicted_N = expit(logits_N), logits_N >= 0
+        names = dict.fromkeys((*_LOGGED, self._stopping_metric.removeprefix("val_")))
+        return {
             "val_loss": loss,
-            "val_accuracy": accuracy(labels_N, predicted_N),
-            "val_balanced_accuracy": balanced_accuracy(labels_N, predicted_N),
-            "val_recall_violent": recall(labels_N, predicted_N, 1),
-            "val_recall_nonviolent": recall(labels_N, predicted_N, 0),
-            "val_roc_auc": roc_auc(labels_N, logits_N),
+            **{
+                f"val_{name}": METRICS[name].compute(
+                    labels_N, probability_N, predicted_N
+                )
+                for name in names
+                if name != "loss"
+            },
             "val_collapsed": collapsed(labels_N, predicted_N),
         }
-        if self._stopping_metric not in values:
-            metric = METRICS[self._stopping_metric.removeprefix("val_")]
-            value = metric.compute(labels_N, expit(logits_N), predicted_N)
-            values[self._stopping_metric] = value
-        return values
 
     def _batches(self) -> Iterator[Windows]:
         return window_batches(self._set.in_order(), self._head.config.clip_frames)

@@ -1,0 +1,241 @@
+"""Several processes that train one model: all run one program over all devices.
+
+Process 0 alone locks the run folder, restores, validates, decides and saves; it broadcasts
+what it decided. A process that fails ends at once, and JAX then ends the others, which miss
+its heartbeat.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from urllib.parse import urlsplit
+
+from vd.config import RunConfig
+from vd.console import interrupted, result_of, say
+from vd.errors import VdError
+
+if TYPE_CHECKING:
+    import jax
+
+    from vd.training.step import (
+        Batch,
+        StepMetrics,
+        StepNumbers,
+        TrainState,
+        TrainStep,
+    )
+
+_HEARTBEAT_SECONDS = 20
+LOST = (
+    "an error ended this process, perhaps because another process of this run was lost; "
+    "finished work is kept: start all processes again with the same commands."
+)
+_START_SECONDS = 300  # within which all processes must start
+_LEAVE_SECONDS = 86_400  # process 0 may still be writing a checkpoint
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of a run."""
+
+    index: int = 0
+    count: int = 1
+
+
+_processes = Processes()
+
+
+def several(run: RunConfig) -> bool:
+    """Whether the flags ask for several processes; raises `VdError` for wrong ones."""
+    address, count, index = run.coordinator_address, run.num_processes, run.process_id
+    if address == "auto":
+        if (count, index) != (None, None):
+            raise VdError(
+                "--coordinator-address auto takes --num-processes and --process-id from "
+                "Slurm or Kubernetes; leave them out, or give HOST:PORT."
+            )
+        return True
+    if (address, count, index) == (None, None, None) or (count, index) == (1, 0):
+        return False
+    if address is None or count is None or index is None:
+        raise VdError(
+            "--coordinator-address, --num-processes and --process-id belong together; give "
+            "all three, or --coordinator-address auto under Slurm or Kubernetes."
+        )
+    if index >= count:
+        raise VdError(
+            f"--process-id {index} is not below --num-processes {count}; number the "
+            "processes from 0."
+        )
+    if not _has_port(address):
+        raise VdError(
+            f"--coordinator-address {address} has no valid port; give HOST:PORT, a free "
+            "port on the machine of process 0."
+        )
+    return True
+
+
+def _has_port(address: str) -> bool:
+    """Whether it is HOST:PORT, an IPv6 address being in brackets."""
+    try:
+        parts = urlsplit(f"//{address}")
+        return bool(parts.hostname and parts.port)
+    except ValueError:  # above 65535, or not a number
+        return False
+
+
+def join(run: RunConfig) -> None:
+    """Connect to the other processes if the flags ask for several; JAX starts here."""
+    global _processes
+    if several(run):
+        _processes = Processes(run.process_id or 0, run.num_processes or 2)
+        say(f"waiting up to {_START_SECONDS} s for the other processes of this run")
+        _processes = _in_thread(lambda: _initialize(run))
+
+
+def _initialize(run: RunConfig) -> Processes:
+    import jax
+
+    from vd.devices import most_cpu_devices, prepare_jax
+
+    # its C++ handler would take SIGTERM from us
+    jax.config.update("jax_enable_preemption_service", False)
+    given = run.coordinator_address != "auto"
+    try:
+        jax.distributed.initialize(
+            run.coordinator_address if given else None,
+            run.num_processes,
+            run.process_id,
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_LEAVE_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise VdError(
+            f"--coordinator-address {run.coordinator_address} cannot be used ({reason}); "
+            "give HOST:PORT, a free port on the machine of process 0, with --num-processes "
+            "and --process-id."
+        ) from error
+    prepare_jax(run.devices or most_cpu_devices())
+    processes = Processes(jax.process_index(), jax.process_count())
+    if len(jax.devices()) != processes.count * jax.local_device_count():
+        raise VdError(
+            f"process {processes.index} has {jax.local_device_count()} devices and others "
+            "have another number; give all processes as many."
+        )
+    return processes
+
+
+def is_connected() -> bool:
+    """Whether this process has joined others, and not left them."""
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def processes() -> Processes:
+    """This process among those that have joined; one process alone by default."""
+    return _processes
+
+
+def is_lead() -> bool:
+    """Whether this process decides and writes."""
+    return _processes.index == 0
+
+
+def rows(batch_size: int) -> range:
+    """Which rows of a global batch this process reads."""
+    share = batch_size // _processes.count
+    return range(_processes.index * share, (_processes.index + 1) * share)
+
+
+def broadcast(value: T | None) -> T:
+    """The value of process 0, in every process; all must call it at the same place."""
+    if _processes.count == 1:
+        return cast(T, value)
+    return _in_thread(lambda: _broadcast(value))
+
+
+def _broadcast(value: T | None) -> T:
+    import numpy as np
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    size = int(broadcast_one_to_all(np.int32(len(content))))
+    received = broadcast_one_to_all(np.resize(content, size))
+    result: T = pickle.loads(received.tobytes())  # of this run's process 0
+    return result
+
+
+def part() -> None:
+    """Disconnect, once all have come here; process 0 goes on as one process alone."""
+    global _processes
+    if _processes.count > 1:
+        import jax
+
+        _in_thread(jax.distributed.shutdown)
+        _processes = replace(_processes, count=1)
+
+
+def end(code: int) -> NoReturn:
+    """Exit; after an error at once, so that the others miss this process's heartbeat."""
+    if code and _processes.count > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _in_thread(call: Callable[[], T]) -> T:
+    """The result of a call that waits in C++; signals are asked for meanwhile."""
+    return result_of(ThreadPoolExecutor(1).submit(call))
+
+
+class SharedStep:
+    """A step over the devices of all processes, which tells all of one another's signals.
+
+    All call it equally often. What `interrupted` gives is read one step late, so that no
+    device waits for a host.
+    """
+
+    def __init__(
+        self, step: "TrainStep", devices: "Sequence[jax.Device]", axis: str
+    ) -> None:
+        import jax
+
+        def shared(
+            state: "TrainState", batch: "Batch", numbers: "StepNumbers", signal: Any
+        ) -> tuple["TrainState", "StepMetrics", Any]:
+            return *step(state, batch, numbers), jax.lax.pmax(signal, axis)
+
+        self._local = sum(d.process_index == _processes.index for d in devices)
+        self._parallel = jax.pmap(
+            shared, axis_name=axis, in_axes=(None, 0, None, 0),
+            out_axes=(None, None, None), devices=list(devices), donate_argnums=0,
+        )  # fmt: skip
+        self._signal, self._late = 0, None
+
+    def __call__(
+        self, state: "TrainState", batch: "Batch", numbers: "StepNumbers"
+    ) -> tuple["TrainState", "StepMetrics"]:
+        """Run one step; the batch is this process's rows."""
+        import numpy as np
+
+        signal_D = np.full(self._local, interrupted(), np.int32)
+        state, metrics, signal = self._parallel(state, batch, numbers, signal_D)
+        if self._late is not None:
+            self._signal = int(self._late)
+        self._late = signal
+        return state, metrics
+
+    def interrupted(self) -> int:
+        """The number of the signal that came to any process, 0 for none."""
+        return self._signal
