@@ -30,7 +30,7 @@ from benchmarks.scratch import scratch
 from vd.config import TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.features.shards import Extracted, in_parts
+from vd.features.shards import Extracted
 from vd.features.store import FeatureStore
 from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
@@ -74,9 +74,7 @@ def fill(store: FeatureStore, names: list[str]) -> None:
     made = [numbers(seed) for seed in range(CHUNK)]
     for start in range(0, len(names), CHUNK):
         rows = zip(names[start : start + CHUNK], made, strict=False)
-        store.add(
-            [Extracted(name, USED, in_parts(value)) for name, value in rows], "none"
-        )
+        store.add([Extracted(name, USED, [value]) for name, value in rows], "none")
     store.write_metadata()
 
 
@@ -132,7 +130,7 @@ def measure_growth(folder: Path) -> None:
     """Adding ten videos to the full store and to an empty one, in seconds."""
     taken = []
     for place in (folder, folder / "empty"):
-        chunk = [Extracted(f"new{i}", USED, in_parts(numbers(i))) for i in range(10)]
+        chunk = [Extracted(f"new{i}", USED, [numbers(i)]) for i in range(10)]
 
         def add(place: Path = place, chunk: list[Extracted] = chunk) -> None:
             store = open_store(place)

@@ -9,7 +9,7 @@ from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.evaluation.predictions import Predictions
-from vd.features.shards import Extracted, in_parts
+from vd.features.shards import PART_FRAMES, Extracted
 from vd.features.store import FeatureStore
 from vd.training.checkpoints import ignore_event
 from vd.training.feature_set import FeatureSet
@@ -59,6 +59,12 @@ def features_of(video, frames, views=2, signal=1.0):
     features = rng.normal(size=(views, frames, STREAMS, DIM))
     features[..., 0] += signal * (2 * video.label - 1)
     return features.astype(np.float16)
+
+
+def in_parts(features_VxFxSxD):
+    """The parts of a video's features, as extraction stores them."""
+    for start in range(0, features_VxFxSxD.shape[1], PART_FRAMES):
+        yield features_VxFxSxD[:, start : start + PART_FRAMES]
 
 
 def open_store(cache_dir, **description):
@@ -134,13 +140,13 @@ def metrics_without_timing(folder):
 
 
 def write_tiny_backbone(
-    path, size=32, dim=8, channels_first=False, metadata=None, batch="N", softmax=None,
+    path, size=32, dim=8, channels_first=False, metadata=None, batch="N",
     of_bytes=False, scale=1.0, **how_saved,
 ):  # fmt: skip
     """An ONNX file that takes float images of side `size` to `dim` values: fast and crude.
 
-    `batch` is its batch size where that is fixed; `softmax` an axis to normalise over;
-    `of_bytes` makes it take uint8 images; `scale` multiplies its weights.
+    `batch` is its batch size where that is fixed; `of_bytes` makes it take uint8 images;
+    `scale` multiplies its weights.
     """
     from onnx import TensorProto, helper, numpy_helper, save
 
@@ -165,9 +171,6 @@ def write_tiny_backbone(
         nodes.insert(
             0, helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2])
         )
-    if softmax is not None:
-        nodes[-1].output[0] = "raw"
-        nodes.append(helper.make_node("Softmax", ["raw"], ["features"], axis=softmax))
     kind = TensorProto.UINT8 if of_bytes else TensorProto.FLOAT
     if of_bytes:
         nodes[0].input[0] = "floats"

@@ -12,12 +12,7 @@ from sklearn import metrics as sk
 from tests.command_line import digests, vd
 from tests.fabricated import made_up_predictions
 from vd.errors import VdError
-from vd.evaluation.compare import (
-    compare,
-    curve,
-    table,
-    table_rows,
-)
+from vd.evaluation.compare import compare, curve, text
 from vd.evaluation.crossval import write_crossval
 from vd.evaluation.predictions import Member
 from vd.files import read_csv, write_csv
@@ -155,7 +150,7 @@ def test_figures_are_those_of_other_code(pair):
     assert found["shown"]
     first = found["verdict"]
     assert first.startswith(
-        f"good is better than weak by {100 * difference.mean():.1f}"
+        f"good is better than weak by {100 * difference.mean():.3g} points"
     )
     assert first.endswith(": shown")
     psi = np.mean(right[0] != right[1])
@@ -183,21 +178,6 @@ def test_the_same_predictions_show_nothing(pair, trained):
     assert "good and twin are equally accurate" in found["verdict"]
 
 
-def test_right_on_all_against_wrong_on_all_is_no_certainty(trained, tmp_path):
-    """All twelve groups differ: as exact as the interval of a share of 1."""
-    clips = [(f"{i}.mp4", i % 2, f"g{i % 12}") for i in range(24)]
-    for name, right in (("right", True), ("wrong", False)):
-        rows = [(p, y, g, 0.9 if (y == 1) == right else 0.1) for p, y, g in clips]
-        write_run(tmp_path / name, trained[0] / "run", rows)
-    least = 0.025 ** (1 / 12)
-    for names, ends in (("wrong right", [least, 1]), ("right wrong", [-1, -least])):
-        found = compare([tmp_path / n for n in names.split()])["comparisons"][0]
-        assert found["accuracy_difference_ci95"] == pytest.approx(ends)
-        assert found["shown"]
-        assert abs(found["roc_auc_difference"]) == 1
-        assert found["roc_auc_difference_ci95"] is None  # all resamples show the same
-
-
 def test_collapse_is_told(pair, trained):
     fallen = [(p, y, g, 0.9) for p, y, g, _ in made_up(400, 1.2, 2, 50)]
     write_run(pair / "fallen", trained[0] / "run", fallen)
@@ -218,10 +198,12 @@ def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, traine
     assert [one["shown"] for one in found] == [True, False, False]
     assert "after Holm's correction for 3" in found[0]["verdict"]
     assert found[1]["verdict"].endswith(": not shown")
-    printed = table(result).splitlines()
-    assert len(printed) == 5
-    assert printed[2].split()[0] == "good"
-    assert {row["b"] for row in table_rows(result)} == {"good", "weak7", "weak8"}
+    printed = text(result).splitlines()
+    assert printed[::3] == [one["verdict"] for one in found]
+    assert printed[1] == (
+        f"  weak: accuracy {100 * found[0]['accuracy_a']:.1f} %, "
+        f"ROC AUC {found[0]['roc_auc_a']:.3f}"
+    )
 
 
 def test_three_clips_one_class_and_one_group(trained, tmp_path):
@@ -246,19 +228,17 @@ def test_three_clips_one_class_and_one_group(trained, tmp_path):
         assert ("too narrow" in warnings) == (name != "one")
         assert ("all clips are of one group" in warnings) == (name == "one")
         assert ("no source groups" in warnings) == (name != "one")
-        table(result)
+        text(result)
 
 
 def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
     run = trained[0] / "run"
     rows = made_up(400, 0.5, 1, 50)
     lacking = write_run(tmp_path / "lacking", run, rows[1:])
-    with pytest.raises(
-        VdError, match=r"different clips \(1 are in only one .* '0.mp4'"
-    ):
+    with pytest.raises(VdError, match=r"different clips \(1 are in only one of them"):
         compare([pair / "weak", lacking])
     twice = write_run(tmp_path / "twice", run, [*rows[1:], rows[1]])
-    with pytest.raises(VdError, match="have a clip twice"):
+    with pytest.raises(VdError, match="tests a clip twice"):
         compare([pair / "weak", twice])
     path, label, group, score = rows[0]
     other = [(path, 1 - label, group, score), *rows[1:]]
@@ -286,7 +266,7 @@ def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp
         ("evaluation_test.json", "{", "is damaged"),
         ("evaluation_test.json", "[]", "is damaged"),
         ("evaluation_test.json", '{"threshold": null}', "is damaged"),
-        ("predictions_test.csv", None, "does not exist"),
+        ("predictions_test.csv", None, "is damaged"),
         ("predictions_test.csv", "path\n", "is damaged"),
         ("config.json", "{}", "is damaged"),
         ("config.json", None, "neither config.json nor crossval.json"),
@@ -312,20 +292,15 @@ def test_the_command_writes_what_it_says(pair, tmp_path, trained):
     (row,) = read_csv(out / "compare.csv")
     found = result["comparisons"][0]
     assert float(row["accuracy_difference"]) == found["accuracy_difference"]
-    assert found["verdict"] in done.stderr
-    assert "good" in done.stdout
+    assert found["verdict"] in done.stdout
     before = (out / "compare.json").read_bytes()
     vd("compare", pair / "weak", pair / "good", "--out", out)
     assert (out / "compare.json").read_bytes() == before
     refused = vd("compare", pair / "weak", tmp_path / "gone", code=2)
     assert "neither config.json nor crossval.json" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
-    for wrong, words in [
-        ([pair / "weak"], "needs two or more"),
-        ([pair / "weak", pair / "weak"], "one folder twice"),
-    ]:
-        with pytest.raises(VdError, match=words):
-            compare(wrong)
+    with pytest.raises(VdError, match="needs two or more"):
+        compare([pair / "weak"])
     both = pair / "weak", pair / "good"
     kept = digests(pair / "good")
     assert (
@@ -385,12 +360,12 @@ def test_what_differs_by_rounding_alone_is_no_difference(tmp_path):
     assert found["test"] == "McNemar's exact test"
     assert found["p"] == mcnemar(np.zeros(3, bool), np.ones(3, bool))["p"] == 0.25
     assert not found["shown"]
-    none = crossed_of(tmp_path / "none", [[0, 0, 0], [0, 0, 0]])
+    few = crossed_of(tmp_path / "few", [[1, 1, 1], [1, 1, 1]])
     every = crossed_of(tmp_path / "every", [[6, 6, 6], [6, 6, 6]])
-    found = compare([none, every])["comparisons"][0]
-    assert found["p"] == pytest.approx(2 * 0.5**18)  # 18 clips, all the one way
+    found = compare([few, every])["comparisons"][0]
+    assert found["p"] == pytest.approx(2 * 0.5**15)  # 15 clips, all the one way
     assert found["shown"]
-    assert "7.6e-06" in table(compare([none, every]))
+    assert "6.1e-05" in found["verdict"]
     a = crossed_of(tmp_path / "a", [[4, 3, 2], [3, 2, 1], [5, 5, 1]])
     b = crossed_of(tmp_path / "b", [[3, 4, 2], [2, 2, 2], [5, 4, 2]])
     found = compare([a, b])["comparisons"][0]
@@ -447,12 +422,6 @@ def test_other_folds_or_seeds_are_refused(tmp_path, settings, words):
     b = write_crossed(tmp_path / "b", 0.5, **settings)
     with pytest.raises(VdError, match=words):
         compare([a, b])
-
-
-def test_a_run_and_a_crossval_are_no_pair(pair, tmp_path):
-    a = write_crossed(tmp_path / "a", 0.5)
-    with pytest.raises(VdError, match="two of a kind"):
-        compare([a, pair / "weak"])
 
 
 def test_curves_are_means_over_the_runs_that_got_there(tmp_path):

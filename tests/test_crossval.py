@@ -326,7 +326,7 @@ def test_seeds_over_other_clips_are_refused():
     with pytest.raises(VdError, match="other clips or folds"):
         pooled_by_seed(same)
     twice = [member(0, 0, [0, 1], [0.1, 0.9]), member(1, 0, [0, 1], [0.1, 0.9])]
-    with pytest.raises(VdError, match="have a clip twice"):
+    with pytest.raises(VdError, match="tests a clip twice"):
         pooled_by_seed(twice)
 
 

@@ -18,9 +18,8 @@ from vd.errors import VdError
 from vd.evaluation.cross_dataset import dataset_name, evaluate_on
 from vd.evaluation.evaluate import operating_points
 from vd.evaluation.predictions import from_rows
-from vd.evaluation.restore import restore
 from vd.evaluation.slices import slice_values, slices
-from vd.files import read_csv, write_csv, write_json
+from vd.files import read_csv, write_csv
 from vd.metrics import intervals
 from vd.metrics.binary import METRICS, evaluation_metrics
 from vd.metrics.calibration import Calibration, false_alarm_threshold
@@ -432,15 +431,6 @@ def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
         done = vd("evaluate", "--checkpoint-dir", run, *more, code=2)
         assert words in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_another_label_map_is_refused(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    path = tmp_path / "run" / "config.json"
-    values = json.loads(path.read_text())
-    write_json(path, values | {"label_map": {"violent": 0, "nonviolent": 1}})
-    with pytest.raises(VdError, match=r"config\.json has the label map"):
-        restore(tmp_path / "run")
 
 
 def test_without_its_videos_a_run_is_evaluated_from_its_features(run, clips, tmp_path):

@@ -43,13 +43,6 @@ def test_threshold_moves_accuracy_but_not_accuracy_at_half():
     assert result["accuracy_at_0.5"] == pytest.approx(4 / 5)
 
 
-def test_one_class_gives_none_never_zero():
-    result = evaluate(np.zeros(4, int), np.array([0.1, 0.2, 0.3, 0.9]))
-    undefined = ("recall_violent", "f1_violent", "roc_auc", "average_precision")
-    assert [result[name] for name in undefined] == [None] * 4
-    assert result["recall_nonviolent"] == 0.75
-
-
 def test_ties_count_half_in_the_area():
     assert metrics.roc_auc(np.array([0, 1]), np.array([0.5, 0.5])) == 0.5
 

@@ -70,8 +70,8 @@ def test_it_shows_what_the_run_folders_say(
     other = altered(run, tmp_path / "b", **figures)
     notebook = execute([run, other], monkeypatch)
 
-    # curves, bands, phases, confusions, reliabilities
-    assert pictures(notebook) == 1 + 1 + 2 + 2 + 2
+    # curves, bands, confusions, reliabilities
+    assert pictures(notebook) == 1 + 1 + 2 + 2
     lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["val_loss"] for line in lines]
     best = f"{1 + losses.index(min(losses))} of 3"
@@ -124,7 +124,7 @@ def test_a_run_under_way_has_curves_only(
     (under_way / "evaluation_test.json").unlink()
     (under_way / "predictions_test.csv").unlink()
     notebook = execute([under_way], monkeypatch)
-    assert pictures(notebook) == 1 + 1 + 1
+    assert pictures(notebook) == 1 + 1
     assert "not evaluated yet" in words(notebook)
 
 
@@ -136,7 +136,7 @@ def test_what_the_file_keeps_is_whole_and_tells_of_no_machine() -> None:
     assert all(o.output_type != "error" for o in outputs(notebook))
     assert all(o.get("name") != "stderr" for o in outputs(notebook))
     runs = 3
-    assert pictures(notebook) == 1 + 1 + 3 * runs
+    assert pictures(notebook) == 1 + 1 + 2 * runs
     # heads and rows: phases, classes, figures, comparisons with the first
     assert len(table_rows(notebook)) == 4 * 2 + runs + 2 * runs + runs + runs - 1
     assert not any(cell.metadata for cell in notebook.cells)  # no times of execution

@@ -310,13 +310,11 @@ class Compare:
     curves.png."""
 
     def __call__(self) -> int:
-        """Print the table on standard output, and say what it means."""
-        from vd.evaluation.compare import compare, table
+        """Print the verdicts on standard output, and what limits them."""
+        from vd.evaluation.compare import compare, text
 
         result = compare(self.folders, self.out)
-        print(table(result))
-        for pair in result["comparisons"]:
-            say(pair["verdict"])
+        print(text(result))
         for warning in result["warnings"]:
             say(f"warning: {warning}")
         return 0
@@ -326,13 +324,13 @@ class Compare:
 class Report:
     """Write a run or a cross-validation as one self-contained page."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
-    """A run folder, or one of vd crossval; only one (vd compare takes several)."""
+    folder: tyro.conf.Positional[Path]
+    """A run folder, or one of vd crossval (vd compare takes several)."""
     out: Path | None = None
     """The page (default: report.html in the folder)."""
     mistakes: int = 12
-    """Misclassified clips to show with frames, which decodes these videos (0: a table
-    only, quick)."""
+    """Misclassified clips to show with frames, which decodes these videos (0: without
+    frames, quick)."""
     dataset_path: Path | None = None
     """Where the data set has moved, if it has."""
 
@@ -340,7 +338,7 @@ class Report:
         """Say where the page is."""
         from vd.report.report import report
 
-        path = report(self.folders, self.out, self.mistakes, self.dataset_path)
+        path = report(self.folder, self.out, self.mistakes, self.dataset_path)
         say(f"written: {path}")
         return 0
 

@@ -4,19 +4,21 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
 from vd.files import write_bytes
 
 Labels = Int[np.ndarray, " N"]
 Probabilities = Float[np.ndarray, " N"]
+Predicted = Bool[np.ndarray, " N"]
 Rows = Sequence[Mapping[str, Any]]  # an epoch each
 
 # Colours that colour-blind readers distinguish (Okabe and Ito 2008).
@@ -75,7 +77,7 @@ def bands(curves: Mapping[str, Rows], panels: Mapping[str, str]) -> Figure:
     """Mean and ± one standard deviation over members, an epoch a row, for each curve.
 
     `panels` are titles by metric; rows hold `epoch`, `members`, `<metric>_mean` and
-    `<metric>_sd`. The line is dotted where some members have stopped.
+    `<metric>_sd`, which is None, and drawn as nothing, where one member is left.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -87,39 +89,17 @@ def bands(curves: Mapping[str, Rows], panels: Mapping[str, str]) -> Figure:
                 np.array([row[key] for row in rows], float)
                 for key in ("epoch", "members", f"{metric}_mean", f"{metric}_sd")
             )
-            most = int(members.max(initial=0))
-            whole = int(np.sum(members == most))  # epochs that all members reached
-            axis.plot(
-                epochs[:whole], mean[:whole], f".{style}", ms=3, color=colour,
-                label=f"{_short(name)} ({most} run{'s' if most != 1 else ''})",
-            )  # fmt: skip
-            low, high = (mean - spread)[:whole], (mean + spread)[:whole]
-            axis.fill_between(epochs[:whole], low, high, color=colour, alpha=0.18, lw=0)
-            rest = slice(max(whole - 1, 0), None)  # from the last of them
-            axis.plot(epochs[rest], mean[rest], ":", color=colour, alpha=0.7)
+            label = f"{_short(name)}, runs: {members.max(initial=0):.0f}"
+            axis.plot(epochs, mean, f".{style}", ms=3, color=colour, label=label)
+            axis.fill_between(
+                epochs, mean - spread, mean + spread, color=colour, alpha=0.18, lw=0
+            )
         axis.set_title(title)
         _over_epochs(axis)
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
-        title="mean and standard deviation over runs; dotted where some have stopped",
+        title="mean and standard deviation over the runs that reached an epoch",
     )  # fmt: skip
-    return figure
-
-
-def phases(rows: Rows, spans: Mapping[str, tuple[int, int]]) -> Figure:
-    """Losses over epochs, with named spans (first and last epoch); `rows` as above."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axis = figure.subplots()
-    _draw_metrics(axis, rows, _PANELS["Loss"], _BLUE)
-    for name, (first, last) in spans.items():
-        axis.axvline(last + 0.5, color=_GREY, ls=":", lw=1)
-        axis.annotate(
-            name, ((first + last) / 2, 0.98), xycoords=("data", "axes fraction"),
-            ha="center", va="top", fontsize=9, rotation=0 if last - first > 1 else 90,
-        )  # fmt: skip
-    axis.set(ylabel="loss", xlim=(0.5, len(rows) + 0.5))
-    axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the names
-    _legend_below(figure)
     return figure
 
 
@@ -154,11 +134,9 @@ def _short(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
-def confusion(
-    labels_N: Labels, probability_N: Probabilities, threshold: float, title: str = ""
-) -> Figure:
-    """Confusion matrix at the threshold: counts, and shares of each true class."""
-    counts = confusion_matrix(labels_N, probability_N >= threshold, labels=[0, 1])
+def confusion(labels_N: Labels, predicted_N: Predicted, title: str) -> Figure:
+    """Confusion matrix: counts, and shares of each true class."""
+    counts = confusion_matrix(labels_N, predicted_N, labels=[0, 1])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(4.8, 4.2), layout="constrained")
     axis = figure.subplots()
@@ -171,16 +149,13 @@ def confusion(
     names = ["non-violent", "violent"]
     axis.set(
         xticks=[0, 1], yticks=[0, 1], xticklabels=names, yticklabels=names,
-        xlabel="predicted", ylabel="true", title=title or f"Confusion at threshold {threshold:.3f}",
+        xlabel="predicted", ylabel="true", title=title,
     )  # fmt: skip
     return figure
 
 
-def rates(
-    runs: Mapping[str, tuple[Labels, Probabilities]],
-    kind: Literal["roc", "precision-recall"],
-) -> Figure:
-    """ROC or precision–recall curves of several runs: labels and probabilities of each.
+def roc(runs: Mapping[str, tuple[Labels, Probabilities]]) -> Figure:
+    """ROC curves of several runs: labels and probabilities of each.
 
     A run with one class only has no curve, which the legend says.
     """
@@ -188,53 +163,27 @@ def rates(
     for (name, (labels_N, p_N)), colour, style in zip(
         runs.items(), cycle(_RUNS), cycle(_STYLES), strict=False
     ):
-        label = _short(name)
         if len(np.unique(labels_N)) < 2:
-            axis.plot([], [], label=f"{label}: one class only")
-        elif kind == "roc":
-            x, y, _ = roc_curve(labels_N, p_N)
-            axis.plot(x, y, style, color=colour, label=label)
+            axis.plot([], [], label=f"{_short(name)}: one class only")
         else:
-            y, x, _ = precision_recall_curve(labels_N, p_N)
-            axis.step(x, y, style, where="post", color=colour, label=label)
-    if kind == "roc":
-        axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
-        axis.set(xlabel="false alarms (share of non-violent)", title="ROC")
-        axis.set_ylabel("recall of violent")
-    else:
-        chance = float(np.mean(next(iter(runs.values()))[0]))
-        axis.axhline(chance, ls=":", color=_GREY, label="share of violent clips")
-        axis.set(xlabel="recall of violent", title="Precision–recall")
-        axis.set_ylabel("precision of violent")
+            x, y, _ = roc_curve(labels_N, p_N)
+            axis.plot(x, y, style, color=colour, label=_short(name))
+    axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
+    axis.set(xlabel="false alarms (share of non-violent)", title="ROC")
+    axis.set_ylabel("recall of violent")
     _legend_below(figure)
     return figure
 
 
-def reliability(
-    labels_N: Labels, probability_N: Probabilities, bins: int = 10, times: int = 1
-) -> Figure:
-    """Observed frequency, with its interval, against predicted probability.
-
-    The bins hold equally many clips, as in the expected calibration error; clips of equal
-    probability count as their mean. With each clip `times` times in the arrays, once a
-    seed, intervals are as wide as for once.
-    """
+def reliability(labels_N: Labels, probability_N: Probabilities) -> Figure:
+    """Observed frequency against predicted probability, in bins of equally many clips."""
     figure, axis = _unit_square()
     axis.plot([0, 1], [0, 1], ":", color=_GREY, label="perfect")
-    order = np.argsort(probability_N, kind="stable")
-    same_N = np.unique(probability_N, return_inverse=True)[1]
-    mean_N = (np.bincount(same_N, labels_N) / np.bincount(same_N))[same_N]
-    parts = np.array_split(order, min(bins, len(order)))
-    clips = f"{len(order) // times} clips" + (f" × {times} seeds" if times > 1 else "")
-    label = (
-        f"{clips} in {len(parts)} bins; 95 % intervals\nas if clips were independent"
+    observed, predicted = calibration_curve(
+        labels_N, probability_N, n_bins=10, strategy="quantile"
     )
-    for part in parts:
-        predicted, observed = np.mean(probability_N[part]), np.mean(mean_N[part])
-        low, high = _wilson(float(observed), len(part) / times)
-        axis.vlines(predicted, low, high, color=_BLUE, alpha=0.4)
-        axis.plot(predicted, observed, "o", color=_BLUE, label=label)
-        label = "_"  # one entry in the legend
+    label = f"{len(labels_N)} predictions, equally many a point"
+    axis.plot(predicted, observed, "o", color=_BLUE, label=label)
     axis.set(xlabel="predicted probability of violence", title="Reliability")
     axis.set_ylabel("share that is violent")
     _legend_below(figure)
@@ -248,13 +197,6 @@ def _unit_square() -> tuple[Figure, Axes]:
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.grid(alpha=0.3)
     return figure, axis
-
-
-def _wilson(share: float, count: float) -> tuple[float, float]:
-    """95 % interval of a share of `count` (Wilson 1927)."""
-    middle = count * share + 1.96**2 / 2
-    half = 1.96 * np.sqrt(count * share * (1 - share) + 1.96**2 / 4)
-    return (middle - half) / (count + 1.96**2), (middle + half) / (count + 1.96**2)
 
 
 def timeline(

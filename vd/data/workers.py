@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,8 +42,7 @@ from vd.data.decode import (
 from vd.data.outcome import Outcome, Reason, Tally, outcome_of
 from vd.errors import VdError
 
-PROBED_SECONDS = 1.0  # of a video
-_PROBE_SECONDS = 15.0  # at most: a hanging video must not delay the start
+_HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
@@ -102,13 +101,6 @@ class Decoded:
     index: int
     images: UInt8[np.ndarray, "F S H W 3"]
     outcome: Outcome | None
-
-
-class Probe(NamedTuple):
-    """The header of a video, and what decoding its beginning costs."""
-
-    header: Outcome  # quarantined, with a reason if it does not open
-    cost: float  # seconds of decoding its first `PROBED_SECONDS`; NaN: not tried
 
 
 @contextmanager
@@ -250,35 +242,26 @@ class _Video:
         return Decoded(self._index, self._collect(0), outcome)
 
 
-def probe_videos(
-    paths: Sequence[Path], pool: DecodePool, timed_every: int
-) -> Callable[[], list[Probe]]:
-    """Read each video's header, and decode the beginning of every `timed_every`-th one.
-
-    A video that hangs or crashes counts as unreadable. The workers begin at once; calling
-    the returned function waits for them.
-    """
+def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
+    """What the header of each video says; one that hangs or crashes is unreadable."""
     tasks = [
         pool.schedule(
-            _probe,
+            decode_stretch,
             path,
             pool.settings,
-            number % timed_every == 0,
-            seconds=_PROBE_SECONDS,
+            Position(),
+            0.0,
+            seconds=_HEADER_SECONDS,
         )
-        for number, path in enumerate(paths)
+        for path in paths
     ]
-
-    def results() -> list[Probe]:
-        for task in tasks:
-            pool.wait(task)
-        lost = Probe(Outcome("quarantined", "unreadable"), math.nan)
-        return [
-            lost if task.cancelled() or task.exception() else task.result()
-            for task in tasks
-        ]
-
-    return results
+    for task in tasks:
+        pool.wait(task)
+    lost = Outcome("quarantined", "unreadable")
+    return [
+        lost if task.cancelled() or task.exception() else task.result().tally.header
+        for task in tasks
+    ]
 
 
 def _exchange_error(pool: DecodePool, reason: str) -> VdError:
@@ -302,15 +285,6 @@ def _decode(
         return decode_stretch(
             path, settings, position, seconds, lambda image: handle.write(image.data)
         )
-
-
-def _probe(path: Path, settings: FrameSettings, timed: bool) -> Probe:
-    """In the worker: read the header of a video, and decode its beginning if `timed`."""
-    began = time.perf_counter()
-    seconds = PROBED_SECONDS if timed else 0.0
-    stretch = decode_stretch(path, settings, seconds=seconds, keep=lambda image: None)
-    cost = time.perf_counter() - began if timed else math.nan
-    return Probe(stretch.tally.header, cost)
 
 
 def _start_worker(parent: int) -> None:

@@ -9,7 +9,6 @@
 4. A difference is shown when its interval excludes 0 and that p-value is under 0.05.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +19,17 @@ from jaxtyping import Bool
 from vd import plots
 from vd.console import say
 from vd.errors import VdError
-from vd.evaluation.crossval import collapse_of, spread
+from vd.evaluation.crossval import collapse_of, flat_row, spread
 from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
 from vd.files import make_folder, write_csv, write_json
-from vd.metrics.binary import accuracy, collapsed, interval_warnings, roc_auc
+from vd.metrics.binary import (
+    METRICS,
+    accuracy,
+    collapsed,
+    interval_warnings,
+    roc_auc,
+    shown,
+)
 from vd.metrics.intervals import (
     RESAMPLES,
     Groups,
@@ -44,6 +50,11 @@ from vd.training.log import read_metrics
 
 PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
 _SIGNIFICANT = 0.05
+_COLUMNS = (  # of compare.csv
+    "a", "b", "n", "groups", "accuracy_a", "accuracy_b", "accuracy_difference",
+    "accuracy_difference_ci95", "roc_auc_a", "roc_auc_b", "roc_auc_difference",
+    "roc_auc_difference_ci95", "test", "p", "p_holm", "shown",
+)  # fmt: skip
 
 Right = Bool[np.ndarray, "K N"]
 
@@ -60,6 +71,11 @@ class Side(NamedTuple):
     def first(self) -> Predictions:
         """The clips of the first seed."""
         return next(iter(self.seeds.values()))
+
+    @property
+    def is_crossval(self) -> bool:
+        """Whether it is no single run."""
+        return self.members[0].fold is not None
 
 
 def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
@@ -94,10 +110,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
 
 def _read_sides(folders: Sequence[Path]) -> list[Side]:
     """The results in the folders, each under a name of its own."""
-    places = [folder.resolve() for folder in folders]
-    if len(set(places)) < len(places):
-        raise VdError("vd compare was given one folder twice; name each once.")
-    names = [place.name for place in places]
+    names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
     results = [read_results(folder) for folder in folders]
@@ -114,32 +127,18 @@ def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
     their paths. Raises `VdError` unless both tested the same clips, in the same folds and
     seeds.
     """
-    folds = [side.members[0].fold is not None for side in (a, b)]
-    if folds[0] != folds[1]:
-        raise VdError(
-            f"one of {a.folder} and {b.folder} is a run and the other a cross-validation; "
-            "compare two of a kind."
-        )
-    if folds[0] and list(a.seeds) != list(b.seeds):
-        raise VdError(
-            f"{a.folder} has the seeds {list(a.seeds)} and {b.folder} {list(b.seeds)}; run "
-            "vd crossval with the same --seeds."
-        )
     key = "ids" if all(a.first.ids) and all(b.first.ids) else "paths"
     ordered = [
         [one.chosen(np.argsort(getattr(one, key), kind="stable")) for one in seeds]
         for seeds in (a.seeds.values(), b.seeds.values())
     ]
     one, other = ordered[0][0], ordered[1][0]
-    remedy = "compare what was tested on the same clips, with the same splits"
-    counts, others = Counter(getattr(one, key)), Counter(getattr(other, key))
-    odd = (counts - others) + (others - counts)
-    if odd:
-        names = [*getattr(one, key), *getattr(other, key)]
-        example = [*one.paths, *other.paths][names.index(min(odd))]
+    remedy = "compare what was tested on the same clips, with the same splits and seeds"
+    keys, others = getattr(one, key), getattr(other, key)
+    if not np.array_equal(keys, others):
         raise VdError(
-            f"{a.folder} and {b.folder} were tested on different clips ({odd.total()} are "
-            f"in only one of them, for example {example!r}); {remedy}."
+            f"{a.folder} and {b.folder} were tested on different clips "
+            f"({len({*keys} ^ {*others})} are in only one of them); {remedy}."
         )
     for words, values in (("another label", "labels_N"), ("another fold", "fold_N")):
         differs = getattr(one, values) != getattr(other, values)
@@ -148,6 +147,11 @@ def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
                 f"{one.paths[int(np.argmax(differs))]!r} has {words} in {b.folder} than in "
                 f"{a.folder}; {remedy}."
             )
+    if a.is_crossval and list(a.seeds) != list(b.seeds):
+        raise VdError(
+            f"{a.folder} has the seeds {list(a.seeds)} and {b.folder} {list(b.seeds)}; "
+            f"{remedy}."
+        )
     return ordered[0], ordered[1]
 
 
@@ -166,7 +170,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         {"seed_a": seed_a, "seed_b": seed_b, **mcnemar(right_a_N, right_b_N)}
         for seed_a, seed_b, right_a_N, right_b_N in seeds
     ]
-    t_test = _t_test(a.members, b.members)
+    t_test = _t_test(a.members, b.members) if a.is_crossval else None
     by_folds = t_test is not None and t_test["p"] is not None
     return {
         "a": a.name,
@@ -211,14 +215,12 @@ def _auc_difference(
     labels_N: Labels, sides: Sequence[Sequence[Predictions]], cluster_N: Groups
 ) -> dict[str, Any]:
     """ROC AUC of both, the mean over seeds; their difference and its interval."""
-    means, resampled = [], []
-    for side in sides:
-        areas = [roc_auc(labels_N, seed.probability_N) for seed in side]
-        known = [area for area in areas if area is not None]
-        means.append(float(np.mean(known)) if known else None)
-        each = [resampled_auc(labels_N, one.probability_N, cluster_N) for one in side]
-        resampled.append(np.mean(each, axis=0))
-    auc_a, auc_b = means
+    areas = [[roc_auc(labels_N, one.probability_N) for one in side] for side in sides]
+    auc_a, auc_b = (spread(of)["mean"] for of in areas)
+    resampled = [
+        np.mean([resampled_auc(labels_N, p.probability_N, cluster_N) for p in side], 0)
+        for side in sides
+    ]
     return {
         "roc_auc_a": auc_a,
         "roc_auc_b": auc_b,
@@ -228,42 +230,39 @@ def _auc_difference(
 
 
 def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
-    """Corrected t-test over the members of both, by fold and seed; None for single runs."""
-    if a[0].fold is None:
-        return None
+    """Corrected t-test over the members of both, by fold and seed."""
 
     def accuracies(members: Sequence[Member]) -> np.ndarray:
-        ordered = sorted(members, key=lambda m: (m.seed, m.fold or 0))
+        ordered = sorted(members, key=lambda member: (member.seed, member.fold or 0))
         tested = [member.predictions for member in ordered]
         return np.array([accuracy(of.labels_N, of.predicted_N) for of in tested])
 
-    tested = np.mean([len(m.predictions.paths) for m in a])
-    trained = np.mean([m.train_clips for m in a])
-    share = float(tested) / max(float(trained), 1.0)
+    tested = np.mean([len(member.predictions.paths) for member in a])
+    share = float(tested / np.mean([member.train_clips for member in a]))
     result = corrected_t_test(accuracies(b) - accuracies(a), share)
     return result and {**result, "test_to_train": share}
 
 
 def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:
     """The comparison in one sentence that a person can repeat."""
-    difference, ends = pair["accuracy_difference"], pair["accuracy_difference_ci95"]
-    better, worse, sign = pair["b"], pair["a"], 1
-    if difference < 0:
-        better, worse, sign = worse, better, -1
+    better, worse, ends = pair["b"], pair["a"], pair["accuracy_difference_ci95"]
+    if pair["accuracy_difference"] < 0:
+        better, worse = worse, better
+        ends = ends and [-end for end in reversed(ends)]
     between = "no interval: the groups show no spread"
-    if ends is not None:
-        low, high = sorted(sign * 100 * end for end in ends)
-        between = f"95 % interval {signed(low)} to {signed(high)}"
+    if ends:
+        low, high = (signed(100 * end) for end in ends)
+        between = f"95 % interval {low} to {high}"
     p = f"{pair['test']}: p = {pair['p']:.2g}"
     if comparisons > 1:
         p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
-    if difference == 0:
-        return f"{worse} and {better} are equally accurate, {between} ({p}): not shown"
-    points = 100 * abs(difference)
-    shown = "shown" if pair["shown"] else "not shown"
+    outcome = "shown" if pair["shown"] else "not shown"
+    if pair["accuracy_difference"] == 0:
+        return f"{worse} and {better} are equally accurate, {between} ({p}): {outcome}"
+    points = f"{100 * abs(pair['accuracy_difference']):.3g}"
     return (
-        f"{better} is better than {worse} by {points:{'.1f' if points >= 0.05 else '.1g'}} "
-        f"points of accuracy, {between} ({p}): {shown}"
+        f"{better} is better than {worse} by {points} points of accuracy, {between} "
+        f"({p}): {outcome}"
     )
 
 
@@ -284,7 +283,7 @@ def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
         )
     first = sides[0].first
     warnings += interval_warnings(first.labels_N, first.cluster_N)
-    if sides[0].members[0].fold is None:
+    if not sides[0].is_crossval:
         warnings.append(
             "McNemar's test treats clips as independent, and one training run of each does "
             "not separate the effect of a setting from that of a seed: use vd crossval with "
@@ -293,41 +292,23 @@ def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
     return warnings
 
 
-def signed(value: float, digits: int = 1) -> str:
+def signed(value: float) -> str:
     """A number with the minus sign of prose."""
-    return f"{value:z.{digits}f}".replace("-", "−")
+    return f"{value:z.1f}".replace("-", "−")
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The comparison in aligned columns."""
-
-    def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:z.3f}"
-
-    pairs = result["comparisons"]
-    p = "p" if len(pairs) == 1 else "p (Holm)"
-    first = pairs[0]
-    lines = [
-        ["", "accuracy", "ROC AUC", "accuracy: difference", "95 % interval", p, ""],
-        [
-            first["a"],
-            number(first["accuracy_a"]),
-            number(first["roc_auc_a"]),
-            *[""] * 4,
-        ],
-    ]
-    for pair in pairs:
-        low, high = pair["accuracy_difference_ci95"] or (None, None)
-        figures = ("accuracy_b", "roc_auc_b", "accuracy_difference")
-        between = f"{number(low)} to {number(high)}"
-        shown = "shown" if pair["shown"] else "not shown"
-        p = f"{pair['p_holm']:.2g}"
-        lines.append(
-            [pair["b"], *(number(pair[f]) for f in figures), between, p, shown]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [map(str.ljust, line, widths) for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+def text(result: Mapping[str, Any]) -> str:
+    """What is printed: each verdict, with the figures that it compares."""
+    lines = []
+    for pair in result["comparisons"]:
+        lines.append(pair["verdict"])
+        for side in ("a", "b"):
+            figures = ", ".join(
+                f"{METRICS[name].label} {shown(name, pair[f'{name}_{side}'])}"
+                for name in ("accuracy", "roc_auc")
+            )
+            lines.append(f"  {pair[side]}: {figures}")
+    return "\n".join(lines)
 
 
 def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
@@ -338,34 +319,18 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
         )
     make_folder(out, "--out")
     scores = {s.name: (s.first.labels_N, s.first.probability_N) for s in sides}
-    plots.save(plots.rates(scores, "roc"), out / "roc.png")
-    curves = {
-        side.name: rows
-        for side in sides
-        if (rows := curve([member.run_dir for member in side.members]))
-    }
-    if curves:
-        rows = [{"run": name, **row} for name, of in curves.items() for row in of]
+    plots.save(plots.roc(scores), out / "roc.png")
+    curves = {s.name: curve([member.run_dir for member in s.members]) for s in sides}
+    rows = [{"run": name, **row} for name, of in curves.items() for row in of]
+    if rows:
         write_csv(out / "curves.csv", rows)
         plots.save(plots.bands(curves, PANELS), out / "curves.png")
-    write_csv(out / "compare.csv", table_rows(result))
+    write_csv(
+        out / "compare.csv",
+        [flat_row(pair, _COLUMNS) for pair in result["comparisons"]],
+    )
     write_json(out / "compare.json", result)
     say(f"compare.json, tables and pictures are in {out}")
-
-
-def table_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of compare.csv."""
-    rows = []
-    for pair in result["comparisons"]:
-        row = {key: pair[key] for key in ("a", "b", "n", "groups")}
-        for name in ("accuracy", "roc_auc"):
-            row |= {key: pair[key] for key in (f"{name}_a", f"{name}_b")}
-            name = f"{name}_difference"
-            low, high = pair[f"{name}_ci95"] or (None, None)
-            row |= {name: pair[name], f"{name}_low": low, f"{name}_high": high}
-        row |= {key: pair[key] for key in ("test", "p", "p_holm", "shown")}
-        rows.append(row)
-    return rows
 
 
 def curve(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:

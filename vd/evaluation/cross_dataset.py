@@ -18,7 +18,7 @@ from vd.data.catalog import identify
 from vd.data.ledger import report
 from vd.data.manifest import Video, read_manifest
 from vd.errors import VdError
-from vd.evaluation.crossval import spread
+from vd.evaluation.crossval import flat_row, over_models
 from vd.evaluation.evaluate import evaluate_split
 from vd.evaluation.predictions import Member, read_run
 from vd.evaluation.restore import check_features, moved, restore
@@ -26,8 +26,7 @@ from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 from vd.features.store import FeatureStore
 from vd.files import read_json
-from vd.metrics.binary import METRICS, collapsed, point_metrics
-from vd.metrics.intervals import metric_intervals, resampled_metrics
+from vd.metrics.binary import METRICS, collapsed
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import dataset_fingerprint, videos_of
 
@@ -35,9 +34,11 @@ _GENERIC = re.compile(
     r"manifest|labels?|index|data(set)?|annotations|metadata|videos|all"
 )
 _TAKEN = ("train", "val", "test", "all")  # names of a run's own evaluations
-_COUNTS = "trained_on", "tested_on", "n", "members", "collapsed"
-_SHOWN = (
-    "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc",
+_COLUMNS = (  # of matrix.csv
+    "trained_on", "tested_on", "n", "members", "collapsed", "accuracy", "accuracy_ci95",
+    "balanced_accuracy", "balanced_accuracy_ci95", "recall_violent",
+    "recall_violent_ci95", "recall_nonviolent", "recall_nonviolent_ci95", "roc_auc",
+    "roc_auc_ci95",
 )  # fmt: skip
 _AGAIN = "delete it, and the same command evaluates again"
 
@@ -50,18 +51,27 @@ class Other(NamedTuple):
     videos: list[Video]  # usable ones
     store: FeatureStore
     quarantined: int
-    loss_gap: dict[str, float]  # of `Ledger.loss_gap`
 
-    def facts(
-        self, videos: Sequence[Video], left_out: dict[str, int]
-    ) -> dict[str, Any]:
-        """The keys about the data set in its evaluation of `videos`."""
-        return {
+    def unseen(self, run_dir: Path) -> tuple[list[Video], dict[str, Any]]:
+        """The clips that a run was not trained or validated on, and the keys about them.
+
+        A clip is left out for its content, or for its group: a group that the run knew,
+        or that has a clip of such content.
+        """
+        seen = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
+        ids = {video.id for video in seen}
+        groups = {video.group for video in seen}
+        groups |= {video.group for video in self.videos if video.id in ids}
+        fresh = [video for video in self.videos if video.id not in ids]
+        kept = [video for video in fresh if video.group not in groups - {""}]
+        return kept, {
             "dataset": str(self.path.absolute()),
-            "dataset_fingerprint": dataset_fingerprint(videos),
-            "left_out": left_out,
+            "dataset_fingerprint": dataset_fingerprint(kept),
+            "left_out": {
+                "content": len(self.videos) - len(fresh),
+                "group": len(fresh) - len(kept),
+            },
             "quarantined": self.quarantined,
-            "loss_gap": self.loss_gap,
         }
 
 
@@ -87,18 +97,18 @@ def evaluate_on(
     name = name or dataset_name(dataset_path)
     _check_name(run_dir, f"{name}_tta" if tta else name, name, dataset_path)
     other = _open(config, run_dir, name)
-    videos, left_out = without_trained(other.videos, run_dir)
+    videos, facts = other.unseen(run_dir)
     if not videos:
         raise VdError(
             f"--on {dataset_path}: {run_dir} was trained or validated on all of its "
-            f"{len(other.videos)} usable clips, or on their groups; name a data set that it "
-            "has not seen."
+            f"{len(other.videos)} usable clips, or on their groups; name a data set with "
+            "usable clips that it has not seen."
         )
+    left_out = facts["left_out"]
     say(
         f"{len(videos)} clips of {name}; left out, as the run was trained or validated on "
         f"them: {left_out['content']} by content, {left_out['group']} more by group"
     )
-    facts = other.facts(videos, left_out)
     features = FeatureSet(videos, other.store)
     return evaluate_split(restored, features, run_dir, name, tta, facts)
 
@@ -121,10 +131,9 @@ def evaluate_members_on(
 def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member | None:
     """One member's predictions."""
     run_dir = member.run_dir
-    videos, left_out = without_trained(other.videos, run_dir)
+    videos, facts = other.unseen(run_dir)
     if not videos:
         return None
-    facts = other.facts(videos, left_out)
     path = run_dir / f"evaluation_{other.name}.json"
     before = read_json(path, _AGAIN) if path.exists() else {}
     if any(before.get(key) != value for key, value in facts.items()):
@@ -145,33 +154,8 @@ def _open(config: Config, run_dir: Path, name: str) -> Other:
     check_features(backbone, run_dir)
     store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
-    usable = ledger.usable()
-    if not usable:
-        raise VdError(
-            f"none of the {len(videos)} files of {config.data.dataset_path} is usable; the "
-            "reasons are above: repair or replace the files, or name another data set."
-        )
-    lost, path = len(videos) - len(usable), config.data.dataset_path
-    return Other(name, path, usable, store, lost, ledger.loss_gap())
-
-
-def without_trained(
-    videos: Sequence[Video], run_dir: Path
-) -> tuple[list[Video], dict[str, int]]:
-    """The clips that a run was not trained or validated on; how many others, and why.
-
-    A clip is left out for its content, or for its group: a group that the run knew, or
-    that has a clip of such content.
-    """
-    seen = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
-    ids = {video.id for video in seen}
-    groups = {video.group for video in seen}
-    groups |= {video.group for video in videos if video.id in ids}
-    groups -= {""}
-    fresh = [video for video in videos if video.id not in ids]
-    kept = [video for video in fresh if video.group not in groups]
-    left_out = {"content": len(videos) - len(fresh), "group": len(fresh) - len(kept)}
-    return kept, left_out
+    usable, path = ledger.usable(), config.data.dataset_path
+    return Other(name, path, usable, store, len(videos) - len(usable))
 
 
 def dataset_name(path: Path) -> str:
@@ -189,57 +173,48 @@ def dataset_name(path: Path) -> str:
 def cell(members: Sequence[Member | None]) -> dict[str, Any]:
     """A cell of the matrix: mean over members, over the clips that none of them knew.
 
-    The interval is of that mean over resampled groups, the same for all members.
+    A member that knew all clips is None, and then there is none to test.
     """
-    known = [member for member in members if member is not None]
-    tested = [set(member.predictions.paths) for member in known]
-    common = set.intersection(*tested) if len(known) == len(members) else set()
+    tested = [set(member.predictions.paths) if member else set() for member in members]
+    common = set.intersection(*tested)
     if not common:
-        none = dict.fromkeys(METRICS)
-        return {"n": 0, "members": len(members), "collapsed": 0, **none}
-    per_member, resampled, fallen = [], [], 0
-    for member in known:
+        nothing = dict.fromkeys(("mean", "ci95", "sd"))
+        return _cell(0, len(members), 0, dict.fromkeys(METRICS, nothing))
+    chosen = []
+    for member in filter(None, members):
         inside = [i for i, p in enumerate(member.predictions.paths) if p in common]
-        of = member.predictions.chosen(inside)
-        arrays = of.labels_N, of.probability_N, of.predicted_N
-        per_member.append(point_metrics(*arrays))
-        resampled.append(resampled_metrics(*arrays, of.cluster_N))
-        fallen += collapsed(of.labels_N, of.predicted_N)
-    spreads = {name: spread([row[name] for row in per_member]) for name in METRICS}
-    means = {n: None if s["undefined"] else s["mean"] for n, s in spreads.items()}
-    ends = metric_intervals(means, resampled, of.labels_N, of.cluster_N)
-    counts = {"n": len(common), "members": len(known), "collapsed": fallen}
-    return {
-        **counts,
-        **means,
-        **ends,
-        **{f"{n}_sd": s["sd"] for n, s in spreads.items()},
-    }
+        chosen.append(member.predictions.chosen(inside))
+    fallen = sum(collapsed(of.labels_N, of.predicted_N) for of in chosen)
+    return _cell(len(common), len(members), fallen, over_models(chosen)[1])
 
 
 def own_cell(own: Mapping[str, Any], members: int) -> dict[str, Any]:
     """The cell of the data set that was trained on: its held-out folds, pooled."""
     fallen = sum(row["collapsed"] for row in own["per_fold"])
-    result: dict[str, Any] = {"n": own["n"], "members": members, "collapsed": fallen}
-    for name, record in own["over_seeds"].items():
+    figures = {
+        name: {**over, "sd": own["over_folds"][name]["sd"]}
+        for name, over in own["over_seeds"].items()
+    }
+    return _cell(own["n"], members, fallen, figures)
+
+
+def _cell(
+    clips: int, members: int, fallen: int, figures: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A cell of so many clips and members, of which so many have collapsed."""
+    result: dict[str, Any] = {"n": clips, "members": members, "collapsed": fallen}
+    for name, over in figures.items():
         result |= {
-            name: record["mean"],
-            f"{name}_ci95": record["ci95"],
-            f"{name}_sd": own["over_folds"][name]["sd"],
+            name: over["mean"],
+            f"{name}_ci95": over["ci95"],
+            f"{name}_sd": over["sd"],
         }
     return result
 
 
 def matrix_rows(matrix: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of matrix.csv."""
-    rows = []
-    for entry in matrix:
-        row = {key: entry[key] for key in _COUNTS}
-        for name in _SHOWN:
-            low, high = entry.get(f"{name}_ci95") or (None, None)
-            row |= {name: entry[name], f"{name}_low": low, f"{name}_high": high}
-        rows.append(row)
-    return rows
+    return [flat_row(entry, _COLUMNS) for entry in matrix]
 
 
 def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) -> None:

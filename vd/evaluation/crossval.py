@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vd.evaluation.predictions import Member, pooled_by_seed, to_rows
+from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, to_rows
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
@@ -42,19 +42,8 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
     """Pooled metrics of each seed and over seeds, and those of each fold, with their spread."""
     pooled = pooled_by_seed(members)
     first = next(iter(pooled.values()))
-    clips = first.labels_N, first.cluster_N
-    per_seed: list[dict[str, Any]] = []
-    resampled = []
-    for seed, one in pooled.items():
-        arrays = one.labels_N, one.probability_N, one.predicted_N
-        values = point_metrics(*arrays)
-        resampled.append(resampled_metrics(*arrays, one.cluster_N))
-        ends = metric_intervals(values, resampled[-1:], *clips)
-        per_seed.append({"seed": seed, **values, **ends})
+    per_model, over_seeds = over_models(list(pooled.values()))
     per_fold = [_of_member(member) for member in members]
-    spreads = {name: spread([row[name] for row in per_seed]) for name in METRICS}
-    means = {n: None if s["undefined"] else s["mean"] for n, s in spreads.items()}
-    ends = metric_intervals(means, resampled, *clips)
     chance = [calibration_error_by_chance(p.probability_N) for p in pooled.values()]
     groups = len(np.unique(first.cluster_N))
     return {
@@ -65,21 +54,47 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "groups": groups if first.grouped else None,
         "resamples": RESAMPLES,
         "resampled_groups": groups,
-        "over_seeds": {
-            name: {"mean": s["mean"], "ci95": ends.get(f"{name}_ci95"), "sd": s["sd"]}
-            for name, s in spreads.items()
-        },
+        "over_seeds": over_seeds,
         "ece_by_chance": float(np.mean(chance)),
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
-        "per_seed": per_seed,
+        "per_seed": [
+            {"seed": seed, **row} for seed, row in zip(pooled, per_model, strict=True)
+        ],
         "per_fold": per_fold,
-        "warnings": _warnings(per_fold, first.grouped) + interval_warnings(*clips),
+        "warnings": [
+            *_warnings(per_fold, first.grouped),
+            *interval_warnings(first.labels_N, first.cluster_N),
+        ],
+    }
+
+
+def over_models(
+    tested: Sequence[Predictions],
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Metrics of several models of the same clips, and their mean over the models.
+
+    Both with intervals, which resample groups: the same ones for all models.
+    """
+    clips = tested[0].labels_N, tested[0].cluster_N
+    per_model: list[dict[str, Any]] = []
+    resampled = []
+    for predictions in tested:
+        values = point_metrics(*predictions.tested)
+        resampled.append(resampled_metrics(*predictions.tested, clips[1]))
+        ends = metric_intervals(values, resampled[-1:], *clips)
+        per_model.append({**values, **ends})
+    spreads = {name: spread([row[name] for row in per_model]) for name in METRICS}
+    means = {name: one["mean"] for name, one in spreads.items()}
+    ends = metric_intervals(means, resampled, *clips)
+    return per_model, {
+        name: {"mean": one["mean"], "ci95": ends.get(f"{name}_ci95"), "sd": one["sd"]}
+        for name, one in spreads.items()
     }
 
 
 def _of_member(member: Member) -> dict[str, Any]:
     """The figures of one fold and seed, at the threshold of its own validation part."""
-    labels_N, predicted_N = member.predictions.labels_N, member.predictions.predicted_N
+    labels_N, _, predicted_N = tested = member.predictions.tested
     return {
         "fold": member.fold,
         "seed": member.seed,
@@ -87,9 +102,21 @@ def _of_member(member: Member) -> dict[str, Any]:
         "n": len(labels_N),
         "n_train": member.train_clips,
         "threshold": member.threshold,
-        **point_metrics(labels_N, member.predictions.probability_N, predicted_N),
+        **point_metrics(*tested),
         "collapsed": collapsed(labels_N, predicted_N),
     }
+
+
+def flat_row(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Some of the values as a row of CSV, an interval in two columns."""
+    row: dict[str, Any] = {}
+    for key in keys:
+        name, is_interval, _ = key.partition("_ci95")
+        if is_interval:
+            row[f"{name}_low"], row[f"{name}_high"] = values[key] or (None, None)
+        else:
+            row[key] = values[key]
+    return row
 
 
 def spread(values: Sequence[float | None]) -> dict[str, Any]:

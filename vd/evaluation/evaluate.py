@@ -56,10 +56,6 @@ def evaluate(
             "are now, or evaluate another data set with --on."
         )
     videos = [video for video in everything if split in (video.split, "all")]
-    if not videos:
-        raise VdError(
-            f"--split {split}: {run_dir} has no such part; use train, val, test or all."
-        )
     store = features_of_run(videos, restored, config, run_dir)
     return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
 
@@ -142,11 +138,12 @@ def _write(
     }
     if split in _SEEN:
         result["warnings"].append(_SEEN[split])
+    title = f"Confusion at threshold {fitted.threshold:.3f}"
     area = result["roc_auc"]
     curve = "undefined" if area is None else f"area {area:.3f}"
     pictures = {
-        "confusion": plots.confusion(labels_N, probability_N, fitted.threshold),
-        "roc": plots.rates({curve: (labels_N, probability_N)}, "roc"),
+        "confusion": plots.confusion(labels_N, predictions.predicted_N, title),
+        "roc": plots.roc({curve: (labels_N, probability_N)}),
         "reliability": plots.reliability(labels_N, probability_N),
     }
     suffix = "" if name == "test" else f"_{name}"

@@ -33,6 +33,11 @@ class Predictions(NamedTuple):
         return Predictions(*(column[list(places)] for column in self))
 
     @property
+    def tested(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What metrics are of: labels, probabilities and what is predicted."""
+        return self.labels_N, self.probability_N, self.predicted_N
+
+    @property
     def grouped(self) -> bool:
         """Whether a group is known."""
         return any(self.groups)
@@ -110,21 +115,18 @@ def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Memb
 
     Raises `VdError` for an unfinished or damaged run.
     """
-    path, table = (
-        run_dir / f"evaluation_{name}.json",
-        run_dir / f"predictions_{name}.csv",
-    )
+    path = run_dir / f"evaluation_{name}.json"
     if not path.exists():
         raise VdError(
             f"{run_dir} has no {path.name}, so it is not evaluated; run its training "
             "command again to go on."
         )
     seed = read_settings(run_dir).training.seed
-    remedy = "run vd evaluate on the run to write it again"
-    with _damaged(path, remedy):
-        threshold = float(read_json(path, remedy)["threshold"])
     ids, train_clips = _splits(run_dir)
-    with _damaged(table, remedy):
+    table = run_dir / f"predictions_{name}.csv"
+    remedy = "run vd evaluate on the run to write it again"
+    with _damaged(f"{path} or {table.name}", remedy):
+        threshold = float(read_json(path, remedy)["threshold"])
         predictions = from_rows(read_csv(table), threshold, ids, fold)
     return Member(run_dir, fold, seed, threshold, train_clips, predictions)
 
@@ -145,28 +147,19 @@ def read_results(folder: Path) -> list[Member]:
         )
     remedy = "run its vd crossval command again to write it again"
     rows = defaultdict(list)
-    with _damaged(folder, remedy):
+    members = []
+    with _damaged(f"{path} or predictions.csv", remedy):
         for row in read_csv(folder / "predictions.csv"):
             rows[row["fold"], row["seed"]].append(row)
-        return [
-            _member(
-                folder / entry["member"],
-                entry,
-                rows[str(entry["fold"]), str(entry["seed"])],
+        for entry in read_json(path, remedy)["per_fold"]:
+            fold, seed, threshold = entry["fold"], entry["seed"], entry["threshold"]
+            run_dir = folder / entry["member"]
+            tested = rows[str(fold), str(seed)]
+            predictions = from_rows(tested, threshold, _splits(run_dir)[0], fold)
+            members.append(
+                Member(run_dir, fold, seed, threshold, entry["n_train"], predictions)
             )
-            for entry in read_json(path, remedy)["per_fold"]
-        ]
-
-
-def _member(
-    run_dir: Path, entry: Mapping[str, Any], rows: Sequence[Mapping[str, str]]
-) -> Member:
-    """A member of a cross-validation, of its entry in crossval.json and its rows of CSV."""
-    fold, threshold = entry["fold"], float(entry["threshold"])
-    predictions = from_rows(rows, threshold, _splits(run_dir)[0], fold)
-    return Member(
-        run_dir, fold, entry["seed"], threshold, entry["n_train"], predictions
-    )
+    return members
 
 
 def pooled_by_seed(members: Sequence[Member]) -> dict[int, Predictions]:
@@ -176,34 +169,24 @@ def pooled_by_seed(members: Sequence[Member]) -> dict[int, Predictions]:
     """
     of_seed = defaultdict(list)
     for member in members:
-        of_seed[member.seed].append(member)
-    pooled = {
-        seed: _pool([member.predictions for member in parts])
-        for seed, parts in sorted(of_seed.items())
-    }
+        of_seed[member.seed].append(member.predictions)
+    pooled = {}
+    for seed, parts in sorted(of_seed.items()):
+        joined = Predictions(*map(np.concatenate, zip(*parts, strict=True)))
+        pooled[seed] = joined.chosen(np.lexsort((joined.paths, joined.ids)))
     first = next(iter(pooled.values()))
     for seed, one in pooled.items():
-        run_dir = of_seed[seed][0].run_dir
-        if len(set(one.paths)) < len(one.paths):
+        if (
+            len(set(one.paths)) < len(one.paths)
+            or not np.array_equal(one.paths, first.paths)
+            or not np.array_equal(one.fold_N, first.fold_N)
+        ):
             raise VdError(
-                f"{run_dir}: its predictions have a clip twice for seed {seed}; run the "
-                "command that wrote them again."
-            )
-        same_clips = np.array_equal(one.paths, first.paths)
-        if not same_clips or not np.array_equal(one.fold_N, first.fold_N):
-            raise VdError(
-                f"{run_dir.parent}: seed {seed} has other clips or folds than another "
-                "seed, or the folder of a member is incomplete; run its vd crossval "
-                "command again."
+                f"{members[0].run_dir.parent}: seed {seed} tests a clip twice, or other "
+                "clips or folds than another seed; run the command that wrote the "
+                "predictions again."
             )
     return pooled
-
-
-def _pool(parts: Sequence[Predictions]) -> Predictions:
-    """All clips of some predictions, in one order."""
-    joined = Predictions(*map(np.concatenate, zip(*parts, strict=True)))
-    keys = list(zip(joined.ids, joined.paths, strict=True))
-    return joined.chosen(sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
@@ -214,11 +197,9 @@ def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
 
 
 @contextmanager
-def _damaged(path: Path, remedy: str) -> Iterator[None]:
-    """Turn what a missing file, or a wrong value, raises in the block into one sentence."""
-    if not path.exists():
-        raise VdError(f"{path} does not exist; {remedy}.")
+def _damaged(files: str, remedy: str) -> Iterator[None]:
+    """Turn what a missing or wrong value raises in the block into one sentence."""
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
+        raise VdError(f"{files} is damaged ({damage(error)}); {remedy}.") from error

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vd.config import Config, from_json
 from vd.data.catalog import identify
-from vd.data.manifest import CLASSES, Video
-from vd.errors import VdError, damage
+from vd.data.manifest import Video
+from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.extract import extract
 from vd.features.store import (
@@ -44,11 +44,6 @@ def restore(run_dir: Path) -> Restored:
     import jax
 
     described = read_config(run_dir)
-    if described.get("label_map") != {name: i for i, name in enumerate(CLASSES)}:
-        raise VdError(
-            f"{run_dir / 'config.json'} has the label map {described.get('label_map')}, "
-            "which this version of vd does not use; put back the file that training wrote."
-        )
     config: Config = from_json(Config, described["settings"])
     path = run_dir / "calibration.json"
     if not path.exists():
@@ -57,10 +52,7 @@ def restore(run_dir: Path) -> Restored:
             "command again to go on, then evaluate."
         )
     remedy = "delete it, and the training command fits it again"
-    try:
-        fitted = Calibration(**read_json(path, remedy))
-    except (TypeError, ValueError) as error:
-        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
+    fitted = Calibration(**read_json(path, remedy))
     dim = described["preprocessing"]["dim"]
     plugins = Plugins(head=recorded_plugin(described, "head"))
     head = plugins.make_head(config.model)

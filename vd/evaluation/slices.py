@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from vd.evaluation.predictions import Predictions
 from vd.metrics.binary import accuracy, recall, roc_auc
 from vd.metrics.intervals import resampled_ratio, share_interval
 
-_MOST_GROUPS = 100  # of the largest, so that the file can be read
-_UNKNOWN = "unknown"
+Slice = tuple[int, str]  # its place among the slices of its facet, and its name
+
+_MOST_SLICES = 100  # of groups the largest, so that the file can be read
 _EDGES = {  # of slices, in the unit of the name; a slice holds its lower edge
     "resolution": ("lines", (240, 360, 480, 720, 1080)),  # the shorter side
     "fps": ("frames/s", (15, 24, 29, 49)),
@@ -25,21 +25,34 @@ _EDGES = {  # of slices, in the unit of the name; a slice holds its lower edge
 
 def slice_values(
     videos: Sequence[Video], outcomes: Sequence[Outcome]
-) -> dict[str, list[str]]:
+) -> dict[str, list[Slice]]:
     """The slice that each video is in, by facet."""
+    values = {"split": [(0, video.split or "none") for video in videos]}
+    if any(video.group for video in videos):
+        clips = Counter(video.group for video in videos)
+        values["group"] = [(-clips[v.group], v.group or "none") for v in videos]
     numbers: dict[str, list[float | None]] = {
         "resolution": [min(o.width, o.height) or None for o in outcomes],
         "fps": [o.fps or None for o in outcomes],
         "brightness": [o.brightness for o in outcomes],
         "duration": [seconds(o) or None for o in outcomes],
     }
-    values = {"split": [video.split or "none" for video in videos]}
-    if any(video.group for video in videos):
-        values["group"] = [video.group or "none" for video in videos]
     return values | {
         facet: [_band(number, *_EDGES[facet]) for number in column]
         for facet, column in numbers.items()
     }
+
+
+def _band(value: float | None, unit: str, edges: Sequence[float]) -> Slice:
+    """The slice between two edges that a number is in."""
+    if value is None:
+        return len(edges) + 1, "unknown"
+    place = int(np.searchsorted(edges, value, side="right"))
+    if place == 0:
+        return place, f"under {edges[0]} {unit}"
+    if place == len(edges):
+        return place, f"{edges[-1]} {unit} and more"
+    return place, f"{edges[place - 1]} to {edges[place]} {unit}"
 
 
 def seconds(outcome: Outcome) -> float:
@@ -50,23 +63,22 @@ def seconds(outcome: Outcome) -> float:
 
 
 def slices(
-    values: Mapping[str, Sequence[str]], predictions: Predictions
+    values: Mapping[str, Sequence[Slice]], predictions: Predictions
 ) -> dict[str, list[dict[str, Any]]]:
     """Figures of every slice of each facet, in order; of groups the largest."""
     cluster_N = predictions.cluster_N
     result: dict[str, list[dict[str, Any]]] = {}
     for facet, slice_of in values.items():
-        slice_N = np.array(slice_of)
         result[facet] = []
-        for name in _ordered(facet, slice_of):
-            places = np.flatnonzero(slice_N == name)
+        for one in sorted(set(slice_of))[:_MOST_SLICES]:
+            places = [i for i, value in enumerate(slice_of) if value == one]
             of, groups = predictions.chosen(places), cluster_N[places]
             y, predicted = of.labels_N, of.predicted_N
             share = accuracy(y, predicted)
             values_R = resampled_ratio(predicted == (y == 1), np.ones(len(y)), groups)
             result[facet].append(
                 {
-                    "slice": name,
+                    "slice": one[1],
                     "n": len(y),
                     "n_violent": int(y.sum()),
                     "accuracy": share,
@@ -77,26 +89,3 @@ def slices(
                 }
             )
     return result
-
-
-def _bands(unit: str, edges: Sequence[float]) -> list[str]:
-    """The names of the slices between edges, in order."""
-    between = [f"{low} to {high} {unit}" for low, high in pairwise(edges)]
-    return [f"under {edges[0]} {unit}", *between, f"{edges[-1]} {unit} and more"]
-
-
-def _band(value: float | None, unit: str, edges: Sequence[float]) -> str:
-    """The name of the slice that a number is in."""
-    if value is None:
-        return _UNKNOWN
-    return _bands(unit, edges)[int(np.searchsorted(edges, value, side="right"))]
-
-
-def _ordered(facet: str, slice_of: Sequence[str]) -> list[str]:
-    """The slices that have a clip, in the order of their edges, else of size or name."""
-    present = Counter(slice_of)
-    if facet == "group":
-        return sorted(present, key=lambda name: (-present[name], name))[:_MOST_GROUPS]
-    if facet not in _EDGES:
-        return sorted(present)
-    return [name for name in [*_bands(*_EDGES[facet]), _UNKNOWN] if name in present]

@@ -86,12 +86,12 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone
     if (variant := QUANTIZED.get(name, name)) in VARIANTS:
-        for flag in ("backbone_size", "backbone_mean", "backbone_std"):
-            if getattr(config, flag) is not None:
-                raise VdError(
-                    f"--{flag.replace('_', '-')} is for ONNX files; {name} has its own: "
-                    "leave the flag out."
-                )
+        given = config.backbone_size, config.backbone_mean, config.backbone_std
+        if any(value is not None for value in given):
+            raise VdError(
+                "--backbone-size, --backbone-mean and --backbone-std are for ONNX files; "
+                f"{name} has its own: leave them out."
+            )
         backbone = Backbone(name, VARIANTS[variant].resolution, backbone_file(variant))
     elif (file := Path(name)).is_file():
         backbone = _user_backbone(config, file)
@@ -105,52 +105,15 @@ def find_backbone(config: BackboneConfig) -> Backbone:
 
 
 def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
-    """The network of an ONNX file; no session is opened for it."""
-    _, network = _read_onnx(file)
-    shape = _input_shape(config, network.graph, file)
-    config = _with_metadata(config, {p.key: p.value for p in network.metadata_props})
-    output = _shape(network.graph.output[0])
-    dim = output[1] if len(output) == 2 else None
-    return Backbone(
-        str(file),
-        config.backbone_size or _side(shape, file),
-        file,
-        dim if isinstance(dim, int) and dim > 0 else None,
-        0.0 if config.backbone_mean is None else config.backbone_mean,
-        1.0 if config.backbone_std is None else config.backbone_std,
-    )
+    """The network of an ONNX file; no session is opened for it.
 
-
-def _read_onnx(file: Path) -> tuple[bytes, "onnx.ModelProto"]:
-    """An ONNX file's content and network, including weights in other files."""
-    import onnx
-
-    content = file.read_bytes()
-    try:
-        network = onnx.load_from_string(content)
-        alone = network.SerializeToString(deterministic=True)
-        onnx.load_external_data_for_model(network, str(file.parent))
-        whole = network.SerializeToString(deterministic=True)
-        network.graph.output[0]  # an empty file has none
-    except Exception as error:  # protobuf's, onnx's own, the disk's
-        raise VdError(
-            f"--backbone {file} is no ONNX file that can be read whole "
-            f"({str(error).splitlines()[0]}); export a network of less than 2 GB again, and "
-            "put the files of its weights, if any, beside it."
-        ) from error
-    return content if whole == alone else whole, network
-
-
-def _input_shape(
-    config: BackboneConfig, graph: "onnx.GraphProto", file: Path
-) -> list[int | str]:
-    """The shape of a network's only input.
-
-    Raises `VdError` unless it is RGB images, in floats or bytes; a network that takes bytes
-    normalises them itself, so flags for that are refused.
+    Raises `VdError` unless its only input is RGB images, in floats or bytes; a network
+    that takes bytes normalises them itself.
     """
     import onnx
 
+    _, network = _read_onnx(file)
+    graph = network.graph
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     shapes = [_shape(value) for value in inputs]
@@ -165,30 +128,54 @@ def _input_shape(
             f"{' and '.join(kinds)}; export it with one input, float or uint8 images of "
             "shape (N, H, W, 3) or (N, 3, H, W)."
         )
-    for flag in ("backbone_mean", "backbone_std"):
-        if kinds[0] == "uint8" and getattr(config, flag) is not None:
-            raise VdError(
-                f"--{flag.replace('_', '-')} is for networks of float images; {file} takes "
-                "bytes and normalises them itself: leave the flag out."
-            )
-    return shapes[0]
+    normalised = (config.backbone_mean, config.backbone_std) != (None, None)
+    if kinds[0] == "uint8" and normalised:
+        raise VdError(
+            "--backbone-mean and --backbone-std are for networks of float images; "
+            f"{file} takes bytes and normalises them itself: leave them out."
+        )
+    config = _with_metadata(config, {p.key: p.value for p in network.metadata_props})
+    size = config.backbone_size or shapes[0][2]  # the width, or the height
+    if not isinstance(size, int):
+        raise VdError(
+            f"--backbone {file} takes images of any size; give --backbone-size."
+        )
+    output = _shape(graph.output[0])
+    dim = output[1] if len(output) == 2 else None
+    return Backbone(
+        str(file),
+        size,
+        file,
+        dim if isinstance(dim, int) and dim > 0 else None,
+        0.0 if config.backbone_mean is None else config.backbone_mean,
+        1.0 if config.backbone_std is None else config.backbone_std,
+    )
+
+
+def _read_onnx(file: Path) -> tuple[bytes, "onnx.ModelProto"]:
+    """An ONNX file's content and network, including weights in other files."""
+    import onnx
+
+    try:
+        alone = onnx.load(file, load_external_data=False)
+        network = onnx.load(file)
+        network.graph.output[0]  # an empty file has none
+    except Exception as error:  # protobuf's, onnx's own, the disk's
+        raise VdError(
+            f"--backbone {file} is no ONNX file that can be read whole "
+            f"({str(error).splitlines()[0]}); export a network of less than 2 GB again, and "
+            "put the files of its weights, if any, beside it."
+        ) from error
+    whole = network.SerializeToString(deterministic=True)
+    if whole == alone.SerializeToString(deterministic=True):
+        return file.read_bytes(), network
+    return whole, network
 
 
 def _shape(value: "onnx.ValueInfoProto") -> list[int | str]:
     """The dimensions of an input or output: numbers, or names of those left open."""
     dimensions = value.type.tensor_type.shape.dim
     return [d.dim_value if d.HasField("dim_value") else d.dim_param for d in dimensions]
-
-
-def _side(shape: list[int | str], file: Path) -> int:
-    """The side of a network's square input."""
-    height, width = shape[2:] if shape[1] == 3 else shape[1:3]
-    if isinstance(height, int) and height == width:
-        return height
-    raise VdError(
-        f"--backbone {file} takes images of {height} × {width}; export it for square images, "
-        "or give --backbone-size if it takes any size."
-    )
 
 
 def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> BackboneConfig:

@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import uuid
@@ -27,9 +26,9 @@ from vd.data.workers import decode_pool, decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
-from vd.features.extract import StretchDone, write_features
+from vd.features.extract import StretchDone, extract_videos
 from vd.features.store import FeatureStore, open_store
-from vd.files import explaining, temporary
+from vd.files import temporary
 
 _CHUNK = 64  # videos of a task at most
 _ROUNDS = 4  # tasks of a replica at least, so that all end at about the same time
@@ -69,14 +68,16 @@ class _Replica:
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
         backbone, engine = self._backbone, self._engine
         paths = [video.path for video in videos]
+        stretches: list[StretchDone] = []
         with decode_pool(backbone.frames, self._decode, len(videos)) as pool:
-            done = write_features(
-                videos, decode_videos(paths, pool), folder, engine, backbone.views,
-                lambda item: shard.add(item, engine.name),
-            )  # fmt: skip
-            stretches = [each._replace(video=first + each.video) for each in done]
+            decoded = decode_videos(paths, pool)
+            for item in extract_videos(
+                videos, decoded, folder, engine, backbone.views, stretches.append
+            ):
+                shard.add(item, engine.name)
         shard.close()
-        return _Chunk(shard.path, shard.rows, stretches)
+        done = [each._replace(video=first + each.video) for each in stretches]
+        return _Chunk(shard.path, shard.rows, done)
 
 
 def extract_on_ray(
@@ -92,8 +93,7 @@ def extract_on_ray(
         from ray.exceptions import RayActorError, RayTaskError
 
         try:
-            with explaining(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             for chunk in _chunks(ray, videos, store, config, folder):
                 if chunk.rows:
                     store.adopt(chunk.shard, chunk.rows)
@@ -174,8 +174,6 @@ def _connected(address: str) -> Iterator[Any]:
     check = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
     former = signal.getsignal(signal.SIGTERM)
     try:
-        host, _, port = address.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=10).close()
         subprocess.run(
             [*check, "--address", address],
             check=True,
@@ -183,13 +181,13 @@ def _connected(address: str) -> Iterator[Any]:
             timeout=_HEALTH_SECONDS,
         )
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        signal.signal(signal.SIGTERM, former)  # Ray replaced it
-    except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
+    except (RuntimeError, subprocess.SubprocessError) as error:
         raise VdError(
             f"no Ray cluster answers at --ray-address {address} "
             f"({str(error).splitlines()[0]}); start one with `ray start --head`, or give "
             "HOST:PORT of its head node."
         ) from error
+    signal.signal(signal.SIGTERM, former)  # Ray replaced it
     # Ray prints a page of a dead node's log on standard output
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         try:

@@ -1,16 +1,14 @@
 """EfficientNet-Lite 0, 1 and 2: one architecture table → ONNX graph, 8-bit graph.
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"
-(2019). The Lite variants have no squeeze-excite, ReLU6 instead of swish, and a stem, a
-head and first and last stages that do not scale. `efficientnet_flax` builds the Flax module
-from the same table and parameters; this module does not import jax.
+(2019); the Lite variants have no squeeze-excite and ReLU6 instead of swish.
+`efficientnet_flax` builds the Flax module from the same table; this module imports no jax.
 
 The 8-bit graph follows Jacob et al., "Quantization and Training of Neural Networks for
-Efficient Integer-Arithmetic-Only Inference" (2018): weights are symmetric int8 with a scale
-per filter, activations uint8 with a scale per tensor, sums int32. Tensors after ReLU6 have
-the range 0 to 6; the ranges of the others were measured (`experiments/quantize.py`) and are
-kept beside this file. Integer sums are exact, so its features are bit-identical in any
-batch.
+Efficient Integer-Arithmetic-Only Inference" (2018): int8 weights with a scale per filter,
+uint8 activations with a scale per tensor. Tensors after ReLU6 have the range 0 to 6; the
+ranges of the others were measured (`experiments/quantize.py`). Integer sums are exact, so
+its features are bit-identical in any batch.
 """
 
 import json
@@ -73,13 +71,10 @@ _STAGES = (
 
 
 class Conv(NamedTuple):
-    """A convolution with TensorFlow's SAME padding, then ReLU6 if `relu6`.
-
-    `torch_names` are the convolution and its BatchNorm in the pretrained state dict.
-    """
+    """A convolution with TensorFlow's SAME padding, then ReLU6 if `relu6`."""
 
     name: str
-    torch_names: tuple[str, str]
+    torch_names: tuple[str, str]  # in the state dict: the convolution, its BatchNorm
     filters: int
     kernel: int = 1
     stride: int = 1
@@ -95,14 +90,9 @@ class Block(NamedTuple):
 
 
 def architecture(variant: str) -> list[Block]:
-    """All convolutions of `variant`, from the stem to the head, in order.
-
-    Global average pooling follows.
-    """
+    """All convolutions of `variant` in order; global average pooling follows."""
     scaling = VARIANTS[variant]
-    stem = Conv("stem", ("_conv_stem", "_bn0"), _STEM_FILTERS, kernel=3, stride=2)
-    head = Conv("head", ("_conv_head", "_bn1"), FEATURES)
-    blocks = [Block((stem,))]
+    blocks = [Block((Conv("stem", ("_conv_stem", "_bn0"), _STEM_FILTERS, 3, 2),))]
     inputs = _STEM_FILTERS
     for stage in _STAGES:
         repeats = stage.repeats
@@ -114,7 +104,7 @@ def architecture(variant: str) -> list[Block]:
             convs = _bottleneck(len(blocks) - 1, stage, stride, inputs, filters)
             blocks.append(Block(convs, residual=stride == 1 and inputs == filters))
             inputs = filters
-    return [*blocks, Block((head,))]
+    return [*blocks, Block((Conv("head", ("_conv_head", "_bn1"), FEATURES),))]
 
 
 def _scaled_filters(filters: int, width: float) -> int:
@@ -127,23 +117,15 @@ def _bottleneck(
     index: int, stage: Stage, stride: int, inputs: int, filters: int
 ) -> tuple[Conv, ...]:
     """Expand (unless the factor is 1), filter each channel, project."""
-    name, prefix = f"block{index}", f"_blocks.{index}."
+    name, torch = f"block{index}", f"_blocks.{index}."
     hidden = inputs * stage.expansion
-    expand = Conv(f"{name}_expand", (f"{prefix}_expand_conv", f"{prefix}_bn0"), hidden)
+    expand = Conv(f"{name}_expand", (f"{torch}_expand_conv", f"{torch}_bn0"), hidden)
+    names = f"{torch}_depthwise_conv", f"{torch}_bn1"
     depthwise = Conv(
-        f"{name}_depthwise",
-        (f"{prefix}_depthwise_conv", f"{prefix}_bn1"),
-        hidden,
-        kernel=stage.kernel,
-        stride=stride,
-        groups=hidden,
+        f"{name}_depthwise", names, hidden, stage.kernel, stride, groups=hidden
     )
-    project = Conv(
-        f"{name}_project",
-        (f"{prefix}_project_conv", f"{prefix}_bn2"),
-        filters,
-        relu6=False,
-    )
+    names = f"{torch}_project_conv", f"{torch}_bn2"
+    project = Conv(f"{name}_project", names, filters, relu6=False)
     convs = (expand, depthwise, project)
     return convs if stage.expansion > 1 else convs[1:]
 
@@ -169,10 +151,7 @@ def folded_parameters(variant: str) -> Parameters:
 
 
 def onnx_model(variant: str) -> "onnx.ModelProto":
-    """The network as an ONNX graph: "images", uint8 B×H×W×3, to "features", B×1280.
-
-    H and W are the variant's resolution, B is free; features are float32.
-    """
+    """The network as an ONNX graph: "images", uint8 B×H×W×3, to "features", B×1280."""
     from onnx import TensorProto
 
     graph, parameters = _Graph(), folded_parameters(variant)
@@ -236,12 +215,11 @@ def _quantized_convolution(
     steps_O = np.maximum(steps_O, np.abs(bias) / (scale * 2**30)).clip(1e-12)
     integers = np.round(kernel / steps_O[:, None, None, None]).astype(np.int8)
     biases_O = np.round(bias / (steps_O * scale)).astype(np.int32)
-    zeros_O = np.zeros(len(steps_O))
     weights = graph.dequantized(
-        graph.constant(integers), steps_O, zeros_O.astype(np.int8), axis=0
+        graph.constant(integers), steps_O, np.zeros(len(bias), np.int8), axis=0
     )
     offsets = graph.dequantized(
-        graph.constant(biases_O), steps_O * scale, zeros_O.astype(np.int32), axis=0
+        graph.constant(biases_O), steps_O * scale, np.zeros(len(bias), np.int32), axis=0
     )
     return graph.convolution(x, conv, weights, offsets)
 
@@ -271,12 +249,11 @@ class _Graph:
 
     def convolution(self, x: str, conv: Conv, kernel: str, bias: str) -> str:
         """Append a convolution with TensorFlow's SAME padding."""
-        strides = [conv.stride, conv.stride]
         return self.add(
             "Conv",
             *(x, kernel, bias),
             auto_pad="SAME_UPPER",
-            strides=strides,
+            strides=[conv.stride, conv.stride],
             group=conv.groups,
         )
 

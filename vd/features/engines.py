@@ -2,7 +2,6 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,6 @@ from vd.features.efficientnet import (
     quantized_model,
 )
 
-_PROBED = 4  # images that a user's network is tried with
 _JAX_BATCH = 64  # per device; fixed, so that features do not depend on other images
 
 Images = UInt8[np.ndarray, "N H W 3"]
@@ -77,74 +75,61 @@ class OnnxEngine:
     name = "onnxruntime"
 
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
-        model: Path | bytes = backbone.file
+        """Try the network on a black image; raises `VdError` if it cannot be used."""
+        model: str | bytes = str(backbone.file)
         if backbone.quantized:
             model = quantized_model(QUANTIZED[backbone.name]).SerializeToString()
         elif backbone.built_in:
             model = onnx_model(backbone.name).SerializeToString()
-        self._session = _session(model)
-        cores = threads or usable_cores()
-        self._threads = ThreadPoolExecutor(cores)
-        self._backbone = backbone
-        source = self._session.get_inputs()[0]
-        self._input, self._raw = source.name, source.type == "tensor(uint8)"
-        self._channels_first = len(source.shape) == 4 and source.shape[1] == 3
-        fixed = source.shape[0] if source.shape else None
-        self._fixed = fixed if isinstance(fixed, int) else None
-        self._each = self._fixed or 1
-        self.batch = cores * self._each
-        self.dim = FEATURES if backbone.built_in else self._probe()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # a call runs on the thread that makes it
+        options.log_severity_level = 4  # its errors reach us as exceptions
+        self._backbone, size = backbone, backbone.size
+        try:
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+            source = self._session.get_inputs()[0]
+            self._input, self._raw = source.name, source.type == "tensor(uint8)"
+            self._channels_first = source.shape[1] == 3
+            features_1xD = self._run(np.zeros((size, size, 3), np.uint8))
+        except Exception as error:  # ONNX Runtime's own exceptions have no common base
+            raise VdError(
+                f"--backbone {backbone.name} cannot be run on RGB images of side {size} "
+                f"({str(error).splitlines()[0]}); set --backbone-size, or export it for "
+                "batches of any size or of 1, with the files of its weights beside it."
+            ) from error
+        if features_1xD.ndim != 2 or not features_1xD.size:
+            raise VdError(
+                f"--backbone {backbone.name} gives the shape {features_1xD.shape} for one "
+                "image; it must give one vector each: add pooling to the network."
+            )
+        if not np.isfinite(features_1xD).all():
+            raise VdError(
+                f"--backbone {backbone.name} gives features that are not finite for a "
+                "black image; export it in inference mode, in float32."
+            )
+        self.dim = features_1xD.shape[1]
+        self.batch = threads or usable_cores()
+        self._threads = ThreadPoolExecutor(self.batch)
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
-        """Features; a core takes as many images at a time as the network fixes, else one."""
-        starts = range(0, len(images_NxHxWx3), self._each)
-        batches = (images_NxHxWx3[start : start + self._each] for start in starts)
+        """Features, computed by as many threads as `batch`."""
         parts = []
-        for part in self._threads.map(self._run, batches):
+        for part in self._threads.map(self._run, images_NxHxWx3):
             check_interrupt()
             parts.append(part)
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
-    def _run(self, images: Images) -> Features:
-        backbone, count = self._backbone, len(images)
-        batch: Any = images
-        if self._fixed is not None and count < self._fixed:
-            batch = np.concatenate([images, images[:1].repeat(self._fixed - count, 0)])
+    def _run(self, image_HxWx3: UInt8[np.ndarray, "H W 3"]) -> Features:
+        image: Any = image_HxWx3
         if not self._raw:
-            batch = (batch.astype(np.float32) - np.float32(backbone.mean)) / np.float32(
-                backbone.std
-            )
+            mean, std = np.float32(self._backbone.mean), np.float32(self._backbone.std)
+            image = (image.astype(np.float32) - mean) / std
         if self._channels_first:
-            batch = np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
-        features = np.atleast_1d(self._session.run(None, {self._input: batch})[0])
-        with np.errstate(over="ignore"):  # from float64; infinity is refused later
-            return features[:count].astype(np.float32, copy=False)
-
-    def _probe(self) -> int:
-        """The number of features of an image; raises `VdError` if the network is unusable."""
-        size, file = self._backbone.size, self._backbone.file
-        count = self._fixed or _PROBED
-        generator = np.random.Generator(np.random.Philox(0))
-        images = generator.integers(0, 256, (count, size, size, 3), np.uint8)
-        images[-1] = 0  # black frames are common
-        try:
-            features, alone = self._run(images), self._run(images[:1])
-        except Exception as error:  # ONNX Runtime's own exceptions have no common base
-            raise VdError(
-                f"--backbone {file} does not take {count} RGB images of side {size} "
-                f"({str(error).splitlines()[0]}); set --backbone-size, or export it again."
-            ) from error
-        if features.ndim != 2 or len(features) != len(images) or not features.size:
-            raise VdError(
-                f"--backbone {file} gives the shape {features.shape} for {len(images)} "
-                "images; it must give one vector each: add pooling to the network."
-            )
-        if not np.allclose(alone[0], features[0], rtol=1e-3, atol=1e-3):
-            raise VdError(
-                f"--backbone {file} gives features that depend on the other images of a batch, "
-                "or are not finite; export it in inference mode, in float32."
-            )
-        return int(features.shape[1])
+            image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        features_1xD = self._session.run(None, {self._input: image[None]})[0]
+        return features_1xD.astype(np.float32, copy=False)
 
 
 class JaxEngine:
@@ -183,25 +168,6 @@ class JaxEngine:
         padding = ((0, self.batch - len(images)), (0, 0), (0, 0), (0, 0))
         padded = np.pad(images, padding)
         return self._apply(padded.reshape(self._devices, _JAX_BATCH, *images.shape[1:]))
-
-
-def _session(model: Path | bytes) -> Any:
-    """An ONNX Runtime session on the CPU; a call runs on the thread that makes it."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # its errors reach us as exceptions
-    try:
-        return onnxruntime.InferenceSession(
-            str(model) if isinstance(model, Path) else model,
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception as error:  # ONNX Runtime's own exceptions have no common base
-        raise VdError(
-            f"--backbone {model!s:.200} cannot be run by ONNX Runtime "
-            f"({str(error).splitlines()[0]}); export it again, with the files of its "
-            "weights, if any, beside it."
-        ) from error
 
 
 def _has_accelerator() -> bool:

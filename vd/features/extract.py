@@ -7,28 +7,27 @@ gives the features of any videos without a store, for prediction.
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 from rich.filesize import decimal
 
-from vd.config import Config, DecodeConfig, ExecutorConfig, usable_cores
+from vd.config import Config, DecodeConfig, ExecutorConfig
 from vd.console import duration, say, track
 from vd.data.catalog import Catalog
 from vd.data.ledger import DecodingPass, Ledger, settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.data.workers import (
-    PROBED_SECONDS,
     Decoded,
     DecodePool,
-    Probe,
     decode_pool,
     decode_videos,
-    probe_videos,
+    read_headers,
 )
 from vd.errors import VdError
 from vd.features.backbone import Backbone
@@ -37,8 +36,9 @@ from vd.features.shards import Extracted, Part, Spool
 from vd.features.store import FeatureStore, open_store
 from vd.files import lock, write_csv
 
-_PROBED, _TIMED_EVERY = 32, 8  # videos of an estimate; of these, decoding is timed
-_MOST_UNUSUAL = 20  # a header is trusted for so many times the median's frames a byte
+_PROBED = 32  # videos of an estimate
+_FEWEST_BYTES = 100  # of a second of video; a header that claims less is not believed
+_FLOAT16 = np.finfo(np.float16)
 
 
 class StretchDone(NamedTuple):
@@ -81,8 +81,7 @@ def extract(
     decoding = DecodingPass(videos, config.decode)
 
     def stored() -> dict[str, Outcome]:
-        rows = store.rows.values()
-        return scanned | {row.id: row.outcome for row in rows if row.outcome.of_content}
+        return scanned | {row.id: row.outcome for row in store.rows.values()}
 
     if only_stored and (missing := decoding.pending(stored())):
         raise VdError(
@@ -118,160 +117,127 @@ def _extract_missing(
 ) -> None:
     """Print the estimate, extract the videos, record their outcomes in `decoding`."""
     paths = [video.path for video in videos]
-    rate = _images_per_second(engine, backbone.size)
     with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
-        frames = _estimate(paths, pool, store, backbone, rate)
+        frames = _estimate(videos, pool, store, backbone, engine)
         if executor.executor == "local":
-            with store.appending(engine.name) as append:
-                decoded = decode_videos(paths, pool)
-                done = write_features(
-                    videos, decoded, store.directory, engine, backbone.views, append
+            decoded = decode_videos(paths, pool)
+            with _progress(videos, decoding, frames) as done:
+                extracted = extract_videos(
+                    videos, decoded, store.directory, engine, backbone.views, done
                 )
-                _show_progress(videos, done, decoding, frames)
+                store.add(extracted, engine.name)
             return
     from vd.features.cluster import extract_on_ray
 
-    done = extract_on_ray(videos, store, config, executor.ray_address)
-    _show_progress(videos, done, decoding, frames)
-
-
-def _images_per_second(engine: Engine, side: int) -> float:
-    """Speed of the backbone, measured while nothing decodes."""
-    probe = np.zeros((max(16, engine.batch), side, side, 3), np.uint8)
-    engine(probe)
-    began = time.perf_counter()
-    engine(probe)
-    return len(probe) / (time.perf_counter() - began)
+    with _progress(videos, decoding, frames) as done:
+        for stretch in extract_on_ray(videos, store, config, executor.ray_address):
+            done(stretch)
 
 
 def _estimate(
-    paths: Sequence[Path],
+    videos: Sequence[Video],
     pool: DecodePool,
     store: FeatureStore,
     backbone: Backbone,
-    rate: float,
+    engine: Engine,
 ) -> float:
     """Print the work ahead; returns the expected stored frames of a video, 0 if unknown.
 
-    Every n-th video by size is probed; `rate` is the engine's in images/s. Raises `VdError`
-    when less than half of the estimated size is free on the disk.
+    The headers of some videos of all sizes are read, then the engine is timed while nothing
+    decodes. Raises `VdError` when less than half of the estimated size is free on the disk.
     """
-    sizes = {path: path.stat().st_size if path.is_file() else 0 for path in paths}
-    by_size = sorted(paths, key=lambda path: -sizes[path])
-    sampled = by_size[:: max(1, len(paths) // _PROBED)]
-    frames, decoding = _mean_video(
-        probe_videos(sampled, pool, _TIMED_EVERY)(),
-        np.array([sizes[path] for path in sampled], np.float64),
-        backbone.frames.frames_per_second,
-    )
-    if not frames:
+    by_size = sorted(videos, key=lambda video: -video.size)
+    sampled = by_size[:: max(1, len(videos) // _PROBED)]
+    headers = read_headers([video.path for video in sampled], pool)
+    most = backbone.frames.frames_per_second  # a slower video is stored whole
+    frames_S = [
+        header.duration * min(header.fps or most, most)
+        for video, header in zip(sampled, headers, strict=True)
+        if 0 < header.duration * _FEWEST_BYTES <= video.size  # it may claim weeks
+    ]
+    if not frames_S:
         return 0.0
-    images = len(paths) * frames * len(backbone.streams) * len(backbone.views)
-    seconds = images / rate + len(paths) * decoding / usable_cores()
+    frames = float(np.mean(frames_S))
+    images = len(videos) * frames * len(backbone.streams) * len(backbone.views)
+    probe = np.zeros((max(16, engine.batch), backbone.size, backbone.size, 3), np.uint8)
+    engine(probe)
+    began = time.perf_counter()
+    engine(probe)
+    rate = len(probe) / (time.perf_counter() - began)
     size = int(images * store.dim * np.float16().itemsize)
-    say(
-        f"extracting {len(paths)} videos: about {images:,.0f} images at {rate:.0f} a second "
-        f"here, {duration(seconds)} with decoding, {decimal(size)} in {store.directory}"
-    )
-    store.directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store.directory).free
-    words = f"--cache-dir {store.directory} has {decimal(free)} free and about"
+    say(
+        f"extracting {len(videos)} videos: about {images:,.0f} images at {rate:.0f} a second "
+        f"here, at least {duration(images / rate)}; {decimal(size)} of the {decimal(free)} "
+        f"that are free in {store.directory}"
+    )
     if size > 2 * free:  # the estimate may err
         raise VdError(
-            f"{words} {decimal(size)} are needed; free some space or name another folder."
+            f"--cache-dir {store.directory} has {decimal(free)} free and about "
+            f"{decimal(size)} are needed; free some space or name another folder."
         )
-    if size > free:
-        say(f"warning: {words} {decimal(size)} are needed; finished shards are kept")
     return frames
 
 
-def _mean_video(
-    probes: Sequence[Probe],
-    size_S: Float64[np.ndarray, " S"],
-    frames_per_second: float,
-) -> tuple[float, float]:
-    """Stored frames of a mean video, and seconds of one core to decode it.
+@contextmanager
+def _progress(
+    videos: Sequence[Video], decoding: DecodingPass, frames_per_video: float
+) -> Iterator[Callable[[StretchDone], None]]:
+    """Show a progress bar; yields what is called for each stretch.
 
-    Videos whose header gives no length are left out.
+    `decoding` takes the outcomes. The time left is by frames: a video that has not ended
+    counts as `frames_per_video`, or not at all while that is 0, unknown.
     """
-    seconds_S = np.array([probe.header.duration for probe in probes])
-    rate_S = np.array([probe.header.fps or frames_per_second for probe in probes])
-    rate_S = rate_S.clip(max=frames_per_second)  # a slower video is stored whole
-    known_S = seconds_S > 0
-    if not known_S.any():
-        return 0.0, 0.0
-    frames_S = seconds_S * rate_S
-    # a header may claim weeks
-    typical = np.quantile(frames_S[known_S] / size_S[known_S], 0.5, method="lower")
-    frames_S = frames_S.clip(max=_MOST_UNUSUAL * typical * size_S)
-    frames = float(frames_S[known_S].mean())
-    cost_S = np.array([probe.cost for probe in probes])
-    timed_S = known_S & ~np.isnan(cost_S)
-    probed = (seconds_S.clip(max=PROBED_SECONDS) * rate_S)[timed_S].sum()
-    return frames, frames * cost_S[timed_S].sum() / probed if probed else 0.0
+    lost, frames, ended = [0, 0], 0, 0
+    expected = frames_per_video * len(videos)
 
+    def done(stretch: StretchDone) -> None:
+        nonlocal frames, ended, expected
+        frames += stretch.frames
+        if stretch.outcome is not None:
+            ended += 1
+            expected = frames + frames_per_video * (len(videos) - ended)
+            video = videos[stretch.video]
+            lost[video.label] += stretch.outcome.outcome == "quarantined"
+            decoding.take(video, stretch.outcome)
+        note = f", {frames / ticker.seconds():.0f} frames/s"
+        if any(lost):
+            note += (
+                f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} non-violent)"
+            )
+        share = frames / max(frames, expected) if frames_per_video else None
+        ticker.advance(int(stretch.outcome is not None), note, share)
 
-def _show_progress(
-    videos: Sequence[Video],
-    done: Iterator[StretchDone],
-    decoding: DecodingPass,
-    frames_per_video: float,
-) -> None:
-    """Run the extraction behind a progress bar; `decoding` takes the outcomes.
-
-    The time left is by frames: a video that has not ended counts as `frames_per_video`, or
-    not at all while that is 0, unknown.
-    """
-    lost, frames, expected = [0, 0], 0, frames_per_video * len(videos)
-    frames_of = np.zeros(len(videos), np.int64)
     with track("extracting", len(videos), "videos") as ticker:
-        for number, more, outcome in done:
-            frames += more
-            frames_of[number] += more
-            if outcome is not None:
-                expected += frames_of[number] - frames_per_video
-                video = videos[number]
-                lost[video.label] += outcome.outcome == "quarantined"
-                decoding.take(video, outcome)
-            note = f", {frames / ticker.seconds():.0f} frames/s"
-            if any(lost):
-                note += (
-                    f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} "
-                    "non-violent)"
-                )
-            share = frames / max(frames, expected) if frames_per_video else None
-            ticker.advance(int(outcome is not None), note, share)
+        yield done
 
 
-def write_features(
+def extract_videos(
     videos: Sequence[Video],
     decoded: Iterable[Decoded],
     spool_folder: Path,
     engine: Engine,
     views: Sequence[str],
-    append: Callable[[Extracted], None],
-) -> Iterator[StretchDone]:
-    """Pass each video's features to `append`; yields every stretch when it is done.
+    done: Callable[[StretchDone], None],
+) -> Iterator[Extracted]:
+    """Features of the videos for the store; `done` is called after every stretch.
 
-    A video's outcome is yielded after it was appended. Not appended are outcomes of a path
-    rather than of the content (unreadable, changed since it was hashed): another copy may
-    be good.
+    For a video's last one, when the video is stored. Outcomes of a path rather than of the
+    content (unreadable, changed since it was hashed) are not stored: another copy may be
+    good.
     """
-    spool_folder.mkdir(parents=True, exist_ok=True)
-    spool = None
-    for piece in decoded:
-        video, outcome = videos[piece.index], piece.outcome
-        features_VxFxSxD = _run_views(piece.images, engine, views, video.path)
-        spool = spool or Spool(spool_folder)
-        spool.append(features_VxFxSxD)
-        if outcome is not None:
-            outcome = settled(video, outcome)
-            if video.id and outcome.of_content:
-                used = outcome.outcome != "quarantined"
-                append(Extracted(video.id, outcome, spool.parts() if used else ()))
-            spool.close()
-            spool = None
-        yield StretchDone(piece.index, features_VxFxSxD.shape[1], outcome)
+    with closing(Spool(spool_folder)) as spool:
+        for piece in decoded:
+            video, outcome = videos[piece.index], piece.outcome
+            features_VxFxSxD = _run_views(piece.images, engine, views, video.path)
+            spool.append(features_VxFxSxD)
+            if outcome is not None:
+                outcome = settled(video, outcome)
+                if video.id and outcome.of_content:
+                    used = outcome.outcome != "quarantined"
+                    yield Extracted(video.id, outcome, spool.parts() if used else ())
+                spool.clear()
+            done(StretchDone(piece.index, features_VxFxSxD.shape[1], outcome))
 
 
 def video_features(
@@ -310,18 +276,12 @@ def _run_views(
     for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
         features = engine(images)
-        exact = np.abs(features).max(initial=0.0)
-        with np.errstate(over="ignore", under="ignore"):  # checked below
-            largest = np.float16(exact)
-        if np.isnan(largest):
+        largest = np.abs(features).max(initial=0.0)
+        if largest and not _FLOAT16.smallest_subnormal <= largest <= _FLOAT16.max:
             raise VdError(
-                f"the backbone gives NaN for an image of {path}; check the network for a "
-                "division by zero, or leave that video out."
-            )
-        if np.isinf(largest) or largest == 0 < exact:
-            raise VdError(
-                f"the backbone gives values of up to {exact:.2g} for {path}, which float16 "
-                "cannot hold; scale its output, or check --backbone-mean and --backbone-std."
+                f"the backbone gives values of up to {largest:.2g} for {path}, which float16 "
+                "cannot hold; scale its output, check --backbone-mean and --backbone-std, or "
+                "leave that video out."
             )
         stored = features.astype(np.float16)
         features_V.append(stored.reshape(frames, streams, engine.dim))

@@ -9,7 +9,7 @@ new labels rewrite nothing. Any TFDS reader opens the directory:
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 from jaxtyping import Float16, Int
 
 from vd.console import say, track
@@ -95,54 +96,38 @@ class FeatureStore:
                 shard.unlink()
 
     def verify(self) -> list[int]:
-        """Read every record against its checksum and drop damaged shards; their numbers.
-
-        The caller holds the lock.
-        """
+        """Drop shards whose records do not match their checksums; the caller has the lock."""
         self.recover()
-        rows: list[list[StoredVideo]] = [[] for _ in self.lengths]
-        for row in self.rows.values():
-            rows[row.shard].append(row)
         dropped = []
-        with track("verifying", len(rows), "shards") as ticker:
-            for number, length in enumerate(self.lengths):
-                if not is_intact(
-                    self._shard(number), length, rows[number], self._format
-                ):
+        with track("verifying", len(self.lengths), "shards") as ticker:
+            for number in range(len(self.lengths)):
+                rows = self._read_index(number)
+                if rows is None or not is_intact(self._shard(number), rows):
                     self._drop(number)
                     dropped.append(number)
                 ticker.advance()
-        say(f"verified {len(rows)} shards: {len(dropped) or 'none'} damaged")
+        say(f"verified {len(self.lengths)} shards: {len(dropped) or 'none'} damaged")
         self.rows, self.lengths = {}, []
         self._read_new_indexes()
         return dropped
 
     def add(self, videos: Iterable[Extracted], engine: str) -> None:
-        """Append videos. The caller holds the lock."""
-        with self.appending(engine) as append:
-            for item in videos:
-                append(item)
+        """Append videos as they come. The caller holds the lock.
 
-    @contextmanager
-    def appending(self, engine: str) -> Iterator[Callable[[Extracted], None]]:
-        """Yield a function that appends a video; the caller holds the lock.
-
-        A shard gets its name when it is complete on the disk, then its index. When the
-        block ends, also by an interrupt, the last shard is closed with what it has. Raises
-        `VdError` when the disk is full; the shards before stay.
+        A shard gets its name when it is complete on the disk, then its index. At the end,
+        also by an interrupt, the last shard is closed with what it has. Raises `VdError`
+        when the disk is full; the shards before stay.
         """
         shard: ShardWriter | None = None
-
-        def append(item: Extracted) -> None:
-            nonlocal shard
-            shard = shard or self.new_shard(temporary(self._shard(len(self.lengths))))
-            shard.add(item, engine)
-            if shard.full:
-                full, shard = shard, None
-                self._finish(full)
-
         try:
-            yield append
+            for item in videos:
+                shard = shard or self.new_shard(
+                    temporary(self._shard(len(self.lengths)))
+                )
+                shard.add(item, engine)
+                if shard.full:
+                    full, shard = shard, None
+                    self._finish(full)
         finally:
             if shard is not None:
                 self._finish(shard)
@@ -157,7 +142,7 @@ class FeatureStore:
         with explaining(self._shard(number)):
             publish(shard, self._shard(number))
         write_csv(self._index(number), [{**row, "shard_bytes": size} for row in rows])
-        self._take_in([stored_video(row, number) for row in rows])
+        self._read_new_indexes()
 
     def read(
         self,
@@ -201,16 +186,12 @@ class FeatureStore:
             name, features_FxSD = self._format.parse(record)
             if name != (stored.id, view, part):
                 raise ValueError("its index names another record")
-            if len(features_FxSD) != stored.part_frames(part):
-                raise ValueError("a record has another length than its index says")
         return features_FxSD
 
     def write_metadata(self) -> None:
         """Write the description, and the two JSON files by which TFDS opens the directory."""
         if not self.lengths:
             return
-        write_json(self.directory.parent / "fingerprint.json", self.description)
-        write_text(self.directory / "features.json", self._format.description)
         split = {
             "filepathTemplate": _TEMPLATE,
             "name": _SPLIT,
@@ -222,6 +203,8 @@ class FeatureStore:
             "splits": [split],
             "version": "1.0.0",
         }
+        write_json(self.directory.parent / "fingerprint.json", self.description)
+        write_text(self.directory / "features.json", self._format.description)
         write_text(self.directory / "dataset_info.json", json.dumps(info, indent=2))
 
     def open(self) -> None:
@@ -233,7 +216,7 @@ class FeatureStore:
     def _explaining_damage(self) -> Iterator[None]:
         try:
             yield
-        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        except (DecodeError, RuntimeError, ValueError, LookupError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
                 f"{self.directory} is damaged ({reason}); run vd extract --verify, which "
@@ -281,7 +264,10 @@ class FeatureStore:
             rows = self._read_index(number)
             if rows is None:
                 self.damaged.append(number)
-            self._take_in(rows or [])
+                rows = []
+            self.rows |= {row.id: row for row in rows}  # a later row replaces another
+            self.lengths.append(sum(row.records for row in rows))
+            self.__dict__.pop("_source", None)  # which has fewer shards
 
     def _read_index(self, number: int) -> list[StoredVideo] | None:
         """The rows of one shard; None when the shard or its index is missing or damaged."""
@@ -289,24 +275,13 @@ class FeatureStore:
         try:
             with reading(path):
                 size = self._shard(number).stat().st_size
-                content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        if not content.endswith(b"\n"):
-            return None
-        try:
+                complete = path.read_bytes().endswith(b"\n")
             rows = read_csv(path)
-            if any(int(row.get("shard_bytes", size)) != size for row in rows):
-                return None
-            return [stored_video(row, number) for row in rows]
-        except (VdError, LookupError, ValueError, TypeError):
-            return None
-
-    def _take_in(self, rows: Sequence[StoredVideo]) -> None:
-        """Add the rows of the next shard; a later row of a video replaces an earlier one."""
-        self.rows |= {row.id: row for row in rows}
-        self.lengths.append(sum(row.records for row in rows))
-        self.__dict__.pop("_source", None)
+            if complete and all(int(r.get("shard_bytes", size)) == size for r in rows):
+                return [stored_video(row, number) for row in rows]
+        except (FileNotFoundError, LookupError, ValueError, TypeError):
+            pass
+        return None
 
 
 def open_store(cache_dir: Path, backbone: "Backbone", dim: int) -> FeatureStore:

@@ -23,11 +23,6 @@ class Calibration:
     threshold_source: str
     false_alarm_threshold: float | None = None  # at FALSE_ALARMS; None: not fitted
 
-    def __post_init__(self) -> None:
-        """Refuse what no fit gives: `ValueError`."""
-        if not (0 < self.temperature < float("inf") and 0 <= self.threshold <= 1):
-            raise ValueError("temperature or threshold out of range")
-
     @property
     def uninformative(self) -> bool:
         """Whether the fit took the largest temperature: logits hardly separate the classes."""
@@ -76,16 +71,17 @@ def fit(
 def false_alarm_threshold(
     probability_N: Float[np.ndarray, " N"],
     labels_N: Int[np.ndarray, " N"],
-    share: float = FALSE_ALARMS,
 ) -> float | None:
-    """The least threshold that at most `share` of the non-violent clips reach.
+    """The least threshold that at most `FALSE_ALARMS` of the non-violent clips reach.
 
     Midway between two scores, or just above the highest; None without such a clip.
     """
     calm = np.sort(probability_N[labels_N == 0])[::-1]
     if not len(calm):
         return None
-    below = calm[int(share * len(calm) + 1e-9)]  # the first that must not be reached
+    below = calm[
+        int(FALSE_ALARMS * len(calm) + 1e-9)
+    ]  # the first that must not be reached
     higher = probability_N[probability_N > below]
     just_above = np.nextafter(below, np.inf)
     return float(

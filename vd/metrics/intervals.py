@@ -151,20 +151,11 @@ def share_interval(share: float, values_R: Values, group_N: Groups) -> Interval:
 def difference_interval(
     difference_N: np.ndarray, values_R: Values, group_N: Groups
 ) -> Interval:
-    """The same for the mean over clips of differences between -1 and 1.
-
-    When no clip differs, or every clip differs by 1, it is as exact as that of a share.
-    """
-    mean = float(np.mean(difference_N))
-    if np.any(difference_N != mean) or abs(mean) not in (0.0, 1.0):
+    """The same for the mean over clips of differences; where none differs, it is exact."""
+    if np.any(difference_N):
         return interval(values_R, group_N)
-    ends = share_interval(abs(mean), values_R, group_N)
-    if ends is None:
-        return None
-    low, high = ends
-    if mean == 0:
-        return [-high, high]
-    return [low, high] if mean > 0 else [-high, -low]
+    ends = share_interval(0.0, values_R, group_N)
+    return ends and [-ends[1], ends[1]]
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from vd.config import Config
-from vd.errors import VdError
 from vd.evaluation.predictions import Member, read_run
-from vd.files import read_csv, read_json
+from vd.files import read_json
 from vd.training.log import read_metrics
 from vd.training.run_folder import read_config, read_settings
 from vd.training.validation import EarlyStopping
 
-_FIRST = {"test": 0, "val": 1}  # the order of evaluations; others by name
+_FIRST = {"evaluation_test": 0, "evaluation_val": 1}  # then the others by name
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,6 @@ class RunFacts:
     config: Config
     evaluations: dict[str, dict[str, Any]]  # evaluation_<name>.json by name
     rows: list[dict[str, Any]]  # metrics.jsonl, an epoch each
-    ledger: list[dict[str, str]]
     member: Member  # the test predictions
 
     @property
@@ -42,45 +40,24 @@ class RunFacts:
 
 
 def read_facts(run_dir: Path) -> RunFacts:
-    """Read a run folder; raises `VdError` when a file is missing or damaged."""
-    described, config = read_config(run_dir), read_settings(run_dir)
-    member = read_run(run_dir)  # which says whether a run is unfinished
+    """Read a run folder; raises `VdError` when the run is unfinished or damaged."""
     return RunFacts(
         run_dir,
-        described,
-        config,
-        _evaluations(run_dir),
-        _present(run_dir / "metrics.jsonl", read_metrics(run_dir)),
-        _present(run_dir / "ledger.csv", read_csv(run_dir / "ledger.csv")),
-        member,
+        read_config(run_dir),
+        read_settings(run_dir),
+        member=read_run(run_dir),  # which says whether a run is unfinished
+        evaluations=_evaluations(run_dir),
+        rows=read_metrics(run_dir),
     )
-
-
-def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file; raises `VdError`, with the remedy, when it holds none."""
-    values = read_json(path, remedy)
-    if not isinstance(values, dict):
-        raise VdError(f"{path} is damaged (it holds no JSON object); {remedy}.")
-    return values
 
 
 def _evaluations(run_dir: Path) -> dict[str, dict[str, Any]]:
     """The content of every evaluation_<name>.json."""
-    paths = {
-        path.stem.removeprefix("evaluation_"): path
-        for path in sorted(run_dir.glob("evaluation_*.json"))
-    }
+    paths = sorted(
+        run_dir.glob("evaluation_*.json"),
+        key=lambda path: (_FIRST.get(path.stem, 2), path.stem),
+    )
+    remedy = "run vd evaluate on the run to write it again"
     return {
-        name: read_object(paths[name], "run vd evaluate on the run to write it again")
-        for name in sorted(paths, key=lambda name: _FIRST.get(name, 2))
+        path.stem.removeprefix("evaluation_"): read_json(path, remedy) for path in paths
     }
-
-
-def _present(path: Path, rows: list[Any]) -> list[Any]:
-    """The rows of a file, which must have some."""
-    if not rows:
-        raise VdError(
-            f"{path} is missing or damaged; put back the file that training wrote, or "
-            "train the run again."
-        )
-    return rows

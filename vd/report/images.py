@@ -2,8 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,30 +12,18 @@ from vd import plots
 from vd.config import DecodeConfig
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
-from vd.data.outcome import check_file
 from vd.data.workers import decode_pool, decode_videos
-from vd.evaluation.compare import PANELS
 from vd.evaluation.predictions import Predictions
 from vd.report.page import Picture, picture
 
 _FRAMES, _HEIGHT, _WIDTH = 8, 84, 112  # of a strip, and the size of a frame in it
-_MOST_KEPT = 8 * _FRAMES  # frames of a video in memory at once
 _QUALITY = 80
 
-
-def learning_curves(rows: Sequence[Mapping[str, Any]]) -> Picture:
-    """Loss, accuracy, recalls and learning rate of a run; `rows` are metrics.jsonl."""
-    figure = plots.learning_curves({"": rows})
-    return _drawn(figure, f"Learning curves over {len(rows)} epochs")
-
-
-def bands(name: str, rows: Sequence[Mapping[str, Any]]) -> Picture:
-    """Mean and spread of the validation curves over the members of a cross-validation."""
-    return _drawn(plots.bands({name: rows}, PANELS), "Validation curves over members")
+Frame = UInt8[np.ndarray, "H W 3"]
 
 
 def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
-    """Confusion, ROC, precision–recall and reliability of the tested clips of each seed."""
+    """Confusion, ROC and reliability of the tested clips of each seed."""
     labels_N, predicted_N, probability_N = (
         np.concatenate([getattr(one, name) for one in pooled.values()])
         for name in ("labels_N", "predicted_N", "probability_N")
@@ -46,86 +32,61 @@ def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
         f"seed {seed}": (one.labels_N, one.probability_N)
         for seed, one in pooled.items()
     }
-    confusion = plots.confusion(labels_N, predicted_N.astype(float), 0.5, title)
-    reliability = plots.reliability(labels_N, probability_N, times=len(pooled))
     return [
-        _drawn(confusion, title),
-        _drawn(plots.rates(of_seed, "roc"), "ROC curve"),
-        _drawn(plots.rates(of_seed, "precision-recall"), "Precision–recall curve"),
-        _drawn(reliability, "Reliability diagram"),
+        drawn(plots.confusion(labels_N, predicted_N, title), title),
+        drawn(plots.roc(of_seed), "ROC curve"),
+        drawn(plots.reliability(labels_N, probability_N), "Reliability diagram"),
     ]
 
 
-def _drawn(figure: Figure, alt: str) -> Picture:
+def drawn(figure: Figure, alt: str) -> Picture:
+    """A figure as a picture of the page."""
     return picture(plots.png(figure), "png", alt)
 
 
-def frame_strips(
-    videos: Sequence[Video], decode: DecodeConfig
-) -> list[tuple[Picture | None, str]]:
-    """Eight frames of each video, or the reason why there are none."""
-    reasons = [_why_not(video) for video in videos]
-    there = [video for video, reason in zip(videos, reasons, strict=True) if not reason]
-    strips = iter(_strips([video.path for video in there], decode))
-    shown: list[tuple[Picture | None, str]] = []
-    for video, reason in zip(videos, reasons, strict=True):
-        content = None if reason else next(strips)
-        if content is None:
-            reason = reason or "the video no longer decodes; vd scan gives the reason"
-            shown.append((None, reason))
-        else:
-            alt = f"Eight frames of {video.name}, in order"
-            shown.append((picture(content, "jpeg", alt), ""))
-    return shown
-
-
-def _why_not(video: Video) -> str:
-    """Why no frames of a video can be shown; "" when they can."""
-    reason = check_file(video.path)
-    if reason == "missing":
-        return "the video is not there any more"
-    try:
-        if not reason:
-            with open(video.path, "rb") as handle:
-                content = hashlib.file_digest(handle, "sha256").hexdigest()
-            if content != video.id:
-                return "the file has changed since it was tested"
-    except OSError:
-        reason = "unreadable"
-    return f"the video cannot be read ({reason})" if reason else ""
-
-
-def _strips(paths: Sequence[Path], decode: DecodeConfig) -> list[bytes | None]:
-    """A JPEG of frames side by side of each video; None when it does not decode.
+def frame_strips(videos: Sequence[Video], decode: DecodeConfig) -> dict[str, Picture]:
+    """Eight frames of each video by its name; none where it has changed or does not decode.
 
     Decoded by the workers of every other command, each under its deadline.
     """
-    strips: list[bytes | None] = []
-    if not paths:
+    videos = [video for video in videos if _is_unchanged(video)]
+    strips: dict[str, Picture] = {}
+    if not videos:
         return strips
     settings = FrameSettings(_HEIGHT, _WIDTH, streams=("rgb",))
-    kept, stride, seen = [], 1, 0
-    with decode_pool(settings, decode, len(paths)) as pool:
-        for piece in decode_videos(paths, pool):
-            for image in piece.images:
-                if seen % stride == 0:
-                    kept.append(image[0].copy())
-                seen += 1
-                if len(kept) > _MOST_KEPT:  # of a long video, every second one
-                    kept, stride = kept[::2], 2 * stride
-            if piece.outcome is not None:
-                usable = piece.outcome.outcome != "quarantined" and kept
+    with decode_pool(settings, decode, len(videos)) as pool:
+        frames: list[Frame] = []
+        for piece in decode_videos([video.path for video in videos], pool):
+            frames += _evenly(piece.images[:, 0])
+            if piece.outcome is not None:  # the last piece of a video
+                name = videos[piece.index].name
                 aspect = piece.outcome.width / max(piece.outcome.height, 1)
-                strips.append(_strip(kept, aspect) if usable else None)
-                kept, stride, seen = [], 1, 0
+                if piece.outcome.outcome != "quarantined" and frames:
+                    alt = f"Eight frames of {name}, in order"
+                    strips[name] = picture(_strip(frames, aspect), "jpeg", alt)
+                frames = []
     return strips
 
 
-def _strip(frames: Sequence[UInt8[np.ndarray, "H W 3"]], aspect: float) -> bytes:
-    """Evenly spaced frames in two rows, as JPEG."""
+def _is_unchanged(video: Video) -> bool:
+    """Whether the file is there, and is the one that was tested."""
+    try:
+        with open(video.path, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest() == video.id
+    except OSError:
+        return False
+
+
+def _evenly(frames: Sequence[Frame] | np.ndarray) -> list[Frame]:
+    """Eight of the frames, evenly spaced; of none, none."""
     places = np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int)
+    return [frames[i].copy() for i in places] if len(frames) else []
+
+
+def _strip(frames: Sequence[Frame], aspect: float) -> bytes:
+    """Eight evenly spaced frames in two rows, as JPEG."""
     width = int(np.clip(round(_HEIGHT * aspect), _HEIGHT // 3, 3 * _HEIGHT))
-    small = [cv2.resize(frames[i], (width, _HEIGHT)) for i in places]
+    small = [cv2.resize(frame, (width, _HEIGHT)) for frame in _evenly(frames)]
     padded = [cv2.copyMakeBorder(f, 1, 1, 1, 1, cv2.BORDER_CONSTANT) for f in small]
     half = _FRAMES // 2
     whole = np.vstack([np.hstack(padded[:half]), np.hstack(padded[half:])])

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -46,9 +46,7 @@ def render(package: str, template: str, values: Mapping[str, Any]) -> str:
     )
     environment.filters |= {
         "percent": percent,
-        "percents": percents,
         "decimal": decimal,
-        "decimals": decimals,
         "yes_no": lambda value: {True: "YES", False: "no"}.get(value, DASH),
     }
     page = environment.get_template(template).render(values)
@@ -57,24 +55,14 @@ def render(package: str, template: str, values: Mapping[str, Any]) -> str:
 
 
 def percent(value: Any) -> str:
-    """A share in percent."""
-    return f"{100 * value:z.1f} %" if _is_number(value) else DASH
-
-
-def percents(ends: Any) -> str:
-    """An interval of shares in percent; `ends` are [low, high]."""
-    return f"{100 * ends[0]:z.1f} to {100 * ends[1]:z.1f} %" if ends else DASH
+    """A share, or an interval [low, high] of shares, in percent."""
+    if isinstance(value, list):
+        return f"{100 * value[0]:z.1f} to {100 * value[1]:z.1f} %"
+    return f"{100 * value:z.1f} %" if isinstance(value, int | float) else DASH
 
 
 def decimal(value: Any, digits: int = 3) -> str:
-    """A number with so many decimals."""
-    return f"{value:z.{digits}f}" if _is_number(value) else DASH
-
-
-def decimals(ends: Any) -> str:
-    """An interval with three decimals; `ends` are [low, high]."""
-    return f"{ends[0]:z.3f} to {ends[1]:z.3f}" if ends else DASH
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float)
+    """A number, or an interval [low, high], with so many decimals."""
+    if isinstance(value, list):
+        return f"{value[0]:z.{digits}f} to {value[1]:z.{digits}f}"
+    return f"{value:z.{digits}f}" if isinstance(value, int | float) else DASH

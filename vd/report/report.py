@@ -4,40 +4,31 @@ Nothing is trained, scored or counted again; the misclassified clips are looked 
 their videos are still there.
 """
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from vd import plots
 from vd.console import duration
 from vd.data.manifest import CLASSES
 from vd.errors import VdError
-from vd.evaluation.compare import curve
+from vd.evaluation.compare import PANELS, curve
 from vd.evaluation.cross_dataset import dataset_name
 from vd.evaluation.predictions import Predictions, pooled_by_seed, read_results
-from vd.files import write_text
+from vd.files import read_json, write_text
 from vd.metrics.binary import METRICS
 from vd.report import images
-from vd.report.facts import RunFacts, read_facts, read_object
+from vd.report.facts import RunFacts, read_facts
 from vd.report.page import Picture, decimal, render
-from vd.report.words import (
-    crossval_command,
-    crossval_limits,
-    run_limits,
-    settings,
-    train_command,
-)
+from vd.report.words import crossval_limits, run_limits, settings
 from vd.training.run_folder import videos_of
 
 MISTAKES = 12
-_MOST_FAULTY = 50  # files that the page names; ledger.csv has all
 
 
-@dataclass(frozen=True)
-class Mistake:
+class Mistake(NamedTuple):
     """A clip misclassified in `wrong` of the `times` that it was tested."""
 
     name: str
@@ -45,23 +36,23 @@ class Mistake:
     probability: float  # of violence, mean over the times
     wrong: int
     times: int
-    frames: Picture | None = None
-    no_frames: str = ""  # why there are none
 
 
 def report(
-    folders: Sequence[Path],
+    folder: Path,
     out: Path | None = None,
     mistakes: int = MISTAKES,
     dataset_path: Path | None = None,
 ) -> Path:
     """Write the page of a run or a cross-validation; returns where it is.
 
-    `mistakes` clips are shown with their frames (0: the quick page, with a table);
+    `mistakes` clips are shown with their frames (0: the quick page, without);
     `dataset_path` says where the data set has moved. Raises `VdError` for a folder that is
     neither of the two, or unfinished, or has a damaged file.
     """
-    folder, path = _check(folders, out, mistakes, dataset_path)
+    path = out or folder / "report.html"
+    if path.suffix.casefold() not in (".html", ".htm"):
+        raise VdError(f"--out {path} must end in .html; name such a file.")
     if (folder / "config.json").exists():
         page = _run_page(read_facts(folder), mistakes, dataset_path)
     else:
@@ -75,36 +66,13 @@ def write_quick(run_dir: Path) -> None:
     write_text(run_dir / "report.html", _run_page(read_facts(run_dir), 0, None))
 
 
-def _check(
-    folders: Sequence[Path], out: Path | None, mistakes: int, dataset_path: Path | None
-) -> tuple[Path, Path]:
-    """The folder and the place of its page; raises `VdError` for flags that cannot be."""
-    if len(folders) != 1:
-        raise VdError(
-            f"vd report makes the page of one folder, not of {len(folders)}; vd compare "
-            f"{' '.join(map(str, folders)) or 'A B'} --out DIR compares several."
-        )
-    if mistakes < 0:
-        raise VdError(f"--mistakes is {mistakes}; give 0 or more.")
-    if dataset_path is not None and not dataset_path.exists():
-        raise VdError(
-            f"--dataset-path {dataset_path} does not exist; leave it out, or name the place "
-            "where the data set is now."
-        )
-    path = out or folders[0] / "report.html"
-    if path.is_dir():
-        raise VdError(f"--out {path} is a folder; name a file in it.")
-    if path.suffix.casefold() not in (".html", ".htm"):
-        raise VdError(f"--out {path} must end in .html; name such a file.")
-    return folders[0], path
-
-
 def _run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
     """The page of a run."""
     record = facts.evaluations["test"]
     pooled = pooled_by_seed([facts.member])
     hours = record.get("nonviolent_hours")
     title = f"Confusion at threshold {decimal(record.get('threshold'))}"
+    curves = plots.learning_curves({"": facts.rows})
     return _render(
         "run.html.j2",
         facts,
@@ -115,10 +83,8 @@ def _run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
         tested=record.get("n"),
         limits=run_limits(facts),
         nonviolent=duration(3600 * hours) if hours else None,
-        curves=[images.learning_curves(facts.rows)],
+        curves=[images.drawn(curves, f"Learning curves over {len(facts.rows)} epochs")],
         pictures=images.of_tested(pooled, title),
-        is_fold=re.match(r"fold-\d+", facts.folder.resolve().name) is not None,
-        command=train_command(facts.described),
     )
 
 
@@ -126,11 +92,11 @@ def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> st
     """The page of a cross-validation; data and settings are those of its first member."""
     members = read_results(folder)
     remedy = "run its vd crossval command again to write it again"
-    values = read_object(folder / "crossval.json", remedy)
+    values = read_json(folder / "crossval.json", remedy)
     first = read_facts(members[0].run_dir)
     pooled = pooled_by_seed(members)
-    rows = curve([member.run_dir for member in members])
     name = folder.resolve().name
+    curves = plots.bands({name: curve([one.run_dir for one in members])}, PANELS)
     return _render(
         "crossval.html.j2",
         first,
@@ -141,11 +107,8 @@ def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> st
         values=values,
         tested=values.get("n"),
         limits=crossval_limits(values, first.described),
-        curves=[images.bands(name, rows)] if rows else [],
+        curves=[images.drawn(curves, "Validation curves over members")],
         pictures=images.of_tested(pooled, "Confusion, each clip once a seed"),
-        command=crossval_command(
-            first.described, values, first.config.run.checkpoint_dir.parent
-        ),
     )
 
 
@@ -158,7 +121,7 @@ def _render(
     **values: Any,
 ) -> str:
     """A page, with what runs and cross-validations have in common."""
-    faulty = [row for row in facts.ledger if row.get("outcome") != "used"]
+    shown = mistakes[: most or MISTAKES]
     return render(
         "vd.report",
         template,
@@ -168,12 +131,9 @@ def _render(
             "described": facts.described,
             "metrics": METRICS,
             "mistakes": len(mistakes),
-            "shown": _with_frames(mistakes[:most], facts, dataset_path)
-            if most
-            else mistakes[:MISTAKES],
+            "shown": shown,
+            "frames": _frames(shown, facts, dataset_path) if most else {},
             "quick": most == 0,
-            "faulty": faulty[:_MOST_FAULTY],
-            "more_faulty": len(faulty[_MOST_FAULTY:]),
             "settings": settings(facts.described),
             **values,
         },
@@ -202,15 +162,11 @@ def _mistakes(seeds: Sequence[Predictions]) -> list[Mistake]:
     ]
 
 
-def _with_frames(
+def _frames(
     mistakes: Sequence[Mistake], facts: RunFacts, dataset_path: Path | None
-) -> list[Mistake]:
-    """Mistakes with frames of their videos; any run of a cross-validation has all clips."""
+) -> dict[str, Picture]:
+    """Frames of the clips by name; any run of a cross-validation knows where all are."""
     root = dataset_path or facts.config.data.dataset_path
     videos = {video.name: video for video in videos_of(facts.folder, root)}
     chosen = [videos[mistake.name] for mistake in mistakes]
-    strips = images.frame_strips(chosen, facts.config.decode)
-    return [
-        replace(mistake, frames=frames, no_frames=reason)
-        for mistake, (frames, reason) in zip(mistakes, strips, strict=True)
-    ]
+    return images.frame_strips(chosen, facts.config.decode)

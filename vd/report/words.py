@@ -1,10 +1,8 @@
-"""What a page says in words: what limits its figures, and the command that gives them again."""
+"""What a page says in words: what limits its figures, and the settings they are of."""
 
-import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vd.config import Config, DataConfig, to_json
 from vd.data.ledger import is_excessive
@@ -16,11 +14,6 @@ from vd.report.page import percent
 from vd.training.log import overfits
 
 _REMEDY = "check the labels, or train with another --focal-alpha or --learning-rate"
-_PATHS = "dataset_path", "cache_dir", "checkpoint_dir"
-_OF_ONE_START = (  # how a run was started, which its repetition does not need
-    "fresh", "profile", "resplit", "retry_quarantined", "coordinator_address",
-    "num_processes", "process_id",
-)  # fmt: skip
 
 
 def run_limits(facts: RunFacts) -> list[str]:
@@ -94,81 +87,12 @@ def _loss_gap(described: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-class Setting(NamedTuple):
-    """One setting of a run, and the default of `vd train`; paths have none."""
-
-    name: str
-    value: Any
-    default: Any
-
-    @property
-    def flag(self) -> str:
-        """Its flag."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def words(self) -> str:
-        """Flag and value as a shell reads them."""
-        if isinstance(self.value, bool):
-            return self.flag if self.value else f"--no-{self.flag[2:]}"
-        values = self.value if isinstance(self.value, list) else [self.value]
-        return f"{self.flag} {shlex.join(map(str, values))}"
-
-
-def settings(described: Mapping[str, Any]) -> list[Setting]:
-    """Every setting in a config.json, in the order of `vd.config`."""
-    defaults = Config(data=DataConfig(dataset_path=Path()))
+def settings(described: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Flag, value and default of every setting in a config.json."""
+    defaults = to_json(Config(data=DataConfig(dataset_path=Path())))
+    defaults["data"]["dataset_path"] = None  # it has none
     return [
-        Setting(name, value, None if name in _PATHS else usual.get(name))
-        for group in fields(Config)
-        for usual in [to_json(getattr(defaults, group.name))]
-        for name, value in described["settings"][group.name].items()
+        (f"--{name.replace('_', '-')}", value, defaults[group].get(name))
+        for group, values in described["settings"].items()
+        for name, value in values.items()
     ]
-
-
-def train_command(described: Mapping[str, Any]) -> str | None:
-    """The `vd train` command of a run; None with a user's own loss or augmentation."""
-    return _command("vd train", described, _PATHS)
-
-
-def crossval_command(
-    described: Mapping[str, Any], values: Mapping[str, Any], folder: Path
-) -> str | None:
-    """The `vd crossval` command; `described` is the config.json of any member."""
-    seeds = " ".join(map(str, values["seeds"]))
-    more = [
-        f"--checkpoint-dir {shlex.quote(str(folder))}",
-        f"--folds {values['folds']} --seeds {seeds}",
-    ]
-    if others := values.get("cross_datasets"):
-        more.append(f"--cross-dataset {shlex.join(others)}")
-    return _command("vd crossval", described, ("dataset_path", "cache_dir"), *more)
-
-
-def _command(
-    verb: str, described: Mapping[str, Any], paths: tuple[str, ...], *more: str
-) -> str | None:
-    """A command with the paths and the settings that are not the defaults."""
-    own = {
-        kind: described["identity"][kind]
-        for kind in ("head", "loss", "augmentation")
-        if not _is_built_in(described["identity"].get(kind, {}).get("import"))
-    }
-    head = own.pop("head", None)
-    if own:  # no flag names these
-        return None
-    left_out = {*_PATHS, *_OF_ONE_START, *(["seed"] if more else [])}
-    chosen = [
-        one.words
-        for one in settings(described)
-        if one.name in paths or (one.name not in left_out and one.value != one.default)
-    ]
-    if head is not None:
-        chosen.append(f"--head {shlex.quote(head['import'])}")
-        for name, value in head.get("settings", {}).items():
-            chosen.append(Setting(name, value, None).words)
-    return " \\\n    ".join([verb, *chosen, *more])
-
-
-def _is_built_in(path: str | None) -> bool:
-    return path is None or path.startswith("vd.")
