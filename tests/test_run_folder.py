@@ -56,7 +56,6 @@ def _drop_last_line(content):
         ("calibration.json", lambda _: b"\xff"),
         ("calibration.json", lambda _: b'{"temperature": 0, "threshold": 0.5, "threshold_source": "x"}'),
         ("calibration.json", lambda _: b'{"temperature": "x", "threshold": 0.5, "threshold_source": "x"}'),
-        ("config.json", lambda content: content.replace(b'"devices": null', b'"devices": "2"')),
         ("splits.csv", _drop_last_line),
         ("splits.csv", lambda content: content.replace(b",violent,", b",punch,")),
         ("splits.csv", lambda _: b""),
