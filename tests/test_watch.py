@@ -12,9 +12,10 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.fabricated import metrics_without_timing, train_on_numbers
 from vd.config import TrainingConfig
+from vd.console import live
 from vd.errors import VdError
 from vd.training import loop
-from vd.training.log import overfits, read_metrics, watching
+from vd.training.log import Watch, overfits, read_metrics
 from vd.training.validation import EarlyStopping
 
 ROW = {
@@ -40,7 +41,8 @@ def clock(monkeypatch):
 def shown(clock, rows):
     """The third epoch, ten steps of four clips, at 2 s a step."""
     config = TrainingConfig(epochs=3, warmup_epochs=1)
-    with watching(config, 0.001 * np.arange(30), 10, 4, rows) as watch:
+    with live() as show:
+        watch = Watch(config, 0.001 * np.arange(30), 10, 4, rows, show)
         for step in range(21, 31):
             clock[0] += 2.0
             watch.step(step, loss=0.125)
@@ -97,11 +99,11 @@ def test_overfitting_is_said_when_it_begins(capsys):
     losses = [(0.5, 0.25), (0.4, 0.3), (0.3, 0.3), (0.2, 0.3), (0.1, 0.3)]
     config = TrainingConfig(epochs=9)
     said = []
-    with watching(config, np.zeros(90), 10, 4, []) as watch:
-        for epoch, (train, val) in enumerate(losses, start=1):
-            row = ROW | {"epoch": epoch, "train_loss": train, "val_loss": val}
-            watch.epoch(row, EarlyStopping("val_loss", 9))
-            said.append("OVERFITTING" in capsys.readouterr().err)
+    watch = Watch(config, np.zeros(90), 10, 4, [], lambda words: None)
+    for epoch, (train, val) in enumerate(losses, start=1):
+        row = ROW | {"epoch": epoch, "train_loss": train, "val_loss": val}
+        watch.epoch(row, EarlyStopping("val_loss", 9))
+        said.append("OVERFITTING" in capsys.readouterr().err)
     assert said == [False, False, False, True, False]
 
 
