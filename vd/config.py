@@ -234,13 +234,14 @@ def usable_cores() -> int:
 
 def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with these values of settings of the model and of training, by name."""
-    model, training = (
-        dataclasses.replace(
-            group, **{name: values[name] for name in values if hasattr(group, name)}
-        )
-        for group in (config.model, config.training)
+
+    def changed(group: Any) -> Any:
+        own = {name: values[name] for name in values if hasattr(group, name)}
+        return dataclasses.replace(group, **own)
+
+    return dataclasses.replace(
+        config, model=changed(config.model), training=changed(config.training)
     )
-    return dataclasses.replace(config, model=model, training=training)
 
 
 def to_json(config: Any) -> dict[str, Any]:
