@@ -121,9 +121,10 @@ def _differences(
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether training, calibration and both evaluations have left their files."""
+    """Whether training, calibration, both evaluations and the report have left their files."""
     names = (
         "splits.csv", "calibration.json", "evaluation_val.json", "evaluation_test.json",
+        "report.html",
     )  # fmt: skip
     checkpoints = (run_dir / "checkpoints").glob("[0-9]*")
     return any(checkpoints) and all((run_dir / name).exists() for name in names)
