@@ -254,11 +254,12 @@ def _changes(run_dir: Path, videos: Sequence[Video]) -> str:
     changed = {
         "new": [now[i]["path"] for i in now.keys() - both],
         "gone": [before[i]["path"] for i in before.keys() - both],
+        "with another label, split or group": [
+            now[i]["path"]
+            for i in both
+            if any(now[i][key] != before[i][key] for key in ("label", "split", "group"))
+        ],
     }
-    for field in ("label", "split", "group"):
-        changed[f"with another {field}"] = [
-            now[i]["path"] for i in both if now[i][field] != before[i][field]
-        ]
     changes = [
         f"{len(names)} clips {how}, for example {min(names)!r}"
         for how, names in changed.items()
