@@ -14,8 +14,8 @@ from vd.config import ModelConfig, RunConfig, TrainingConfig
     ("arguments", "words"),
     [
         (["--dataset-path", "nowhere"], ["nowhere", "does not exist"]),
-        (["--learning-rate", "-1"], ["--learning-rate", "above 0"]),
-        (["--batch-size", "9", "--devices", "2"], ["--batch-size 9", "--devices 2"]),
+        (["--learning-rate", "-1"], ["--learning-rate", "from 1e-30 to 1e+30"]),
+        (["--batch-size", "9", "--devices", "2"], ["--batch-size 9", "over 2 devices"]),
         (["--backbone", "resnet"], ["--backbone resnet", "efficientnet-lite0"]),
         (["--focal-alpha", "1.5"], ["--focal-alpha", "from 0 to 1"]),
         (["--hidden-size", "1000000"], ["--hidden-size", "from 1 to 4096"]),

@@ -102,7 +102,6 @@ def test_a_second_time_changes_nothing(crossed, clips, backbone):
     before = digests(crossed[0] / "cv")
     done = vd(*arguments(clips, backbone, crossed[0]))
     assert "4 members, 4 of them finished" in done.stderr
-    assert "another grid" not in done.stderr
     assert digests(crossed[0] / "cv") == before
 
 
@@ -112,17 +111,11 @@ def test_other_seeds_leave_no_page_of_the_former(crossed, clips, backbone, tmp_p
     folder = tmp_path / "again" / "cv"
     for name in ("report.html", "matrix.csv"):
         (folder / name).write_text("of two seeds")
-    done = vd(*arguments(clips, backbone, tmp_path / "again", "--seeds", "1"))
-    assert "crossval.json was of the seeds [0, 1]: it is replaced" in done.stderr
+    vd(*arguments(clips, backbone, tmp_path / "again", "--seeds", "1"))
     assert json.loads((folder / "crossval.json").read_text())["seeds"] == [1]
     assert not (folder / "report.html").exists()
     assert not (folder / "matrix.csv").exists()
     assert (folder / "fold-0_seed-0" / "report.html").exists()  # the member is kept
-    assert "2 runs in" in done.stderr
-    assert (
-        "belong to another grid (for example fold-0_seed-0); they are kept"
-        in done.stderr
-    )
 
 
 @pytest.mark.slow
@@ -166,16 +159,14 @@ def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
 @pytest.mark.slow
 def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
     for more, words in [
-        (["--folds", "1"], "--folds is 1"),
-        (["--seeds", "3", "3"], "lists a value twice"),
+        (["--folds", "1"], "--folds is 1; give a value from 2"),
         (
             ["--checkpoint-dir", crossed[0] / "cv" / "fold-0_seed-0"],
             "is the folder of a run",
         ),
-        (["--checkpoint-dir", backbone], "is a file; name a folder"),
         (
             ["--cross-dataset", tmp_path / "gone"],
-            f"--cross-dataset {tmp_path / 'gone'} does not",
+            f"{tmp_path / 'gone'} does not",
         ),
         (["--cross-dataset", clips], "are both called set"),
     ]:

@@ -291,4 +291,4 @@ def test_a_sweep_is_refused_and_a_batch_must_divide(clips, tmp_path):
         assert "train in one process" in done.stderr
     wrong = ["--batch-size", "9"]
     done = vd_process("train", *where, *joint, *wrong, code=2, timeout=SECONDS)
-    assert "--batch-size 9 does not divide over --num-processes 2" in done.stderr
+    assert "--batch-size 9 does not divide over 2 devices" in done.stderr

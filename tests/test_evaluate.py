@@ -426,7 +426,7 @@ def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
             evaluate_on(run, where, name, cache_dir=run.parent / "cache")
     for more, words in [
         (["--on", clips, "--split", "val"], "--split are of the run's own"),
-        (["--name", "x"], "--name is for another data set"),
+        (["--name", "x"], "are for another data set"),
     ]:
         done = vd("evaluate", "--checkpoint-dir", run, *more, code=2)
         assert words in done.stderr

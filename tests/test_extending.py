@@ -288,20 +288,3 @@ def test_what_a_users_file_raises_is_one_sentence(tmp_path):
         VdError, match=r"ModuleNotFoundError.*no_such_module.*PYTHONPATH"
     ):
         recorded_plugin(values, "head")
-
-
-def unknown_argument(logits_B, targets_B, margin):
-    return logits_B
-
-
-@pytest.mark.parametrize(
-    ("plugins", "words"),
-    [
-        (Plugins(head=mean_over_clips), "is not a subclass of vd.models.head.Head"),
-        (Plugins(loss=unknown_argument), "missing a required argument: 'margin'"),
-        (Plugins(augmentation=abs), "too many positional arguments"),
-    ],
-)
-def test_a_plugin_of_another_kind_is_one_sentence(plugins, words):
-    with pytest.raises(VdError, match=words):
-        plugins.identity()

@@ -12,9 +12,10 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.fabricated import metrics_without_timing, train_on_numbers
 from vd.config import TrainingConfig
+from vd.console import live
 from vd.errors import VdError
 from vd.training import loop
-from vd.training.log import overfits, read_metrics, watching
+from vd.training.log import Watch, overfits, read_metrics
 from vd.training.validation import EarlyStopping
 
 ROW = {
@@ -40,7 +41,8 @@ def clock(monkeypatch):
 def shown(clock, rows):
     """The third epoch, ten steps of four clips, at 2 s a step."""
     config = TrainingConfig(epochs=3, warmup_epochs=1)
-    with watching(config, 0.001 * np.arange(30), 10, 4, rows) as watch:
+    with live() as show:
+        watch = Watch(config, 0.001 * np.arange(30), 10, 4, rows, show)
         for step in range(21, 31):
             clock[0] += 2.0
             watch.step(step, loss=0.125)
@@ -95,10 +97,10 @@ def test_overfitting_is_three_epochs_of_a_widening_gap(rows, expected):
 
 def test_short_epochs_share_a_line_and_the_last_one_has_its_own(clock, capsys):
     config = TrainingConfig(epochs=8)
-    with watching(config, np.zeros(80), 10, 4, []) as watch:
-        for epoch in range(1, 9):
-            clock[0] += 2.0
-            watch.epoch(ROW | {"epoch": epoch}, EarlyStopping("val_loss", 9))
+    watch = Watch(config, np.zeros(80), 10, 4, [], lambda words: None)
+    for epoch in range(1, 9):
+        clock[0] += 2.0
+        watch.epoch(ROW | {"epoch": epoch}, EarlyStopping("val_loss", 9))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split()[1] for line in lines] == ["1/8", "4/8", "7/8", "8/8"]
 
@@ -106,11 +108,11 @@ def test_short_epochs_share_a_line_and_the_last_one_has_its_own(clock, capsys):
 def test_a_collapse_is_said_when_it_begins(clock, capsys):
     config, collapsed = TrainingConfig(epochs=9), [False, True, True, False, True]
     warned = []
-    with watching(config, np.zeros(90), 10, 4, []) as watch:
-        for epoch, value in enumerate(collapsed, start=1):
-            row = ROW | {"epoch": epoch, "val_collapsed": value}
-            watch.epoch(row, EarlyStopping("val_loss", 9))
-            warned.append("CLASS COLLAPSE" in capsys.readouterr().err)
+    watch = Watch(config, np.zeros(90), 10, 4, [], lambda words: None)
+    for epoch, value in enumerate(collapsed, start=1):
+        row = ROW | {"epoch": epoch, "val_collapsed": value}
+        watch.epoch(row, EarlyStopping("val_loss", 9))
+        warned.append("CLASS COLLAPSE" in capsys.readouterr().err)
     assert warned == [False, True, False, False, True]
 
 

@@ -28,6 +28,7 @@ import tyro
 from vd import __version__
 from vd.config import (
     BackboneConfig,
+    Between,
     Config,
     DataConfig,
     DecodeConfig,
@@ -42,8 +43,6 @@ from vd.training.distributed import LOST, end, join, processes
 if TYPE_CHECKING:
     from vd.models.head import Head
 
-_BROKEN_PIPE = 128 + signal.SIGPIPE
-_INTERRUPTED = "interrupted; finished work is kept, the same command goes on"
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 _FORMER_FLAGS = (
     "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
@@ -170,8 +169,7 @@ class _Training(Config):
 
     def chosen_head(self, head: "type[Head] | None" = None) -> Any:
         """The head that --head names, else a script's, with its settings."""
-        if self.head is not None:
-            head = _import_head(self.head)
+        head = _import_head(self.head) if self.head else head
         settings = getattr(self, "head_settings", None)
         return partial(head, **vars(settings)) if head and settings else head
 
@@ -199,7 +197,7 @@ class Sweep(_Training):
 
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=VALUE,VALUE…: values of a setting of the model or of training; may be repeated."""
-    folds: int = 0
+    folds: Annotated[int, Between(0, 1000)] = 0
     """Grouped, stratified folds over all clips, each the test part once (0: the splits)."""
 
     def __call__(self) -> int:
@@ -216,7 +214,7 @@ class Sweep(_Training):
 class Crossval(_Training):
     """Train and test every fold with every seed, and pool the predictions."""
 
-    folds: int = 5
+    folds: Annotated[int, Between(2, 1000)] = 5
     """Grouped, stratified folds over all clips, each the test part once."""
     seeds: tuple[int, ...] = ()
     """Values of --seed (default: --seed alone)."""
@@ -228,13 +226,8 @@ class Crossval(_Training):
         from vd.crossval import crossval
         from vd.models.plugins import Plugins
 
-        result = crossval(
-            self,
-            self.folds,
-            self.seeds,
-            self.cross_dataset,
-            Plugins(head=self.chosen_head()),
-        )
+        plugins = Plugins(head=self.chosen_head())
+        result = crossval(self, self.folds, self.seeds, self.cross_dataset, plugins)
         print(json.dumps(result, indent=2))
         return 0
 
@@ -265,7 +258,16 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Write evaluation, predictions and pictures into the run folder; print the metrics."""
-        self._check()
+        if self.on is not None and (self.dataset_path or self.split != "test"):
+            raise VdError(
+                "--dataset-path and --split are of the run's own data set; leave them out "
+                "with --on, which evaluates all of the other."
+            )
+        if self.on is None and (self.name or self.positive_class or self.group_from):
+            raise VdError(
+                "--name, --positive-class and --group-from are for another data set; name "
+                "it with --on, or leave them out."
+            )
         from vd.devices import prepare_jax
         from vd.evaluation.cross_dataset import evaluate_on
         from vd.evaluation.evaluate import evaluate, summary
@@ -283,20 +285,6 @@ class Evaluate:
         say(summary(result))
         say_limits(result["warnings"])
         return 0
-
-    def _check(self) -> None:
-        """Raise `VdError` for flags that do not go together."""
-        if self.on is not None and (self.dataset_path or self.split != "test"):
-            raise VdError(
-                "--dataset-path and --split are of the run's own data set; leave them out "
-                "with --on, which evaluates all of the other."
-            )
-        for flag in ("name", "positive_class", "group_from"):
-            if self.on is None and getattr(self, flag) is not None:
-                raise VdError(
-                    f"--{flag.replace('_', '-')} is for another data set; name it with "
-                    "--on, or leave the flag out."
-                )
 
 
 @dataclass(frozen=True)
@@ -362,23 +350,19 @@ class Predict:
 
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
-        for path in self.files:
-            if path.is_dir():
-                raise VdError(f"{path} is a folder; name its files: {path}/*.mp4, say.")
         prepare_jax()
         failed = 0
-        for made in Predictor(self.checkpoint_dir, self.engine, self.decode).predict(
-            self.files
-        ):
+        predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
+        for prediction in predictor.predict(self.files):
             row: dict[str, Any] = {
-                "path": str(made.path),
-                "probability": made.probability,
-                "label": made.label,
+                "path": str(prediction.path),
+                "probability": prediction.probability,
+                "label": prediction.label,
             }
-            if made.probability is None:
+            if prediction.probability is None:
                 failed += 1
-                row["reason"] = made.outcome.reason
-                say(f"{made.path} was not done: {made.outcome.reason}")
+                row["reason"] = prediction.outcome.reason
+                say(f"{prediction.path} was not done: {prediction.outcome.reason}")
             print(json.dumps(row), flush=True)
         return SOME_FAILED if failed else 0
 
@@ -424,17 +408,14 @@ def _with_head_flags(
 ) -> Any:
     """The command with the settings of the head that it trains among its flags."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--head")
-    if path := parser.parse_known_args(arguments)[0].head:
-        head = _import_head(path)
+    parser.add_argument("--head", type=_import_head, default=head)
+    head = parser.parse_known_args(arguments)[0].head
     if head is None:
         return command
     from vd.models.plugins import own_fields
 
     own, hints = own_fields(head), get_type_hints(head)
-    groups = [
-        group for group in get_type_hints(command).values() if is_dataclass(group)
-    ]
+    groups = filter(is_dataclass, get_type_hints(command).values())
     taken = {setting.name for group in (command, *groups) for setting in fields(group)}
     if clash := sorted(taken & own.keys()):
         raise VdError(
@@ -466,18 +447,11 @@ def _import_head(path: str) -> Any:
 
 def _refuse_former_flags(arguments: Sequence[str]) -> None:
     """Raise `VdError` for a flag of `vd sweep` that `--set` has replaced."""
-    for argument in arguments if arguments[:1] == ["sweep"] else ():
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag == "--members-at-once":
+    for flag in _FORMER_FLAGS:
+        if arguments[:1] == ["sweep"] and flag in arguments:
             raise VdError(
-                f"{flag} is gone: the members of a sweep train one after the other; "
-                "leave it out."
-            )
-        if flag in _FORMER_FLAGS:
-            name = flag.removeprefix("--").removesuffix("s").replace("-", "_")
-            raise VdError(
-                f"{flag} is replaced by --set: give --set {name}=VALUE,VALUE (the values "
-                "with commas)."
+                f"{flag} is replaced by --set NAME=VALUE,VALUE; give for example "
+                "--set seed=0,1,2."
             )
 
 
@@ -515,15 +489,14 @@ def run_command(command: Callable[[], int]) -> None:
     except VdError as error:
         code, message = error.exit_code, f"vd: {error}"
     except Interrupted as signal_came:
-        code, message = signal_came.exit_code, f"vd: {_INTERRUPTED}"
+        code = signal_came.exit_code
+        message = "vd: interrupted; finished work is kept, the same command goes on"
     except BrokenPipeError:  # `vd predict … | head` has read enough
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        code = _BROKEN_PIPE
+        code = 128 + signal.SIGPIPE
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        reason = f"{where}{error.strerror or error}"
-        code, message = USAGE, f"vd: {reason}; name another file or folder."
+        code, message = USAGE, f"vd: {error}; name another file or folder."
     except Exception:
         if processes().count == 1:
             raise

@@ -7,7 +7,7 @@
    all others: a matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from vd.config import Config
 from vd.console import say, say_limits
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
-from vd.files import read_json, write_json
+from vd.files import write_csv, write_json
 from vd.models.plugins import BUILT_IN, Plugins
-from vd.sweep import Grid, member_configs, sweep
+from vd.sweep import member_configs, sweep
 
 
 def crossval(
@@ -34,99 +34,86 @@ def crossval(
     unfinished ones continue. Raises `VdError` as `vd.sweep.sweep` does.
     """
     folder = config.run.checkpoint_dir
-    _check(config, folds, seeds)
-    grid = {"seed": list(seeds) or [config.training.seed]}
-    names = _names(config, cross_datasets) if cross_datasets else {}
-    result = _on_one(config, grid, folds, plugins)
-    if names:
-        result = _on_all(config, grid, folds, plugins, names, result)
-    say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
-    return result
-
-
-def _check(config: Config, folds: int, seeds: Sequence[int]) -> None:
-    """Raise `VdError` for wrong flags, before anything slow."""
-    folder = config.run.checkpoint_dir
-    if folds < 2:
-        raise VdError(f"--folds is {folds}; give 2 or more.")
-    if len(set(seeds)) < len(seeds):
-        raise VdError(
-            f"--seeds {' '.join(map(str, seeds))} lists a value twice; remove one."
-        )
-    if folder.exists() and not folder.is_dir():
-        raise VdError(f"--checkpoint-dir {folder} is a file; name a folder.")
     if (folder / "config.json").exists():
         raise VdError(
             f"--checkpoint-dir {folder} is the folder of a run; name another one for the "
             "cross-validation."
         )
+    grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
+    configs = _configs(config, cross_datasets)
+    for name, one in configs.items():
+        say(f"cross-validation of {name}:")
+        sweep(one, grid, folds, plugins)
+    results = {
+        name: _write(one, list(member_configs(one, grid, folds)))
+        for name, one in configs.items()
+    }
+    result = next(iter(results.values()))
+    if cross_datasets:
+        others = [str(path.absolute()) for path in cross_datasets]
+        matrix = _matrix(configs, results)
+        result = {**result, "cross_datasets": others, "matrix": matrix}
+        write_json(folder / "crossval.json", result)
+    say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
+    return result
 
 
-def _on_one(config: Config, grid: Grid, folds: int, plugins: Plugins) -> dict[str, Any]:
-    """The cross-validation of one data set."""
+def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
+    """The settings on every data set, by its name.
+
+    Each data set is read now, so that a wrong path fails early.
+    """
+    from vd.evaluation.cross_dataset import dataset_name
+
+    first = config.data.dataset_path
+    configs = {dataset_name(first): config}
+    for path in others:
+        name = dataset_name(path)
+        if name in configs:
+            raise VdError(
+                f"--cross-dataset: {path} and {configs[name].data.dataset_path} are both "
+                f"called {name}; name each data set once, and rename one of two folders or "
+                "files."
+            )
+        configs[name] = replace(
+            config,
+            data=replace(config.data, dataset_path=path),
+            splits=replace(config.splits, splits_file=None),  # of the first data set
+            run=replace(
+                config.run, checkpoint_dir=config.run.checkpoint_dir / f"on-{name}"
+            ),
+        )
+    for one in configs.values():
+        read_manifest(one.data)
+    return configs
+
+
+def _write(
+    config: Config, members: Sequence[tuple[str, int | None, Config]]
+) -> dict[str, Any]:
+    """Pool the members' predictions of one data set into its files."""
     from vd.evaluation.crossval import summary, write_crossval
     from vd.evaluation.predictions import read_run
 
-    sweep(config, grid, folds, plugins)
-    members = [
-        read_run(member.run.checkpoint_dir, fold)
-        for _, fold, member in member_configs(config, grid, folds)
-    ]
-    members.sort(key=lambda member: (member.seed, member.fold or 0))
-    facts: dict[str, Any] = {
+    folder = config.run.checkpoint_dir
+    for name in ("matrix.csv", "report.html"):  # of the former members, perhaps
+        (folder / name).unlink(missing_ok=True)
+    tested = [read_run(member.run.checkpoint_dir, fold) for _, fold, member in members]
+    tested.sort(key=lambda member: (member.seed, member.fold or 0))
+    facts = {
         "dataset": str(config.data.dataset_path.absolute()),
         "split_seed": config.splits.split_seed,
     }
-    before = config.run.checkpoint_dir / "crossval.json"
-    if before.exists() and not config.run.fresh:
-        record = read_json(before, "delete it, and the same command writes it again")
-        if record.get("seeds") == sorted(grid["seed"]):  # of the same members
-            facts |= {k: record[k] for k in ("cross_datasets", "matrix") if k in record}
-        else:
-            say(
-                f"crossval.json was of the seeds {record.get('seeds')}: it is replaced; "
-                "matrix.csv and report.html are deleted (vd report writes a new page)"
-            )
-            for name in ("matrix.csv", "report.html"):
-                (before.parent / name).unlink(missing_ok=True)
-    result = write_crossval(config.run.checkpoint_dir, members, facts)
+    result = write_crossval(folder, tested, facts)
     say(summary(result))
     say_limits(result["warnings"])
     return result
 
 
-def _names(config: Config, others: Sequence[Path]) -> dict[str, Path]:
-    """Every data set by its name; each is read now, so that a wrong path fails early."""
-    from vd.evaluation.cross_dataset import dataset_name
-
-    names: dict[str, Path] = {}
-    for path in (config.data.dataset_path, *others):
-        name = dataset_name(path)
-        if name in names:
-            raise VdError(
-                f"--cross-dataset: {path} and {names[name]} are both called {name}; name "
-                "each data set once, and rename one of two folders or files."
-            )
-        names[name] = path
-        try:
-            read_manifest(replace(config.data, dataset_path=path))
-        except VdError as error:
-            if path == config.data.dataset_path:
-                raise
-            text = str(error).replace("--dataset-path", "--cross-dataset")
-            raise VdError(text) from None
-    return names
-
-
-def _on_all(
-    config: Config,
-    grid: Grid,
-    folds: int,
-    plugins: Plugins,
-    names: dict[str, Path],
-    first: dict[str, Any],
-) -> dict[str, Any]:
-    """The same on every other data set, and the matrix of all."""
+def _matrix(
+    configs: Mapping[str, Config], results: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The members of every data set tested on every other; writes matrix.csv."""
     from vd.evaluation.cross_dataset import (
         cell,
         evaluate_members_on,
@@ -134,35 +121,19 @@ def _on_all(
         own_cell,
     )
     from vd.evaluation.predictions import read_results
-    from vd.files import write_csv
     from vd.metrics.binary import COLLAPSE
 
-    folder = config.run.checkpoint_dir
-    folders = {
-        name: folder if path == config.data.dataset_path else folder / f"on-{name}"
-        for name, path in names.items()
-    }
-    results = dict.fromkeys(names, first)
-    for trained, here in folders.items():  # all, before any is tested on another
-        if here != folder:
-            say(f"trained on {trained}:")
-            results[trained] = _on_one(
-                _at(config, names[trained], here), grid, folds, plugins
-            )
     matrix = []
     for trained, own in results.items():
-        members = read_results(folders[trained])
-        for tested, other in names.items():
+        members = read_results(configs[trained].run.checkpoint_dir)
+        for tested, other in configs.items():
             if tested == trained:
                 figures = own_cell(own, len(members))
             else:
-                data = replace(config.data, dataset_path=other)
-                figures = cell(evaluate_members_on(members, data, tested))
+                figures = cell(evaluate_members_on(members, other.data, tested))
             matrix.append({"trained_on": trained, "tested_on": tested, **figures})
-    others = [str(path.absolute()) for path in list(names.values())[1:]]
-    result = {**first, "cross_datasets": others, "matrix": matrix}
-    write_csv(folder / "matrix.csv", matrix_rows(matrix))
-    write_json(folder / "crossval.json", result)
+    first = next(iter(configs.values()))
+    write_csv(first.run.checkpoint_dir / "matrix.csv", matrix_rows(matrix))
     for row in matrix:
         accuracy = "undefined" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         say(
@@ -171,17 +142,7 @@ def _on_all(
         )
         if row["collapsed"]:
             say(
-                f"WARNING: CLASS COLLAPSE on {row['tested_on']} in {row['collapsed']} of {row['members']} "
-                f"members: {COLLAPSE}"
+                f"WARNING: CLASS COLLAPSE on {row['tested_on']} in {row['collapsed']} of "
+                f"{row['members']} members: {COLLAPSE}"
             )
-    return result
-
-
-def _at(config: Config, dataset_path: Path, folder: Path) -> Config:
-    """The same settings on another data set, in another folder."""
-    return replace(
-        config,
-        data=replace(config.data, dataset_path=dataset_path),
-        splits=replace(config.splits, splits_file=None),  # of the first data set
-        run=replace(config.run, checkpoint_dir=folder),
-    )
+    return matrix

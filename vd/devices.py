@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 
 from vd.config import usable_cores
-from vd.console import say
 from vd.errors import VdError
 
 _MOST_CPU_DEVICES = 8
@@ -75,14 +74,6 @@ def training_devices(
         )
     each = requested or _divisor(rows, fewest)
     return [device for devices in by_process.values() for device in devices[:each]]
-
-
-def say_other_devices(before: int, now: int) -> None:
-    """Say that a run continues on another number of devices than it began on."""
-    say(
-        f"warning: the run began on {before} devices and {now} are here: the last bits of "
-        "its numbers will differ"
-    )
 
 
 def _divisor(number: int, most: int) -> int:

@@ -56,18 +56,9 @@ def run(
             "--num-processes is for vd train and experiment scripts; call "
             "vd.training.distributed.join first where a script calls run by itself."
         )
-    from vd.training.validation import check_metric
-
-    check_metric(config.training.early_stopping_metric)
     plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
-    begun = run_folder.settings_identity(config) | plugins.identity()
-    processes = distributed.processes().count
-    check_devices(config, processes)
-    run_dir = config.run.checkpoint_dir
-    if lead:
-        run_folder.check_folder(run_dir)
-        if not config.run.fresh:
-            run_folder.check_identity(run_dir, begun)
+    processes, run_dir = distributed.processes().count, config.run.checkpoint_dir
+    check(config, plugins)
     data = prepare(config)
     with lock(run_dir / ".lock", "vd train") if lead else nullcontext():
         opened = open_run(config, plugins, data)
@@ -89,6 +80,19 @@ def run(
         trained = train_run(config, plugins, sets, opened)
         distributed.part()
         return evaluate_run(config, plugins, sets, trained) if lead else {}
+
+
+def check(config: Config, plugins: Plugins) -> None:
+    """Raise `VdError`, before anything slow, for wrong settings or another run's folder."""
+    from vd.training.validation import check_metric
+
+    check_metric(config.training.early_stopping_metric)
+    check_devices(config, distributed.processes().count)
+    identity = run_folder.settings_identity(config) | plugins.identity()
+    if distributed.is_lead():
+        run_folder.check_folder(config.run.checkpoint_dir)
+        if not config.run.fresh:
+            run_folder.check_identity(config.run.checkpoint_dir, identity)
 
 
 def prepare(config: Config, folds: bool = False) -> Data:
@@ -139,8 +143,7 @@ def open_run(
     finished = False
     if not config.run.fresh and distributed.is_lead():
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
-        if finished := run_folder.is_finished(run_dir):
-            _complete(run_dir)
+        finished = run_folder.is_finished(run_dir)
     if distributed.broadcast(finished):
         return None
     fewest = len(clips["train"]) if fewest is None else fewest
@@ -150,14 +153,6 @@ def open_run(
             run_folder.clear(run_dir)
         run_folder.write_inputs(config, plugins, data, identity, opened)
     return opened
-
-
-def _complete(run_dir: Path) -> None:
-    """Write the report of a finished run that was killed before it wrote one."""
-    if not (run_dir / "report.html").exists():
-        from vd.report.report import write_quick
-
-        write_quick(run_dir)
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
@@ -189,12 +184,6 @@ def train_run(
             config, sets["train"], sets.get("val"), config.run.checkpoint_dir, devices,
             batch_size, plugins,
         )  # fmt: skip
-    except MemoryError as error:  # NumPy's, of a batch on the host
-        reason = (str(error) or "MemoryError").splitlines()[0]
-        raise VdError(
-            f"a batch does not fit into memory ({reason}); give a "
-            "smaller --batch-size or --clip-frames."
-        ) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

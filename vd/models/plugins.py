@@ -4,9 +4,9 @@ A run records the import path `package.module:Name` of each, and the file that d
 Restoring imports it by that path, also from the folder where it was.
 """
 
-import importlib
 import inspect
 import json
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -49,9 +49,8 @@ class Plugins(NamedTuple):
     def identity(self) -> dict[str, dict[str, Any]]:
         """Import path of each, and the head's own settings, for a run's identity.
 
-        Raises `VdError` for one of the wrong kind or that could not be imported again.
+        Raises `VdError` for one that could not be imported again.
         """
-        _check_kinds(self)
         identity: dict[str, dict[str, Any]] = {
             kind: {
                 "import": _BUILT_IN[kind] if plugin is None else _find(kind, plugin)[0]
@@ -59,7 +58,9 @@ class Plugins(NamedTuple):
             for kind, plugin in self._asdict().items()
         }
         if self.head is not None:
-            identity["head"]["settings"] = _own_settings(self.head(ModelConfig()))
+            head = self.head(ModelConfig())
+            own = {name: getattr(head, name) for name in own_fields(type(head))}
+            identity["head"]["settings"] = json.loads(json.dumps(own))
         return identity
 
     def files(self) -> dict[str, str | None]:
@@ -93,15 +94,9 @@ def recorded_plugin(values: Mapping[str, Any], kind: str) -> Any:
 
 def import_plugin(path: str, what: str, folder: Path) -> Any:
     """The object at `package.module:Name`, whose package may be in `folder`."""
-    module, _, name = path.partition(":")
+    sys.path.append(str(folder))
     try:
-        try:
-            importlib.import_module(module)
-        except ImportError:
-            sys.path.append(str(folder))
-            importlib.invalidate_caches()
-            importlib.import_module(module)
-        return attrgetter(name)(sys.modules[module])
+        return pkgutil.resolve_name(path)
     except Exception as error:  # whatever a user's module raises
         raise VdError(
             f"{what} cannot be imported ({type(error).__name__}: {error}); give "
@@ -117,70 +112,28 @@ def own_fields(head: "type[Head]") -> dict[str, Any]:
     return {f.name: f.default for f in fields(head) if f.name not in common}
 
 
-def _own_settings(head: "Head") -> dict[str, Any]:
-    """The values of a head's own settings, as JSON has them."""
-    values = {name: getattr(head, name) for name in own_fields(type(head))}
-    try:
-        settings: dict[str, Any] = json.loads(json.dumps(values))
-    except TypeError as error:
-        raise VdError(
-            f"a setting of the head {type(head).__name__} cannot be written to config.json "
-            f"({error}); use numbers, strings and tuples of them."
-        ) from error
-    return settings
-
-
-def _check_kinds(plugins: Plugins) -> None:
-    """Raise `VdError` for a head that is no `Head`, and a loss with unknown arguments."""
-    from vd.models.head import Head
-
-    head = _plain(plugins.head)
-    if head is not None and not (isinstance(head, type) and issubclass(head, Head)):
-        raise VdError(
-            f"the head {head!r} is not a subclass of vd.models.head.Head; make it one "
-            "(docs/extending.md)."
-        )
-    try:
-        if plugins.loss is not None:
-            settings = loss_settings(plugins.loss, TrainingConfig())
-            inspect.signature(plugins.loss).bind(None, None, **settings)
-        if plugins.augmentation is not None:
-            inspect.signature(plugins.augmentation).bind(None, None)
-    except TypeError as error:
-        raise VdError(
-            f"the loss {plugins.loss!r} must take logits and targets, and the augmentation "
-            f"{plugins.augmentation!r} a batch and keys ({error}); see docs/extending.md."
-        ) from error
-
-
 def loss_settings(loss: Callable[..., Any], settings: TrainingConfig) -> dict[str, Any]:
     """The settings of training that a loss names among its arguments."""
     names = inspect.signature(loss).parameters
     return {name: value for name, value in vars(settings).items() if name in names}
 
 
-def _plain(plugin: Any) -> Any:
-    """The class of a head that comes with its own settings."""
-    return plugin.func if isinstance(plugin, partial) else plugin
-
-
 def _find(kind: str, plugin: Any) -> tuple[str, Path]:
     """Import path and file; raises `VdError` when it could not be imported again."""
-    plugin = _plain(plugin)
+    if isinstance(plugin, partial):  # a head with its own settings
+        plugin = plugin.func
     try:
         module = sys.modules[plugin.__module__]
-        found = attrgetter(plugin.__qualname__)(module)
+        restorable = attrgetter(plugin.__qualname__)(module) is plugin
         file = Path(str(module.__file__)).absolute()
     except (AttributeError, KeyError):
-        found, file = None, Path()
-    if found is not plugin or not file.is_file():
+        restorable = False
+    if not restorable:
         raise VdError(
             f"the {kind} {plugin!r} is not a class or function at the top of a .py file, so "
             "it could not be restored; move it into one and import it from there."
         )
     name = plugin.__module__
-    if (
-        name == "__main__"
-    ):  # the script that was started: by its file, or as python -m does
+    if name == "__main__":  # the script that was started, by its file or as python -m
         name = module.__spec__.name if module.__spec__ else file.stem
     return f"{name}:{plugin.__qualname__}", file

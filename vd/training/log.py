@@ -4,8 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,9 +13,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from vd.config import TrainingConfig
-from vd.console import duration, live, say
-from vd.errors import VdError
-from vd.files import write_text
+from vd.console import duration, say
+from vd.files import explaining, write_text
 
 if TYPE_CHECKING:
     from vd.training.validation import EarlyStopping
@@ -89,17 +87,12 @@ class MetricsLog:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one epoch's line, durably."""
-        try:
+        with explaining(self._path):
             with open(self._path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row, allow_nan=False) + "\n")
                 handle.flush()
                 os.fsync(handle.fileno())
             self._show(row)
-        except OSError as error:
-            raise VdError(
-                f"{self._path} cannot be written ({error.strerror}); free some space, then "
-                "run the same command again: it continues from the last checkpoint."
-            ) from error
 
     def _show(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
@@ -114,11 +107,9 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            row = json.loads(line)
-            row["epoch"], row["val_loss"]
-        except (ValueError, TypeError, KeyError):
+            rows.append(json.loads(line))
+        except ValueError:
             break
-        rows.append(row)
     return rows
 
 
@@ -189,19 +180,6 @@ class Watch:
             f"{duration(left)} left at most"
             + ("  best" if stopping.best_epoch == row["epoch"] else "")
         )
-
-
-@contextmanager
-def watching(
-    config: TrainingConfig,
-    rates: Float32[np.ndarray, " steps"],
-    steps_per_epoch: int,
-    batch_size: int,
-    rows: Sequence[Row],
-) -> Iterator[Watch]:
-    """Yield what prints a run whose epochs so far are `rows`."""
-    with live() as show:
-        yield Watch(config, rates, steps_per_epoch, batch_size, rows, show)
 
 
 def overfits(rows: Sequence[Row]) -> bool:

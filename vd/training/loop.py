@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vd.config import Config
-from vd.console import Interrupted, holding_interrupts, interrupted, say
+from vd.console import Interrupted, holding_interrupts, interrupted, live, say
 from vd.errors import VdError
 from vd.models.head import Params, check_shapes, init_params
 from vd.models.plugins import BUILT_IN, Plugins
@@ -34,7 +34,7 @@ from vd.training import distributed
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
 from vd.training.feature_set import FeatureSet
-from vd.training.log import EpochSums, MetricsLog, Watch, watching
+from vd.training.log import EpochSums, MetricsLog, Watch
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 from vd.training.profiling import profiling
 from vd.training.step import (
@@ -93,9 +93,8 @@ def train(
             if at.epoch:
                 say(f"going on from step {int(at.state.step)}, epoch {at.epoch}")
             log = stack.enter_context(MetricsLog(run_dir, at.stopping.epoch))
-            watch = stack.enter_context(
-                watching(settings, rates, steps, batch_size, log.rows)
-            )
+            show = stack.enter_context(live())
+            watch = Watch(settings, rates, steps, batch_size, log.rows, show)
             validation = Validation(config, val_set, plugins)
             lead = _Lead(validation, checkpoints, log, watch)
             profile = run_dir / "profile" if config.run.profile else None

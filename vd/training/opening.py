@@ -52,14 +52,12 @@ class Opened(NamedTuple):
 
 def check_devices(config: Config, processes: int = 1) -> None:
     """Raise `VdError`, before hours of extraction, unless the batch divides over the devices."""
-    batch_size, devices = config.training.batch_size, config.run.devices
-    total = (devices or 1) * processes
-    if batch_size % total:
-        over = [f"--devices {devices}"] * (devices is not None)
-        over += [f"--num-processes {processes}"] * (processes > 1)
+    total = (config.run.devices or 1) * processes
+    if config.training.batch_size % total:
         raise VdError(
-            f"--batch-size {batch_size} does not divide over {' and '.join(over)}; give a "
-            f"multiple of {total}, or another number of devices."
+            f"--batch-size {config.training.batch_size} does not divide over {total} "
+            f"devices (--devices of each of --num-processes); give a multiple of {total}, "
+            "or another number of devices."
         )
 
 
@@ -93,7 +91,7 @@ def _devices_before(config: Config) -> int | None:
         return config.run.devices
     import jax
 
-    from vd.devices import prepare_jax, say_other_devices
+    from vd.devices import prepare_jax
 
     before: int = read_config(path)["devices"]["count"]
     processes = distributed.processes().count
@@ -102,5 +100,9 @@ def _devices_before(config: Config) -> int | None:
         prepare_jax(each)
         if each <= jax.local_device_count():
             return each
-    say_other_devices(before, processes * jax.local_device_count())
+    say(
+        f"warning: the run began on {before} devices and "
+        f"{processes * jax.local_device_count()} are here: the last bits of its numbers "
+        "will differ"
+    )
     return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vd.config import Config, from_json, to_json
 from vd.data.manifest import CLASSES, SPLITS, Video, split_rows
-from vd.errors import VdError, damage
+from vd.errors import VdError
 from vd.files import (
     read_csv,
     read_json,
@@ -39,7 +39,6 @@ _PACKAGES = (
     "onnxruntime",
     "av",
 )
-_KEYS = "identity", "engine", "preprocessing", "part_files", "batch_size", "devices"
 _MOVED = {  # as runs before the modules moved name them
     "vd.model:Detector": "vd.models.detector:Detector",
     "vd.training.loss:focal_loss": "vd.models.losses:focal_loss",
@@ -66,9 +65,7 @@ def check_folder(run_dir: Path) -> None:
     if (run_dir / "config.json").exists() or not run_dir.exists():
         return
     ours = ".lock", "config.json.tmp-"  # of a run that was killed as it began
-    if not run_dir.is_dir() or any(
-        not path.name.startswith(ours) for path in run_dir.iterdir()
-    ):
+    if not all(path.name.startswith(ours) for path in run_dir.iterdir()):
         raise VdError(
             f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is not a "
             "run folder; name an empty or a new folder."
@@ -124,9 +121,10 @@ def _differences(
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether training, calibration and both evaluations have left their files."""
+    """Whether training, calibration, both evaluations and the report have left their files."""
     names = (
         "splits.csv", "calibration.json", "evaluation_val.json", "evaluation_test.json",
+        "report.html",
     )  # fmt: skip
     checkpoints = (run_dir / "checkpoints").glob("[0-9]*")
     return any(checkpoints) and all((run_dir / name).exists() for name in names)
@@ -146,57 +144,44 @@ def write_inputs(
     identity: Mapping[str, Any],
     opened: "Opened",
 ) -> None:
-    """Write config.json, splits.csv, ledger.csv and a user's own backbone."""
+    """Write config.json (once), splits.csv, ledger.csv and a user's own backbone."""
     run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
-    devices, clips = opened.devices, data.parts()
-    backbone = data.backbone
+    devices, backbone = opened.devices, data.backbone
     engines = Counter(store.rows[video.id].engine for video in ledger.usable())
-    facts = {
-        "engine": engines.most_common(1)[0][0],  # that of most features
-        "preprocessing": {
-            **asdict(backbone.frames),
-            "views": list(backbone.views),
-            "backbone": backbone.description,
-            "dim": store.streams * store.dim,
-        },
-        "part_files": plugins.files(),
-        "batch_size": opened.batch_size,
-        "devices": {"count": len(devices), "kind": devices[0].device_kind},
-        "ledger": {
-            "per_split_and_class": ledger.counts(),
-            "loss_gap": ledger.loss_gap(),
-        },
-    }
-    _write_config(config, identity, facts)  # first: it makes this a run folder
+    remove_orphans(run_dir)
+    path = run_dir / "config.json"  # first: it makes this a run folder
+    if not path.exists():
+        values = {
+            "format": FORMAT,
+            "identity": dict(identity),
+            "settings": {
+                f.name: to_json(getattr(config, f.name)) for f in fields(Config)
+            },
+            "label_map": {name: label for label, name in enumerate(CLASSES)},
+            "engine": engines.most_common(1)[0][0],  # that of most features
+            "preprocessing": {
+                **asdict(backbone.frames),
+                "views": list(backbone.views),
+                "backbone": backbone.description,
+                "dim": store.streams * store.dim,
+            },
+            "part_files": plugins.files(),
+            "batch_size": opened.batch_size,
+            "devices": {"count": len(devices), "kind": devices[0].device_kind},
+            "ledger": {
+                "per_split_and_class": ledger.counts(),
+                "loss_gap": ledger.loss_gap(),
+            },
+            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+            "git_revision": _git_revision(),
+        }
+        write_json(path, values)
+    clips = data.parts()
     rows = split_rows(video for split in SPLITS for video in clips[split])
     write_csv(run_dir / "splits.csv", rows)
     write_csv(run_dir / "ledger.csv", ledger.rows())
     if not backbone.built_in:
         write_bytes(run_dir / "backbone.onnx", backbone.content)
-
-
-def _write_config(
-    config: Config, identity: Mapping[str, Any], facts: Mapping[str, Any]
-) -> None:
-    """Write config.json, unless the same run has it already."""
-    path = config.run.checkpoint_dir / "config.json"
-    remove_orphans(path.parent)
-    if path.exists():
-        return
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    settings = {f.name: to_json(getattr(config, f.name)) for f in fields(Config)}
-    write_json(
-        path,
-        {
-            "format": FORMAT,
-            "identity": dict(identity),
-            "settings": settings,
-            "label_map": {name: label for label, name in enumerate(CLASSES)},
-            **facts,
-            "packages": versions,
-            "git_revision": _git_revision(),
-        },
-    )
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -207,25 +192,18 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             f"--checkpoint-dir {run_dir} holds no config.json; name the folder of a run "
             "that vd train wrote."
         )
-    remedy = "put back the file that training wrote, or train the run again"
-    values = read_json(path, remedy)
-    try:
-        written = values["format"]
-        if written == FORMAT:
-            from_json(Config, values["settings"])
-            for key in _KEYS:
-                values[key]
-    except (KeyError, TypeError, VdError) as error:
-        raise VdError(f"{path} is damaged ({damage(error)}); {remedy}.") from error
-    if written != FORMAT:
+    values: dict[str, Any] = read_json(
+        path, "put back the file that training wrote, or train the run again"
+    )
+    if values["format"] != FORMAT:
         raise VdError(
-            f"{path} has format {written} and this version of vd reads {FORMAT}; use the "
-            "version that wrote it, or train again."
+            f"{path} has format {values['format']} and this version of vd reads {FORMAT}; "
+            "use the version that wrote it, or train again."
         )
     for plugin in Plugins._fields:
         if record := values["identity"].get(plugin):
             record["import"] = _MOVED.get(record["import"], record["import"])
-    return dict(values)
+    return values
 
 
 def read_settings(run_dir: Path) -> Config:
@@ -246,24 +224,20 @@ def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
     Raises `VdError` when the run was trained on others.
     """
     path = run_dir / "splits.csv"
-    is_table = (
-        dataset_path.is_file() or dataset_path.suffix == ".csv"
-    )  # or it has moved
+    # the suffix tells of a table that has moved
+    is_table = dataset_path.is_file() or dataset_path.suffix == ".csv"
     root = dataset_path.parent if is_table else dataset_path
-    try:
-        videos = [
-            Video(
-                path=root / row["path"],
-                name=row["path"],
-                label=CLASSES.index(row["label"]),
-                split=row["split"],
-                group=row["group"],
-                id=row["id"],
-            )
-            for row in read_csv(path)
-        ]
-    except (KeyError, ValueError, TypeError):
-        videos = []
+    videos = [
+        Video(
+            path=root / row["path"],
+            name=row["path"],
+            label=CLASSES.index(row["label"]),
+            split=row["split"],
+            group=row["group"],
+            id=row["id"],
+        )
+        for row in read_csv(path)
+    ]
     if dataset_fingerprint(videos) != read_config(run_dir)["identity"]["dataset"]:
         raise VdError(
             f"{path} is missing, damaged or changed; put back the file that training wrote, "
@@ -276,16 +250,16 @@ def _changes(run_dir: Path, videos: Sequence[Video]) -> str:
     """How the usable videos differ from those in the run's splits.csv."""
     before = {row["id"]: row for row in read_csv(run_dir / "splits.csv")}
     now = {row["id"]: row for row in split_rows(videos)}
+    both = before.keys() & now.keys()
     changed = {
-        "new": [now[i]["path"] for i in now.keys() - before.keys()],
-        "gone": [before[i]["path"] for i in before.keys() - now.keys()],
-    }
-    for field in ("label", "split", "group"):
-        changed[f"with another {field}"] = [
+        "new": [now[i]["path"] for i in now.keys() - both],
+        "gone": [before[i]["path"] for i in before.keys() - both],
+        "with another label, split or group": [
             now[i]["path"]
-            for i in now.keys() & before.keys()
-            if now[i][field] != before[i][field]
-        ]
+            for i in both
+            if any(now[i][key] != before[i][key] for key in ("label", "split", "group"))
+        ],
+    }
     changes = [
         f"{len(names)} clips {how}, for example {min(names)!r}"
         for how, names in changed.items()

@@ -1,7 +1,6 @@
 """One training step: a pure function, and the pmap over it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float16, Float32, Int, UInt32
 
-from vd.config import Config
+from vd.config import Config, with_settings
 from vd.models.head import Params, apply, draw_dropout
 from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
@@ -82,13 +81,6 @@ def step_numbers(config: Config, devices: Sequence[jax.Device] = ()) -> StepNumb
     return placed
 
 
-def with_numbers(config: Config, numbers: StepNumbers) -> Config:
-    """The settings with these numbers, which may be traced, in place of their own."""
-    values = numbers._asdict()
-    model = replace(config.model, dropout_rate=values.pop("dropout_rate"))
-    return replace(config, model=model, training=replace(config.training, **values))
-
-
 def make_step(
     config: Config, plugins: Plugins = BUILT_IN, axis: str | None = None
 ) -> TrainStep:
@@ -97,7 +89,7 @@ def make_step(
     def step_fn(
         state: TrainState, batch: Batch, numbers: StepNumbers
     ) -> tuple[TrainState, StepMetrics]:
-        traced = with_numbers(config, numbers)
+        traced = with_settings(config, numbers._asdict())
         settings, head = traced.training, plugins.make_head(traced.model)
         optimizer = make_optimizer(settings)
         batch = augment(batch, settings, state.step, axis, plugins.augmentation)
@@ -132,7 +124,7 @@ def make_train_step(
     Configs that differ in `StepNumbers` alone get the same function, compiled once.
     """
     only = Config(config.data, model=config.model, training=config.training)
-    common = with_numbers(only, step_numbers(Config(config.data)))
+    common = with_settings(only, step_numbers(Config(config.data))._asdict())
     return _parallel_step(common, tuple(devices), plugins)
 
 

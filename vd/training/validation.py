@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -30,18 +29,9 @@ def check_metric(metric: str) -> None:
     """Raise `VdError` for a metric that is not val_loss or val_<a name in METRICS>."""
     known = ["val_loss", *(f"val_{name}" for name in METRICS)]
     if metric not in known:
-        near = get_close_matches(metric, known) or known
         raise VdError(
-            f"--early-stopping-metric {metric} is unknown; give for example "
-            f"{', '.join(near)}."
+            f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
         )
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether a validation metric is better when it is larger."""
-    if metric == "val_loss":
-        return False
-    return METRICS[metric.removeprefix("val_")].higher_is_better
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,8 @@ class EarlyStopping:
         if value is None:
             return replace(self, epoch=epoch)
         gain = value - self.best_value
-        if not higher_is_better(self.metric):
+        name = self.metric.removeprefix("val_")
+        if name == "loss" or not METRICS[name].higher_is_better:
             gain = -gain
         if self.best_epoch == 0 or gain > self.min_delta:
             return replace(self, epoch=epoch, best_epoch=epoch, best_value=value)
