@@ -16,9 +16,8 @@ from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.cross_dataset import dataset_name, evaluate_on
-from vd.evaluation.evaluate import operating_points
+from vd.evaluation.evaluate import operating_points, slice_values, slices
 from vd.evaluation.predictions import from_rows
-from vd.evaluation.slices import slice_values, slices
 from vd.files import read_csv, write_csv
 from vd.metrics import intervals
 from vd.metrics.binary import METRICS, evaluation_metrics

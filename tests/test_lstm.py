@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from vd.models.dense import product
-from vd.models.lstm import BidirectionalLSTM, lstm
+from vd.models.lstm import BidirectionalLSTM, lstm, product
 
 T, B, H = 6, 3, 4
 

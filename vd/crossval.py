@@ -16,7 +16,7 @@ from vd.config import Config
 from vd.console import say, say_limits
 from vd.data.manifest import read_manifest
 from vd.errors import VdError
-from vd.files import write_csv, write_json
+from vd.files import read_json, write_csv, write_json
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.sweep import member_configs, sweep
 
@@ -96,15 +96,19 @@ def _write(
     from vd.evaluation.predictions import read_run
 
     folder = config.run.checkpoint_dir
-    for name in ("matrix.csv", "report.html"):  # of the former members, perhaps
-        (folder / name).unlink(missing_ok=True)
     tested = [read_run(member.run.checkpoint_dir, fold) for _, fold, member in members]
     tested.sort(key=lambda member: (member.seed, member.fold or 0))
     facts = {
         "dataset": str(config.data.dataset_path.absolute()),
         "split_seed": config.splits.split_seed,
     }
+    path = folder / "crossval.json"
+    remedy = "delete it, and the same command writes it again"
+    former = read_json(path, remedy) if path.exists() else {}
     result = write_crossval(folder, tested, facts)
+    if former.get("per_fold") != result["per_fold"]:
+        for name in ("matrix.csv", "report.html"):  # of other members
+            (folder / name).unlink(missing_ok=True)
     say(summary(result))
     say_limits(result["warnings"])
     return result

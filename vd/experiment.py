@@ -203,9 +203,8 @@ def evaluate_run(
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
-    from vd.report.facts import read_facts
+    from vd.report.facts import read_facts, run_limits
     from vd.report.report import write_quick
-    from vd.report.words import run_limits
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir

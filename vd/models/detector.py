@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from vd.models.dense import dense
 from vd.models.head import Head
-from vd.models.lstm import BidirectionalLSTM
+from vd.models.lstm import BidirectionalLSTM, dense
 
 
 class DropoutMasks(NamedTuple):

@@ -20,9 +20,8 @@ from vd.evaluation.predictions import Predictions, pooled_by_seed, read_results
 from vd.files import read_json, write_text
 from vd.metrics.binary import METRICS
 from vd.report import images
-from vd.report.facts import RunFacts, read_facts
+from vd.report.facts import RunFacts, crossval_limits, read_facts, run_limits, settings
 from vd.report.page import Picture, decimal, render
-from vd.report.words import crossval_limits, run_limits, settings
 from vd.training.run_folder import videos_of
 
 MISTAKES = 12
