@@ -162,8 +162,8 @@ def run_cell(
     cell: Cell, data_dir: Path, cache_dir: Path, runs_dir: Path, quick: bool
 ) -> dict[str, Any]:
     """Cross-validate one cell; returns its line."""
-    from vd.crossval import crossval
     from vd.evaluation.predictions import pooled_by_seed, read_results
+    from vd.sweep import crossval
 
     folder = runs_dir / cell.dataset / cell.name
     data = data_dir / cell.dataset / "manifest.csv"

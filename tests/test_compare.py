@@ -268,7 +268,7 @@ def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp
         ("evaluation_test.json", '{"threshold": null}', "is damaged"),
         ("predictions_test.csv", None, "is damaged"),
         ("predictions_test.csv", "path\n", "is damaged"),
-        ("config.json", "{}", "is damaged"),
+        ("config.json", "{}", "has format None"),
         ("config.json", None, "neither config.json nor crossval.json"),
     ],
 )

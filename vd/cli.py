@@ -223,8 +223,8 @@ class Crossval(_Training):
 
     def __call__(self) -> int:
         """Write predictions.csv and crossval.json; print the latter."""
-        from vd.crossval import crossval
         from vd.models.plugins import Plugins
+        from vd.sweep import crossval
 
         plugins = Plugins(head=self.chosen_head())
         result = crossval(self, self.folds, self.seeds, self.cross_dataset, plugins)

@@ -17,9 +17,10 @@ Several processes (`vd.training.distributed`) all train; process 0 alone does th
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,6 @@ from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_eve
 from vd.training.feature_set import FeatureSet
 from vd.training.log import EpochSums, MetricsLog, Watch
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
-from vd.training.profiling import profiling
 from vd.training.step import (
     AXIS,
     Batch,
@@ -49,6 +49,9 @@ from vd.training.step import (
     step_numbers,
 )
 from vd.training.validation import EarlyStopping, Validation
+
+_SKIPPED = 2  # steps before a trace; the first compiles
+_TRACED = 10
 
 
 @dataclass(frozen=True)
@@ -260,3 +263,40 @@ def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
         settings.early_stopping_min_delta,
     )
     return Checkpoint(state, stopping)
+
+
+@contextmanager
+def profiling(step: TrainStep, folder: Path | None) -> Iterator[TrainStep]:
+    """Yield `step`; with a folder, calls 3 to 12 of it are traced, and what is between them."""
+    if folder is None:
+        yield step
+        return
+    calls, tracing = 0, False
+    metrics: StepMetrics | None = None
+
+    def stop() -> None:
+        nonlocal tracing
+        jax.block_until_ready(metrics)
+        jax.profiler.stop_trace()
+        tracing = False
+        say(f"the trace of {calls - _SKIPPED} steps is in {folder}; xprof shows it")
+
+    def run(*arguments: Any) -> tuple[TrainState, StepMetrics]:
+        nonlocal calls, tracing, metrics
+        calls += 1
+        if calls == _SKIPPED + 1:
+            jax.profiler.start_trace(folder)
+            tracing = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=calls):
+            state, metrics = step(*arguments)
+        if calls == _SKIPPED + _TRACED:
+            stop()
+        return state, metrics
+
+    try:
+        yield run
+    finally:
+        if tracing:
+            stop()
+        elif calls <= _SKIPPED:
+            say(f"warning: {calls} steps are too few for --profile; train longer")

@@ -195,9 +195,9 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     values: dict[str, Any] = read_json(
         path, "put back the file that training wrote, or train the run again"
     )
-    if values["format"] != FORMAT:
+    if values.get("format") != FORMAT:
         raise VdError(
-            f"{path} has format {values['format']} and this version of vd reads {FORMAT}; "
+            f"{path} has format {values.get('format')} and this version of vd reads {FORMAT}; "
             "use the version that wrote it, or train again."
         )
     for plugin in Plugins._fields:
