@@ -52,7 +52,7 @@ _FORMER_FLAGS = (
 
 @dataclass(frozen=True)
 class Scan:
-    """Decode every file once, each under a deadline, and say what is lost."""
+    """Decode every file once, each under a deadline, and list what is lost."""
 
     data: DataConfig
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -61,21 +61,21 @@ class Scan:
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
-        from vd.data import ledger as scan
         from vd.data.catalog import identify
+        from vd.data.ledger import check_loss_gap, report, scan
         from vd.data.manifest import check_classes, read_manifest
         from vd.files import make_folder, write_csv, write_json
 
         manifest = read_manifest(self.data, both_classes=False)
         make_folder(self.report_dir, "--report-dir")
         videos = identify(manifest.videos, self.data.cache_dir)
-        ledger = scan.scan(videos, self.data, self.decode)
+        ledger = scan(videos, self.data, self.decode)
         write_csv(self.report_dir / "scan.csv", ledger.rows())
         write_json(self.report_dir / "scan.json", ledger.summary(manifest.ignored))
-        scan.report(ledger, manifest.ignored, self.report_dir / "scan.csv")
+        report(ledger, manifest.ignored, self.report_dir / "scan.csv")
         say(f"written: {self.report_dir / 'scan.csv'}, {self.report_dir / 'scan.json'}")
         check_classes(videos, f"--dataset-path {self.data.dataset_path}")
-        scan.check_loss_gap(ledger, self.data.max_loss_gap)
+        check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 
 

@@ -85,7 +85,7 @@ class SplitConfig(Settings):
     split_seed: Seed = 0
     """Seed of the 70/15/15 assignment; touches nothing else."""
     resplit: bool = False
-    """Assign all splits anew instead of keeping those in the splits file."""
+    """Assign all splits again instead of keeping those in the splits file."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The one exception that becomes one sentence and an exit code."""
 
-USAGE = 2  # a wrong path, flag, file or state that the user can mend
+USAGE = 2  # a wrong path, flag, file or state that the user can correct
 LOSS_GAP = 3  # one class lost far more files than the other
 SOME_FAILED = 1  # `vd predict` could not do some of its files
 
@@ -19,7 +19,7 @@ class VdError(Exception):
 def damage(error: Exception) -> str:
     """What is wrong with a file, in words, by what reading its values raised."""
     if isinstance(error, KeyError):
-        return f"it lacks {error.args[0]!r}"
+        return f"it has no {error.args[0]!r}"
     if isinstance(error, ValueError | VdError):
         return str(error)
     return "a value in it is missing or of the wrong kind"
