@@ -141,8 +141,8 @@ class Extract:
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
-        from vd.data import ledger as scan
         from vd.data.catalog import identify
+        from vd.data.ledger import check_loss_gap, report
         from vd.data.manifest import read_manifest
         from vd.features.backbone import find_backbone
         from vd.features.extract import extract
@@ -152,11 +152,11 @@ class Extract:
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
         backbone = find_backbone(self.backbone)
         store, ledger = extract(videos, config, backbone, self.verify, self.executor)
-        scan.report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
+        report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
         say(
             f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"
         )
-        scan.check_loss_gap(ledger, self.data.max_loss_gap)
+        check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 
 
