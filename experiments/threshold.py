@@ -27,7 +27,6 @@ from vd.cli import run_command
 from vd.evaluation.predictions import read_results, read_run
 from vd.files import read_csv
 from vd.metrics.calibration import fit
-from vd.models.losses import even_logit
 from vd.models.plugins import recorded_plugin
 from vd.training.run_folder import read_config, read_settings
 
@@ -44,7 +43,9 @@ def best(logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]) -> f
 
 
 def even(run_dir: Path) -> float:
-    """The logit that the loss of a run gives to a clip that tells nothing."""
+    """The logit that the loss of a run gives to a clip without information."""
+    from vd.models.losses import even_logit
+
     train = read_csv(run_dir / "splits.csv")
     labels = [row["label"] == "violent" for row in train if row["split"] == "train"]
     loss = recorded_plugin(read_config(run_dir), "loss")

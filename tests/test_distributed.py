@@ -179,7 +179,7 @@ def test_whatever_ends_one_process_ends_both_and_the_run_goes_on(unbroken, tmp_p
         assert len(read_metrics(run)) < EPOCHS
     with Pair(arguments(tmp_path), tmp_path) as pair:
         assert pair.wait() == [0, 0], pair.printed()
-    assert "going on from step" in pair.logs[0].read_text()
+    assert "continuing from step" in pair.logs[0].read_text()
     assert_same_run(tmp_path, root)
 
 

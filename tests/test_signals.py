@@ -181,4 +181,4 @@ def test_interrupted_training_saves_the_current_step(number, clips, backbone, tm
     assert seconds < SECONDS
     step = int(re.search(r"stopped after step (\d+)", printed)[1])
     again, _ = interrupt(command, lambda: len(read_metrics(run)) >= step // 2 + 3)
-    assert f"going on from step {step}, " in again
+    assert f"continuing from step {step}, " in again

@@ -1,4 +1,4 @@
-"""The command line: a subcommand a verb; parses, calls, prints; nothing else.
+"""The command line: one subcommand for each task; parses, calls, prints; nothing else.
 
 Heavy modules are imported by the command that needs them, so that help and errors are
 quick and a decoding worker, which imports the main script again, stays light.
@@ -34,6 +34,7 @@ from vd.config import (
     DecodeConfig,
     EngineName,
     ExecutorConfig,
+    Settings,
     SplitConfig,
 )
 from vd.console import Interrupted, listen, say, say_limits
@@ -309,14 +310,14 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Settings):
     """Write a run or a cross-validation as one self-contained page."""
 
     folder: tyro.conf.Positional[Path]
     """A run folder, or one of vd crossval (vd compare takes several)."""
     out: Path | None = None
     """The page (default: report.html in the folder)."""
-    mistakes: int = 12
+    mistakes: Annotated[int, Between(0, 100_000)] = 12
     """Misclassified clips to show with frames, which decodes these videos (0: without
     frames, quick)."""
     dataset_path: Path | None = None
@@ -362,7 +363,9 @@ class Predict:
             if prediction.probability is None:
                 failed += 1
                 row["reason"] = prediction.outcome.reason
-                say(f"{prediction.path} was not done: {prediction.outcome.reason}")
+                say(
+                    f"{prediction.path} could not be predicted: {prediction.outcome.reason}"
+                )
             print(json.dumps(row), flush=True)
         return SOME_FAILED if failed else 0
 
@@ -440,9 +443,16 @@ def _with_head_flags(
 
 
 def _import_head(path: str) -> Any:
+    from vd.models.head import Head
     from vd.models.plugins import import_plugin
 
-    return import_plugin(path, f"--head {path}", Path.cwd())
+    head = import_plugin(path, f"--head {path}", Path.cwd())
+    if not (isinstance(head, type) and issubclass(head, Head)):
+        raise VdError(
+            f"--head {path} is not a subclass of vd.models.head.Head; name such a class "
+            "(docs/extending.md)."
+        )
+    return head
 
 
 def _refuse_former_flags(arguments: Sequence[str]) -> None:
@@ -490,7 +500,7 @@ def run_command(command: Callable[[], int]) -> None:
         code, message = error.exit_code, f"vd: {error}"
     except Interrupted as signal_came:
         code = signal_came.exit_code
-        message = "vd: interrupted; finished work is kept, the same command goes on"
+        message = "vd: interrupted; finished work is kept. Run the same command again to go on."
     except BrokenPipeError:  # `vd predict … | head` has read enough
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

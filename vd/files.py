@@ -60,7 +60,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write JSON with sorted indentation; NaN is refused, an undefined number is null."""
+    """Write indented JSON; NaN is refused, an undefined number is null."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 

@@ -101,7 +101,7 @@ def parse_grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
             ]
         except (KeyError, ValueError):
             raise VdError(
-                f"--set {assignment}: a value is no {kinds[name].__name__}; give "
+                f"--set {assignment}: a value is not a valid {kinds[name].__name__}; give "
                 "NAME=VALUE,VALUE."
             ) from None
     return grid
@@ -139,6 +139,12 @@ def _checked_members(
         raise VdError(
             "members of a sweep or a cross-validation train in one process; leave "
             "--coordinator-address, --num-processes and --process-id out, or use vd train."
+        )
+    folder = config.run.checkpoint_dir
+    if (folder / "config.json").exists():
+        raise VdError(
+            f"--checkpoint-dir {folder} is the folder of a run; name another one for its "
+            "members."
         )
     members = {}
     for name, fold, member in member_configs(config, grid, folds):
@@ -217,11 +223,6 @@ def crossval(
     unfinished ones continue. Raises `VdError` as `vd.sweep.sweep` does.
     """
     folder = config.run.checkpoint_dir
-    if (folder / "config.json").exists():
-        raise VdError(
-            f"--checkpoint-dir {folder} is the folder of a run; name another one for the "
-            "cross-validation."
-        )
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
     configs = _configs(config, cross_datasets)
     for name, one in configs.items():

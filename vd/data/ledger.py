@@ -179,6 +179,8 @@ def scan(videos: Sequence[Video], data: DataConfig, decode: DecodeConfig) -> Led
 
 def settled(video: Video, outcome: Outcome) -> Outcome:
     """The outcome of decoding a video, unless its file has changed since it was hashed."""
+    if not video.id and outcome.outcome != "quarantined":
+        return Outcome("quarantined", "changed")  # it could not be read to be hashed
     try:
         status = os.stat(video.path)
     except (OSError, ValueError):

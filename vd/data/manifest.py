@@ -234,7 +234,7 @@ def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
         expression = re.compile(pattern)
     except re.error as error:
         raise VdError(
-            f"--group-from {pattern!r} is no regular expression: {error}."
+            f"--group-from {pattern!r} is not a valid regular expression: {error}."
         ) from error
     for video in videos:
         match = expression.search(video.name)

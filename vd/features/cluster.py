@@ -181,7 +181,7 @@ def _connected(address: str) -> Iterator[Any]:
             timeout=_HEALTH_SECONDS,
         )
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (RuntimeError, subprocess.SubprocessError) as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise VdError(
             f"no Ray cluster answers at --ray-address {address} "
             f"({str(error).splitlines()[0]}); start one with `ray start --head`, or give "

@@ -97,8 +97,8 @@ class FeatureStore:
 
     def verify(self) -> list[int]:
         """Drop shards whose records do not match their checksums; the caller has the lock."""
+        dropped = list(self.damaged)
         self.recover()
-        dropped = []
         with track("verifying", len(self.lengths), "shards") as ticker:
             for number in range(len(self.lengths)):
                 rows = self._read_index(number)

@@ -160,7 +160,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise VdError(
                 f"{self._folder} cannot be written ({error!s:.300}); free some space, then "
-                "run the same command again: it goes on from the previous checkpoint."
+                "run the same command again: it continues from the previous checkpoint."
             ) from error
 
     def __enter__(self) -> Self:
@@ -227,6 +227,11 @@ class Checkpoints:
                 "--checkpoint-dir."
             )
         best = self._info(last)["stopping"]["best_epoch"]
+        if best == 0:
+            raise VdError(
+                f"no epoch in {self._folder} has a defined early-stopping metric; train "
+                "with --fresh and another --early-stopping-metric, such as val_loss."
+            )
         return self._item(best, "params", params_like), best
 
     def _info(self, epoch: int) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def train(
             checkpoints = stack.enter_context(Checkpoints(run_dir, on_event=on_event))
             at = checkpoints.restore_last(at.state) or at
             if at.epoch:
-                say(f"going on from step {int(at.state.step)}, epoch {at.epoch}")
+                say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
             log = stack.enter_context(MetricsLog(run_dir, at.stopping.epoch))
             show = stack.enter_context(live())
             watch = Watch(settings, rates, steps, batch_size, log.rows, show)
