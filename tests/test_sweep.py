@@ -200,8 +200,8 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
     [
         (["--set", "seed=1", "--set", "seed=2"], "--set gives seed twice"),
         (["--set", "fokal_alpha=1"], "with a name such as focal_alpha"),
-        (["--set", "hidden_size=8,wide"], "a value is no int"),
-        (["--set", "augmentation=maybe"], "a value is no bool"),
+        (["--set", "hidden_size=8,wide"], "a value is not a valid int"),
+        (["--set", "augmentation=maybe"], "a value is not a valid bool"),
         (["--set", "focal_alpha=0.5,7"], "--focal-alpha is 7.0; give a value from 0"),
         (["--seeds", "0", "1"], "--seeds is replaced by --set NAME=VALUE,VALUE"),
         (["--folds", "-1"], "--folds is -1; give a value from 0"),

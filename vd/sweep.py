@@ -226,7 +226,8 @@ def crossval(
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
     configs = _configs(config, cross_datasets)
     for name, one in configs.items():
-        say(f"cross-validation of {name}:")
+        if cross_datasets:
+            say(f"cross-validation of {name}:")
         sweep(one, grid, folds, plugins)
     results = {
         name: _write(one, list(member_configs(one, grid, folds)))
