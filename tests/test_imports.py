@@ -14,10 +14,17 @@ def _run(code):
     )
 
 
-def test_the_step_loads_no_decoder_no_store_and_no_plots():
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("vd.training.step", HEAVY),
+        ("vd, vd.config, vd.cli", [*HEAVY, "jax", "flax", "orbax"]),
+    ],
+)
+def test_an_import_loads_nothing_that_it_does_not_need(modules, heavy):
     done = _run(
-        "import sys, vd.training.step\n"
-        f"print(*(name for name in {HEAVY} if name in sys.modules))"
+        f"import sys, {modules}\n"
+        f"print(*(name for name in {heavy} if name in sys.modules))"
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
@@ -26,12 +33,3 @@ def test_the_step_loads_no_decoder_no_store_and_no_plots():
 def test_the_former_place_of_the_head_names_the_new_one():
     with pytest.raises(ImportError, match=r"vd\.models\.head"):
         from vd.model import Head  # noqa: F401
-
-
-def test_importing_the_package_loads_nothing_heavy():
-    done = _run(
-        "import sys, vd, vd.config, vd.cli\n"
-        f"print(*(name for name in {[*HEAVY, 'jax', 'flax', 'orbax']} if name in sys.modules))"
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
