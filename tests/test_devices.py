@@ -1,4 +1,4 @@
-"""What is said before JAX first runs."""
+"""What is set before JAX first runs, and settings of JAX that change no number."""
 
 import ctypes
 import os
@@ -7,8 +7,11 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
+from tests.fabricated import same_leaves, train_on_numbers
 from vd.devices import prepare_jax
 
 # bytearray clears its memory, so that every page of it is touched, in another thread's arena
@@ -77,3 +80,45 @@ def test_a_c_library_that_keeps_less_is_left_as_it_is(old, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     prepare_jax()
     assert len(asked) == old
+
+
+def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(tmp_path):
+    plain = train_on_numbers(tmp_path / "plain", 4)
+    writes = iter([False, True])
+
+    def stop_after_two_writes(event):
+        if event == "write-end" and next(writes):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_on_numbers(tmp_path / "set", 4, on_event=stop_after_two_writes)
+    with (
+        jax.enable_x64(True),
+        jax.default_matmul_precision("bfloat16"),
+        jax.default_prng_impl("rbg"),
+    ):
+        resumed = train_on_numbers(tmp_path / "set", 4)
+        assert jax.numpy.zeros(1).dtype == np.float64  # a notebook's own setting stays
+    assert same_leaves(plain.params, resumed.params)
+    assert not list((tmp_path / "set" / "run" / "checkpoints").glob("damaged-*"))
+
+
+@pytest.mark.parametrize("name", ["cuda", "nonsense"])
+def test_a_device_that_is_not_here_is_one_sentence(name):
+    code = (
+        "from vd.cli import run_command\n"
+        "from vd.devices import prepare_jax\n"
+        "run_command(prepare_jax)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        env=os.environ | {"JAX_PLATFORMS": name},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == 0:
+        pytest.skip(f"JAX finds {name} here")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"vd: JAX_PLATFORMS={name} names a device")

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -14,11 +15,27 @@ _MOST_CPU_DEVICES = 8
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # <malloc.h>
 
 
+@contextlib.contextmanager
+def own_numerics() -> Iterator[None]:
+    """Compute as JAX does by default, whatever its environment variables or a notebook set.
+
+    Float32, products at the device's usual precision, threefry draws. Also a decorator.
+    """
+    with (
+        jax.enable_x64(False),
+        jax.default_matmul_precision(None),
+        jax.default_prng_impl("threefry2x32"),
+        jax.threefry_partitionable(True),
+    ):
+        yield
+
+
 def prepare_jax(cpu_devices: int = 1) -> None:
     """Set the number of CPU devices, unless JAX has run before, and cache programs.
 
     Compiled programs go to $JAX_COMPILATION_CACHE_DIR, else to the user's cache folder if
-    there is one. From now on the process reuses the memory that it frees.
+    there is one. From now on the process reuses the memory that it frees. Raises `VdError`
+    when JAX_PLATFORMS names a device that is not here.
     """
     _keep_freed_memory()
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -29,6 +46,15 @@ def prepare_jax(cpu_devices: int = 1) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     with contextlib.suppress(RuntimeError):  # JAX ran before and keeps its devices
         jax.config.update("jax_num_cpu_devices", cpu_devices)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without a plugin
+        if platforms := os.environ.get("JAX_PLATFORMS"):
+            raise VdError(
+                f"JAX_PLATFORMS={platforms} names a device that JAX does not find here; "
+                "correct it, or unset it to use what there is."
+            ) from error
+        raise
 
 
 def _keep_freed_memory() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from vd.config import Config, from_json
 from vd.data.catalog import identify
 from vd.data.manifest import Video
+from vd.devices import own_numerics
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.extract import extract
@@ -35,6 +36,7 @@ class Restored:
     dim: int
 
 
+@own_numerics()
 def restore(run_dir: Path) -> Restored:
     """The best checkpoint of a run and its calibration.
 

@@ -141,10 +141,11 @@ class JaxEngine:
     def __init__(self, backbone: Backbone) -> None:
         import jax
 
-        from vd.devices import prepare_jax
+        from vd.devices import own_numerics, prepare_jax
         from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
 
         prepare_jax()
+        self._numerics = own_numerics
         self._devices = jax.local_device_count()
         self.batch = self._devices * _JAX_BATCH
         module = EfficientNetLite(backbone.name)
@@ -167,7 +168,9 @@ class JaxEngine:
         """Features of at most a batch and its padding, still on the devices."""
         padding = ((0, self.batch - len(images)), (0, 0), (0, 0), (0, 0))
         padded = np.pad(images, padding)
-        return self._apply(padded.reshape(self._devices, _JAX_BATCH, *images.shape[1:]))
+        shape = self._devices, _JAX_BATCH, *images.shape[1:]
+        with self._numerics():
+            return self._apply(padded.reshape(shape))
 
 
 def _has_accelerator() -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float16, Float64
 
 from vd.console import check_interrupt
+from vd.devices import own_numerics
 from vd.features.sampling import scoring_windows
 from vd.models.head import Head, Params, apply
 
@@ -37,6 +38,7 @@ def score(
     return score_batches(head, params, window_batches(views, head.config.clip_frames))
 
 
+@own_numerics()
 def score_batches(
     head: Head, params: Params, batches: Iterable[Windows]
 ) -> Float64[np.ndarray, " N"]:

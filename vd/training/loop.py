@@ -28,6 +28,7 @@ from jaxtyping import Float32
 
 from vd.config import Config
 from vd.console import Interrupted, holding_interrupts, interrupted, live, say
+from vd.devices import own_numerics
 from vd.errors import VdError
 from vd.models.head import Params, check_shapes, init_params
 from vd.models.plugins import BUILT_IN, Plugins
@@ -64,6 +65,7 @@ class Trained:
 
 
 @holding_interrupts()  # a signal ends training after a step, with a checkpoint
+@own_numerics()
 def train(
     config: Config,
     train_set: FeatureSet,
