@@ -16,8 +16,8 @@ from vd.audit.leakage import video_pairs, without_leaks
 from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
-from vd.data.groups import groups_cut
 from vd.data.manifest import Video
+from vd.data.splits import groups_cut
 from vd.evaluation.predictions import Member
 from vd.files import read_csv
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from vd.config import Config, DataConfig, SplitConfig
 from vd.data.catalog import identify
-from vd.data.groups import merge_groups
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import (
     assign,
     folds,
     keep_splits,
     kept_splits,
+    merge_groups,
     split,
     splits_file,
     with_splits,

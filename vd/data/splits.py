@@ -1,18 +1,19 @@
-"""Splits and folds: grouped, stratified, seeded; assigned ones are kept in the splits file."""
+"""Groups, splits and folds: stratified, seeded; assigned splits are kept in a file."""
 
 import dataclasses
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
-from vd.data.groups import components, groups_cut, merge_groups
 from vd.data.manifest import (
     SPLITS,
     Video,
@@ -29,6 +30,60 @@ _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 _RWF_2000 = {"train", "val"}  # the splits of this data set, and of others like it
 
 
+def merge_groups(
+    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
+) -> list[Video]:
+    """Give one group to videos that belong together: by group, content, or pairs of ids.
+
+    Its name is the first of its groups in alphabetical order, else `like <first clip>`.
+    """
+    merged = {}
+    for key, members in _components(videos, pairs).items():
+        first = min(video.name for video in members)
+        several = len({_key(video) for video in members}) > 1
+        named = key.startswith("group ")
+        group = key.removeprefix("group ") if named else f"like {first}"
+        for video in members:
+            merged[video.name] = group if several else video.group
+    return [dataclasses.replace(v, group=merged[v.name]) for v in videos]
+
+
+def _components(
+    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
+) -> dict[str, list[Video]]:
+    """Videos that must stay together, by the first of their groups' and contents' names."""
+    links = [(_key(v), f"group {v.group}" if v.group else _key(v)) for v in videos]
+    links += [(f"id {first}", f"id {second}") for first, second in pairs]
+    names = DisjointSet(name for link in links for name in link)
+    for link in links:
+        names.merge(*link)
+    first_of: dict[str, str] = {}
+    for component in names.subsets():
+        first_of |= dict.fromkeys(component, min(component))
+    together = defaultdict(list)
+    for video in videos:
+        together[first_of[_key(video)]].append(video)
+    return together
+
+
+def _key(video: Video) -> str:
+    """Equal for files of the same content; unique for a file without content."""
+    return f"id {video.id}" if video.id else f"name {video.name}"
+
+
+def groups_cut(videos: Iterable[Video]) -> list[dict[str, Any]]:
+    """Groups that lie in several splits, with the number of clips in each."""
+    splits: dict[str, Counter[str]] = defaultdict(Counter)
+    for video in videos:
+        if video.group and video.split:
+            splits[video.group][video.split] += 1
+    return [
+        {"group": group, "clips": dict(counts)}
+        for group, counts in sorted(splits.items())
+        if len(counts) > 1
+    ]
+
+
 def assign(
     videos: Sequence[Video],
     shares: Mapping[str, float],
@@ -42,36 +97,29 @@ def assign(
     first, each where the squared shortfall falls most; ties are broken by `seed`.
     """
     kept = kept or {}
-    bound = components(videos)
+    bound = _components(videos)
     generator = np.random.Generator(np.random.Philox(seed))
     tie_break = dict(zip(sorted(bound), generator.permutation(len(bound)), strict=True))
     totals = np.bincount([video.label for video in videos], minlength=2)
     names = list(shares)
     target = np.outer([shares[name] for name in names], totals).astype(float)
+    scale = np.maximum(target, 1e-9)
     have = np.zeros_like(target)
     parts: dict[str, str] = {}
 
-    def place(members: list[Video], part: int) -> None:
-        for video in members:
-            have[part, video.label] += 1
-            parts[video.id] = names[part]
+    def order(key: str) -> tuple[bool, int, int]:
+        is_new = kept.keys().isdisjoint(video.id for video in bound[key])
+        return is_new, -len(bound[key]), tie_break[key]
 
-    waiting = []
-    for key, members in bound.items():
-        former = [kept[video.id] for video in members if video.id in kept]
-        if former:
-            for video in members:
-                part = kept.get(video.id, former[0])
-                place([video], names.index(part))
-        else:
-            waiting.append(key)
-    waiting.sort(key=lambda key: (-len(bound[key]), tie_break[key]))
-    scale = np.maximum(target, 1e-9)
-    for key in waiting:
+    for key in sorted(bound, key=order):
+        former = [kept[video.id] for video in bound[key] if video.id in kept]
         counts = np.bincount([video.label for video in bound[key]], minlength=2)
         # change of Σ (have − target)² / target when the group goes to a part
         cost = ((2 * (have - target) + counts) * counts / scale).sum(axis=1)
-        place(bound[key], int(np.argmin(cost)))
+        part = former[0] if former else names[np.argmin(cost)]
+        for video in bound[key]:
+            parts[video.id] = kept.get(video.id, part)
+            have[names.index(parts[video.id]), video.label] += 1
     return parts
 
 
