@@ -252,8 +252,8 @@ class Evaluate:
     or validated on, by content or group, are left out."""
     name: str | None = None
     """Name of the files of --on (default: that of the data set)."""
-    positive_class: str | None = None
-    """With --on: its violent class, when its names are not the usual ones."""
+    positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """With --on: a violent class, when its names are not the usual ones; may be repeated."""
     group_from: str | None = None
     """With --on: regular expression that finds a clip's group in its path."""
 
