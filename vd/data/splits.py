@@ -157,7 +157,7 @@ def fold_splits(
 def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos without splits; groups that the splits file knows are kept together."""
     if not any(video.split for video in videos):
-        videos, _ = _kept(videos, config)
+        videos = _kept(videos, config)
     return [dataclasses.replace(video, split="") for video in videos]
 
 
@@ -249,21 +249,19 @@ def _assigned(
     videos: Sequence[Video], shares: Mapping[str, float], config: Config
 ) -> list[Video]:
     """The videos with the splits of the splits file, the others with new ones."""
-    merged, kept = _kept(videos, config)
-    kept = {video_id: split for video_id, split in kept.items() if split in shares}
+    videos = _kept(videos, config)
+    kept = {video.id: video.split for video in videos if video.split in shares}
     if kept:
         say(
             f"splits kept in {splits_file(config)} are used; --resplit assigns all again"
         )
-    readable = [video for video in merged if video.id]
+    readable = [video for video in videos if video.id]
     parts = assign(readable, shares, config.splits.split_seed, kept)
-    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in merged]
+    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
 
 
-def _kept(
-    videos: Sequence[Video], config: Config
-) -> tuple[list[Video], dict[str, str]]:
-    """The videos with the groups of the splits file, and its splits by content hash."""
+def _kept(videos: Sequence[Video], config: Config) -> list[Video]:
+    """The videos with the groups and splits of the splits file; the split of others is ""."""
     rows = kept_rows(config)
     if config.splits.resplit:
         rows = []
@@ -273,7 +271,9 @@ def _kept(
         for row in rows
         if row["group"]
     ]
-    return merge_groups(videos, pairs), {row["id"]: row["split"] for row in rows}
+    split_of = {row["id"]: row["split"] for row in rows}
+    merged = merge_groups(videos, pairs)
+    return [dataclasses.replace(v, split=split_of.get(v.id, "")) for v in merged]
 
 
 def _warn_of_copies(videos: Sequence[Video]) -> None:
@@ -315,8 +315,7 @@ def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     named = config.splits.splits_file
     if named is not None and not named.exists():
         raise VdError(f"--splits-file {named} does not exist; name one that vd wrote.")
-    merged, kept = _kept(videos, config)
-    return [dataclasses.replace(v, split=kept.get(v.id, "")) for v in merged]
+    return _kept(videos, config)
 
 
 def kept_rows(config: Config) -> list[dict[str, str]]:
