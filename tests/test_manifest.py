@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.command_line import vd
 from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
-from vd.data.manifest import read_manifest, write_manifest
+from vd.data.manifest import read_manifest
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
 
@@ -300,15 +300,3 @@ def test_csv_round_trip(tmp_path_factory, rows):
 def _bytes_alike(name):
     """The name as its bytes decode: surrogates that form valid UTF-8 become it."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-
-
-def test_a_written_manifest_is_read_back(tmp_path):
-    touch(tmp_path, "set/train/fight/a\n.mp4", "set/test/normal/b.mp4")
-    manifest = read(tmp_path / "set", group_from="[ab]")
-    (tmp_path / "other").mkdir()
-    write_manifest(tmp_path / "other" / "m.csv", manifest.videos)
-    again = read(tmp_path / "other" / "m.csv", group_from=None)
-    assert [(v.label, v.split, v.group) for v in again.videos] == [
-        (v.label, v.split, v.group) for v in manifest.videos
-    ]
-    assert all(v.path.exists() for v in again.videos)

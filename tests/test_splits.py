@@ -22,7 +22,7 @@ from vd.data.splits import (
     with_splits,
 )
 from vd.errors import VdError
-from vd.files import read_csv, write_csv
+from vd.files import read_csv
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -270,23 +270,17 @@ def test_the_splits_file_goes_by_where_a_data_set_is(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("written", ["set.csv", "sub/../set.csv", "link.csv"])
-def test_a_manifest_in_place_of_the_data_set_is_refused(tmp_path, written):
-    (tmp_path / "sub").mkdir()
-    rows = []
+def test_the_splits_file_beside_a_data_set_is_a_data_set(tmp_path):
     for i in range(20):
-        (tmp_path / f"{i}.mp4").write_bytes(bytes([i]))
-        label = ("fight", "normal")[i % 2]
-        rows.append({"path": f"{i}.mp4", "label": label, "camera": f"camera {i}"})
-    table = tmp_path / "set.csv"
-    write_csv(table, rows)
-    (tmp_path / "link.csv").symlink_to("set.csv")
-    before = table.read_bytes()
-    data = DataConfig(table, tmp_path / "cache")
-    settings = Config(data, SplitConfig(splits_file=tmp_path / "s.csv"))
-    with pytest.raises(VdError, match=f"--manifest .*{written} is the data set"):
-        split(settings, manifest_file=tmp_path / written)
-    assert table.read_bytes() == before
-    assert not (tmp_path / "s.csv").exists()  # said before any work
-    split(settings, manifest_file=tmp_path / "other.csv")
-    assert len(read_csv(tmp_path / "other.csv")) == 20
+        path = tmp_path / ("fight", "normal")[i % 2] / f"{i}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes([i]))
+    written = tmp_path / "splits.csv"
+    data = DataConfig(tmp_path, tmp_path / "cache")
+    videos = split(Config(data, SplitConfig(splits_file=written)))
+    again = read_manifest(replace(data, dataset_path=written)).videos
+    assert {v.path: (v.label, v.split) for v in again} == {
+        v.path: (v.label, v.split) for v in videos
+    }
+    with pytest.raises(VdError, match="has splits already"):
+        split(Config(replace(data, dataset_path=written)))

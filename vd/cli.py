@@ -111,8 +111,6 @@ class Split:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     merge_duplicates: bool = False
     """Put clips of the same footage or scene into one group first (decodes every file)."""
-    manifest: Path | None = None
-    """Write a CSV as well, which --dataset-path takes: path,label,split,group."""
 
     def __call__(self) -> int:
         """Write the splits file, which training then takes; print its counts."""
@@ -124,7 +122,7 @@ class Split:
 
             find_duplicates = partial(duplicate_ids, data=self.data, decode=self.decode)
         config = Config(self.data, self.splits, self.decode)
-        split(config, find_duplicates, self.manifest)
+        split(config, find_duplicates)
         return 0
 
 

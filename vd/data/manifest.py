@@ -14,7 +14,7 @@ from typing import NamedTuple
 from vd.config import DataConfig
 from vd.console import say
 from vd.errors import VdError
-from vd.files import read_csv, reading, write_csv
+from vd.files import read_csv, reading
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -277,12 +277,3 @@ def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:
         }
         for video in videos
     ]
-
-
-def write_manifest(path: Path, videos: Sequence[Video]) -> None:
-    """Write a CSV that `read_manifest` reads: path,label,split,group."""
-    rows = split_rows(videos)
-    for row, video in zip(rows, videos, strict=True):
-        del row["id"]
-        row["path"] = os.path.relpath(video.path, path.parent)
-    write_csv(path, rows)

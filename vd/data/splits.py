@@ -20,7 +20,6 @@ from vd.data.manifest import (
     check_classes,
     read_manifest,
     split_rows,
-    write_manifest,
 )
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
@@ -165,25 +164,17 @@ def split(
     config: Config,
     find_duplicates: Callable[[Sequence[Video]], Iterable[tuple[str, str]]]
     | None = None,
-    manifest_file: Path | None = None,
 ) -> list[Video]:
     """Assign splits and keep them in the splits file, which training then uses.
 
     `find_duplicates` returns pairs of ids whose videos become one group before that.
-    `manifest_file` is written as well. Raises `VdError` when the data set has splits of
-    its own, or `manifest_file` would overwrite it.
+    Raises `VdError` when the data set has splits of its own.
     """
-    dataset = config.data.dataset_path
-    if manifest_file is not None and manifest_file.resolve() == dataset.resolve():
-        raise VdError(
-            f"--manifest {manifest_file} is the data set and would be overwritten; name "
-            "another file."
-        )
     manifest = read_manifest(config.data)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
         raise VdError(
-            f"--dataset-path {dataset} has splits already; remove its split folders or "
-            "column to have splits assigned."
+            f"--dataset-path {config.data.dataset_path} has splits already; remove its "
+            "split folders or column to have splits assigned."
         )
     kept_rows(config)  # a wrong --splits-file is an error before any decoding
     videos = identify(manifest.videos, config.data.cache_dir)
@@ -199,9 +190,6 @@ def split(
             "groups"
         )
     keep_splits(videos, config)
-    if manifest_file is not None:
-        write_manifest(manifest_file, videos)
-        say(f"written: {manifest_file}")
     return videos
 
 
