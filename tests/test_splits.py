@@ -182,7 +182,7 @@ def test_groups_learnt_later_do_not_move_kept_rows_in_silence(tmp_path):
 def test_a_file_that_holds_no_splits_is_never_overwritten(tmp_path, text, resplit):
     path = tmp_path / "s.csv"
     path.write_text(text)
-    with pytest.raises(VdError, match="is no splits file"):
+    with pytest.raises(VdError, match="does not have the columns"):
         with_splits(
             [video(i, i % 2) for i in range(40)],
             config(tmp_path, splits_file=path, resplit=resplit),

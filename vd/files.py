@@ -160,7 +160,7 @@ def lock(path: Path, doing: str) -> Iterator[None]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; [] when there is none. Raises `VdError` for what is no CSV.
+    """The rows of a CSV file; [] when there is none. Raises `VdError` for anything else.
 
     Separated by commas, semicolons or tabs, by its first line; UTF-8, or UTF-16 with a mark.
     """
@@ -175,7 +175,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         lines = io.StringIO(text, newline="")
         return list(csv.DictReader(lines, delimiter=delimiter))
     except (csv.Error, UnicodeError) as error:
-        raise VdError(f"{path} is no CSV ({error}); correct it.") from error
+        raise VdError(f"{path} cannot be read as CSV ({error}); correct it.") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -139,8 +139,8 @@ def _labels(rows: Sequence[_Row], config: DataConfig) -> dict[str, int]:
     violent = {_normal(name): name for name in config.positive_class}
     for missing in violent.keys() - set(map(_normal, clip_of)):
         raise VdError(
-            f"--positive-class {violent[missing]} is no class of {path}; give the name of a "
-            "violent one as its folder or label has it, or leave it out."
+            f"--positive-class {violent[missing]}: {path} has no such class; give the name "
+            "of a violent one as its folder or label has it, or leave it out."
         )
     labels = {}
     for name, clip in clip_of.items():
@@ -237,7 +237,9 @@ def _listed_row(row: Mapping[str, str], path: Path) -> _Row:
         raise VdError(f"{where} has no path or no label; add it, or delete the row.")
     split = values.get("split", "")
     if split and not _split(split):
-        raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
+        raise VdError(
+            f"{where}: the split {split!r} is unknown; write train, val or test."
+        )
     name = Path(values["path"]).as_posix()  # ./a.mp4 is a.mp4
     # the disk may have é in another Unicode form
     forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]

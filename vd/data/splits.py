@@ -318,8 +318,7 @@ def kept_rows(config: Config) -> list[dict[str, str]]:
     ours = rows and set(rows[0]) == _COLUMNS
     if path.exists() and not (ours and all(row["split"] in SPLITS for row in rows)):
         raise VdError(
-            f"--splits-file {path} is no splits file: it must have the columns "
-            "path,label,split,group,id and a split (train, val or test) in each row; name "
-            "another file, or delete it."
+            f"--splits-file {path} does not have the columns path,label,split,group,id and "
+            "a split (train, val or test) in each row; name another file, or delete it."
         )
     return rows
