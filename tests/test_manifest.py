@@ -180,7 +180,7 @@ def test_a_group_of_nan_is_named_and_is_no_group(tmp_path, capsys):
 def test_a_positive_class_that_nobody_has_is_refused_with_one_class_too(tmp_path):
     touch(tmp_path, "foo/a.mp4", "bar/b.mp4")
     config = DataConfig(tmp_path, positive_class=("zzz",))
-    with pytest.raises(VdError, match="--positive-class zzz: .* has no such class"):
+    with pytest.raises(VdError, match=r"--positive-class zzz: .* has no such class"):
         read_manifest(config, both_classes=False)
 
 
@@ -194,7 +194,9 @@ def test_positive_classes_make_every_other_class_negative(tmp_path, capsys):
         "classes: violent 'assault'; non-violent 'fight', 'shop', 'street'",
         "classes: violent 'assault', 'fight'; non-violent 'shop', 'street'",
     ]
-    with pytest.raises(VdError, match="--positive-class robbery: .* has no such class"):
+    with pytest.raises(
+        VdError, match=r"--positive-class robbery: .* has no such class"
+    ):
         read(tmp_path, positive_class=("assault", "robbery"))
 
 
