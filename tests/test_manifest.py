@@ -210,12 +210,6 @@ def test_the_flag_of_the_positive_class_may_be_repeated(tmp_path):
     assert done.stderr.splitlines()[0] == line
 
 
-def test_many_classes_are_counted_in_the_line(tmp_path, capsys):
-    touch(tmp_path, "fight/a.mp4", *(f"c{i:02}/b.mp4" for i in range(12)))
-    read(tmp_path, positive_class=("fight",))
-    assert capsys.readouterr().err.endswith("'c08', 'c09' and 2 more\n")
-
-
 def test_group_from_path(tmp_path):
     touch(tmp_path, "fight/cam1_a.mp4", "normal/cam2_b.mp4")
     videos = read(tmp_path, group_from=r"(cam\d)_").videos

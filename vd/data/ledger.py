@@ -212,7 +212,11 @@ class DecodingPass:
         """
         pending: dict[str | Path, Video] = {}
         for video in self._videos:
-            if video.path not in self._at_path and not self._is_known(video.id, known):
+            if video.path in self._at_path:
+                continue
+            outcome = known.get(video.id)
+            again = self._decode.retry_quarantined and video.id not in self._taken
+            if outcome is None or (again and outcome.outcome == "quarantined"):
                 pending.setdefault(video.id or video.path, video)
         return list(pending.values())
 
@@ -259,10 +263,3 @@ class DecodingPass:
                 for video in self._videos
             )
         )
-
-    def _is_known(self, video_id: str, known: Mapping[str, Outcome]) -> bool:
-        """Whether an outcome is known and is not to be tried again."""
-        if video_id not in known:
-            return False
-        again = self._decode.retry_quarantined and video_id not in self._taken
-        return not (again and known[video_id].outcome == "quarantined")

@@ -35,7 +35,6 @@ _VIDEO_SUFFIXES = frozenset(
 )
 
 _NO_GROUP = ("nan", "none", "null", "<na>")  # what programs write for an empty cell
-_MOST_NAMES = 10  # of classes in a line
 
 
 @dataclass(frozen=True)
@@ -144,20 +143,18 @@ def _labels(rows: Sequence[_Row], config: DataConfig) -> dict[str, int]:
         )
     labels = {}
     for name, clip in clip_of.items():
-        if not violent and _normal(name) not in _LABELS:
+        key = _normal(name)
+        if not violent and key not in _LABELS:
             raise VdError(
                 f"--dataset-path {path}: {clip!r} has the class {name!r}, which vd does "
                 "not know; name each violent class with --positive-class, and every other "
                 "one counts as non-violent."
             )
-        known = _normal(name) in violent if violent else _LABELS[_normal(name)]
-        labels[name] = int(known)
-    words = []
-    for label in (1, 0):
-        names = sorted(repr(name) for name in labels if labels[name] == label)
-        more = f" and {len(names) - _MOST_NAMES} more" * (len(names) > _MOST_NAMES)
-        words.append(", ".join(names[:_MOST_NAMES]) + more or "none")
-    say(f"classes: violent {words[0]}; non-violent {words[1]}")
+        labels[name] = int(key in violent) if violent else _LABELS[key]
+    names = [
+        ", ".join(repr(n) for n in sorted(labels) if labels[n] == i) for i in (0, 1)
+    ]
+    say(f"classes: violent {names[1] or 'none'}; non-violent {names[0] or 'none'}")
     return labels
 
 
