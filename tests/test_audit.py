@@ -16,8 +16,8 @@ from vd.audit.leakage import video_pairs, without_leaks
 from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
-from vd.data.groups import groups_cut
 from vd.data.manifest import Video
+from vd.data.splits import groups_cut
 from vd.evaluation.predictions import Member
 from vd.files import read_csv
 
@@ -210,12 +210,6 @@ def test_split_merges_duplicates_and_training_takes_it_over(faulty, backbone, tm
     )  # fmt: skip
     assert "has splits already" in done.stderr
     assert "fingerprints" not in done.stderr  # said before any work
-    vd("split", *arguments, "--resplit", "--manifest", tmp_path / "m.csv")
-    assert {row["split"] for row in read_csv(tmp_path / "m.csv")} == {
-        "train",
-        "val",
-        "test",
-    }
     absent = tmp_path / "absent.csv"
     done = vd(
         "audit", *arguments, "--report-dir", tmp_path / "r", "--splits-file", absent, code=2

@@ -1,14 +1,17 @@
 """Reading data sets: every form of the input contract, every fault in one sentence."""
 
+import csv
 import os
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.command_line import vd
 from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
-from vd.data.manifest import read_manifest, write_manifest
+from vd.data.manifest import read_manifest
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
 
@@ -51,6 +54,23 @@ def test_split_folders(tmp_path):
     ]
 
 
+def test_split_folders_below_the_classes(tmp_path):
+    touch(
+        tmp_path, "Fight/Train/a.mp4", "Fight/test/deep/b.mp4", "normal/valid/c.mp4",
+        "train.txt", "normal/notes.txt",
+    )  # fmt: skip
+    manifest = read(tmp_path)
+    assert facts(manifest) == [
+        ("Fight/Train/a.mp4", 1, "train", ""),
+        ("Fight/test/deep/b.mp4", 1, "test", ""),
+        ("normal/valid/c.mp4", 0, "val", ""),
+    ]
+    assert manifest.ignored == ("normal/notes.txt", "train.txt")
+    touch(tmp_path, "normal/d.mp4")
+    with pytest.raises(VdError, match=r"normal/d.mp4' has no split while other videos"):
+        read(tmp_path)
+
+
 def test_other_files_are_listed_as_ignored_and_hidden_ones_are_not(tmp_path):
     touch(
         tmp_path,
@@ -60,7 +80,7 @@ def test_other_files_are_listed_as_ignored_and_hidden_ones_are_not(tmp_path):
         "x.md",
         "normal/.hidden",
     )
-    assert read(tmp_path).ignored == ("x.md", "normal/notes.txt")
+    assert read(tmp_path).ignored == ("normal/notes.txt", "x.md")
 
 
 @pytest.mark.parametrize("split", ["", "train/"])
@@ -72,9 +92,13 @@ def test_a_folder_without_a_video_is_no_class(tmp_path, split):
     touch(tmp_path, "scan/scan.csv", f"{split}runs/run/report.html")
     manifest = read(tmp_path)
     assert [v.name for v in manifest.videos] == [f"{split}fight/a.mp4", f"{split}normal/b.mp4"]  # fmt: skip
-    assert set(manifest.ignored) == {"cache", "scan", f"{split}runs"}
+    assert set(manifest.ignored) == {
+        "cache/catalog.sqlite", "scan/scan.csv", f"{split}runs/run/report.html"
+    }  # fmt: skip
     touch(tmp_path, f"{split}figth/c.mp4")
-    with pytest.raises(VdError, match="'figth' is no class that vd knows"):
+    with pytest.raises(
+        VdError, match=r"c.mp4' has the class 'figth', which vd does not"
+    ):
         read(tmp_path)
 
 
@@ -118,17 +142,72 @@ def test_csv_with_groups_relative_to_it(tmp_path):
     assert manifest.videos[0].path == tmp_path / "a.mp4"
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_csv_as_spreadsheets_write_it(tmp_path, delimiter, encoding):
+    touch(tmp_path, "é, a;b.mp4", "b.mp4")
+    with open(tmp_path / "m.csv", "w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerows([["path", "label", "group"], ["é, a;b.mp4", "fight", "ü"]])
+        writer.writerow(["b.mp4", "normal", ""])
+    manifest = read(tmp_path / "m.csv")
+    assert facts(manifest) == [("b.mp4", 0, "", ""), ("é, a;b.mp4", 1, "", "ü")]
+
+
+@pytest.mark.parametrize(("on_disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_the_other_unicode_form_are_found(tmp_path, on_disk, listed):
+    names = [normalize(form, "Gewalttätig/Schläger.mp4") for form in (on_disk, listed)]
+    touch(tmp_path, names[0], "normal/b.mp4")
+    table = tmp_path / "m.csv"
+    table.write_text(f"path,label\n{names[1]},fight\nnormal/b.mp4,normal\n")
+    assert all(video.path.exists() for video in read(table).videos)
+    assert [video.name for video in read(table).videos] == [names[0], "normal/b.mp4"]
+    table.unlink()
+    positive = (normalize(listed, "gewalttätig"),)
+    assert [v.label for v in read(tmp_path, positive_class=positive).videos] == [1, 0]
+
+
+def test_a_group_of_nan_is_named_and_is_no_group(tmp_path, capsys):
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    table = tmp_path / "m.csv"
+    table.write_text(
+        "path,label,group\na.mp4,fight,nan\nb.mp4,normal,nan\nc.mp4,fight,Nana\n"
+    )
+    assert [video.group for video in read(table).videos] == ["", "", "Nana"]
+    assert f"{table}: the group 'nan' counts as no group" in capsys.readouterr().err
+
+
 def test_a_positive_class_that_nobody_has_is_refused_with_one_class_too(tmp_path):
     touch(tmp_path, "foo/a.mp4", "bar/b.mp4")
-    config = DataConfig(tmp_path, positive_class="zzz")
-    with pytest.raises(VdError, match="--positive-class zzz is no class of"):
+    config = DataConfig(tmp_path, positive_class=("zzz",))
+    with pytest.raises(VdError, match=r"--positive-class zzz: .* has no such class"):
         read_manifest(config, both_classes=False)
 
 
-def test_positive_class_makes_every_other_class_negative(tmp_path):
-    touch(tmp_path, "assault/a.mp4", "street/b.mp4", "shop/c.mp4")
-    labels = [v.label for v in read(tmp_path, positive_class="Assault").videos]
-    assert labels == [1, 0, 0]
+def test_positive_classes_make_every_other_class_negative(tmp_path, capsys):
+    touch(tmp_path, "assault/a.mp4", "street/b.mp4", "shop/c.mp4", "fight/d.mp4")
+    labels = [v.label for v in read(tmp_path, positive_class=("Assault",)).videos]
+    assert labels == [1, 0, 0, 0]
+    several = read(tmp_path, positive_class=("Assault", "fight"))
+    assert [v.label for v in several.videos] == [1, 1, 0, 0]
+    assert capsys.readouterr().err.splitlines() == [
+        "classes: violent 'assault'; non-violent 'fight', 'shop', 'street'",
+        "classes: violent 'assault', 'fight'; non-violent 'shop', 'street'",
+    ]
+    with pytest.raises(
+        VdError, match=r"--positive-class robbery: .* has no such class"
+    ):
+        read(tmp_path, positive_class=("assault", "robbery"))
+
+
+def test_the_flag_of_the_positive_class_may_be_repeated(tmp_path):
+    touch(tmp_path, "assault/a.mp4", "robbery/b.mp4", "street/c.mp4")
+    done = vd(
+        "split", "--dataset-path", tmp_path, "--cache-dir", tmp_path / "cache",
+        "--positive-class", "assault", "--positive-class", "robbery", code=2,
+    )  # fmt: skip
+    line = "classes: violent 'assault', 'robbery'; non-violent 'street'"
+    assert done.stderr.splitlines()[0] == line
 
 
 def test_group_from_path(tmp_path):
@@ -142,7 +221,7 @@ def test_group_from_path(tmp_path):
     [
         (["fight/a.mp4", "weird/b.mp4"], {}, ["weird", "--positive-class"]),
         (["fight/a.mp4"], {}, ["nonviolent", "class folders"]),
-        (["a/a.mp4", "b/b.mp4"], {"positive_class": "c"}, ["--positive-class c"]),
+        (["a/a.mp4", "b/b.mp4"], {"positive_class": ("c",)}, ["--positive-class c"]),
         (["fight/a.mp4", "normal/b.txt"], {}, ["nonviolent"]),
         (["train/fight/a.mp4", "extra/b.mp4"], {}, ["extra", "split folders"]),
         (["fight/a.mp4", "normal/b.mp4"], {"group_from": "("}, ["--group-from"]),
@@ -162,23 +241,27 @@ def test_folder_faults(tmp_path, names, settings, words):
     [
         ("", ["path,label", "0 rows"]),
         ("file,label\na,fight\n", ["path,label", "'file,label'"]),
-        ("path;label\na;fight\n", ["path;label", "commas"]),
+        ("path|label\na|fight\n", ["path|label", "commas"]),
         ("path,label\nx/a.mp4,fight\nb.mp4,normal\n", ["none of the 2", "x/a.mp4"]),
         ("path,label\na.mp4,fight\na.mp4,normal\n", ["a.mp4", "2 times"]),
         ("path,label,split\na.mp4,fight,train\nb.mp4,normal,\n", ["b.mp4", "no split"]),
         (
             "path,label,split\na.mp4,fight,dev\nb.mp4,normal,dev\n",
-            ["row 'a.mp4,fight,dev'", "'dev' is no split"],
+            ["row 'a.mp4,fight,dev'", "'dev' is unknown"],
         ),
         ("path,label\na.mp4,fight\n./a.mp4,normal\n", ["a.mp4", "2 times"]),
         ("path,label\nx/../a.mp4,fight\na.mp4,normal\n", ["a.mp4", "2 times"]),
-        ("path,label\na.mp4,fight\n\n\nb.mp4,punch\n", ["row 'b.mp4,punch'"]),
+        (
+            "path,label\na.mp4,fight\n\n\nb.mp4,punch\n",
+            ["'b.mp4' has the class 'punch'"],
+        ),
         (f"path,label\n{'x' * 200_000},fight\n", ["m.csv", "field", "CSV"]),
         ("path,label\na.mp4\n", ["row 'a.mp4,'", "no label"]),
-        ("path,label\na.mp4,punch\n", ["a.mp4,punch", "--positive-class"]),
+        ("path,label\na.mp4,punch\n", ["'a.mp4'", "--positive-class"]),
     ],
 )
 def test_csv_faults(tmp_path, text, words):
+    touch(tmp_path, "a.mp4")
     table = tmp_path / "m.csv"
     table.write_text(text)
     with pytest.raises(VdError) as caught:
@@ -213,15 +296,3 @@ def test_csv_round_trip(tmp_path_factory, rows):
 def _bytes_alike(name):
     """The name as its bytes decode: surrogates that form valid UTF-8 become it."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
-
-
-def test_a_written_manifest_is_read_back(tmp_path):
-    touch(tmp_path, "set/train/fight/a\n.mp4", "set/test/normal/b.mp4")
-    manifest = read(tmp_path / "set", group_from="[ab]")
-    (tmp_path / "other").mkdir()
-    write_manifest(tmp_path / "other" / "m.csv", manifest.videos)
-    again = read(tmp_path / "other" / "m.csv", group_from=None)
-    assert [(v.label, v.split, v.group) for v in again.videos] == [
-        (v.label, v.split, v.group) for v in manifest.videos
-    ]
-    assert all(v.path.exists() for v in again.videos)

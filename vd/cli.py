@@ -111,8 +111,6 @@ class Split:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     merge_duplicates: bool = False
     """Put clips of the same footage or scene into one group first (decodes every file)."""
-    manifest: Path | None = None
-    """Write a CSV as well, which --dataset-path takes: path,label,split,group."""
 
     def __call__(self) -> int:
         """Write the splits file, which training then takes; print its counts."""
@@ -124,7 +122,7 @@ class Split:
 
             find_duplicates = partial(duplicate_ids, data=self.data, decode=self.decode)
         config = Config(self.data, self.splits, self.decode)
-        split(config, find_duplicates, self.manifest)
+        split(config, find_duplicates)
         return 0
 
 
@@ -252,8 +250,8 @@ class Evaluate:
     or validated on, by content or group, are left out."""
     name: str | None = None
     """Name of the files of --on (default: that of the data set)."""
-    positive_class: str | None = None
-    """With --on: its violent class, when its names are not the usual ones."""
+    positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """With --on: a violent class, when its names are not the usual ones; may be repeated."""
     group_from: str | None = None
     """With --on: regular expression that finds a clip's group in its path."""
 

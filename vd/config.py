@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
 
+import tyro
+
 from vd.errors import VdError
 
 EngineName = Literal["auto", "onnxruntime", "jax"]
@@ -65,11 +67,12 @@ class DataConfig(Settings):
     """Where the videos are, what they are called, and where what is known is kept."""
 
     dataset_path: Path
-    """Folder ROOT/<split>/<class>/, folder ROOT/<class>/, or CSV with path,label[,split,group]."""
+    """Folder ROOT/<class>/, with folders of splits above or below the classes or none, or CSV
+    with path,label[,split,group]."""
     cache_dir: Path = Path("cache")
     """Folder that keeps features, splits, content hashes and outcomes."""
-    positive_class: str | None = None
-    """Name of the violent class when the names are not the usual ones."""
+    positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Name of a violent class when the names are not the usual ones; may be repeated."""
     group_from: str | None = None
     """Regular expression that finds a clip's group (source video, camera) in its path."""
     max_loss_gap: Share = 0.05

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all; locks; JSON and CSV."""
 
+import codecs
 import contextlib
 import csv
 import errno
@@ -159,17 +160,22 @@ def lock(path: Path, doing: str) -> Iterator[None]:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; [] when there is none. Raises `VdError` for what is no CSV."""
+    """The rows of a CSV file; [] when there is none. Raises `VdError` for anything else.
+
+    Separated by commas, semicolons or tabs, by its first line; UTF-8, or UTF-16 with a mark.
+    """
     if not path.exists():
         return []
-    # names that are not UTF-8 are read and written as the bytes they are
-    with open(
-        path, encoding="utf-8-sig", errors="surrogateescape", newline=""
-    ) as handle:
-        try:
-            return list(csv.DictReader(handle))
-        except csv.Error as error:
-            raise VdError(f"{path} is no CSV ({error}); correct it.") from error
+    content = path.read_bytes()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        # names that are not UTF-8 are read and written as the bytes they are
+        text = content.decode("utf-16" if wide else "utf-8-sig", "surrogateescape")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        lines = io.StringIO(text, newline="")
+        return list(csv.DictReader(lines, delimiter=delimiter))
+    except (csv.Error, UnicodeError) as error:
+        raise VdError(f"{path} cannot be read as CSV ({error}); correct it.") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,10 +21,9 @@ from vd.audit.near_duplicates import Pair, find_pairs
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
-from vd.data.groups import groups_cut, merge_groups
 from vd.data.ledger import Ledger, report
 from vd.data.manifest import CLASSES, Video, read_manifest
-from vd.data.splits import kept_splits
+from vd.data.splits import groups_cut, kept_splits, merge_groups
 from vd.errors import VdError
 from vd.evaluation.predictions import read_run
 from vd.features.backbone import Backbone, find_backbone

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -24,8 +24,8 @@ class Fingerprint:
     """What is kept of one video in memory, 2 kB a second."""
 
     small_Fx16x16: UInt8[np.ndarray, "F 16 16"]  # grey, 8 frames a second
-    brightness: float  # mean grey level, 0 to 255
-    letterbox: float  # share of the frame that black bars cover
+    brightness: float  # mean grey level of the first 30 s, 0 to 255
+    letterbox: float  # share of the frame that black bars cover in the first 30 s
 
 
 def fingerprint_videos(
@@ -50,15 +50,19 @@ def fingerprint_videos(
         if outcome.outcome == "quarantined" or video_id in fingerprints
     }
     decoding = DecodingPass(videos, decode)
-    parts: list[tuple[Fingerprint, bytes]] = []  # of a video's stretches
+    stretches: list[tuple[Fingerprint, bytes]] = []  # of one video
     for video, images, outcome in decoding.stretches(known, catalog, "fingerprints"):
         if len(images):
-            parts.append(fingerprint(images[:, 0]))
+            stretches.append(fingerprint(images[:, 0]))
         if outcome is None:
             continue
         if video.id in known and outcome.outcome != "quarantined":
-            fingerprints[video.id] = _keep(catalog, video.id, parts)
-        parts.clear()
+            first, picture = stretches[0]
+            small = np.concatenate([one.small_Fx16x16 for one, _ in stretches])
+            row = video.id, small.tobytes(), picture, first.brightness, first.letterbox
+            catalog.insert("fingerprints", [row])
+            fingerprints[video.id] = replace(first, small_Fx16x16=small)
+        stretches.clear()
     ledger = decoding.ledger(known)
     usable = sorted({video.id for video in ledger.usable()})
     return ledger, {video_id: fingerprints[video_id] for video_id in usable}
@@ -95,17 +99,3 @@ def _letterbox(mean_HxW: np.ndarray) -> float:
         return 1.0
     inner = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
     return float(1 - inner / mean_HxW.size)
-
-
-def _keep(
-    catalog: Catalog, video_id: str, parts: Sequence[tuple[Fingerprint, bytes]]
-) -> Fingerprint:
-    """Join the fingerprints of a video's stretches and keep them with the first picture."""
-    stretches = [stretch for stretch, _ in parts]
-    counts = [len(stretch.small_Fx16x16) for stretch in stretches]
-    small_Fx16x16 = np.concatenate([stretch.small_Fx16x16 for stretch in stretches])
-    brightness = float(np.average([s.brightness for s in stretches], weights=counts))
-    letterbox = float(np.average([s.letterbox for s in stretches], weights=counts))
-    row = video_id, small_Fx16x16.tobytes(), parts[0][1], brightness, letterbox
-    catalog.insert("fingerprints", [row])
-    return Fingerprint(small_Fx16x16, brightness, letterbox)

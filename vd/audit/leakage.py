@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vd.audit.near_duplicates import Pair
-from vd.data.groups import groups_cut
 from vd.data.manifest import CLASSES, Video
+from vd.data.splits import groups_cut
 from vd.evaluation.predictions import Member
 
 

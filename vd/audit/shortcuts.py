@@ -46,7 +46,7 @@ def shortcut(
     `p`, the share of permutations, and of the labels themselves, that reach the AUC.
     Both classes must lie in two groups at least (`is_testable`).
     """
-    folds = min(_FOLDS, *_groups_of_classes(labels_N, groups_N))
+    folds = min(_FOLDS, _fewest_groups(labels_N, groups_N))
     generator = np.random.Generator(np.random.Philox(0))
     auc = _auc(model, features_NxD, labels_N, groups_N, folds)
     chance = []
@@ -66,11 +66,12 @@ def shortcut(
 
 def is_testable(labels_N: Labels, groups_N: Labels) -> bool:
     """Whether each class lies in two groups, so that a fold can be held out."""
-    return min(_groups_of_classes(labels_N, groups_N)) > 1
+    return _fewest_groups(labels_N, groups_N) > 1
 
 
-def _groups_of_classes(labels_N: Labels, groups_N: Labels) -> list[int]:
-    return [len(set(groups_N[labels_N == label])) for label in (0, 1)]
+def _fewest_groups(labels_N: Labels, groups_N: Labels) -> int:
+    """Groups of the class that lies in fewer of them."""
+    return min(len(set(groups_N[labels_N == label])) for label in (0, 1))
 
 
 def permuted(

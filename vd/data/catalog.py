@@ -21,6 +21,7 @@ from vd.errors import VdError
 from vd.files import explaining
 
 _TABLES = """
+    PRAGMA journal_mode = DELETE;  -- not WAL: network disks
     CREATE TABLE IF NOT EXISTS hashes (
         path BLOB PRIMARY KEY,  -- bytes, for names that are not UTF-8
         size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT);
@@ -33,8 +34,13 @@ _TABLES = """
         letterbox REAL);
 """
 _BUSY_SECONDS = 60.0
-_DAMAGE = sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR
-_NO_LOCK = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL
+_REASONS = {  # by SQLite's primary code, for which a catalog is renamed
+    sqlite3.SQLITE_CORRUPT: "is damaged",
+    sqlite3.SQLITE_NOTADB: "is damaged",
+    sqlite3.SQLITE_ERROR: "is damaged",  # as by other columns
+    sqlite3.SQLITE_BUSY: "cannot be locked",
+    sqlite3.SQLITE_PROTOCOL: "cannot be locked",
+}
 _CHUNK_BYTES = 1 << 20
 
 _T = TypeVar("_T")
@@ -79,21 +85,20 @@ class Catalog:
         try:
             connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS)
             with contextlib.closing(connection) as database, database:
-                database.execute(
-                    "PRAGMA journal_mode = DELETE"
-                )  # not WAL: network disks
                 database.executescript(_TABLES)
                 return work(database)
         except sqlite3.Error as error:
-            if not again or _code(error) not in (*_DAMAGE, *_NO_LOCK):
+            # an error that is not SQLite's own is damage
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            if not again or code not in _REASONS:
                 raise VdError(
                     f"{self.path} cannot be used ({error}); free some space, give yourself "
                     "permission to write there, or name another --cache-dir."
                 ) from error
-            self._set_aside(error)
+            self._set_aside(f"{_REASONS[code]} ({error})")
         return self._run(work, again=False)
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
+    def _set_aside(self, why: str) -> None:
         """Rename a catalog that cannot be used, with its journal."""
         aside = self.path.with_name(f"{self.path.name}.damaged")
         with explaining(self.path):
@@ -101,20 +106,14 @@ class Catalog:
             for suffix in ("-journal", ""):
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{self.path}{suffix}", f"{aside}{suffix}")
-        why = "cannot be locked" if _code(error) in _NO_LOCK else "is damaged"
-        say(
-            f"warning: {self.path} {why} ({error}); it is renamed to {aside.name} and made "
-            "again"
-        )
-
-
-def _code(error: sqlite3.Error) -> int:
-    """SQLite's primary code of an error; what is not SQLite's own is damage."""
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        say(f"warning: {self.path} {why}; it is renamed to {aside.name} and made again")
 
 
 class _File(NamedTuple):
-    """A file as it was when it was hashed; nothing but a write sets the time of change."""
+    """A file as it was when it was hashed.
+
+    Programs can set the time of modification back, but not that of change of the inode.
+    """
 
     path: bytes
     size: int  # bytes

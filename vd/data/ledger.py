@@ -84,16 +84,14 @@ class Ledger:
         """Share of quarantined files of each class, the difference, Fisher's p (two-sided)."""
         from scipy.stats import fisher_exact
 
-        lost, found = [0, 0], [0, 0]
+        table = np.zeros((2, 2), int)  # by class: lost, not lost
         for entry in self.entries:
-            found[entry.video.label] += 1
-            lost[entry.video.label] += entry.outcome.outcome == "quarantined"
-        shares = [lost[c] / max(found[c], 1) for c in (0, 1)]
-        table = [[lost[c], found[c] - lost[c]] for c in (0, 1)]
+            table[entry.video.label, int(entry.outcome.outcome != "quarantined")] += 1
+        nonviolent, violent = (table[:, 0] / np.maximum(table.sum(axis=1), 1)).tolist()
         return {
-            "lost_nonviolent": shares[0],
-            "lost_violent": shares[1],
-            "gap": abs(shares[0] - shares[1]),
+            "lost_nonviolent": nonviolent,
+            "lost_violent": violent,
+            "gap": abs(nonviolent - violent),
             "p": float(fisher_exact(table).pvalue),
         }
 
@@ -214,7 +212,11 @@ class DecodingPass:
         """
         pending: dict[str | Path, Video] = {}
         for video in self._videos:
-            if video.path not in self._at_path and not self._is_known(video.id, known):
+            if video.path in self._at_path:
+                continue
+            outcome = known.get(video.id)
+            again = self._decode.retry_quarantined and video.id not in self._taken
+            if outcome is None or (again and outcome.outcome == "quarantined"):
                 pending.setdefault(video.id or video.path, video)
         return list(pending.values())
 
@@ -261,10 +263,3 @@ class DecodingPass:
                 for video in self._videos
             )
         )
-
-    def _is_known(self, video_id: str, known: Mapping[str, Outcome]) -> bool:
-        """Whether an outcome is known and is not to be tried again."""
-        if video_id not in known:
-            return False
-        again = self._decode.retry_quarantined and video_id not in self._taken
-        return not (again and known[video_id].outcome == "quarantined")

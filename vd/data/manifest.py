@@ -1,16 +1,20 @@
 """The manifest: a row a video, read from a folder or a CSV, and its rows in a run."""
 
 import dataclasses
+import itertools
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vd.config import DataConfig
+from vd.console import say
 from vd.errors import VdError
-from vd.files import read_csv, reading, write_csv
+from vd.files import read_csv, reading
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -29,6 +33,8 @@ _VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 "
     ".mpeg .mpg .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv".split()
 )
+
+_NO_GROUP = ("nan", "none", "null", "<na>")  # what programs write for an empty cell
 
 
 @dataclass(frozen=True)
@@ -53,39 +59,56 @@ class Manifest:
     ignored: tuple[str, ...] = ()
 
 
+class _Row(NamedTuple):
+    """A video as the data set has it, with the name of its class."""
+
+    path: Path
+    name: str
+    class_name: str
+    split: str
+    group: str = ""
+
+
 def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
     """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
 
-    Raises `VdError` for a wrong path, an unknown class or split name, a missing column, a
-    path that is listed twice, a --positive-class without a clip and, with `both_classes`,
-    any class without a clip.
+    Prints which classes count as violent. Raises `VdError` for a wrong path, an unknown
+    class or split name, a missing column, a path that is listed twice, splits of some
+    videos only, a --positive-class without a clip and, with `both_classes`, any class
+    without a clip.
     """
     path = config.dataset_path
     if path.is_dir():
-        manifest = _read_folder(path, config)
+        rows, ignored = _read_folder(path)
     elif path.is_file():
-        manifest = _read_csv(path, config)
+        rows, ignored = _read_table(path), []
     else:
         raise VdError(
             f"--dataset-path {path} does not exist; name a folder of class folders or "
             "a CSV with the columns path,label."
         )
-    videos = manifest.videos
-    if not videos:
+    if not rows:
         raise VdError(
-            f"--dataset-path {path} has no video ({len(manifest.ignored)} other files are "
+            f"--dataset-path {path} has no video ({len(ignored)} other files are "
             "ignored); name the folder that holds the class folders."
         )
-    if config.group_from is not None:
-        videos = tuple(_group_from_path(videos, config.group_from))
-    if config.positive_class and not any(video.label for video in videos):
+    without = [row.name for row in rows if not row.split]
+    if 0 < len(without) < len(rows):
         raise VdError(
-            f"--positive-class {config.positive_class} is no class of {path}; give the name "
-            "of the violent one as its folder or label has it, or leave it out."
+            f"--dataset-path {path}: {without[0]!r} has no split while other videos have "
+            "one; give it one, move it elsewhere, or remove the split folders or column to "
+            "have splits assigned."
         )
+    labels = _labels(rows, config)
+    videos = [
+        Video(row.path, row.name, labels[row.class_name], row.split, row.group)
+        for row in rows
+    ]
+    if config.group_from is not None:
+        videos = list(_group_from_path(videos, config.group_from))
     if both_classes:
         check_classes(videos, f"--dataset-path {path}")
-    return dataclasses.replace(manifest, videos=videos)
+    return Manifest(tuple(videos), tuple(ignored))
 
 
 def check_classes(
@@ -100,73 +123,69 @@ def check_classes(
 
 
 def _normal(name: str) -> str:
-    """A name without case, underscore, hyphen and space."""
-    return re.sub(r"[_\- ]", "", name.casefold())
+    """A name in one Unicode form, without case, underscore, hyphen and space."""
+    return re.sub(r"[_\- ]", "", unicodedata.normalize("NFC", name.casefold()))
 
 
-def _label(name: str, where: str, positive_class: str | None) -> int:
-    """0 or 1 for a class name."""
-    if positive_class is not None:
-        return int(_normal(name) == _normal(positive_class))
-    if _normal(name) not in _LABELS:
+def _split(name: str) -> str:
+    """The split of this name, else ""."""
+    return _SPLIT_NAMES.get(_normal(name), "")
+
+
+def _labels(rows: Sequence[_Row], config: DataConfig) -> dict[str, int]:
+    """The label of each class name of the data set; prints which is which."""
+    path, clip_of = config.dataset_path, {row.class_name: row.name for row in rows}
+    violent = {_normal(name): name for name in config.positive_class}
+    for missing in violent.keys() - set(map(_normal, clip_of)):
         raise VdError(
-            f"{where}: {name!r} is no class that vd knows; name the violent class with "
-            "--positive-class, and every other one counts as non-violent."
+            f"--positive-class {violent[missing]}: {path} has no such class; give the name "
+            "of a violent one as its folder or label has it, or leave it out."
         )
-    return _LABELS[_normal(name)]
+    labels = {}
+    for name, clip in clip_of.items():
+        key = _normal(name)
+        if not violent and key not in _LABELS:
+            raise VdError(
+                f"--dataset-path {path}: {clip!r} has the class {name!r}, which vd does "
+                "not know; name each violent class with --positive-class, and every other "
+                "one counts as non-violent."
+            )
+        labels[name] = int(key in violent) if violent else _LABELS[key]
+    names = [
+        ", ".join(repr(n) for n in sorted(labels) if labels[n] == i) for i in (0, 1)
+    ]
+    say(f"classes: violent {names[1] or 'none'}; non-violent {names[0] or 'none'}")
+    return labels
 
 
-def _read_folder(root: Path, config: DataConfig) -> Manifest:
-    """Read ROOT/<split>/<class>/… or ROOT/<class>/…."""
-    ignored: list[Path] = []
-    folders = _video_folders(root, ignored)
-    splits = [_SPLIT_NAMES.get(_normal(folder.name), "") for folder in folders]
-    if any(splits) and not all(splits):
-        raise VdError(
-            f"{folders[splits.index('')]} is beside split folders but is none of train, val, "
-            "test; move it elsewhere, or remove the split folders."
-        )
-    videos: list[Video] = []
-    for folder, split in zip(folders, splits, strict=True):
-        for class_folder in _video_folders(folder, ignored) if split else [folder]:
-            label = _label(class_folder.name, str(class_folder), config.positive_class)
-            for path in _files(class_folder):
-                if _is_video(path):
-                    name = path.relative_to(root).as_posix()
-                    videos.append(Video(path, name, label, split))
-                else:
-                    ignored.append(path)
-    names = tuple(path.relative_to(root).as_posix() for path in ignored)
-    return Manifest(tuple(videos), names)
-
-
-def _video_folders(parent: Path, ignored: list[Path]) -> list[Path]:
-    """The folders in `parent` that have the name of a split or a class, or hold a video.
-
-    Everything else goes to `ignored`, so that a cache or a report that vd wrote into the
-    data set is not taken for a class.
-    """
-    folders = []
-    for entry in _entries(parent):
-        name = _normal(entry.name)
-        known = name in _SPLIT_NAMES or name in _LABELS
-        if entry.is_dir() and (known or any(map(_is_video, _files(entry)))):
-            folders.append(entry)
+def _read_folder(root: Path) -> tuple[list[_Row], list[str]]:
+    """The videos of ROOT/<class>/… with or without split folders; names of other files."""
+    tops = [
+        _entries(top) if _split(top.name) and top.is_dir() else [top]
+        for top in _entries(root)
+    ]
+    rows, ignored = [], []
+    for path in itertools.chain.from_iterable(map(_files, itertools.chain(*tops))):
+        name = path.relative_to(root).as_posix()
+        first, second = [*name.split("/")[:-1], "", ""][:2]
+        class_name, split = (second, first) if _split(first) else (first, second)
+        if class_name and _is_video(path):
+            rows.append(_Row(path, name, class_name, _split(split)))
         else:
-            ignored.append(entry)
-    return folders
+            ignored.append(name)
+    return rows, ignored
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Files below `folder` in order of name; links to folders are not followed.
+def _files(entry: Path) -> Iterator[Path]:
+    """The file, or those below a folder in order of name, where links are not followed.
 
     A folder that is named like a video is a file, which the ledger has as not regular.
     """
-    for entry in _entries(folder):
-        if entry.is_dir() and not entry.is_symlink() and not _is_video(entry):
-            yield from _files(entry)
-        else:
-            yield entry
+    if not entry.is_dir() or _is_video(entry):
+        yield entry
+        return
+    for inner in _entries(entry):
+        yield from [inner] if inner.is_symlink() else _files(inner)
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -180,52 +199,50 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in _VIDEO_SUFFIXES
 
 
-def _read_csv(path: Path, config: DataConfig) -> Manifest:
-    """Read a CSV with path,label and optionally split,group."""
-    rows = read_csv(path)
-    names = [name.strip() for name in rows[0] if name] if rows else []
-    if not {"path", "label"} <= set(names):
+def _read_table(path: Path) -> list[_Row]:
+    """The rows of a CSV with path,label and optionally split,group, in order of path."""
+    table = read_csv(path)
+    columns = [name.strip() for name in table[0] if name] if table else []
+    if not {"path", "label"} <= set(columns):
         raise VdError(
-            f"{path} names the columns {','.join(names)!r:.80} and has {len(rows)} rows; its "
-            "first line must name path,label and may name split,group, in UTF-8, with commas."
+            f"{path} names the columns {','.join(columns)!r:.80} and has {len(table)} rows; "
+            "its first line must name path,label and may name split,group, separated by "
+            "commas, semicolons or tabs, in UTF-8 or UTF-16."
         )
-    videos = [_listed_video(row, path, config) for row in rows]
+    rows = [_listed_row(row, path) for row in table]
     # b/../a is a, and so is an absolute path
-    places = Counter(os.path.abspath(video.path) for video in videos)
+    places = Counter(os.path.abspath(row.path) for row in rows)
     place, count = places.most_common(1)[0]
     if count > 1:
         raise VdError(f"{path} lists {place!r} {count} times; keep one of these rows.")
-    without = [video.name for video in videos if not video.split]
-    if 0 < len(without) < len(videos):
+    if not any(os.path.lexists(row.path) for row in rows):
         raise VdError(
-            f"{path}: {without[0]!r} has no split while other rows have one; fill the "
-            "column, or remove it to have splits assigned."
+            f"none of the {len(rows)} files listed in {path} exists, for example "
+            f"{str(rows[0].path)!r}; its paths must be relative to its folder."
         )
-    if not any(os.path.lexists(video.path) for video in videos):
-        raise VdError(
-            f"none of the {len(videos)} files listed in {path} exists, for example "
-            f"{str(videos[0].path)!r}; its paths must be relative to its folder."
-        )
-    return Manifest(tuple(sorted(videos, key=lambda video: video.name)))
+    for group in sorted({row.group for row in rows if row.group.lower() in _NO_GROUP}):
+        say(f"{path}: the group {group!r} counts as no group")
+        rows = [r._replace(group="") if r.group == group else r for r in rows]
+    return sorted(rows, key=lambda row: row.name)
 
 
-def _listed_video(row: Mapping[str, str], path: Path, config: DataConfig) -> Video:
-    """The video in a row of the CSV at `path`."""
+def _listed_row(row: Mapping[str, str], path: Path) -> _Row:
+    """A row of the CSV at `path`, checked."""
     values = {name.strip(): value or "" for name, value in row.items() if name}
     where = f"{path}, row {','.join(values.values())!r:.80}"
     if not values["path"] or not values["label"]:
         raise VdError(f"{where} has no path or no label; add it, or delete the row.")
     split = values.get("split", "")
-    if split and _normal(split) not in _SPLIT_NAMES:
-        raise VdError(f"{where}: {split!r} is no split; write train, val or test.")
+    if split and not _split(split):
+        raise VdError(
+            f"{where}: the split {split!r} is unknown; write train, val or test."
+        )
     name = Path(values["path"]).as_posix()  # ./a.mp4 is a.mp4
-    return Video(
-        path.parent / name,
-        name,
-        _label(values["label"], where, config.positive_class),
-        _SPLIT_NAMES.get(_normal(split), ""),
-        values.get("group", ""),
-    )
+    # the disk may have é in another Unicode form
+    forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    name = next((f for f in forms if os.path.lexists(path.parent / f)), name)
+    group = values.get("group", "")
+    return _Row(path.parent / name, name, values["label"], _split(split), group)
 
 
 def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
@@ -259,12 +276,3 @@ def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:
         }
         for video in videos
     ]
-
-
-def write_manifest(path: Path, videos: Sequence[Video]) -> None:
-    """Write a CSV that `read_manifest` reads: path,label,split,group."""
-    rows = split_rows(videos)
-    for row, video in zip(rows, videos, strict=True):
-        del row["id"]
-        row["path"] = os.path.relpath(video.path, path.parent)
-    write_csv(path, rows)

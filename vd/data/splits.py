@@ -1,25 +1,25 @@
-"""Splits and folds: grouped, stratified, seeded; assigned ones are kept in the splits file."""
+"""Groups, splits and folds: stratified, seeded; assigned splits are kept in a file."""
 
 import dataclasses
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
-from vd.data.groups import components, groups_cut, merge_groups
 from vd.data.manifest import (
     SPLITS,
     Video,
     check_classes,
     read_manifest,
     split_rows,
-    write_manifest,
 )
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
@@ -27,6 +27,60 @@ from vd.files import read_csv, write_csv
 _COLUMNS = {"path", "label", "split", "group", "id"}  # of the splits file
 _SHARES = {"train": 0.70, "val": 0.15, "test": 0.15}
 _RWF_2000 = {"train", "val"}  # the splits of this data set, and of others like it
+
+
+def merge_groups(
+    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
+) -> list[Video]:
+    """Give one group to videos that belong together: by group, content, or pairs of ids.
+
+    Its name is the first of its groups in alphabetical order, else `like <first clip>`.
+    """
+    merged = {}
+    for key, members in _components(videos, pairs).items():
+        first = min(video.name for video in members)
+        several = len({_key(video) for video in members}) > 1
+        named = key.startswith("group ")
+        group = key.removeprefix("group ") if named else f"like {first}"
+        for video in members:
+            merged[video.name] = group if several else video.group
+    return [dataclasses.replace(v, group=merged[v.name]) for v in videos]
+
+
+def _components(
+    videos: Sequence[Video], pairs: Iterable[tuple[str, str]] = ()
+) -> dict[str, list[Video]]:
+    """Videos that must stay together, by the first of their groups' and contents' names."""
+    links = [(_key(v), f"group {v.group}" if v.group else _key(v)) for v in videos]
+    links += [(f"id {first}", f"id {second}") for first, second in pairs]
+    names = DisjointSet(name for link in links for name in link)
+    for link in links:
+        names.merge(*link)
+    first_of: dict[str, str] = {}
+    for component in names.subsets():
+        first_of |= dict.fromkeys(component, min(component))
+    together = defaultdict(list)
+    for video in videos:
+        together[first_of[_key(video)]].append(video)
+    return together
+
+
+def _key(video: Video) -> str:
+    """Equal for files of the same content; unique for a file without content."""
+    return f"id {video.id}" if video.id else f"name {video.name}"
+
+
+def groups_cut(videos: Iterable[Video]) -> list[dict[str, Any]]:
+    """Groups that lie in several splits, with the number of clips in each."""
+    splits: dict[str, Counter[str]] = defaultdict(Counter)
+    for video in videos:
+        if video.group and video.split:
+            splits[video.group][video.split] += 1
+    return [
+        {"group": group, "clips": dict(counts)}
+        for group, counts in sorted(splits.items())
+        if len(counts) > 1
+    ]
 
 
 def assign(
@@ -42,36 +96,29 @@ def assign(
     first, each where the squared shortfall falls most; ties are broken by `seed`.
     """
     kept = kept or {}
-    bound = components(videos)
+    bound = _components(videos)
     generator = np.random.Generator(np.random.Philox(seed))
     tie_break = dict(zip(sorted(bound), generator.permutation(len(bound)), strict=True))
     totals = np.bincount([video.label for video in videos], minlength=2)
     names = list(shares)
     target = np.outer([shares[name] for name in names], totals).astype(float)
+    scale = np.maximum(target, 1e-9)
     have = np.zeros_like(target)
     parts: dict[str, str] = {}
 
-    def place(members: list[Video], part: int) -> None:
-        for video in members:
-            have[part, video.label] += 1
-            parts[video.id] = names[part]
+    def order(key: str) -> tuple[bool, int, int]:
+        is_new = kept.keys().isdisjoint(video.id for video in bound[key])
+        return is_new, -len(bound[key]), tie_break[key]
 
-    waiting = []
-    for key, members in bound.items():
-        former = [kept[video.id] for video in members if video.id in kept]
-        if former:
-            for video in members:
-                part = kept.get(video.id, former[0])
-                place([video], names.index(part))
-        else:
-            waiting.append(key)
-    waiting.sort(key=lambda key: (-len(bound[key]), tie_break[key]))
-    scale = np.maximum(target, 1e-9)
-    for key in waiting:
+    for key in sorted(bound, key=order):
+        former = [kept[video.id] for video in bound[key] if video.id in kept]
         counts = np.bincount([video.label for video in bound[key]], minlength=2)
         # change of Σ (have − target)² / target when the group goes to a part
         cost = ((2 * (have - target) + counts) * counts / scale).sum(axis=1)
-        place(bound[key], int(np.argmin(cost)))
+        part = former[0] if former else names[np.argmin(cost)]
+        for video in bound[key]:
+            parts[video.id] = kept.get(video.id, part)
+            have[names.index(parts[video.id]), video.label] += 1
     return parts
 
 
@@ -109,7 +156,7 @@ def fold_splits(
 def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos without splits; groups that the splits file knows are kept together."""
     if not any(video.split for video in videos):
-        videos, _ = _kept(videos, config)
+        videos = _kept(videos, config)
     return [dataclasses.replace(video, split="") for video in videos]
 
 
@@ -117,25 +164,17 @@ def split(
     config: Config,
     find_duplicates: Callable[[Sequence[Video]], Iterable[tuple[str, str]]]
     | None = None,
-    manifest_file: Path | None = None,
 ) -> list[Video]:
     """Assign splits and keep them in the splits file, which training then uses.
 
     `find_duplicates` returns pairs of ids whose videos become one group before that.
-    `manifest_file` is written as well. Raises `VdError` when the data set has splits of
-    its own, or `manifest_file` would overwrite it.
+    Raises `VdError` when the data set has splits of its own.
     """
-    dataset = config.data.dataset_path
-    if manifest_file is not None and manifest_file.resolve() == dataset.resolve():
-        raise VdError(
-            f"--manifest {manifest_file} is the data set and would be overwritten; name "
-            "another file."
-        )
     manifest = read_manifest(config.data)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
         raise VdError(
-            f"--dataset-path {dataset} has splits already; remove its split folders or "
-            "column to have splits assigned."
+            f"--dataset-path {config.data.dataset_path} has splits already; remove its "
+            "split folders or column to have splits assigned."
         )
     kept_rows(config)  # a wrong --splits-file is an error before any decoding
     videos = identify(manifest.videos, config.data.cache_dir)
@@ -151,9 +190,6 @@ def split(
             "groups"
         )
     keep_splits(videos, config)
-    if manifest_file is not None:
-        write_manifest(manifest_file, videos)
-        say(f"written: {manifest_file}")
     return videos
 
 
@@ -201,21 +237,19 @@ def _assigned(
     videos: Sequence[Video], shares: Mapping[str, float], config: Config
 ) -> list[Video]:
     """The videos with the splits of the splits file, the others with new ones."""
-    merged, kept = _kept(videos, config)
-    kept = {video_id: split for video_id, split in kept.items() if split in shares}
+    videos = _kept(videos, config)
+    kept = {video.id: video.split for video in videos if video.split in shares}
     if kept:
         say(
             f"splits kept in {splits_file(config)} are used; --resplit assigns all again"
         )
-    readable = [video for video in merged if video.id]
+    readable = [video for video in videos if video.id]
     parts = assign(readable, shares, config.splits.split_seed, kept)
-    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in merged]
+    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
 
 
-def _kept(
-    videos: Sequence[Video], config: Config
-) -> tuple[list[Video], dict[str, str]]:
-    """The videos with the groups of the splits file, and its splits by content hash."""
+def _kept(videos: Sequence[Video], config: Config) -> list[Video]:
+    """The videos with the groups and splits of the splits file; the split of others is ""."""
     rows = kept_rows(config)
     if config.splits.resplit:
         rows = []
@@ -225,7 +259,9 @@ def _kept(
         for row in rows
         if row["group"]
     ]
-    return merge_groups(videos, pairs), {row["id"]: row["split"] for row in rows}
+    split_of = {row["id"]: row["split"] for row in rows}
+    merged = merge_groups(videos, pairs)
+    return [dataclasses.replace(v, split=split_of.get(v.id, "")) for v in merged]
 
 
 def _warn_of_copies(videos: Sequence[Video]) -> None:
@@ -267,8 +303,7 @@ def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     named = config.splits.splits_file
     if named is not None and not named.exists():
         raise VdError(f"--splits-file {named} does not exist; name one that vd wrote.")
-    merged, kept = _kept(videos, config)
-    return [dataclasses.replace(v, split=kept.get(v.id, "")) for v in merged]
+    return _kept(videos, config)
 
 
 def kept_rows(config: Config) -> list[dict[str, str]]:
@@ -283,8 +318,7 @@ def kept_rows(config: Config) -> list[dict[str, str]]:
     ours = rows and set(rows[0]) == _COLUMNS
     if path.exists() and not (ours and all(row["split"] in SPLITS for row in rows)):
         raise VdError(
-            f"--splits-file {path} is no splits file: it must have the columns "
-            "path,label,split,group,id and a split (train, val or test) in each row; name "
-            "another file, or delete it."
+            f"--splits-file {path} does not have the columns path,label,split,group,id and "
+            "a split (train, val or test) in each row; name another file, or delete it."
         )
     return rows

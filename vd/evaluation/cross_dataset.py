@@ -81,7 +81,7 @@ def evaluate_on(
     name: str | None = None,
     tta: bool = False,
     cache_dir: Path | None = None,
-    positive_class: str | None = None,
+    positive_class: tuple[str, ...] = (),
     group_from: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate all of another data set with the run's temperature and threshold.
