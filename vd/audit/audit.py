@@ -26,7 +26,6 @@ from vd.data.splits import kept_splits
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
 from vd.files import make_folder, write_csv, write_json, write_text
-from vd.report.page import picture, render
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
 _MOST_PAIRS = 60  # on the page; audit.json has all
@@ -110,6 +109,9 @@ def _shortcuts(
 
 def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) -> str:
     """audit.html, with a picture of each video of the worst pairs."""
+    from vd.report.images import picture
+    from vd.report.report import render
+
     # one scene within one group is what groups are for
     shown = [pair for pair in pairs if pair.same_footage or not pair.grouped]
     shown = shown[:_MOST_PAIRS]

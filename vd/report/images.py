@@ -1,7 +1,9 @@
 """Pictures of a report: curves and diagrams of the figures, frames of misclassified clips."""
 
+import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,7 +16,6 @@ from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
 from vd.data.workers import decode_pool, decode_videos
 from vd.evaluation.predictions import Predictions
-from vd.report.page import Picture, picture
 
 _FRAMES, _HEIGHT, _WIDTH = 8, 84, 112  # of a strip, and the size of a frame in it
 _QUALITY = 80
@@ -22,18 +23,32 @@ _QUALITY = 80
 Frame = UInt8[np.ndarray, "H W 3"]
 
 
-def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
+class Picture(NamedTuple):
+    """A picture as a data URI, and what it shows, for those who do not see it."""
+
+    source: str
+    alt: str
+
+
+def picture(content: bytes, kind: str, alt: str) -> Picture:
+    """An image file of a kind (png, jpeg) as a picture that the page itself holds."""
+    encoded = base64.b64encode(content).decode()
+    return Picture(f"data:image/{kind};base64,{encoded}", alt)
+
+
+def of_tested(pooled: Mapping[int, Predictions]) -> list[Picture]:
     """Confusion, ROC and reliability of the tested clips of each seed."""
     labels_N, predicted_N, probability_N = (
         np.concatenate([getattr(one, name) for one in pooled.values()])
         for name in ("labels_N", "predicted_N", "probability_N")
     )
+    title = "Confusion at the threshold"
     of_seed = {
         f"seed {seed}": (one.labels_N, one.probability_N)
         for seed, one in pooled.items()
     }
     return [
-        drawn(plots.confusion(labels_N, predicted_N, title), title),
+        drawn(plots.confusion(labels_N, predicted_N, title), "Confusion matrix"),
         drawn(plots.roc(of_seed), "ROC curve"),
         drawn(plots.reliability(labels_N, probability_N), "Reliability diagram"),
     ]
