@@ -65,18 +65,6 @@ def test_calibration_error_of_two_bins():
     ) == pytest.approx(expected)
 
 
-def test_calibration_error_that_chance_alone_gives():
-    """Of one clip at 0.2 it is 0.2 four times in five, and 0.8 else; certainty leaves none."""
-    one = metrics.calibration_error_by_chance(np.array([0.2]), draws=4000)
-    assert one == pytest.approx(0.8 * 0.2 + 0.2 * 0.8, abs=0.015)
-    assert metrics.calibration_error_by_chance(np.array([0.0, 1.0, 1.0])) == 0
-    few, many = (
-        metrics.calibration_error_by_chance(np.linspace(0.1, 0.9, count))
-        for count in (40, 4000)
-    )
-    assert few > 8 * many  # as one over the root of their number
-
-
 def accuracy_interval(correct, group):
     values = resampled_ratio(correct, np.ones(len(correct)), group)
     return share_interval(np.mean(correct), values, group)

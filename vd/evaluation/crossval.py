@@ -11,7 +11,6 @@ from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
     METRICS,
-    calibration_error_by_chance,
     collapsed,
     interval_warnings,
     point_metrics,
@@ -44,7 +43,6 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
     first = next(iter(pooled.values()))
     per_model, over_seeds = over_models(list(pooled.values()))
     per_fold = [_of_member(member) for member in members]
-    chance = [calibration_error_by_chance(p.probability_N) for p in pooled.values()]
     groups = len(np.unique(first.cluster_N))
     return {
         "n": len(first.paths),
@@ -55,7 +53,6 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "resamples": RESAMPLES,
         "resampled_groups": groups,
         "over_seeds": over_seeds,
-        "ece_by_chance": float(np.mean(chance)),
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
         "per_seed": [
             {"seed": seed, **row} for seed, row in zip(pooled, per_model, strict=True)

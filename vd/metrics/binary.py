@@ -174,23 +174,6 @@ def collapsed(labels_N: Labels, predicted_N: Predicted) -> bool:
     return one_sided or any(r is not None and r < _COLLAPSED_RECALL for r in recalls)
 
 
-def calibration_error_by_chance(
-    probability_N: Probabilities, draws: int = 100
-) -> float:
-    """The calibration error that a calibrated detector with these probabilities shows.
-
-    The mean over labels drawn by the probabilities: the fewer the clips, the higher
-    (Bröcker and Smith 2007).
-    """
-    generator = np.random.Generator(np.random.Philox(0))
-    drawn_RxN = generator.random((draws, len(probability_N))) < probability_N
-    errors = [
-        expected_calibration_error(labels_N, probability_N)
-        for labels_N in drawn_RxN.astype(int)
-    ]
-    return float(np.mean(errors))
-
-
 def evaluation_metrics(
     labels_N: Labels,
     probability_N: Probabilities,
@@ -212,7 +195,6 @@ def evaluation_metrics(
         **values,
         "accuracy_at_0.5": accuracy(labels_N, probability_N >= 0.5),
         **metric_intervals(values, [resampled], labels_N, group_N),
-        "ece_by_chance": calibration_error_by_chance(probability_N),
         "collapsed": collapsed(labels_N, predicted_N),
         "resamples": RESAMPLES,
         "resampled_groups": len(np.unique(group_N)),
