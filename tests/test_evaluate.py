@@ -16,7 +16,7 @@ from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.cross_dataset import dataset_name, evaluate_on
-from vd.evaluation.evaluate import operating_points, slice_values, slices
+from vd.evaluation.evaluate import operating_points, slices
 from vd.evaluation.predictions import from_rows
 from vd.files import read_csv, write_csv
 from vd.metrics import intervals
@@ -256,11 +256,11 @@ def test_slices_are_the_clips_they_say(tmp_path):
         Outcome("used", fps=25.0, width=w, height=h, duration=d, brightness=grey)
         for w, h, d, grey in seen
     ]
-    values = slice_values(videos, outcomes)
     labels = np.array([video.label for video in videos])
     probability = labels * 0.5 + 0.25
     probability[0] = 0.9
-    made = slices(values, made_up_predictions("abcdefgh", labels, probability))
+    predictions = made_up_predictions("abcdefgh", labels, probability)
+    made = slices(videos, outcomes, predictions)
     names = {f: [(row["slice"], row["n"]) for row in made[f]] for f in made}
     assert names["split"] == [("test", 8)]
     assert names["group"] == [("b", 3), ("a", 2), ("c", 2), ("none", 1)]

@@ -277,12 +277,8 @@ def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
         ]
         if fallen:
             warnings.append(f"{side.name}: {collapse_of(fallen, len(side.members))}")
-    if groups is None:
-        warnings.append(
-            "no source groups known: the intervals treat clips as independent"
-        )
     first = sides[0].first
-    warnings += interval_warnings(first.labels_N, first.cluster_N)
+    warnings += interval_warnings(first.labels_N, first.cluster_N, groups is not None)
     if not sides[0].is_crossval:
         warnings.append(
             "McNemar's test treats clips as independent, and one training run of each does "

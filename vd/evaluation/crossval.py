@@ -59,8 +59,8 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         ],
         "per_fold": per_fold,
         "warnings": [
-            *_warnings(per_fold, first.grouped),
-            *interval_warnings(first.labels_N, first.cluster_N),
+            *_warnings(per_fold),
+            *interval_warnings(first.labels_N, first.cluster_N, first.grouped),
         ],
     }
 
@@ -128,17 +128,12 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def _warnings(per_fold: Sequence[Mapping[str, Any]], grouped: bool) -> list[str]:
+def _warnings(per_fold: Sequence[Mapping[str, Any]]) -> list[str]:
     """What limits the figures, in sentences."""
     warnings = []
     fallen = [row["member"] for row in per_fold if row["collapsed"]]
     if fallen:
         warnings.append(collapse_of(fallen, len(per_fold)))
-    if not grouped:
-        warnings.append(
-            "no source groups known: clips of one recording may be in several folds, and "
-            "the intervals treat clips as independent"
-        )
     undefined = [
         metric.label
         for name, metric in METRICS.items()
@@ -166,13 +161,12 @@ def summary(result: Mapping[str, Any]) -> str:
         mean, ends, sd = (result["over_seeds"][name][k] for k in ("mean", "ci95", "sd"))
         text = f"{METRICS[name].label} {shown(name, mean)}"
         if ends:
-            text += f" (95 % interval {' to '.join(shown(name, end) for end in ends)}"
-            text += ")" if sd is None else f", seeds ± {shown(name, sd)})"
+            seeds = "" if sd is None else f", seeds ± {shown(name, sd)}"
+            text += f" (95 % interval {shown(name, ends)}{seeds})"
         figures.append(text)
-    least, most = (
-        shown("accuracy", result["over_folds"]["accuracy"][k]) for k in ("min", "max")
-    )
+    folds = result["over_folds"]["accuracy"]
     return (
         f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
-        f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: {least} to {most}"
+        f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: "
+        f"{shown('accuracy', [folds['min'], folds['max']])}"
     )

@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from vd.metrics.intervals import (
     RESAMPLES,
     Groups,
+    Interval,
     Labels,
     Probabilities,
     metric_intervals,
@@ -149,10 +150,12 @@ METRICS = {
 }
 
 
-def shown(name: str, value: float | None) -> str:
-    """A metric's value for people: in percent, or with three decimals."""
+def shown(name: str, value: float | Interval) -> str:
+    """A metric's value or interval for people: in percent, or with three decimals."""
     if value is None:
         return "undefined"
+    if isinstance(value, list):
+        return " to ".join(shown(name, end) for end in value)
     return f"{100 * value:.1f} %" if METRICS[name].is_share else f"{value:.3f}"
 
 
@@ -179,10 +182,12 @@ def evaluation_metrics(
     probability_N: Probabilities,
     group_N: Groups,
     threshold: float,
+    grouped: bool = True,
 ) -> dict[str, Any]:
     """The metrics of evaluation_<split>.json, with intervals and warnings.
 
-    `threshold` decides what is predicted, for accuracy, recalls, precisions and F1.
+    `threshold` decides what is predicted, for accuracy, recalls, precisions and F1;
+    `grouped` is whether source groups are known.
     """
     predicted_N = probability_N >= threshold
     values = point_metrics(labels_N, probability_N, predicted_N)
@@ -198,21 +203,29 @@ def evaluation_metrics(
         "collapsed": collapsed(labels_N, predicted_N),
         "resamples": RESAMPLES,
         "resampled_groups": len(np.unique(group_N)),
-        "warnings": [*undefined, *interval_warnings(labels_N, group_N)],
+        "warnings": [*undefined, *interval_warnings(labels_N, group_N, grouped)],
     }
 
 
-def interval_warnings(labels_N: Labels, group_N: Groups) -> list[str]:
-    """What limits the intervals, in sentences."""
+def interval_warnings(labels_N: Labels, group_N: Groups, grouped: bool) -> list[str]:
+    """What limits the intervals, in sentences; `grouped`: whether source groups are known."""
+    warnings = []
     groups = len(np.unique(group_N))
     calm, violent = (len(np.unique(group_N[labels_N == label])) for label in (0, 1))
+    if not grouped:
+        warnings.append(
+            "no source groups known: clips of one recording may be in train and test, and "
+            "the intervals treat clips as independent; give groups by a CSV column or "
+            "--group-from"
+        )
     if groups < 2:
-        return ["no intervals: all clips are of one group, which shows no spread"]
-    if min(calm, violent) >= _FEW_GROUPS:
-        return []
-    few = (
-        f"the intervals rest on {groups} groups ({violent} with violent, {calm} with "
-        f"non-violent clips; a clip without a group is its own); with under {_FEW_GROUPS} "
-        "of a class they are too narrow; vd crossval tests every clip"
-    )
-    return [few]
+        warnings.append(
+            "no intervals: all clips are of one group, which shows no spread"
+        )
+    elif min(calm, violent) < _FEW_GROUPS:
+        warnings.append(
+            f"the intervals rest on {groups} groups ({violent} with violent, {calm} with "
+            f"non-violent clips; a clip without a group is its own); with under {_FEW_GROUPS} "
+            "of a class they are too narrow; vd crossval tests every clip"
+        )
+    return warnings

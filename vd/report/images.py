@@ -1,8 +1,8 @@
-"""Pictures of a report: curves and diagrams of the figures, frames of misclassified clips."""
+"""Pictures of a page: figures, and frames of misclassified clips."""
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -15,7 +15,6 @@ from vd.config import DecodeConfig
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
 from vd.data.workers import decode_pool, decode_videos
-from vd.evaluation.predictions import Predictions
 
 _FRAMES, _HEIGHT, _WIDTH = 8, 84, 112  # of a strip, and the size of a frame in it
 _QUALITY = 80
@@ -34,24 +33,6 @@ def picture(content: bytes, kind: str, alt: str) -> Picture:
     """An image file of a kind (png, jpeg) as a picture that the page itself holds."""
     encoded = base64.b64encode(content).decode()
     return Picture(f"data:image/{kind};base64,{encoded}", alt)
-
-
-def of_tested(pooled: Mapping[int, Predictions]) -> list[Picture]:
-    """Confusion, ROC and reliability of the tested clips of each seed."""
-    labels_N, predicted_N, probability_N = (
-        np.concatenate([getattr(one, name) for one in pooled.values()])
-        for name in ("labels_N", "predicted_N", "probability_N")
-    )
-    title = "Confusion at the threshold"
-    of_seed = {
-        f"seed {seed}": (one.labels_N, one.probability_N)
-        for seed, one in pooled.items()
-    }
-    return [
-        drawn(plots.confusion(labels_N, predicted_N, title), "Confusion matrix"),
-        drawn(plots.roc(of_seed), "ROC curve"),
-        drawn(plots.reliability(labels_N, probability_N), "Reliability diagram"),
-    ]
 
 
 def drawn(figure: Figure, alt: str) -> Picture:

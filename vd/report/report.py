@@ -20,6 +20,7 @@ from vd.data.manifest import CLASSES
 from vd.errors import VdError
 from vd.evaluation.compare import PANELS, curve
 from vd.evaluation.cross_dataset import dataset_name
+from vd.evaluation.evaluate import pictures
 from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
 from vd.files import read_json, write_text
 from vd.metrics.binary import COLLAPSE, METRICS
@@ -98,6 +99,8 @@ def report(
     first = next(iter(pooled.values()))
     wrong = _mistakes(list(pooled.values()))
     shown = wrong[: mistakes or MISTAKES]
+    curves = {f"seed {seed}": predictions for seed, predictions in pooled.items()}
+    figures = pictures(curves, "Confusion at the threshold")
     values = {
         "title": f"Report of {folder.resolve().name}",
         "dataset": dataset_name(facts.config.data.dataset_path),
@@ -105,7 +108,10 @@ def report(
         "described": facts.described,
         "metrics": METRICS,
         "settings": _settings(facts.described),
-        "pictures": images.of_tested(pooled),
+        "pictures": [
+            images.drawn(figure, f"{name} of the tested clips")
+            for name, figure in figures.items()
+        ],
         "tested": len(first.paths),
         "seeds": len(pooled),
         "mistakes": len(wrong),
