@@ -247,6 +247,19 @@ def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
     assert digests(tmp_path / "cv") == before
 
 
+@pytest.mark.slow
+def test_a_renamed_clip_of_another_data_set_is_tested_by_its_new_name(matrix):
+    folder, asked = matrix
+    before = json.loads((folder / "cv" / "crossval.json").read_text())["matrix"]
+    clip = next((folder / "other" / "a" / "violent").glob("clip*.mp4"))
+    clip.rename(clip.with_name("renamed.mp4"))
+    after = json.loads(vd(*asked).stdout)["matrix"]
+    assert [row["accuracy"] for row in after] == [row["accuracy"] for row in before]
+    for run in (folder / "cv").glob("fold-*"):
+        paths = [row["path"] for row in read_csv(run / "predictions_a.csv")]
+        assert "violent/renamed.mp4" in paths
+
+
 def member(fold, seed, labels, probability, threshold=0.5, groups=None, start=0):
     """A member that tested the clips c<start>, c<start + 1>, …"""
     paths = [f"c{start + i}" for i in range(len(labels))]

@@ -416,8 +416,8 @@ def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
     for where, name, words in [
         (tmp_path / "gone", None, "gone does not exist"),
         (tmp_path / "empty", None, "has no video"),
-        (clips, "test", "cannot be the name"),
-        (clips, "../x", "cannot be the name"),
+        (clips, "test", "is the name of a run's own evaluation"),
+        (clips, "../x", "or cannot name a file"),
         (clips / "train", None, "trained or validated on all of its 16"),
     ]:
         with pytest.raises(VdError, match=re.escape(words)):

@@ -141,7 +141,7 @@ def read_results(folder: Path) -> list[Member]:
     path = folder / "crossval.json"
     if not path.exists():
         raise VdError(
-            f"{folder} holds neither config.json nor crossval.json: it is no folder of vd "
+            f"{folder} holds neither config.json nor crossval.json: it is not a folder of vd "
             "train or vd crossval, or the cross-validation has not ended; run its command "
             "again to go on, or name another folder."
         )

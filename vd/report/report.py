@@ -257,15 +257,9 @@ def _frames(
     """Frames of the clips by name; any run of a cross-validation knows where all are."""
     root = dataset_path or facts.config.data.dataset_path
     videos = {video.name: video for video in videos_of(facts.folder, root)}
-    chosen = [videos[mistake["name"]] for mistake in mistakes]
+    names = [mistake["name"] for mistake in mistakes]  # one may have been renamed since
+    chosen = [videos[name] for name in names if name in videos]
     return images.frame_strips(chosen, facts.config.decode)
-
-
-class _Missing(jinja2.ChainableUndefined):
-    """A value that is not there: a dash on the page, whatever is asked of it."""
-
-    def __str__(self) -> str:
-        return DASH
 
 
 def render(package: str, template: str, values: Mapping[str, Any]) -> str:
@@ -274,11 +268,12 @@ def render(package: str, template: str, values: Mapping[str, Any]) -> str:
     Templates may build on `base.html.j2` of this package.
     """
     packages = dict.fromkeys([package, "vd.report"])
+    missing = jinja2.ChainableUndefined
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
         autoescape=True,
-        undefined=_Missing,
-        finalize=lambda value: DASH if value is None else value,
+        undefined=missing,
+        finalize=lambda x: DASH if x is None or isinstance(x, missing) else x,
         trim_blocks=True,
         lstrip_blocks=True,
     )
