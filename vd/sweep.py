@@ -318,7 +318,7 @@ def _matrix(
                 figures = cell(evaluate_members_on(members, other.data, tested))
             matrix.append({"trained_on": trained, "tested_on": tested, **figures})
     first = next(iter(configs.values()))
-    rows = [flat_row(row, list(row)) for row in matrix]
+    rows = [flat_row(row) for row in matrix]
     write_csv(first.run.checkpoint_dir / "matrix.csv", rows)
     for row in matrix:
         accuracy = "undefined" if row["accuracy"] is None else f"{row['accuracy']:.1%}"

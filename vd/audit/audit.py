@@ -90,20 +90,21 @@ def _shortcuts(
     engine = make_engine(backbone, config.backbone.engine)
     kept = read_pictures(config.data.cache_dir, [video.id for video in chosen])
     pictures = [kept[video.id] for video in chosen]
-    metadata_NxD = shortcuts.metadata(
-        chosen,
-        [entries[video.id].outcome for video in chosen],
-        [fingerprints[video.id] for video in chosen],
-    )
+    outcomes = [entries[video.id].outcome for video in chosen]
+    prints = [fingerprints[video.id] for video in chosen]
     frame_NxD = shortcuts.picture_features(pictures, engine, backbone.size)
     borders_NxD = shortcuts.picture_features(pictures, engine, backbone.size, True)
+    tests = {
+        "metadata": (
+            shortcuts.metadata_model(),
+            shortcuts.metadata(chosen, outcomes, prints),
+        ),
+        "frame": (shortcuts.picture_model(), frame_NxD),
+        "borders": (shortcuts.picture_model(), borders_NxD),
+    }
     return {
         name: shortcuts.shortcut(model, features_NxD, labels_N, groups_N)
-        for name, model, features_NxD in (
-            ("metadata", shortcuts.metadata_model(), metadata_NxD),
-            ("frame", shortcuts.picture_model(), frame_NxD),
-            ("borders", shortcuts.picture_model(), borders_NxD),
-        )
+        for name, (model, features_NxD) in tests.items()
     }
 
 

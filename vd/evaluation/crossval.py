@@ -104,15 +104,15 @@ def _of_member(member: Member) -> dict[str, Any]:
     }
 
 
-def flat_row(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Some of the values as a row of CSV, an interval in two columns."""
+def flat_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values as a row of CSV, an interval in two columns."""
     row: dict[str, Any] = {}
-    for key in keys:
+    for key, value in values.items():
         name, is_interval, _ = key.partition("_ci95")
         if is_interval:
-            row[f"{name}_low"], row[f"{name}_high"] = values[key] or (None, None)
-        else:
-            row[key] = values[key]
+            row[f"{name}_low"], row[f"{name}_high"] = value or (None, None)
+        elif not isinstance(value, dict | list):
+            row[key] = value
     return row
 
 

@@ -69,8 +69,6 @@ class Member:
 
 def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]:
     """Rows of CSV, with the further `columns`; decimals read back to the same float64."""
-    paths, groups, _, labels_N, probability_N, logit_N, *_ = predictions
-    clips = zip(paths, groups, labels_N, probability_N, logit_N, strict=True)
     return [
         {
             "path": path,
@@ -80,7 +78,9 @@ def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]
             "probability": repr(float(probability)),
             "logit": repr(float(logit)),
         }
-        for path, group, label, probability, logit in clips
+        for path, group, _, label, probability, logit, *_ in zip(
+            *predictions, strict=True
+        )
     ]
 
 

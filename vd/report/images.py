@@ -8,9 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 
-from vd import plots
 from vd.config import DecodeConfig
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
@@ -33,11 +31,6 @@ def picture(content: bytes, kind: str, alt: str) -> Picture:
     """An image file of a kind (png, jpeg) as a picture that the page itself holds."""
     encoded = base64.b64encode(content).decode()
     return Picture(f"data:image/{kind};base64,{encoded}", alt)
-
-
-def drawn(figure: Figure, alt: str) -> Picture:
-    """A figure as a picture of the page."""
-    return picture(plots.png(figure), "png", alt)
 
 
 def frame_strips(videos: Sequence[Video], decode: DecodeConfig) -> dict[str, Picture]:

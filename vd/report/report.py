@@ -107,9 +107,9 @@ def report(
         "facts": facts,
         "described": facts.described,
         "metrics": METRICS,
-        "settings": _settings(facts.described),
+        "defaults": to_json(Config(DataConfig(dataset_path=Path(DASH)))),
         "pictures": [
-            images.drawn(figure, f"{name} of the tested clips")
+            images.picture(plots.png(figure), "png", f"{name} of the tested clips")
             for name, figure in figures.items()
         ],
         "tested": len(first.paths),
@@ -135,9 +135,7 @@ def _of_run(facts: RunFacts) -> dict[str, Any]:
     return {
         "limits": run_limits(facts),
         "nonviolent": duration(3600 * hours) if hours else None,
-        "curves": images.drawn(
-            curves, f"Learning curves over {len(facts.rows)} epochs"
-        ),
+        "curves": images.picture(plots.png(curves), "png", "Learning curves"),
     }
 
 
@@ -153,7 +151,7 @@ def _of_crossval(
     return {
         "limits": list(_limits(values, accuracy["mean"], accuracy["ci95"], first)),
         "values": values,
-        "curves": images.drawn(curves, "Validation curves over members"),
+        "curves": images.picture(plots.png(curves), "png", "Learning curves"),
     }
 
 
@@ -217,17 +215,6 @@ def _imbalance(facts: RunFacts) -> list[str]:
     alpha = facts.config.training.focal_alpha
     text = imbalance_warning(clips["violent"], clips["nonviolent"], alpha)
     return [text] if text else []
-
-
-def _settings(described: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Flag, value and default of every setting in a config.json."""
-    defaults = to_json(Config(data=DataConfig(dataset_path=Path())))
-    defaults["data"]["dataset_path"] = None  # it has none
-    return [
-        (f"--{name.replace('_', '-')}", value, defaults[group].get(name))
-        for group, values in described["settings"].items()
-        for name, value in values.items()
-    ]
 
 
 def _mistakes(seeds: Sequence[Predictions]) -> list[dict[str, Any]]:
