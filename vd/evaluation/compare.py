@@ -69,7 +69,7 @@ class Side(NamedTuple):
 
     @property
     def is_crossval(self) -> bool:
-        """Whether it is no single run."""
+        """Whether it is a cross-validation."""
         return self.members[0].fold is not None
 
 

@@ -131,8 +131,8 @@ def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member |
     content = {video.name: video.id for video in videos}
     path = run_dir / f"evaluation_{other.name}.json"
     before = read_json(path, _AGAIN) if path.exists() else {}
-    paths = [row["path"] for row in read_csv(run_dir / f"predictions_{other.name}.csv")]
-    renamed = set(paths) != content.keys()  # which no fact tells
+    rows = read_csv(run_dir / f"predictions_{other.name}.csv")
+    renamed = {row.get("path") for row in rows} != content.keys()
     if renamed or any(before.get(key) != value for key, value in facts.items()):
         part = everything.part(videos)
         evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)

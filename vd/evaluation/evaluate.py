@@ -212,30 +212,25 @@ def operating_points(
         "best_balanced_accuracy": fitted.threshold,
         f"false_alarms_{100 * FALSE_ALARMS:.0f}_percent": fitted.false_alarm_threshold,
     }
-    return {
-        name: None if limit is None else _at(limit, predictions, seconds_N)
-        for name, limit in thresholds.items()
-    }
-
-
-def _at(
-    threshold: float, predictions: Predictions, seconds_N: Float[np.ndarray, " N"]
-) -> dict[str, Any]:
-    """Recall and share of false alarms, each with its interval; false alarms per hour."""
     violent_N, group_N = predictions.labels_N == 1, predictions.cluster_N
-    alarm_N = predictions.probability_N >= threshold
-    recalled, recalled_ci95 = share(alarm_N, violent_N, group_N)
-    false, false_ci95 = share(alarm_N, ~violent_N, group_N)
-    alarms = alarm_N & ~violent_N & (seconds_N > 0)
     hours = np.where(~violent_N, seconds_N / _SECONDS_AN_HOUR, 0).sum()
-    return {
-        "threshold": threshold,
-        "recall_violent": recalled,
-        "recall_violent_ci95": recalled_ci95,
-        "false_alarm_share": false,
-        "false_alarm_share_ci95": false_ci95,
-        "false_alarms_per_hour": float(alarms.sum() / hours) if hours else None,
-    }
+    points: dict[str, dict[str, Any] | None] = dict.fromkeys(thresholds)
+    for name, threshold in thresholds.items():
+        if threshold is None:
+            continue
+        alarm_N = predictions.probability_N >= threshold
+        recalled, recalled_ci95 = share(alarm_N, violent_N, group_N)
+        false, false_ci95 = share(alarm_N, ~violent_N, group_N)
+        counted = (alarm_N & ~violent_N & (seconds_N > 0)).sum()
+        points[name] = {
+            "threshold": threshold,
+            "recall_violent": recalled,
+            "recall_violent_ci95": recalled_ci95,
+            "false_alarm_share": false,
+            "false_alarm_share_ci95": false_ci95,
+            "false_alarms_per_hour": float(counted / hours) if hours else None,
+        }
+    return points
 
 
 def summary(result: Mapping[str, Any]) -> str:

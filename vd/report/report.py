@@ -96,7 +96,6 @@ def report(
     members = read_results(folder)
     facts = read_facts(members[0].run_dir)
     pooled = pooled_by_seed(members)
-    first = next(iter(pooled.values()))
     wrong = _mistakes(list(pooled.values()))
     shown = wrong[: mistakes or MISTAKES]
     curves = {f"seed {seed}": predictions for seed, predictions in pooled.items()}
@@ -112,7 +111,7 @@ def report(
             images.picture(plots.png(figure), "png", f"{name} of the tested clips")
             for name, figure in figures.items()
         ],
-        "tested": len(first.paths),
+        "tested": len(next(iter(pooled.values())).paths),
         "seeds": len(pooled),
         "mistakes": len(wrong),
         "shown": shown,
