@@ -23,7 +23,7 @@ from vd.evaluation.predictions import (
     pooled_by_seed,
     read_results,
 )
-from vd.files import read_csv, write_csv
+from vd.files import read_csv
 from vd.training.log import read_metrics
 
 
@@ -382,15 +382,3 @@ def test_a_damaged_crossval_is_one_sentence(tmp_path, name, damage):
     path.write_text(damage(path.read_text()))
     with pytest.raises(VdError, match=r"run its vd crossval command again"):
         read_results(tmp_path)
-
-
-def test_a_clip_in_two_copies_is_tested_by_both_names(tmp_path):
-    """The name of each copy is kept, though they are of one content."""
-    rows = [{"path": name, "label": "violent", "split": "train", "group": "", "id": "1"}
-            for name in "ab"]  # fmt: skip
-    write_csv(tmp_path / "splits.csv", rows)
-    one = member(0, 0, [1, 1, 0], [0.9, 0.1, 0.2])
-    one.predictions.ids[:] = ["x", "x", "y"]
-    pooled = pooled_by_seed([one])[0]
-    assert pooled.paths.tolist() == ["c0", "c1", "c2"]
-    assert pooled.cluster_N.tolist() == ["clip c0", "clip c0", "clip c2"]

@@ -158,7 +158,7 @@ def _write(
 
 
 def pictures(tested: Mapping[str, Predictions], title: str) -> dict[str, Figure]:
-    """Confusion, with a title, ROC, a curve for each name, and reliability."""
+    """Confusion matrix, ROC with a curve for each name, and reliability of tested clips."""
     clips = zip(*(one.tested for one in tested.values()), strict=True)
     labels_N, probability_N, predicted_N = map(np.concatenate, clips)
     curves = {name: (one.labels_N, one.probability_N) for name, one in tested.items()}

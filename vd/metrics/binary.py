@@ -87,9 +87,7 @@ def average_precision(labels_N: Labels, scores_N: Probabilities) -> float | None
     return float(average_precision_score(labels_N, scores_N))
 
 
-def expected_calibration_error(
-    labels_N: Labels, probability_N: Probabilities, bins: int = _ECE_BINS
-) -> float:
+def expected_calibration_error(labels_N: Labels, probability_N: Probabilities) -> float:
     """Mean |confidence − frequency| over bins of equal count (Nguyen and O'Connor 2015).
 
     Clips of equal probability count as their mean, so their order, and a bin's end among
@@ -100,8 +98,9 @@ def expected_calibration_error(
     last_U = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
     gap_U = np.cumsum(sorted_N - labels_N[order])[last_U]
     # the bins of np.array_split: the first ones hold one clip more
-    size, more = divmod(clips, min(bins, clips))
-    number_K = np.arange(min(bins, clips) + 1)
+    bins = min(_ECE_BINS, clips)
+    size, more = divmod(clips, bins)
+    number_K = np.arange(bins + 1)
     ends_K = number_K * size + np.minimum(number_K, more)
     sums_K = np.interp(ends_K, np.append(0, last_U + 1), np.append(0, gap_U))
     return float(np.abs(np.diff(sums_K)).sum() / clips)
