@@ -225,7 +225,7 @@ def without_groups(manifest: Path, copy: Path) -> Path:
 
 def of_member(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a fold and seed came to, where it stopped, and how often clipping acted."""
-    from vd.report.facts import read_facts
+    from vd.report.report import read_facts
 
     facts = read_facts(folder / row["member"])
     kept = "fold", "seed", "n", "n_train", "threshold", "accuracy"

@@ -10,15 +10,13 @@ import pytest
 
 from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
-from tests.fabricated import made_up_predictions
 from vd.audit.audit import audit
-from vd.audit.leakage import video_pairs, without_leaks
+from vd.audit.findings import video_pairs
 from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
 from vd.data.manifest import Video
 from vd.data.splits import groups_cut
-from vd.evaluation.predictions import Member
 from vd.files import read_csv
 
 
@@ -26,11 +24,11 @@ def video(name, label=0, split="", group="", id=None):
     return Video(name, name, label, split, group, id or f"id-{name}")
 
 
-def audited(folder, dataset, backbone, *extra):
+def audited(folder, dataset, backbone):
     """The content of audit.json and the page."""
     vd(
         "audit", "--dataset-path", dataset, "--cache-dir", folder / "cache", "--report-dir",
-        folder / "report", "--backbone", backbone, *extra,
+        folder / "report", "--backbone", backbone,
     )  # fmt: skip
     page = (folder / "report" / "audit.html").read_text()
     return json.loads((folder / "report" / "audit.json").read_text()), page
@@ -86,31 +84,12 @@ def test_planted_faults_are_named_the_worst_first(faulty, backbone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_clean_set_has_no_pair_and_a_run_on_it_no_leak(
-    trained, clips, backbone, tmp_path
-):
-    run = trained[0] / "run"
-    values, page = audited(tmp_path, clips, backbone, "--checkpoint-dir", run)
+def test_a_clean_set_has_no_pair(clips, backbone, tmp_path):
+    values, page = audited(tmp_path, clips, backbone)
     assert values["pairs"] == values["groups_cut"] == []
     assert "No two videos show the same." in page
     # a clip of either class has the same size, rate and length
     assert values["shortcuts"]["metadata"]["p"] > 0.05
-    rows = values["run"]["test"]
-    evaluation = json.loads((run / "evaluation_test.json").read_text())
-    assert rows["all"]["accuracy"] == evaluation["accuracy"]
-    assert rows["without_shared_group"]["left_out"] == 0
-    assert "A run without leaked test clips" in page
-
-
-@pytest.mark.slow
-def test_a_run_on_other_clips_is_refused(trained, clips, backbone, tmp_path):
-    shutil.copytree(clips, tmp_path / "set")
-    next((tmp_path / "set" / "test" / "violent").glob("*.mp4")).unlink()
-    done = vd(
-        "audit", "--dataset-path", tmp_path / "set", "--cache-dir", tmp_path / "cache",
-        "--report-dir", tmp_path / "report", "--checkpoint-dir", trained[0] / "run", code=2,
-    )  # fmt: skip
-    assert "was trained on 1 files that" in done.stderr
 
 
 @pytest.mark.slow
@@ -123,33 +102,6 @@ def test_wrong_flags_end_the_audit_before_the_work(clips, tmp_path):
         )  # fmt: skip
         assert f"{flag} {tmp_path / value}" in done.stderr
         assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.slow
-def test_leaked_clips_are_left_out_by_hand(tmp_path):
-    names = ("a", "b", "c", "d")
-    labels, splits = (1, 1, 0, 0), ("test", "test", "test", "train")
-    videos = [
-        video(n, label, split, "g" if n in "cd" else "")
-        for n, label, split in zip(names, labels, splits, strict=True)
-    ]
-    scores = (0.9, 0.2, 0.1)
-    said = made_up_predictions("abc", labels[:3], scores, groups=["", "", "g"])
-    tested = Member(tmp_path, None, 0, 0.5, 1, said)
-    pairs = video_pairs(videos, [Pair("id-a", "id-d", "duplicate", 0.9, False, 0.0)])
-    counted = without_leaks(tested, videos, pairs)["test"]
-    assert counted["all"] == {"clips": 3, "left_out": 0, "accuracy": 2 / 3}
-    assert counted["without_shared_footage"] == {
-        "clips": 2,
-        "left_out": 1,
-        "accuracy": 0.5,
-    }
-    assert counted["without_shared_scene"]["left_out"] == 1
-    assert counted["without_shared_group"] == {
-        "clips": 1,
-        "left_out": 2,
-        "accuracy": 0.0,
-    }
 
 
 @pytest.mark.slow

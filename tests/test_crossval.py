@@ -23,7 +23,7 @@ from vd.evaluation.predictions import (
     pooled_by_seed,
     read_results,
 )
-from vd.files import read_csv, write_csv
+from vd.files import read_csv
 from vd.training.log import read_metrics
 
 
@@ -247,6 +247,19 @@ def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
     assert digests(tmp_path / "cv") == before
 
 
+@pytest.mark.slow
+def test_a_renamed_clip_of_another_data_set_is_tested_by_its_new_name(matrix):
+    folder, asked = matrix
+    before = json.loads((folder / "cv" / "crossval.json").read_text())["matrix"]
+    clip = next((folder / "other" / "a" / "violent").glob("clip*.mp4"))
+    clip.rename(clip.with_name("renamed.mp4"))
+    after = json.loads(vd(*asked).stdout)["matrix"]
+    assert [row["accuracy"] for row in after] == [row["accuracy"] for row in before]
+    for run in (folder / "cv").glob("fold-*"):
+        paths = [row["path"] for row in read_csv(run / "predictions_a.csv")]
+        assert "violent/renamed.mp4" in paths
+
+
 def member(fold, seed, labels, probability, threshold=0.5, groups=None, start=0):
     """A member that tested the clips c<start>, c<start + 1>, …"""
     paths = [f"c{start + i}" for i in range(len(labels))]
@@ -369,15 +382,3 @@ def test_a_damaged_crossval_is_one_sentence(tmp_path, name, damage):
     path.write_text(damage(path.read_text()))
     with pytest.raises(VdError, match=r"run its vd crossval command again"):
         read_results(tmp_path)
-
-
-def test_a_clip_in_two_copies_is_tested_by_both_names(tmp_path):
-    """The name of each copy is kept, though they are of one content."""
-    rows = [{"path": name, "label": "violent", "split": "train", "group": "", "id": "1"}
-            for name in "ab"]  # fmt: skip
-    write_csv(tmp_path / "splits.csv", rows)
-    one = member(0, 0, [1, 1, 0], [0.9, 0.1, 0.2])
-    one.predictions.ids[:] = ["x", "x", "y"]
-    pooled = pooled_by_seed([one])[0]
-    assert pooled.paths.tolist() == ["c0", "c1", "c2"]
-    assert pooled.cluster_N.tolist() == ["clip c0", "clip c0", "clip c2"]

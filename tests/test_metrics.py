@@ -43,10 +43,6 @@ def test_threshold_moves_accuracy_but_not_accuracy_at_half():
     assert result["accuracy_at_0.5"] == pytest.approx(4 / 5)
 
 
-def test_ties_count_half_in_the_area():
-    assert metrics.roc_auc(np.array([0, 1]), np.array([0.5, 0.5])) == 0.5
-
-
 @pytest.mark.parametrize(
     ("predicted", "expected"),
     [([0] * 10, True), ([1] * 10, True), ([0, 1] * 5, False), ([0] * 9 + [1], False)],
@@ -54,27 +50,6 @@ def test_ties_count_half_in_the_area():
 def test_collapse(predicted, expected):
     labels = np.array([0] * 9 + [1]) if sum(predicted) == 1 else np.array([0, 1] * 5)
     assert metrics.collapsed(labels, np.array(predicted, bool)) is expected
-
-
-def test_calibration_error_of_two_bins():
-    labels = np.array([0, 0, 1, 1])
-    probability = np.array([0.1, 0.3, 0.6, 0.8])
-    expected = (abs(0.2 - 0) * 2 + abs(0.7 - 1) * 2) / 4
-    assert metrics.expected_calibration_error(
-        labels, probability, bins=2
-    ) == pytest.approx(expected)
-
-
-def test_calibration_error_that_chance_alone_gives():
-    """Of one clip at 0.2 it is 0.2 four times in five, and 0.8 else; certainty leaves none."""
-    one = metrics.calibration_error_by_chance(np.array([0.2]), draws=4000)
-    assert one == pytest.approx(0.8 * 0.2 + 0.2 * 0.8, abs=0.015)
-    assert metrics.calibration_error_by_chance(np.array([0.0, 1.0, 1.0])) == 0
-    few, many = (
-        metrics.calibration_error_by_chance(np.linspace(0.1, 0.9, count))
-        for count in (40, 4000)
-    )
-    assert few > 8 * many  # as one over the root of their number
 
 
 def accuracy_interval(correct, group):
@@ -89,12 +64,6 @@ def test_bootstrap_resamples_whole_groups():
     assert grouped == [0.0, 1.0]  # two groups: both right, both wrong or one of each
     assert 0.35 < alone[0] < 0.45
     assert 0.55 < alone[1] < 0.65
-
-
-def test_a_perfect_score_is_no_certainty():
-    low, high = accuracy_interval(np.ones(60, bool), np.arange(60))
-    assert (low, high) == (pytest.approx(0.025 ** (1 / 60)), 1.0)  # 94 %
-    assert accuracy_interval(np.ones(60, bool), np.zeros(60)) is None
 
 
 def test_a_metric_is_added_in_one_place():

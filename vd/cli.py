@@ -90,15 +90,13 @@ class Audit:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     report_dir: Path = Path("audit")
     """Folder for audit.json and audit.html."""
-    checkpoint_dir: Path | None = None
-    """A run whose test accuracy is counted again without leaked clips."""
 
     def __call__(self) -> int:
         """Print the findings, the worst first."""
         from vd.audit.audit import audit
 
         config = Config(self.data, self.splits, self.decode, self.backbone)
-        audit(config, self.report_dir, self.checkpoint_dir)
+        audit(config, self.report_dir)
         return 0
 
 

@@ -203,8 +203,7 @@ def evaluate_run(
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
-    from vd.report.facts import read_facts, run_limits
-    from vd.report.report import write_quick
+    from vd.report.report import read_facts, report, run_limits
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
@@ -217,7 +216,7 @@ def evaluate_run(
     results = evaluate_trained(config, head, trained.params, sets, even)
     for result in results.values():
         say(summary(result))
-    write_quick(run_dir)
+    report(run_dir, mistakes=0)
     say_limits(run_limits(read_facts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
     return results["test"]

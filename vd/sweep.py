@@ -303,12 +303,8 @@ def _matrix(
     configs: Mapping[str, Config], results: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """The members of every data set tested on every other; writes matrix.csv."""
-    from vd.evaluation.cross_dataset import (
-        cell,
-        evaluate_members_on,
-        matrix_rows,
-        own_cell,
-    )
+    from vd.evaluation.cross_dataset import cell, evaluate_members_on, own_cell
+    from vd.evaluation.crossval import flat_row
     from vd.evaluation.predictions import read_results
     from vd.metrics.binary import COLLAPSE
 
@@ -322,7 +318,8 @@ def _matrix(
                 figures = cell(evaluate_members_on(members, other.data, tested))
             matrix.append({"trained_on": trained, "tested_on": tested, **figures})
     first = next(iter(configs.values()))
-    write_csv(first.run.checkpoint_dir / "matrix.csv", matrix_rows(matrix))
+    rows = [flat_row(row) for row in matrix]
+    write_csv(first.run.checkpoint_dir / "matrix.csv", rows)
     for row in matrix:
         accuracy = "undefined" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         say(

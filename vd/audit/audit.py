@@ -6,7 +6,6 @@
 4. Findings as sentences, the worst first; audit.json and audit.html.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,47 +13,34 @@ from typing import Any
 import numpy as np
 
 from vd.audit import shortcuts
-from vd.audit.findings import findings
+from vd.audit.findings import VideoPair, findings, video_pairs
 from vd.audit.fingerprints import Fingerprint, fingerprint_videos, read_pictures
-from vd.audit.leakage import VideoPair, video_pairs, without_leaks
 from vd.audit.near_duplicates import Pair, find_pairs
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
 from vd.data.ledger import Ledger, report
-from vd.data.manifest import CLASSES, Video, read_manifest
+from vd.data.manifest import CLASSES, read_manifest
 from vd.data.splits import groups_cut, kept_splits, merge_groups
-from vd.errors import VdError
-from vd.evaluation.predictions import read_run
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
 from vd.files import make_folder, write_csv, write_json, write_text
-from vd.report.page import picture, render
-from vd.training.run_folder import videos_of
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
 _MOST_PAIRS = 60  # on the page; audit.json has all
 
 
-def audit(
-    config: Config, report_dir: Path, run_dir: Path | None = None
-) -> dict[str, Any]:
+def audit(config: Config, report_dir: Path) -> dict[str, Any]:
     """Audit a data set, write audit.json and audit.html; returns the former's content.
 
-    Splits are those of `run_dir`, whose test accuracy is then counted again without leaked
-    clips; without a run the data set's own, else those kept in the splits file. Raises
-    `VdError` when the run was trained on files that the data set does not have.
+    Splits are the data set's own, else those kept in the splits file.
     """
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
     make_folder(report_dir, "--report-dir")
     given = identify(manifest.videos, config.data.cache_dir)
     own_splits = any(video.split for video in given)
-    tested = read_run(run_dir) if run_dir is not None else None
-    if run_dir is not None:
-        videos = _with_splits_of(run_dir, given, config.data.dataset_path)
-    else:
-        videos = given if own_splits else kept_splits(given, config)
+    videos = given if own_splits else kept_splits(given, config)
     ledger, fingerprints = fingerprint_videos(videos, config.data, config.decode)
     write_csv(report_dir / "ledger.csv", ledger.rows())
     report(ledger, manifest.ignored, report_dir / "ledger.csv")
@@ -68,7 +54,6 @@ def audit(
         "pairs": [pair.row() for pair in pairs],
         "groups": len({v.group for v in usable if v.group}) or None,
         "groups_cut": groups_cut(usable),
-        "run": tested and without_leaks(tested, usable, pairs),
         "one_class_groups": shortcuts.one_class_groups(usable),
         "shortcuts": _shortcuts(ledger, fingerprints, alike, backbone, config),
     }
@@ -79,24 +64,6 @@ def audit(
         say(f"- {finding}")
     say(f"written: {report_dir / 'audit.json'}, {report_dir / 'audit.html'}")
     return values
-
-
-def _with_splits_of(
-    run_dir: Path, videos: Sequence[Video], dataset_path: Path
-) -> list[Video]:
-    """The videos with a run's splits."""
-    # by file, for copies of one clip may be in two splits
-    split_of = {(v.name, v.id): v.split for v in videos_of(run_dir, dataset_path)}
-    missing = split_of.keys() - {(video.name, video.id) for video in videos}
-    if missing:
-        raise VdError(
-            f"--checkpoint-dir {run_dir} was trained on {len(missing)} files that are missing "
-            f"or have changed in --dataset-path {dataset_path} (for example "
-            f"{min(missing)[0]!r}); name the data set that it was trained on."
-        )
-    return [
-        dataclasses.replace(v, split=split_of.get((v.name, v.id), "")) for v in videos
-    ]
 
 
 def _shortcuts(
@@ -122,25 +89,29 @@ def _shortcuts(
     engine = make_engine(backbone, config.backbone.engine)
     kept = read_pictures(config.data.cache_dir, [video.id for video in chosen])
     pictures = [kept[video.id] for video in chosen]
-    metadata_NxD = shortcuts.metadata(
-        chosen,
-        [entries[video.id].outcome for video in chosen],
-        [fingerprints[video.id] for video in chosen],
-    )
+    outcomes = [entries[video.id].outcome for video in chosen]
+    prints = [fingerprints[video.id] for video in chosen]
     frame_NxD = shortcuts.picture_features(pictures, engine, backbone.size)
     borders_NxD = shortcuts.picture_features(pictures, engine, backbone.size, True)
+    tests = {
+        "metadata": (
+            shortcuts.metadata_model(),
+            shortcuts.metadata(chosen, outcomes, prints),
+        ),
+        "frame": (shortcuts.picture_model(), frame_NxD),
+        "borders": (shortcuts.picture_model(), borders_NxD),
+    }
     return {
         name: shortcuts.shortcut(model, features_NxD, labels_N, groups_N)
-        for name, model, features_NxD in (
-            ("metadata", shortcuts.metadata_model(), metadata_NxD),
-            ("frame", shortcuts.picture_model(), frame_NxD),
-            ("borders", shortcuts.picture_model(), borders_NxD),
-        )
+        for name, (model, features_NxD) in tests.items()
     }
 
 
 def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) -> str:
     """audit.html, with a picture of each video of the worst pairs."""
+    from vd.report.images import picture
+    from vd.report.report import render
+
     # one scene within one group is what groups are for
     shown = [pair for pair in pairs if pair.same_footage or not pair.grouped]
     shown = shown[:_MOST_PAIRS]

@@ -1,11 +1,14 @@
-"""The findings of an audit, as sentences for a person, the worst first."""
+"""What an audit finds: pairs of files that show the same, and sentences for a person."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any, Literal
 
-from vd.audit.leakage import VideoPair
+from vd.audit.near_duplicates import Pair
 from vd.data.ledger import is_excessive
-from vd.report.page import percent
+from vd.data.manifest import CLASSES, Video
 
 _SIGNIFICANT, _STRONG = 0.05, 0.6  # p, and AUC, from which a shortcut is a finding
 _CERTAIN = 0.01  # p from which a group of one class is a finding
@@ -16,6 +19,80 @@ _INPUTS = {  # of the shortcut tests
 }
 
 Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VideoPair:
+    """Two files that show the same; the second begins `shift` seconds into the first."""
+
+    first: Video
+    second: Video
+    kind: Literal["copy", "duplicate", "same-scene"]  # copy: the same bytes
+    similarity: float = 1.0
+    mirrored: bool = False
+    shift: float = 0.0
+
+    @property
+    def same_footage(self) -> bool:
+        """Whether both show the same moments, not just the same place."""
+        return self.kind != "same-scene"
+
+    @property
+    def both_labels(self) -> bool:
+        """Whether the same footage has both labels: one of them is wrong."""
+        return self.same_footage and self.first.label != self.second.label
+
+    @property
+    def across_splits(self) -> bool:
+        """Whether the two are in different splits."""
+        splits = {self.first.split, self.second.split}
+        return len(splits) == 2 and "" not in splits
+
+    @property
+    def grouped(self) -> bool:
+        """Whether both are in one group already."""
+        return self.first.group != "" and self.first.group == self.second.group
+
+    def row(self) -> dict[str, Any]:
+        """The pair in JSON values."""
+        both = self.first, self.second
+        return {
+            "kind": self.kind,
+            "paths": [video.name for video in both],
+            "labels": [CLASSES[video.label] for video in both],
+            "splits": [video.split for video in both],
+            "groups": [video.group for video in both],
+            "similarity": round(self.similarity, 4),
+            "mirrored": self.mirrored,
+            "shift_seconds": self.shift,
+        }
+
+
+def video_pairs(videos: Iterable[Video], alike: Iterable[Pair]) -> list[VideoPair]:
+    """Pairs of files with the same content, and of those whose contents are `alike`.
+
+    The worst first: the same footage under both labels, then across splits, then footage
+    before scene, then pairs that are in no common group.
+    """
+    by_id: dict[str, list[Video]] = defaultdict(list)
+    for video in videos:
+        if video.id:
+            by_id[video.id].append(video)
+    pairs = [
+        VideoPair(first, second, "copy")
+        for same in by_id.values()
+        for first, second in combinations(same, 2)
+    ]
+    for pair in alike:
+        for first, second in product(by_id[pair.first], by_id[pair.second]):
+            pairs.append(VideoPair(first, second, *pair[2:]))
+    return sorted(
+        pairs,
+        key=lambda pair: (
+            not pair.both_labels, not pair.across_splits, not pair.same_footage, pair.grouped,
+            -pair.similarity, pair.first.name, pair.second.name,
+        ),
+    )  # fmt: skip
 
 
 def findings(
@@ -52,7 +129,6 @@ def findings(
         ),
         *_lost(values["ledger"], max_loss_gap),
         *_shortcuts(values),
-        *_run(values["run"]),
         *_pairs(
             [p for p in footage if not p.across_splits and not p.both_labels],
             "of the same footage are within one split or unsplit",
@@ -115,17 +191,6 @@ def _shortcuts(values: Values) -> Iterator[str]:
                 f"{_INPUTS[name]} the label with AUC {row['auc']:.3f} (labels permuted: "
                 f"below {row['chance_95']:.3f}, p = {row['p']:.2f})"
             )
-
-
-def _run(run: Values | None) -> Iterator[str]:
-    """A run's accuracy without leaked clips."""
-    if run:
-        every, last = run["test"]["all"], run["test"]["without_shared_group"]
-        yield (
-            f"the run's test accuracy is {percent(every['accuracy'])} ({every['clips']} "
-            f"clips), and {percent(last['accuracy'])} ({last['clips']} clips) without "
-            f"{last['left_out']} leaked clips"
-        )
 
 
 def _not_tested(values: Values) -> Iterator[str]:

@@ -50,11 +50,6 @@ from vd.training.log import read_metrics
 
 PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
 _SIGNIFICANT = 0.05
-_COLUMNS = (  # of compare.csv
-    "a", "b", "n", "groups", "accuracy_a", "accuracy_b", "accuracy_difference",
-    "accuracy_difference_ci95", "roc_auc_a", "roc_auc_b", "roc_auc_difference",
-    "roc_auc_difference_ci95", "test", "p", "p_holm", "shown",
-)  # fmt: skip
 
 Right = Bool[np.ndarray, "K N"]
 
@@ -74,7 +69,7 @@ class Side(NamedTuple):
 
     @property
     def is_crossval(self) -> bool:
-        """Whether it is no single run."""
+        """Whether it is a cross-validation."""
         return self.members[0].fold is not None
 
 
@@ -86,8 +81,12 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """
     if len(folders) < 2:
         raise VdError("vd compare needs two or more folders; name them.")
-    first, *others = sides = _read_sides(folders)
-    pairs = [_compare_two(first, side) for side in others]
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = list(map(str, folders))
+    sides = list(map(_read_side, names, folders))
+    first = sides[0]
+    pairs = [_compare_two(first, side) for side in sides[1:]]
     corrected = holm([pair["p"] for pair in pairs])
     for pair, p in zip(pairs, corrected, strict=True):
         ends = pair["accuracy_difference_ci95"]
@@ -108,16 +107,10 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def _read_sides(folders: Sequence[Path]) -> list[Side]:
-    """The results in the folders, each under a name of its own."""
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = list(map(str, folders))
-    results = [read_results(folder) for folder in folders]
-    return [
-        Side(name, folder, members, pooled_by_seed(members))
-        for name, folder, members in zip(names, folders, results, strict=True)
-    ]
+def _read_side(name: str, folder: Path) -> Side:
+    """The results in a folder."""
+    members = read_results(folder)
+    return Side(name, folder, members, pooled_by_seed(members))
 
 
 def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
@@ -277,12 +270,8 @@ def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
         ]
         if fallen:
             warnings.append(f"{side.name}: {collapse_of(fallen, len(side.members))}")
-    if groups is None:
-        warnings.append(
-            "no source groups known: the intervals treat clips as independent"
-        )
     first = sides[0].first
-    warnings += interval_warnings(first.labels_N, first.cluster_N)
+    warnings += interval_warnings(first.labels_N, first.cluster_N, groups is not None)
     if not sides[0].is_crossval:
         warnings.append(
             "McNemar's test treats clips as independent, and one training run of each does "
@@ -325,10 +314,7 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
     if rows:
         write_csv(out / "curves.csv", rows)
         plots.save(plots.bands(curves, PANELS), out / "curves.png")
-    write_csv(
-        out / "compare.csv",
-        [flat_row(pair, _COLUMNS) for pair in result["comparisons"]],
-    )
+    write_csv(out / "compare.csv", list(map(flat_row, result["comparisons"])))
     write_json(out / "compare.json", result)
     say(f"compare.json, tables and pictures are in {out}")
 

@@ -18,14 +18,14 @@ from vd.data.catalog import identify
 from vd.data.ledger import report
 from vd.data.manifest import Video, read_manifest
 from vd.errors import VdError
-from vd.evaluation.crossval import flat_row, over_models
+from vd.evaluation.crossval import over_models
 from vd.evaluation.evaluate import evaluate_split
 from vd.evaluation.predictions import Member, read_run
 from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 from vd.features.store import FeatureStore
-from vd.files import read_json
+from vd.files import read_csv, read_json
 from vd.metrics.binary import METRICS, collapsed
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import dataset_fingerprint, videos_of
@@ -34,12 +34,6 @@ _GENERIC = re.compile(
     r"manifest|labels?|index|data(set)?|annotations|metadata|videos|all"
 )
 _TAKEN = ("train", "val", "test", "all")  # names of a run's own evaluations
-_COLUMNS = (  # of matrix.csv
-    "trained_on", "tested_on", "n", "members", "collapsed", "accuracy", "accuracy_ci95",
-    "balanced_accuracy", "balanced_accuracy_ci95", "recall_violent",
-    "recall_violent_ci95", "recall_nonviolent", "recall_nonviolent_ci95", "roc_auc",
-    "roc_auc_ci95",
-)  # fmt: skip
 _AGAIN = "delete it, and the same command evaluates again"
 
 
@@ -134,13 +128,15 @@ def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member |
     videos, facts = other.unseen(run_dir)
     if not videos:
         return None
+    content = {video.name: video.id for video in videos}
     path = run_dir / f"evaluation_{other.name}.json"
     before = read_json(path, _AGAIN) if path.exists() else {}
-    if any(before.get(key) != value for key, value in facts.items()):
+    rows = read_csv(run_dir / f"predictions_{other.name}.csv")
+    renamed = {row.get("path") for row in rows} != content.keys()
+    if renamed or any(before.get(key) != value for key, value in facts.items()):
         part = everything.part(videos)
         evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)
         say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
-    content = {video.name: video.id for video in videos}
     there = read_run(run_dir, member.fold, other.name)
     ids = np.array([content[path] for path in there.predictions.paths], object)
     return replace(there, predictions=there.predictions._replace(ids=ids))
@@ -204,17 +200,9 @@ def _cell(
     """A cell of so many clips and members, of which so many have collapsed."""
     result: dict[str, Any] = {"n": clips, "members": members, "collapsed": fallen}
     for name, over in figures.items():
-        result |= {
-            name: over["mean"],
-            f"{name}_ci95": over["ci95"],
-            f"{name}_sd": over["sd"],
-        }
+        for key, suffix in (("mean", ""), ("ci95", "_ci95"), ("sd", "_sd")):
+            result[name + suffix] = over[key]
     return result
-
-
-def matrix_rows(matrix: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of matrix.csv."""
-    return [flat_row(entry, _COLUMNS) for entry in matrix]
 
 
 def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) -> None:
@@ -226,7 +214,9 @@ def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) ->
         )
     remedy = f"give the files of --on {dataset_path} another name with --name"
     if name in _TAKEN or name.endswith("_tta") or Path(name).name != name:
-        raise VdError(f"{name!r} cannot be the name of another data set; {remedy}.")
+        raise VdError(
+            f"{name!r} is the name of a run's own evaluation or cannot name a file; {remedy}."
+        )
     path = run_dir / f"evaluation_{file_name}.json"
     if not path.exists():
         return

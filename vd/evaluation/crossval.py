@@ -11,7 +11,6 @@ from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
     METRICS,
-    calibration_error_by_chance,
     collapsed,
     interval_warnings,
     point_metrics,
@@ -44,7 +43,6 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
     first = next(iter(pooled.values()))
     per_model, over_seeds = over_models(list(pooled.values()))
     per_fold = [_of_member(member) for member in members]
-    chance = [calibration_error_by_chance(p.probability_N) for p in pooled.values()]
     groups = len(np.unique(first.cluster_N))
     return {
         "n": len(first.paths),
@@ -55,15 +53,14 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
         "resamples": RESAMPLES,
         "resampled_groups": groups,
         "over_seeds": over_seeds,
-        "ece_by_chance": float(np.mean(chance)),
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
         "per_seed": [
             {"seed": seed, **row} for seed, row in zip(pooled, per_model, strict=True)
         ],
         "per_fold": per_fold,
         "warnings": [
-            *_warnings(per_fold, first.grouped),
-            *interval_warnings(first.labels_N, first.cluster_N),
+            *_warnings(per_fold),
+            *interval_warnings(first.labels_N, first.cluster_N, first.grouped),
         ],
     }
 
@@ -107,15 +104,15 @@ def _of_member(member: Member) -> dict[str, Any]:
     }
 
 
-def flat_row(values: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Some of the values as a row of CSV, an interval in two columns."""
+def flat_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values as a row of CSV, an interval in two columns."""
     row: dict[str, Any] = {}
-    for key in keys:
+    for key, value in values.items():
         name, is_interval, _ = key.partition("_ci95")
         if is_interval:
-            row[f"{name}_low"], row[f"{name}_high"] = values[key] or (None, None)
-        else:
-            row[key] = values[key]
+            row[f"{name}_low"], row[f"{name}_high"] = value or (None, None)
+        elif not isinstance(value, dict | list):
+            row[key] = value
     return row
 
 
@@ -131,17 +128,12 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def _warnings(per_fold: Sequence[Mapping[str, Any]], grouped: bool) -> list[str]:
+def _warnings(per_fold: Sequence[Mapping[str, Any]]) -> list[str]:
     """What limits the figures, in sentences."""
     warnings = []
     fallen = [row["member"] for row in per_fold if row["collapsed"]]
     if fallen:
         warnings.append(collapse_of(fallen, len(per_fold)))
-    if not grouped:
-        warnings.append(
-            "no source groups known: clips of one recording may be in several folds, and "
-            "the intervals treat clips as independent"
-        )
     undefined = [
         metric.label
         for name, metric in METRICS.items()
@@ -169,13 +161,12 @@ def summary(result: Mapping[str, Any]) -> str:
         mean, ends, sd = (result["over_seeds"][name][k] for k in ("mean", "ci95", "sd"))
         text = f"{METRICS[name].label} {shown(name, mean)}"
         if ends:
-            text += f" (95 % interval {' to '.join(shown(name, end) for end in ends)}"
-            text += ")" if sd is None else f", seeds ± {shown(name, sd)})"
+            seeds = "" if sd is None else f", seeds ± {shown(name, sd)}"
+            text += f" (95 % interval {shown(name, ends)}{seeds})"
         figures.append(text)
-    least, most = (
-        shown("accuracy", result["over_folds"]["accuracy"][k]) for k in ("min", "max")
-    )
+    folds = result["over_folds"]["accuracy"]
     return (
         f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
-        f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: {least} to {most}"
+        f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: "
+        f"{shown('accuracy', [folds['min'], folds['max']])}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
+from matplotlib.figure import Figure
 
 from vd import plots
 from vd.config import Config
@@ -20,14 +21,13 @@ from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
     METRICS,
-    accuracy,
     evaluation_metrics,
     recall,
     roc_auc,
     shown,
 )
 from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit
-from vd.metrics.intervals import resampled_ratio, share_interval
+from vd.metrics.intervals import share
 from vd.models.head import Head, Params
 from vd.models.scoring import score
 from vd.training.feature_set import FeatureSet
@@ -148,19 +148,25 @@ def _write(
     }
     if split in _SEEN:
         result["warnings"].append(_SEEN[split])
-    title = f"Confusion at threshold {fitted.threshold:.3f}"
-    area = result["roc_auc"]
-    curve = "undefined" if area is None else f"area {area:.3f}"
-    pictures = {
-        "confusion": plots.confusion(labels_N, predictions.predicted_N, title),
-        "roc": plots.roc({curve: (labels_N, probability_N)}),
-        "reliability": plots.reliability(labels_N, probability_N),
-    }
     suffix = "" if name == "test" else f"_{name}"
-    for picture, figure in pictures.items():
+    title = f"Confusion at threshold {fitted.threshold:.3f}"
+    area = f"area {shown('roc_auc', result['roc_auc'])}"
+    for picture, figure in pictures({area: predictions}, title).items():
         plots.save(figure, run_dir / f"{picture}{suffix}.png")
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
+
+
+def pictures(tested: Mapping[str, Predictions], title: str) -> dict[str, Figure]:
+    """Confusion matrix, ROC with a curve for each name, and reliability of tested clips."""
+    clips = zip(*(one.tested for one in tested.values()), strict=True)
+    labels_N, probability_N, predicted_N = map(np.concatenate, clips)
+    curves = {name: (one.labels_N, one.probability_N) for name, one in tested.items()}
+    return {
+        "confusion": plots.confusion(labels_N, predicted_N, title),
+        "roc": plots.roc(curves),
+        "reliability": plots.reliability(labels_N, probability_N),
+    }
 
 
 def _figures(
@@ -170,14 +176,11 @@ def _figures(
     labels_N, probability_N = predictions.labels_N, predictions.probability_N
     videos, clusters_N = data.videos, predictions.cluster_N
     outcomes = [data.store.rows[video.id].outcome for video in videos]
-    metrics = evaluation_metrics(labels_N, probability_N, clusters_N, fitted.threshold)
+    grouped = predictions.grouped
+    metrics = evaluation_metrics(
+        labels_N, probability_N, clusters_N, fitted.threshold, grouped
+    )
     warnings = metrics.pop("warnings")
-    if not predictions.grouped:
-        warnings.append(
-            "no source groups known: clips of one recording may be in train and test, and "
-            "the interval treats clips as independent; give groups by a CSV column or "
-            "--group-from"
-        )
     if fitted.uninformative:
         warnings.append(
             f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
@@ -189,10 +192,10 @@ def _figures(
         "threshold": fitted.threshold,
         "threshold_source": fitted.threshold_source,
         "temperature": fitted.temperature,
-        "groups": len(np.unique(clusters_N)) if predictions.grouped else None,
+        "groups": len(np.unique(clusters_N)) if grouped else None,
         "nonviolent_hours": float(seconds_N[labels_N == 0].sum() / _SECONDS_AN_HOUR),
         "operating_points": operating_points(predictions, seconds_N, fitted),
-        "slices": slices(slice_values(videos, outcomes), predictions),
+        "slices": slices(videos, outcomes, predictions),
         "warnings": warnings,
     }
 
@@ -209,39 +212,30 @@ def operating_points(
         "best_balanced_accuracy": fitted.threshold,
         f"false_alarms_{100 * FALSE_ALARMS:.0f}_percent": fitted.false_alarm_threshold,
     }
-    return {
-        name: None if limit is None else _at(limit, predictions, seconds_N)
-        for name, limit in thresholds.items()
-    }
-
-
-def _at(
-    threshold: float, predictions: Predictions, seconds_N: Float[np.ndarray, " N"]
-) -> dict[str, Any]:
-    """Recall and share of false alarms, each with its interval; false alarms per hour."""
-    labels_N, group_N = predictions.labels_N, predictions.cluster_N
-    alarm_N = predictions.probability_N >= threshold
-    result: dict[str, Any] = {}
-    for name, of_class_N in (
-        ("recall_violent", labels_N == 1),
-        ("false_alarm_share", labels_N == 0),
-    ):
-        share = ends = None
-        if of_class_N.any():
-            share = float(np.mean(alarm_N[of_class_N]))
-            values_R = resampled_ratio(alarm_N & of_class_N, of_class_N, group_N)
-            ends = share_interval(share, values_R, group_N[of_class_N])
-        result |= {name: share, f"{name}_ci95": ends}
-    alarms = alarm_N & (labels_N == 0) & (seconds_N > 0)
-    hours = np.where(labels_N == 0, seconds_N / _SECONDS_AN_HOUR, 0).sum()
-    per_hour = float(alarms.sum() / hours) if hours else None
-    return {"threshold": threshold, **result, "false_alarms_per_hour": per_hour}
+    violent_N, group_N = predictions.labels_N == 1, predictions.cluster_N
+    hours = np.where(~violent_N, seconds_N / _SECONDS_AN_HOUR, 0).sum()
+    points: dict[str, dict[str, Any] | None] = dict.fromkeys(thresholds)
+    for name, threshold in thresholds.items():
+        if threshold is None:
+            continue
+        alarm_N = predictions.probability_N >= threshold
+        recalled, recalled_ci95 = share(alarm_N, violent_N, group_N)
+        false, false_ci95 = share(alarm_N, ~violent_N, group_N)
+        counted = (alarm_N & ~violent_N & (seconds_N > 0)).sum()
+        points[name] = {
+            "threshold": threshold,
+            "recall_violent": recalled,
+            "recall_violent_ci95": recalled_ci95,
+            "false_alarm_share": false,
+            "false_alarm_share_ci95": false_ci95,
+            "false_alarms_per_hour": float(counted / hours) if hours else None,
+        }
+    return points
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """An evaluation in a sentence."""
-    ends = result.get("accuracy_ci95")
-    between = " to ".join(shown("accuracy", e) for e in ends) if ends else "unknown"
+    between = shown("accuracy", result.get("accuracy_ci95"))
     figures = [
         f"{METRICS[name].label} {shown(name, result[name])}"
         for name in ("recall_violent", "recall_nonviolent", "roc_auc")
@@ -256,39 +250,46 @@ def summary(result: Mapping[str, Any]) -> str:
     return text
 
 
-Slice = tuple[int, str]  # its place among the slices of its facet, and its name
-
 _MOST_SLICES = 100  # of groups the largest, so that the file can be read
-_EDGES = {  # of slices, in the unit of the name; a slice holds its lower edge
+_BANDS = {  # unit and edges of slices by a number; a slice holds its lower edge
     "resolution": ("lines", (240, 360, 480, 720, 1080)),  # the shorter side
     "fps": ("frames/s", (15, 24, 29, 49)),
     "brightness": ("of 255", (50, 100, 150)),  # mean grey of the first frame
     "duration": ("s", (2, 5, 10, 30, 60)),
 }
 
+Slice = tuple[int, str]  # its place among the slices of its facet, and its name
 
-def slice_values(
-    videos: Sequence[Video], outcomes: Sequence[Outcome]
-) -> dict[str, list[Slice]]:
-    """The slice that each video is in, by facet."""
-    values = {"split": [(0, video.split or "none") for video in videos]}
-    if any(video.group for video in videos):
-        clips = Counter(video.group for video in videos)
-        values["group"] = [(-clips[v.group], v.group or "none") for v in videos]
-    numbers: dict[str, list[float | None]] = {
-        "resolution": [min(o.width, o.height) or None for o in outcomes],
-        "fps": [o.fps or None for o in outcomes],
-        "brightness": [o.brightness for o in outcomes],
-        "duration": [seconds(o) or None for o in outcomes],
+
+def slices(
+    videos: Sequence[Video], outcomes: Sequence[Outcome], predictions: Predictions
+) -> dict[str, list[dict[str, Any]]]:
+    """Figures of every slice of each facet, in order; of groups the largest."""
+    clips = Counter(video.group for video in videos)
+    facets: dict[str, list[Slice]] = {
+        "split": [(0, video.split or "none") for video in videos],
+        "group": [(-clips[v.group], v.group or "none") for v in videos],
+        "resolution": [
+            _band("resolution", min(o.width, o.height) or None) for o in outcomes
+        ],
+        "fps": [_band("fps", o.fps or None) for o in outcomes],
+        "brightness": [_band("brightness", o.brightness) for o in outcomes],
+        "duration": [_band("duration", seconds(o) or None) for o in outcomes],
     }
-    return values | {
-        facet: [_band(number, *_EDGES[facet]) for number in column]
-        for facet, column in numbers.items()
+    if set(clips) == {""}:
+        del facets["group"]
+    return {
+        facet: [
+            _figures_of_slice(one[1], [value == one for value in values], predictions)
+            for one in sorted(set(values))[:_MOST_SLICES]
+        ]
+        for facet, values in facets.items()
     }
 
 
-def _band(value: float | None, unit: str, edges: Sequence[float]) -> Slice:
+def _band(facet: str, value: float | None) -> Slice:
     """The slice between two edges that a number is in."""
+    unit, edges = _BANDS[facet]
     if value is None:
         return len(edges) + 1, "unknown"
     place = int(np.searchsorted(edges, value, side="right"))
@@ -306,30 +307,21 @@ def seconds(outcome: Outcome) -> float:
     return outcome.frames / outcome.fps if outcome.fps > 0 else 0.0
 
 
-def slices(
-    values: Mapping[str, Sequence[Slice]], predictions: Predictions
-) -> dict[str, list[dict[str, Any]]]:
-    """Figures of every slice of each facet, in order; of groups the largest."""
-    cluster_N = predictions.cluster_N
-    result: dict[str, list[dict[str, Any]]] = {}
-    for facet, slice_of in values.items():
-        result[facet] = []
-        for one in sorted(set(slice_of))[:_MOST_SLICES]:
-            places = [i for i, value in enumerate(slice_of) if value == one]
-            of, groups = predictions.chosen(places), cluster_N[places]
-            y, predicted = of.labels_N, of.predicted_N
-            share = accuracy(y, predicted)
-            values_R = resampled_ratio(predicted == (y == 1), np.ones(len(y)), groups)
-            result[facet].append(
-                {
-                    "slice": one[1],
-                    "n": len(y),
-                    "n_violent": int(y.sum()),
-                    "accuracy": share,
-                    "accuracy_ci95": share_interval(share, values_R, groups),
-                    "recall_violent": recall(y, predicted, 1),
-                    "recall_nonviolent": recall(y, predicted, 0),
-                    "roc_auc": roc_auc(y, of.probability_N),
-                }
-            )
-    return result
+def _figures_of_slice(
+    name: str, inside_N: Sequence[bool], predictions: Predictions
+) -> dict[str, Any]:
+    """The row of one slice."""
+    places = np.flatnonzero(inside_N)
+    labels_N, probability_N, predicted_N = predictions.chosen(places).tested
+    right_N, every_N = predicted_N == (labels_N == 1), np.ones(len(places), bool)
+    accuracy, ends = share(right_N, every_N, predictions.cluster_N[places])
+    return {
+        "slice": name,
+        "n": len(labels_N),
+        "n_violent": int(labels_N.sum()),
+        "accuracy": accuracy,
+        "accuracy_ci95": ends,
+        "recall_violent": recall(labels_N, predicted_N, 1),
+        "recall_nonviolent": recall(labels_N, predicted_N, 0),
+        "roc_auc": roc_auc(labels_N, probability_N),
+    }

@@ -69,8 +69,6 @@ class Member:
 
 def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]:
     """Rows of CSV, with the further `columns`; decimals read back to the same float64."""
-    paths, groups, _, labels_N, probability_N, logit_N, *_ = predictions
-    clips = zip(paths, groups, labels_N, probability_N, logit_N, strict=True)
     return [
         {
             "path": path,
@@ -80,7 +78,9 @@ def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]
             "probability": repr(float(probability)),
             "logit": repr(float(logit)),
         }
-        for path, group, label, probability, logit in clips
+        for path, group, _, label, probability, logit, *_ in zip(
+            *predictions, strict=True
+        )
     ]
 
 
@@ -141,7 +141,7 @@ def read_results(folder: Path) -> list[Member]:
     path = folder / "crossval.json"
     if not path.exists():
         raise VdError(
-            f"{folder} holds neither config.json nor crossval.json: it is no folder of vd "
+            f"{folder} holds neither config.json nor crossval.json: it is not a folder of vd "
             "train or vd crossval, or the cross-validation has not ended; run its command "
             "again to go on, or name another folder."
         )

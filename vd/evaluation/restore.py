@@ -81,10 +81,8 @@ def moved(
 
 def check_features(backbone: Backbone, run_dir: Path) -> None:
     """Raise `VdError` when `backbone` does not make the features that a run was trained on."""
-    if (
-        fingerprint(features_description(backbone))
-        != read_config(run_dir)["identity"]["features"]
-    ):
+    trained_on = read_config(run_dir)["identity"]["features"]
+    if fingerprint(features_description(backbone)) != trained_on:
         raise VdError(
             f"{run_dir} was trained on other features than {backbone.name} gives now; put "
             "back its backbone.onnx and config.json, or use the version of vd that "

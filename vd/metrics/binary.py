@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from vd.metrics.intervals import (
     RESAMPLES,
     Groups,
+    Interval,
     Labels,
     Probabilities,
     metric_intervals,
@@ -86,9 +87,7 @@ def average_precision(labels_N: Labels, scores_N: Probabilities) -> float | None
     return float(average_precision_score(labels_N, scores_N))
 
 
-def expected_calibration_error(
-    labels_N: Labels, probability_N: Probabilities, bins: int = _ECE_BINS
-) -> float:
+def expected_calibration_error(labels_N: Labels, probability_N: Probabilities) -> float:
     """Mean |confidence − frequency| over bins of equal count (Nguyen and O'Connor 2015).
 
     Clips of equal probability count as their mean, so their order, and a bin's end among
@@ -99,8 +98,9 @@ def expected_calibration_error(
     last_U = np.flatnonzero(np.append(sorted_N[1:] != sorted_N[:-1], True))
     gap_U = np.cumsum(sorted_N - labels_N[order])[last_U]
     # the bins of np.array_split: the first ones hold one clip more
-    size, more = divmod(clips, min(bins, clips))
-    number_K = np.arange(min(bins, clips) + 1)
+    bins = min(_ECE_BINS, clips)
+    size, more = divmod(clips, bins)
+    number_K = np.arange(bins + 1)
     ends_K = number_K * size + np.minimum(number_K, more)
     sums_K = np.interp(ends_K, np.append(0, last_U + 1), np.append(0, gap_U))
     return float(np.abs(np.diff(sums_K)).sum() / clips)
@@ -149,10 +149,12 @@ METRICS = {
 }
 
 
-def shown(name: str, value: float | None) -> str:
-    """A metric's value for people: in percent, or with three decimals."""
+def shown(name: str, value: float | Interval) -> str:
+    """A metric's value or interval for people: in percent, or with three decimals."""
     if value is None:
         return "undefined"
+    if isinstance(value, list):
+        return " to ".join(shown(name, end) for end in value)
     return f"{100 * value:.1f} %" if METRICS[name].is_share else f"{value:.3f}"
 
 
@@ -174,32 +176,17 @@ def collapsed(labels_N: Labels, predicted_N: Predicted) -> bool:
     return one_sided or any(r is not None and r < _COLLAPSED_RECALL for r in recalls)
 
 
-def calibration_error_by_chance(
-    probability_N: Probabilities, draws: int = 100
-) -> float:
-    """The calibration error that a calibrated detector with these probabilities shows.
-
-    The mean over labels drawn by the probabilities: the fewer the clips, the higher
-    (Bröcker and Smith 2007).
-    """
-    generator = np.random.Generator(np.random.Philox(0))
-    drawn_RxN = generator.random((draws, len(probability_N))) < probability_N
-    errors = [
-        expected_calibration_error(labels_N, probability_N)
-        for labels_N in drawn_RxN.astype(int)
-    ]
-    return float(np.mean(errors))
-
-
 def evaluation_metrics(
     labels_N: Labels,
     probability_N: Probabilities,
     group_N: Groups,
     threshold: float,
+    grouped: bool = True,
 ) -> dict[str, Any]:
     """The metrics of evaluation_<split>.json, with intervals and warnings.
 
-    `threshold` decides what is predicted, for accuracy, recalls, precisions and F1.
+    `threshold` decides what is predicted, for accuracy, recalls, precisions and F1;
+    `grouped` is whether source groups are known.
     """
     predicted_N = probability_N >= threshold
     values = point_metrics(labels_N, probability_N, predicted_N)
@@ -212,25 +199,32 @@ def evaluation_metrics(
         **values,
         "accuracy_at_0.5": accuracy(labels_N, probability_N >= 0.5),
         **metric_intervals(values, [resampled], labels_N, group_N),
-        "ece_by_chance": calibration_error_by_chance(probability_N),
         "collapsed": collapsed(labels_N, predicted_N),
         "resamples": RESAMPLES,
         "resampled_groups": len(np.unique(group_N)),
-        "warnings": [*undefined, *interval_warnings(labels_N, group_N)],
+        "warnings": [*undefined, *interval_warnings(labels_N, group_N, grouped)],
     }
 
 
-def interval_warnings(labels_N: Labels, group_N: Groups) -> list[str]:
-    """What limits the intervals, in sentences."""
+def interval_warnings(labels_N: Labels, group_N: Groups, grouped: bool) -> list[str]:
+    """What limits the intervals, in sentences; `grouped`: whether source groups are known."""
+    warnings = []
     groups = len(np.unique(group_N))
     calm, violent = (len(np.unique(group_N[labels_N == label])) for label in (0, 1))
+    if not grouped:
+        warnings.append(
+            "no source groups known: clips of one recording may be in train and test, and "
+            "the intervals treat clips as independent; give groups by a CSV column or "
+            "--group-from"
+        )
     if groups < 2:
-        return ["no intervals: all clips are of one group, which shows no spread"]
-    if min(calm, violent) >= _FEW_GROUPS:
-        return []
-    few = (
-        f"the intervals rest on {groups} groups ({violent} with violent, {calm} with "
-        f"non-violent clips; a clip without a group is its own); with under {_FEW_GROUPS} "
-        "of a class they are too narrow; vd crossval tests every clip"
-    )
-    return [few]
+        warnings.append(
+            "no intervals: all clips are of one group, which shows no spread"
+        )
+    elif min(calm, violent) < _FEW_GROUPS:
+        warnings.append(
+            f"the intervals rest on {groups} groups ({violent} with violent, {calm} with "
+            f"non-violent clips; a clip without a group is its own); with under {_FEW_GROUPS} "
+            "of a class they are too narrow; vd crossval tests every clip"
+        )
+    return warnings

@@ -47,9 +47,8 @@ def fit(
     nearer to it the threshold.
     """
     counts = np.bincount(labels_N, minlength=2)
-    targets_N = np.array([1 / (counts[0] + 2), (counts[1] + 1) / (counts[1] + 2)])[
-        labels_N
-    ]
+    targets_C = np.array([1, counts[1] + 1]) / (counts + 2)
+    targets_N = targets_C[labels_N]
 
     def negative_log_likelihood(log_temperature: float) -> float:
         scaled = logit_N / np.exp(log_temperature)
@@ -69,8 +68,7 @@ def fit(
 
 
 def false_alarm_threshold(
-    probability_N: Float[np.ndarray, " N"],
-    labels_N: Int[np.ndarray, " N"],
+    probability_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]
 ) -> float | None:
     """The least threshold that at most `FALSE_ALARMS` of the non-violent clips reach.
 
@@ -79,14 +77,10 @@ def false_alarm_threshold(
     calm = np.sort(probability_N[labels_N == 0])[::-1]
     if not len(calm):
         return None
-    below = calm[
-        int(FALSE_ALARMS * len(calm) + 1e-9)
-    ]  # the first that must not be reached
+    below = calm[int(FALSE_ALARMS * len(calm) + 1e-9)]  # the first not to be reached
     higher = probability_N[probability_N > below]
-    just_above = np.nextafter(below, np.inf)
-    return float(
-        max((below + higher.min()) / 2, just_above) if len(higher) else just_above
-    )
+    middle = (below + higher.min()) / 2 if len(higher) else below
+    return float(max(middle, np.nextafter(below, np.inf)))
 
 
 def _best_threshold(

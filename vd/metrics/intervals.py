@@ -148,6 +148,20 @@ def share_interval(share: float, values_R: Values, group_N: Groups) -> Interval:
     return [end, 1.0] if share == 1 else [0.0, 1.0 - end]
 
 
+def share(
+    part_N: Bool[np.ndarray, " N"], whole_N: Bool[np.ndarray, " N"], group_N: Groups
+) -> tuple[float | None, Interval]:
+    """The share of the clips in `whole_N` that are in `part_N` too, and its interval.
+
+    None and None without a clip in `whole_N`.
+    """
+    if not whole_N.any():
+        return None, None
+    value = float(np.mean(part_N[whole_N]))
+    values_R = resampled_ratio(part_N & whole_N, whole_N, group_N)
+    return value, share_interval(value, values_R, group_N[whole_N])
+
+
 def difference_interval(
     difference_N: np.ndarray, values_R: Values, group_N: Groups
 ) -> Interval:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float16, Float64
 
 from vd import plots
 from vd.config import DecodeConfig, EngineName
@@ -17,7 +18,7 @@ from vd.errors import VdError
 from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
-from vd.features.extract import VideoFeatures, video_features
+from vd.features.extract import video_features
 from vd.models.scoring import score, score_windows
 from vd.training.run_folder import read_config
 
@@ -41,8 +42,7 @@ def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
     return Predictor(Path(run_dir), engine)
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """Probability of violence in windows of a video, at their middles in seconds."""
 
     seconds_W: Float64[np.ndarray, " W"]
@@ -72,16 +72,14 @@ class Predictor:
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction]:
         """Probability of violence of each file, in order, as each is done."""
-        for made in self._features(paths):
+        restored = self._restored
+        for index, outcome, features_FxD in self._features(paths):
             probability = label = None
-            if made.features_VxFxSxD is not None:
-                logit = score(
-                    self._restored.head, self._restored.params, [[_flat(made)]]
-                )[0]
-                fitted = self._restored.calibration
-                probability = float(fitted.probability(logit))
-                label = CLASSES[probability >= fitted.threshold]
-            yield Prediction(paths[made.index], made.outcome, probability, label)
+            if features_FxD is not None:
+                logit_N = score(restored.head, restored.params, [[features_FxD]])
+                probability = float(restored.calibration.probability(logit_N)[0])
+                label = CLASSES[probability >= restored.calibration.threshold]
+            yield Prediction(paths[index], outcome, probability, label)
 
     def timeline(
         self, path: Path, window_seconds: float = 2.0, stride_seconds: float = 0.25
@@ -90,28 +88,33 @@ class Predictor:
 
         Stored frames are taken to be evenly spaced over the video.
         """
-        (made,) = self._features([path])
-        if made.features_VxFxSxD is None:
+        ((_, outcome, features_FxD),) = self._features([path])
+        if features_FxD is None:
             return None
-        features_FxD = _flat(made)
-        rate = min(FrameSettings().frames_per_second, made.outcome.fps)
+        rate = min(FrameSettings().frames_per_second, outcome.fps)
         length = max(1, min(round(window_seconds * rate), len(features_FxD)))
         stride = max(1, round(stride_seconds * rate))
         starts = np.arange(0, len(features_FxD) - length + 1, stride)
-        logit_W = score_windows(
-            self._restored.head,
-            self._restored.params,
-            [features_FxD[start : start + length] for start in starts],
-        )
-        fitted = self._restored.calibration
+        windows = [features_FxD[start : start + length] for start in starts]
+        restored = self._restored
+        logit_W = score_windows(restored.head, restored.params, windows)
+        probability_W = restored.calibration.probability(logit_W)
         middles_W = (starts + length / 2) / rate
-        return Timeline(middles_W, fitted.probability(logit_W), fitted.threshold)
+        return Timeline(middles_W, probability_W, restored.calibration.threshold)
 
-    def _features(self, paths: Sequence[Path]) -> Iterator[VideoFeatures]:
-        """Features of the plain view, in the float16 that the store would hold."""
-        return video_features(
-            paths, self._backbone, self._engine, self._decode, self._backbone.views[:1]
-        )
+    def _features(
+        self, paths: Sequence[Path]
+    ) -> Iterator[tuple[int, Outcome, Float16[np.ndarray, "F D"] | None]]:
+        """Features of the plain view of each file, streams side by side as in the store."""
+        plain = self._backbone.views[:1]
+        for one in video_features(
+            paths, self._backbone, self._engine, self._decode, plain
+        ):
+            features_FxD = None
+            if one.features_VxFxSxD is not None:
+                plain_FxSxD = one.features_VxFxSxD[0]
+                features_FxD = plain_FxSxD.reshape(len(plain_FxSxD), -1)
+            yield one.index, one.outcome, features_FxD
 
 
 def draw_timeline(
@@ -124,18 +127,7 @@ def draw_timeline(
 
     Raises `VdError` when the video cannot be decoded.
     """
-    made = Predictor(run_dir).timeline(video)
-    if made is None:
+    timeline = Predictor(run_dir).timeline(video)
+    if timeline is None:
         raise VdError(f"{video} cannot be decoded; run vd scan on it to see why.")
-    figure = plots.timeline(
-        made.seconds_W, made.probability_W, made.threshold, violent_spans
-    )
-    plots.save(figure, picture)
-
-
-def _flat(made: VideoFeatures) -> np.ndarray:
-    """The plain view's features, streams side by side, as the store reads them."""
-    assert made.features_VxFxSxD is not None
-    plain_FxSxD = made.features_VxFxSxD[0]
-    flat: np.ndarray = plain_FxSxD.reshape(len(plain_FxSxD), -1)
-    return flat
+    plots.save(plots.timeline(*timeline, violent_spans), picture)

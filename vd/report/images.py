@@ -1,20 +1,18 @@
-"""Pictures of a report: curves and diagrams of the figures, frames of misclassified clips."""
+"""Pictures of a page: figures, and frames of misclassified clips."""
 
+import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from matplotlib.figure import Figure
 
-from vd import plots
 from vd.config import DecodeConfig
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video
 from vd.data.workers import decode_pool, decode_videos
-from vd.evaluation.predictions import Predictions
-from vd.report.page import Picture, picture
 
 _FRAMES, _HEIGHT, _WIDTH = 8, 84, 112  # of a strip, and the size of a frame in it
 _QUALITY = 80
@@ -22,26 +20,17 @@ _QUALITY = 80
 Frame = UInt8[np.ndarray, "H W 3"]
 
 
-def of_tested(pooled: Mapping[int, Predictions], title: str) -> list[Picture]:
-    """Confusion, ROC and reliability of the tested clips of each seed."""
-    labels_N, predicted_N, probability_N = (
-        np.concatenate([getattr(one, name) for one in pooled.values()])
-        for name in ("labels_N", "predicted_N", "probability_N")
-    )
-    of_seed = {
-        f"seed {seed}": (one.labels_N, one.probability_N)
-        for seed, one in pooled.items()
-    }
-    return [
-        drawn(plots.confusion(labels_N, predicted_N, title), title),
-        drawn(plots.roc(of_seed), "ROC curve"),
-        drawn(plots.reliability(labels_N, probability_N), "Reliability diagram"),
-    ]
+class Picture(NamedTuple):
+    """A picture as a data URI, and what it shows, for those who do not see it."""
+
+    source: str
+    alt: str
 
 
-def drawn(figure: Figure, alt: str) -> Picture:
-    """A figure as a picture of the page."""
-    return picture(plots.png(figure), "png", alt)
+def picture(content: bytes, kind: str, alt: str) -> Picture:
+    """An image file of a kind (png, jpeg) as a picture that the page itself holds."""
+    encoded = base64.b64encode(content).decode()
+    return Picture(f"data:image/{kind};base64,{encoded}", alt)
 
 
 def frame_strips(videos: Sequence[Video], decode: DecodeConfig) -> dict[str, Picture]:

@@ -1,40 +1,81 @@
 """`vd report`: a run or a cross-validation as one page, which shows what its files say.
 
 Nothing is trained, scored or counted again; the misclassified clips are looked at where
-their videos are still there.
+their videos are still there. What a file does not say is a dash on the page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import jinja2
 import numpy as np
 
 from vd import plots
+from vd.config import Config, DataConfig, from_json, to_json
 from vd.console import duration
+from vd.data.ledger import is_excessive
 from vd.data.manifest import CLASSES
 from vd.errors import VdError
 from vd.evaluation.compare import PANELS, curve
 from vd.evaluation.cross_dataset import dataset_name
-from vd.evaluation.predictions import Predictions, pooled_by_seed, read_results
+from vd.evaluation.evaluate import pictures
+from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
 from vd.files import read_json, write_text
-from vd.metrics.binary import METRICS
+from vd.metrics.binary import COLLAPSE, METRICS
+from vd.models.losses import imbalance_warning
 from vd.report import images
-from vd.report.facts import RunFacts, crossval_limits, read_facts, run_limits, settings
-from vd.report.page import Picture, decimal, render
-from vd.training.run_folder import videos_of
+from vd.training.log import overfits, read_metrics
+from vd.training.run_folder import read_config, videos_of
+from vd.training.validation import EarlyStopping
 
+DASH = "–"
 MISTAKES = 12
+_FIRST = "test", "val"  # then the others by name
 
 
-class Mistake(NamedTuple):
-    """A clip misclassified in `wrong` of the `times` that it was tested."""
+@dataclass(frozen=True)
+class RunFacts:
+    """The files of a run folder, read."""
 
-    name: str
-    truth: str
-    probability: float  # of violence, mean over the times
-    wrong: int
-    times: int
+    folder: Path
+    described: dict[str, Any]  # config.json
+    evaluations: dict[str, dict[str, Any]]  # evaluation_<name>.json by name
+    rows: list[dict[str, Any]]  # metrics.jsonl, an epoch each
+
+    @property
+    def config(self) -> Config:
+        """The settings of the run."""
+        config: Config = from_json(Config, self.described["settings"])
+        return config
+
+    @property
+    def stopping(self) -> EarlyStopping:
+        """Early stopping at the end of the run: its best and its last epoch."""
+        settings = self.config.training
+        stopping = EarlyStopping(
+            settings.early_stopping_metric,
+            settings.early_stopping_patience,
+            settings.early_stopping_min_delta,
+        )
+        for row in self.rows:
+            stopping = stopping.update(row["epoch"], row.get(stopping.metric))
+        return stopping
+
+
+def read_facts(run_dir: Path) -> RunFacts:
+    """Read the folder of a finished run; raises `VdError` when a file is damaged."""
+    remedy = "run vd evaluate on the run to write it again"
+    paths = run_dir.glob("evaluation_*.json")
+    files = {path.stem.removeprefix("evaluation_"): path for path in paths}
+    names = sorted(files, key=lambda name: (name not in _FIRST, name))
+    return RunFacts(
+        run_dir,
+        read_config(run_dir),
+        {name: read_json(files[name], remedy) for name in names},
+        read_metrics(run_dir),
+    )
 
 
 def report(
@@ -45,101 +86,137 @@ def report(
 ) -> Path:
     """Write the page of a run or a cross-validation; returns where it is.
 
-    `mistakes` clips are shown with their frames (0: the quick page, without);
-    `dataset_path` says where the data set has moved. Raises `VdError` for a folder that is
-    neither of the two, or unfinished, or has a damaged file.
+    `mistakes` clips are shown with their frames (0: the quick page that training leaves,
+    of the folder alone); `dataset_path` says where the data set has moved. Raises `VdError`
+    for a folder that is neither of the two, or unfinished, or has a damaged file.
     """
     path = out or folder / "report.html"
     if path.suffix.casefold() not in (".html", ".htm"):
         raise VdError(f"--out {path} must end in .html; name such a file.")
-    if (folder / "config.json").exists():
-        page = _run_page(read_facts(folder), mistakes, dataset_path)
+    members = read_results(folder)
+    facts = read_facts(members[0].run_dir)
+    pooled = pooled_by_seed(members)
+    wrong = _mistakes(list(pooled.values()))
+    shown = wrong[: mistakes or MISTAKES]
+    curves = {f"seed {seed}": predictions for seed, predictions in pooled.items()}
+    figures = pictures(curves, "Confusion at the threshold")
+    values = {
+        "title": f"Report of {folder.resolve().name}",
+        "dataset": dataset_name(facts.config.data.dataset_path),
+        "facts": facts,
+        "described": facts.described,
+        "metrics": METRICS,
+        "defaults": to_json(Config(DataConfig(dataset_path=Path(DASH)))),
+        "pictures": [
+            images.picture(plots.png(figure), "png", f"{name} of the tested clips")
+            for name, figure in figures.items()
+        ],
+        "tested": len(next(iter(pooled.values())).paths),
+        "seeds": len(pooled),
+        "mistakes": len(wrong),
+        "shown": shown,
+        "quick": mistakes == 0,
+        "frames": _frames(shown, facts, dataset_path) if mistakes else {},
+    }
+    if members[0].fold is None:
+        page = render("vd.report", "run.html.j2", values | _of_run(facts))
     else:
-        page = _crossval_page(folder, mistakes, dataset_path)
+        own = _of_crossval(folder, members, facts)
+        page = render("vd.report", "crossval.html.j2", values | own)
     write_text(path, page)
     return path
 
 
-def write_quick(run_dir: Path) -> None:
-    """Write the page that training leaves: of the folder alone, so without frames."""
-    write_text(run_dir / "report.html", _run_page(read_facts(run_dir), 0, None))
-
-
-def _run_page(facts: RunFacts, mistakes: int, dataset_path: Path | None) -> str:
-    """The page of a run."""
-    record = facts.evaluations["test"]
-    pooled = pooled_by_seed([facts.member])
-    hours = record.get("nonviolent_hours")
-    title = f"Confusion at threshold {decimal(record.get('threshold'))}"
+def _of_run(facts: RunFacts) -> dict[str, Any]:
+    """What only the page of a run has."""
+    hours = facts.evaluations["test"].get("nonviolent_hours")
     curves = plots.learning_curves({"": facts.rows})
-    return _render(
-        "run.html.j2",
-        facts,
-        dataset_path,
-        _mistakes(list(pooled.values())),
-        mistakes,
-        title=f"Report of {facts.folder.resolve().name}",
-        tested=record.get("n"),
-        limits=run_limits(facts),
-        nonviolent=duration(3600 * hours) if hours else None,
-        curves=[images.drawn(curves, f"Learning curves over {len(facts.rows)} epochs")],
-        pictures=images.of_tested(pooled, title),
-    )
+    return {
+        "limits": run_limits(facts),
+        "nonviolent": duration(3600 * hours) if hours else None,
+        "curves": images.picture(plots.png(curves), "png", "Learning curves"),
+    }
 
 
-def _crossval_page(folder: Path, mistakes: int, dataset_path: Path | None) -> str:
-    """The page of a cross-validation; data and settings are those of its first member."""
-    members = read_results(folder)
+def _of_crossval(
+    folder: Path, members: Sequence[Member], first: RunFacts
+) -> dict[str, Any]:
+    """What only the page of a cross-validation has."""
     remedy = "run its vd crossval command again to write it again"
     values = read_json(folder / "crossval.json", remedy)
-    first = read_facts(members[0].run_dir)
-    pooled = pooled_by_seed(members)
-    name = folder.resolve().name
-    curves = plots.bands({name: curve([one.run_dir for one in members])}, PANELS)
-    return _render(
-        "crossval.html.j2",
-        first,
-        dataset_path,
-        _mistakes(list(pooled.values())),
-        mistakes,
-        title=f"Report of {name}",
-        values=values,
-        tested=values.get("n"),
-        limits=crossval_limits(values, first.described),
-        curves=[images.drawn(curves, "Validation curves over members")],
-        pictures=images.of_tested(pooled, "Confusion, each clip once a seed"),
+    accuracy = values["over_seeds"]["accuracy"]
+    rows = curve([member.run_dir for member in members])
+    curves = plots.bands({folder.resolve().name: rows}, PANELS)
+    return {
+        "limits": list(_limits(values, accuracy["mean"], accuracy["ci95"], first)),
+        "values": values,
+        "curves": images.picture(plots.png(curves), "png", "Learning curves"),
+    }
+
+
+def run_limits(facts: RunFacts) -> list[str]:
+    """What limits the test figures of a run, the gravest first."""
+    record, stopping = facts.evaluations["test"], facts.stopping
+    limits = []
+    if record.get("collapsed"):
+        limits.append(
+            f"CLASS COLLAPSE: {COLLAPSE}; check the labels, or train with another "
+            "--focal-alpha or --learning-rate"
+        )
+    limits += _limits(record, record["accuracy"], record.get("accuracy_ci95"), facts)
+    if stopping.best_epoch == stopping.epoch:
+        limits.append("the last epoch was the best; more --epochs may give more")
+    if overfits(facts.rows):
+        limits.append(
+            "OVERFITTING at the end: the training loss kept falling while the validation "
+            "loss was a tenth above its least; more clips, --dropout-rate or "
+            "--weight-decay may help"
+        )
+    return limits + _imbalance(facts)
+
+
+def _limits(
+    record: Mapping[str, Any], accuracy: float, ci95: Any, facts: RunFacts
+) -> Iterator[str]:
+    """What limits the figures of a run or a cross-validation.
+
+    That is: a constant answer may be as accurate, one class lost far more files whatever
+    --max-loss-gap was, and the warnings of the file itself.
+    """
+    violent = record["n_violent"] / record["n"]
+    name, share = max(
+        ("violent", violent), ("non-violent", 1 - violent), key=lambda pair: pair[1]
     )
+    if accuracy <= share or (ci95 and ci95[0] <= share):
+        yield (
+            f"the accuracy is not shown to be above {_percent(share)}, which always "
+            f"answering {name} gives; look at ROC AUC, and add test clips"
+        )
+    gap = facts.described["ledger"]["loss_gap"]
+    if is_excessive(gap, DataConfig.max_loss_gap):
+        yield (
+            f"LOSS GAP: {_percent(gap['lost_violent'])} of the violent and "
+            f"{_percent(gap['lost_nonviolent'])} of the non-violent files were quarantined "
+            f"(Fisher's p = {gap['p']:.1g}), and the figures are of the rest; repair or "
+            "replace the files that the ledger names"
+        )
+    yield from record.get("warnings", [])
 
 
-def _render(
-    template: str,
-    facts: RunFacts,
-    dataset_path: Path | None,
-    mistakes: Sequence[Mistake],
-    most: int,
-    **values: Any,
-) -> str:
-    """A page, with what runs and cross-validations have in common."""
-    shown = mistakes[: most or MISTAKES]
-    return render(
-        "vd.report",
-        template,
-        {
-            "dataset": dataset_name(facts.config.data.dataset_path),
-            "facts": facts,
-            "described": facts.described,
-            "metrics": METRICS,
-            "mistakes": len(mistakes),
-            "shown": shown,
-            "frames": _frames(shown, facts, dataset_path) if most else {},
-            "quick": most == 0,
-            "settings": settings(facts.described),
-            **values,
-        },
-    )
+def _imbalance(facts: RunFacts) -> list[str]:
+    """A sentence when the focal loss weighs one class of the training part far more."""
+    if not facts.described["identity"]["loss"]["import"].startswith("vd."):
+        return []
+    clips = dict.fromkeys(CLASSES, 0)
+    for row in facts.described["ledger"]["per_split_and_class"]:
+        if row["split"] == "train":
+            clips[row["class"]] += row["used"] + row["partial"]
+    alpha = facts.config.training.focal_alpha
+    text = imbalance_warning(clips["violent"], clips["nonviolent"], alpha)
+    return [text] if text else []
 
 
-def _mistakes(seeds: Sequence[Predictions]) -> list[Mistake]:
+def _mistakes(seeds: Sequence[Predictions]) -> list[dict[str, Any]]:
     """The misclassified clips: wrong in most seeds first, then farthest from the truth."""
     first = seeds[0]
     wrong_N = sum(one.predicted_N != (one.labels_N == 1) for one in seeds)
@@ -150,22 +227,61 @@ def _mistakes(seeds: Sequence[Predictions]) -> list[Mistake]:
         key=lambda i: (-wrong_N[i], -distance_N[i], first.paths[i]),
     )
     return [
-        Mistake(
-            first.paths[i],
-            CLASSES[first.labels_N[i]],
-            float(probability_N[i]),
-            int(wrong_N[i]),
-            len(seeds),
-        )
+        {
+            "name": first.paths[i],
+            "truth": CLASSES[first.labels_N[i]],
+            "probability": float(probability_N[i]),  # of violence, mean over seeds
+            "wrong": int(wrong_N[i]),
+        }
         for i in order
     ]
 
 
 def _frames(
-    mistakes: Sequence[Mistake], facts: RunFacts, dataset_path: Path | None
-) -> dict[str, Picture]:
+    mistakes: Sequence[Mapping[str, Any]], facts: RunFacts, dataset_path: Path | None
+) -> dict[str, images.Picture]:
     """Frames of the clips by name; any run of a cross-validation knows where all are."""
     root = dataset_path or facts.config.data.dataset_path
     videos = {video.name: video for video in videos_of(facts.folder, root)}
-    chosen = [videos[mistake.name] for mistake in mistakes]
+    names = [mistake["name"] for mistake in mistakes]  # one may have been renamed since
+    chosen = [videos[name] for name in names if name in videos]
     return images.frame_strips(chosen, facts.config.decode)
+
+
+def render(package: str, template: str, values: Mapping[str, Any]) -> str:
+    """A template of `package` filled in, a whole page; names from files are escaped.
+
+    Templates may build on `base.html.j2` of this package.
+    """
+    packages = dict.fromkeys([package, "vd.report"])
+    missing = jinja2.ChainableUndefined
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
+        autoescape=True,
+        undefined=missing,
+        finalize=lambda x: DASH if x is None or isinstance(x, missing) else x,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "decimal": _decimal,
+        "yes_no": lambda value: {True: "YES", False: "no"}.get(value, DASH),
+    }
+    page = environment.get_template(template).render(values)
+    # names that are not UTF-8 stay readable
+    return page.encode("utf-8", "backslashreplace").decode()
+
+
+def _percent(value: Any) -> str:
+    """A share, or an interval [low, high] of shares, in percent."""
+    if isinstance(value, list):
+        return f"{100 * value[0]:z.1f} to {100 * value[1]:z.1f} %"
+    return f"{100 * value:z.1f} %" if isinstance(value, int | float) else DASH
+
+
+def _decimal(value: Any, digits: int = 3) -> str:
+    """A number, or an interval [low, high], with so many decimals."""
+    if isinstance(value, list):
+        return f"{value[0]:z.{digits}f} to {value[1]:z.{digits}f}"
+    return f"{value:z.{digits}f}" if isinstance(value, int | float) else DASH
