@@ -19,6 +19,7 @@ from vd.config import ModelConfig, RunConfig, TrainingConfig
         (["--backbone", "resnet"], ["--backbone resnet", "efficientnet-lite0"]),
         (["--focal-alpha", "1.5"], ["--focal-alpha", "from 0 to 1"]),
         (["--hidden-size", "1000000"], ["--hidden-size", "from 1 to 4096"]),
+        (["--early-stopping-metric", "val_roc"], ["val_roc is unknown", "val_roc_auc"]),
     ],
 )
 def test_wrong_values_are_one_sentence(clips, tmp_path, arguments, words):

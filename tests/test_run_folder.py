@@ -34,14 +34,16 @@ def test_another_data_set_is_told_by_its_clips_and_its_splits_file_stays(
     resplit = ["--resplit", "--split-seed", "5"]
     done = train(flat, backbone, tmp_path, *resplit, code=2)
     assert re.search(
-        r"\d+ clips with another label, split or group, for example 'v?n?\w+/\S+mp4'",
+        r"\d+ clips are new, gone, or have another label, split or group, for example "
+        r"'v?n?\w+/\S+mp4'",
         done.stderr,
     )
     assert kept.read_bytes() == before
     gone = next(flat.rglob("*.mp4"))
     gone.unlink()
     done = train(flat, backbone, tmp_path, code=2)
-    assert f"1 clips gone, for example '{gone.relative_to(flat)}'" in done.stderr
+    assert "(1 clips are new, gone, or have another" in done.stderr
+    assert f"for example '{gone.relative_to(flat)}'" in done.stderr
 
 
 def _drop_last_line(content):

@@ -184,9 +184,7 @@ class Train(_Training):
     ) -> int:
         """Run the experiment that the flags describe, with a script's own plug-ins."""
         from vd.experiment import run
-        from vd.training.opening import check_devices
 
-        check_devices(self, self.run.num_processes or 1)
         join(self.run)
         run(self, self.chosen_head(head), **plugins)
         return 0

@@ -12,7 +12,7 @@ Heavy modules are imported in the functions that need them, so that errors are q
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.config import Config, ModelConfig
 from vd.console import say, say_limits
@@ -21,14 +21,10 @@ from vd.data.manifest import check_classes, read_manifest
 from vd.data.splits import for_folds, keep_splits, with_splits
 from vd.errors import VdError
 from vd.files import lock, read_json
+from vd.metrics.binary import METRICS
 from vd.models.plugins import Plugins
 from vd.training import distributed, run_folder
-from vd.training.opening import (
-    Data,
-    Opened,
-    batch_and_devices,
-    check_devices,
-)
+from vd.training.run_folder import Data
 
 if TYPE_CHECKING:
     import jax
@@ -36,6 +32,13 @@ if TYPE_CHECKING:
     from vd.models.head import Head
     from vd.training.feature_set import FeatureSet
     from vd.training.loop import Trained
+
+
+class Opened(NamedTuple):
+    """What the open run trains with."""
+
+    batch_size: int
+    devices: "Sequence[jax.Device]"
 
 
 def run(
@@ -76,7 +79,6 @@ def run(
         if lead:
             for split in ("val", "test"):
                 sets[split] = FeatureSet(clips[split], data.store)
-            say_before_training(config, sets["train"], opened.devices)
         trained = train_run(config, plugins, sets, opened)
         distributed.part()
         return evaluate_run(config, plugins, sets, trained) if lead else {}
@@ -84,10 +86,22 @@ def run(
 
 def check(config: Config, plugins: Plugins) -> None:
     """Raise `VdError`, before anything slow, for wrong settings or another run's folder."""
-    from vd.training.validation import check_metric
-
-    check_metric(config.training.early_stopping_metric)
-    check_devices(config, distributed.processes().count)
+    metric, batch_size = (
+        config.training.early_stopping_metric,
+        config.training.batch_size,
+    )
+    known = ["val_loss", *(f"val_{name}" for name in METRICS)]
+    if metric not in known:
+        raise VdError(
+            f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
+        )
+    devices = (config.run.devices or 1) * distributed.processes().count
+    if batch_size % devices:
+        raise VdError(
+            f"--batch-size {batch_size} does not divide over {devices} devices (--devices of "
+            f"each of --num-processes); give a multiple of {devices}, or another number of "
+            "devices."
+        )
     identity = run_folder.settings_identity(config) | plugins.identity()
     if distributed.is_lead():
         run_folder.check_folder(config.run.checkpoint_dir)
@@ -147,12 +161,58 @@ def open_run(
     if distributed.broadcast(finished):
         return None
     fewest = len(clips["train"]) if fewest is None else fewest
-    opened = batch_and_devices(config, fewest)
+    opened = _batch_and_devices(config, fewest)
     if distributed.is_lead():
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
-        run_folder.write_inputs(config, plugins, data, identity, opened)
+        run_folder.write_inputs(config, plugins, data, identity, *opened)
     return opened
+
+
+def _batch_and_devices(config: Config, train_clips: int) -> Opened:
+    """The batch size, cut to what a small train split can fill, and the devices."""
+    from vd.devices import training_devices
+
+    processes = distributed.processes().count
+    size, least = config.training.batch_size, (config.run.devices or 1) * processes
+    batch_size = min(size, train_clips)
+    batch_size -= batch_size % least
+    if not batch_size:
+        raise VdError(
+            f"{least} devices are more than the {train_clips} clips of the train split; "
+            "give fewer by --devices or --num-processes."
+        )
+    if batch_size < size and distributed.is_lead():
+        say(
+            f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
+        )
+    each = distributed.broadcast(_devices_before(config))
+    return Opened(batch_size, training_devices(each, batch_size, processes))
+
+
+def _devices_before(config: Config) -> int | None:
+    """The devices of each process: those requested, else those of the run's beginning."""
+    path, requested = config.run.checkpoint_dir, config.run.devices
+    begun = (path / "config.json").exists() and not config.run.fresh
+    if requested is not None or not begun or not distributed.is_lead():
+        return requested
+    import jax
+
+    from vd.devices import prepare_jax
+
+    before: int = run_folder.read_config(path)["devices"]["count"]
+    processes = distributed.processes().count
+    each, rest = divmod(before, processes)
+    if not rest:
+        prepare_jax(each)
+        if each <= jax.local_device_count():
+            return each
+    say(
+        f"warning: the run began on {before} devices and "
+        f"{processes * jax.local_device_count()} are here: the last bits of its numbers "
+        "will differ"
+    )
+    return None
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
@@ -179,6 +239,11 @@ def train_run(
     from vd.training.loop import train
 
     batch_size, devices = opened
+    kind = devices[0].device_kind
+    if distributed.is_lead():
+        say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
+        if config.model.mixed_precision and devices[0].platform == "cpu":
+            say("note: on most CPUs --no-mixed-precision is faster")
     try:
         return train(
             config, sets["train"], sets.get("val"), config.run.checkpoint_dir, devices,
@@ -188,8 +253,8 @@ def train_run(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise VdError(
-            f"training needs more memory than {devices[0].device_kind} has; give a smaller "
-            "--batch-size, --hidden-size or --projection-size."
+            f"training needs more memory than {kind} has; give a smaller --batch-size, "
+            "--hidden-size or --projection-size."
         ) from error
 
 
@@ -221,15 +286,3 @@ def evaluate_run(
     say_limits(run_limits(read_facts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
     return results["test"]
-
-
-def say_before_training(
-    config: Config, train_set: "FeatureSet", devices: Sequence["jax.Device"]
-) -> None:
-    """Print what is trained on."""
-    on_cpu = devices[0].platform == "cpu"
-    if config.model.mixed_precision and on_cpu:
-        say("note: on most CPUs --no-mixed-precision is faster")
-    say(
-        f"training on {len(train_set)} clips, {len(devices)} × {devices[0].device_kind}"
-    )

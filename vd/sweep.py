@@ -23,18 +23,11 @@ from vd.console import say, say_limits
 from vd.data.manifest import read_manifest
 from vd.data.splits import fold_splits, keep_splits
 from vd.errors import VdError
-from vd.experiment import (
-    check,
-    evaluate_run,
-    open_run,
-    prepare,
-    say_before_training,
-    train_run,
-)
+from vd.experiment import check, evaluate_run, open_run, prepare, train_run
 from vd.files import lock, read_json, write_csv, write_json
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.training.distributed import several
-from vd.training.opening import Data
+from vd.training.run_folder import Data
 from vd.training.step import StepNumbers
 
 Grid = Mapping[str, Sequence[Any]]  # values by the name of a setting

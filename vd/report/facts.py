@@ -13,9 +13,8 @@ from vd.files import read_json
 from vd.metrics.binary import COLLAPSE
 from vd.models.losses import imbalance_warning
 from vd.report.page import percent
-from vd.training.log import overfits, read_metrics
+from vd.training.log import EarlyStopping, overfits, read_metrics
 from vd.training.run_folder import read_config, read_settings
-from vd.training.validation import EarlyStopping
 
 _FIRST = {"evaluation_test": 0, "evaluation_val": 1}  # then the others by name
 
