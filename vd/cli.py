@@ -10,15 +10,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import (
-    MISSING,
-    dataclass,
-    field,
-    fields,
-    is_dataclass,
-    make_dataclass,
-)
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -39,7 +32,7 @@ from vd.config import (
 )
 from vd.console import Interrupted, listen, say, say_limits
 from vd.errors import SOME_FAILED, USAGE, VdError
-from vd.training.distributed import LOST, end, join, processes
+from vd.training.distributed import LOST, end, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
@@ -170,7 +163,9 @@ class _Training(Config):
 
     def chosen_head(self, head: "type[Head] | None" = None) -> Any:
         """The head that --head names, else a script's, with its settings."""
-        head = _import_head(self.head) if self.head else head
+        from vd.models.plugins import import_head
+
+        head = import_head(self.head) if self.head else head
         settings = getattr(self, "head_settings", None)
         return partial(head, **vars(settings)) if head and settings else head
 
@@ -185,7 +180,6 @@ class Train(_Training):
         """Run the experiment that the flags describe, with a script's own plug-ins."""
         from vd.experiment import run
 
-        join(self.run)
         run(self, self.chosen_head(head), **plugins)
         return 0
 
@@ -368,69 +362,51 @@ class Predict:
         return SOME_FAILED if failed else 0
 
 
+_COMMANDS: tuple[Any, ...] = (
+    Scan, Audit, Split, Extract, Train, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+)  # fmt: skip
+
+
 def main() -> None:
     """The console script `vd`."""
     if sys.argv[1:] == ["--version"]:
         print(f"vd {__version__}")
-        return
-    commands: dict[str, Callable[..., Any]] = {
-        "scan": Scan,
-        "audit": Audit,
-        "split": Split,
-        "extract": Extract,
-        "train": Train,
-        "sweep": Sweep,
-        "crossval": Crossval,
-        "evaluate": Evaluate,
-        "compare": Compare,
-        "report": Report,
-        "predict": Predict,
-    }
+    else:
+        run_command(_command)
 
-    def command() -> int:
-        arguments = sys.argv[1:]
-        _refuse_former_flags(arguments)
-        for name in ("train", "sweep", "crossval"):
-            if arguments[:1] == [name]:
-                commands[name] = _with_head_flags(commands[name], arguments)
-        chosen = tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="vd",
-            description="Violence detection in video.",
-            config=_FLAT,
+
+def _command() -> int:
+    """Call the command that the arguments name."""
+    commands = {command.__name__.lower(): command for command in _COMMANDS}
+    name, *flags = sys.argv[1:] or [""]
+    if former := [flag for flag in _FORMER_FLAGS if name == "sweep" and flag in flags]:
+        raise VdError(
+            f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
+            "--set seed=0,1,2."
         )
-        return int(chosen())
+    if name in ("train", "sweep", "crossval"):
+        commands[name] = _with_head_flags(commands[name])
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="vd",
+        description="Violence detection in video.",
+        config=_FLAT,
+    )
+    return int(chosen())
 
-    run_command(command)
 
-
-def _with_head_flags(
-    command: Any, arguments: Sequence[str], head: "type[Head] | None" = None
-) -> Any:
+def _with_head_flags(command: Any, head: "type[Head] | None" = None) -> Any:
     """The command with the settings of the head that it trains among its flags."""
+    from vd.models.plugins import head_settings, import_head
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--head", type=_import_head, default=head)
-    head = parser.parse_known_args(arguments)[0].head
+    parser.add_argument("--head", type=import_head, default=head)
+    head = parser.parse_known_args()[0].head
     if head is None:
         return command
-    from vd.models.plugins import own_fields
-
-    own, hints = own_fields(head), get_type_hints(head)
     groups = filter(is_dataclass, get_type_hints(command).values())
     taken = {setting.name for group in (command, *groups) for setting in fields(group)}
-    if clash := sorted(taken & own.keys()):
-        raise VdError(
-            f"the head {head.__name__} has a field {clash[0]}, which is the name of a "
-            "setting of vd; rename it, or use self.config."
-        )
-    settings = make_dataclass(
-        f"{head.__name__}Settings",
-        [
-            (name, hints[name], tyro.MISSING if default is MISSING else default)
-            for name, default in own.items()
-        ],
-        frozen=True,
-    )
+    settings = head_settings(head, taken)
     return make_dataclass(
         command.__name__,
         [("head_settings", settings, field(default_factory=settings))],
@@ -438,29 +414,6 @@ def _with_head_flags(
         namespace={"__doc__": command.__doc__},
         frozen=True,
     )
-
-
-def _import_head(path: str) -> Any:
-    from vd.models.head import Head
-    from vd.models.plugins import import_plugin
-
-    head = import_plugin(path, f"--head {path}", Path.cwd())
-    if not (isinstance(head, type) and issubclass(head, Head)):
-        raise VdError(
-            f"--head {path} is not a subclass of vd.models.head.Head; name such a class "
-            "(docs/extending.md)."
-        )
-    return head
-
-
-def _refuse_former_flags(arguments: Sequence[str]) -> None:
-    """Raise `VdError` for a flag of `vd sweep` that `--set` has replaced."""
-    for flag in _FORMER_FLAGS:
-        if arguments[:1] == ["sweep"] and flag in arguments:
-            raise VdError(
-                f"{flag} is replaced by --set NAME=VALUE,VALUE; give for example "
-                "--set seed=0,1,2."
-            )
 
 
 def experiment(
@@ -476,7 +429,7 @@ def experiment(
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
 
     def run() -> int:
-        with_head = _with_head_flags(command, sys.argv[1:], head)
+        with_head = _with_head_flags(command, head)
         chosen = tyro.cli(
             with_head,
             default=with_head(**defaults),

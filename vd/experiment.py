@@ -52,13 +52,10 @@ def run(
     `head`, `loss` and `augmentation` are a user's own (`vd.models.plugins.Plugins`,
     docs/extending.md); their import paths are part of the run's identity.
     Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
+    JAX must not have run before where the settings ask for several.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    if distributed.several(config.run) and not distributed.is_connected():
-        raise VdError(
-            "--num-processes is for vd train and experiment scripts; call "
-            "vd.training.distributed.join first where a script calls run by itself."
-        )
+    distributed.join(config.run)
     plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
     processes, run_dir = distributed.processes().count, config.run.checkpoint_dir
     check(config, plugins)

@@ -8,12 +8,14 @@ import inspect
 import json
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Container, Mapping
+from dataclasses import MISSING, fields, make_dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+import tyro
 
 from vd.config import ModelConfig, TrainingConfig
 from vd.errors import VdError
@@ -102,6 +104,35 @@ def import_plugin(path: str, what: str, folder: Path) -> Any:
             f"{what} cannot be imported ({type(error).__name__}: {error}); give "
             "package.module:Name, and put the folder of the package on PYTHONPATH."
         ) from error
+
+
+def import_head(path: str) -> "type[Head]":
+    """The class that `--head` names; raises `VdError` unless it is a head."""
+    from vd.models.head import Head
+
+    head = import_plugin(path, f"--head {path}", Path.cwd())
+    if not (isinstance(head, type) and issubclass(head, Head)):
+        raise VdError(
+            f"--head {path} is not a subclass of vd.models.head.Head; name such a class "
+            "(docs/extending.md)."
+        )
+    return head
+
+
+def head_settings(head: "type[Head]", taken: Container[str]) -> type:
+    """A dataclass of the head's own settings, which become flags beside those `taken`."""
+    own, hints = own_fields(head), get_type_hints(head)
+    for name in own:
+        if name in taken:
+            raise VdError(
+                f"the head {head.__name__} has a field {name}, which is the name of a "
+                "setting of vd; rename it, or use self.config."
+            )
+    settings = [
+        (name, hints[name], tyro.MISSING if default is MISSING else default)
+        for name, default in own.items()
+    ]
+    return make_dataclass(f"{head.__name__}Settings", settings, frozen=True)
 
 
 def own_fields(head: "type[Head]") -> dict[str, Any]:
