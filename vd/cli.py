@@ -36,6 +36,7 @@ from vd.training.distributed import LOST, end, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
+    from vd.models.plugins import Plugins
 
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 _FORMER_FLAGS = (
@@ -161,26 +162,26 @@ class _Training(Config):
     head: str | None = None
     """Your own head, package.module:Name; its settings become flags (docs/extending.md)."""
 
-    def chosen_head(self, head: "type[Head] | None" = None) -> Any:
-        """The head that --head names, else a script's, with its settings."""
-        from vd.models.plugins import import_head
+    def plugins(self, **parts: Any) -> "Plugins":
+        """A script's own parts, and the head that --head names, with its settings."""
+        from vd.models.plugins import Plugins, import_head
 
-        head = import_head(self.head) if self.head else head
+        plugins = Plugins(**parts)
+        head = import_head(self.head) if self.head else plugins.head
         settings = getattr(self, "head_settings", None)
-        return partial(head, **vars(settings)) if head and settings else head
+        own = partial(head, **vars(settings)) if head and settings else head
+        return plugins._replace(head=own)
 
 
 @dataclass(frozen=True)
 class Train(_Training):
     """Extract, train, calibrate, evaluate the restored best checkpoint, draw pictures."""
 
-    def __call__(
-        self, head: "type[Head] | None" = None, **plugins: Callable[..., Any] | None
-    ) -> int:
-        """Run the experiment that the flags describe, with a script's own plug-ins."""
+    def __call__(self, **parts: Any) -> int:
+        """Run the experiment that the flags describe, with a script's own parts."""
         from vd.experiment import run
 
-        run(self, self.chosen_head(head), **plugins)
+        run(self, *self.plugins(**parts))
         return 0
 
 
@@ -195,11 +196,9 @@ class Sweep(_Training):
 
     def __call__(self) -> int:
         """Train and evaluate every member; write sweep.csv."""
-        from vd.models.plugins import Plugins
         from vd.sweep import parse_grid, sweep
 
-        plugins = Plugins(head=self.chosen_head())
-        sweep(self, parse_grid(self.set), self.folds, plugins)
+        sweep(self, parse_grid(self.set), self.folds, self.plugins())
         return 0
 
 
@@ -216,11 +215,10 @@ class Crossval(_Training):
 
     def __call__(self) -> int:
         """Write predictions.csv and crossval.json; print the latter."""
-        from vd.models.plugins import Plugins
         from vd.sweep import crossval
 
-        plugins = Plugins(head=self.chosen_head())
-        result = crossval(self, self.folds, self.seeds, self.cross_dataset, plugins)
+        others, plugins = self.cross_dataset, self.plugins()
+        result = crossval(self, self.folds, self.seeds, others, plugins)
         print(json.dumps(result, indent=2))
         return 0
 
@@ -251,15 +249,13 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Write evaluation, predictions and pictures into the run folder; print the metrics."""
-        if self.on is not None and (self.dataset_path or self.split != "test"):
+        of_own = self.dataset_path or self.split != "test"
+        of_other = self.name or self.positive_class or self.group_from
+        if of_other if self.on is None else of_own:
             raise VdError(
-                "--dataset-path and --split are of the run's own data set; leave them out "
-                "with --on, which evaluates all of the other."
-            )
-        if self.on is None and (self.name or self.positive_class or self.group_from):
-            raise VdError(
-                "--name, --positive-class and --group-from are for another data set; name "
-                "it with --on, or leave them out."
+                "--dataset-path and --split are for the run's own data set, --name, "
+                "--positive-class and --group-from for another one; give the former without "
+                "--on, the latter with it."
             )
         from vd.devices import prepare_jax
         from vd.evaluation.cross_dataset import evaluate_on
@@ -296,8 +292,7 @@ class Compare:
 
         result = compare(self.folders, self.out)
         print(text(result))
-        for warning in result["warnings"]:
-            say(f"warning: {warning}")
+        say_limits(result["warnings"])
         return 0
 
 
@@ -436,7 +431,7 @@ def experiment(
             description=description,
             config=_FLAT,
         )
-        return chosen(head, loss=loss, augmentation=augmentation)
+        return chosen(head=head, loss=loss, augmentation=augmentation)
 
     run_command(run)
 

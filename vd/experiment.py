@@ -83,17 +83,13 @@ def run(
 
 def check(config: Config, plugins: Plugins) -> None:
     """Raise `VdError`, before anything slow, for wrong settings or another run's folder."""
-    metric, batch_size = (
-        config.training.early_stopping_metric,
-        config.training.batch_size,
-    )
     known = ["val_loss", *(f"val_{name}" for name in METRICS)]
-    if metric not in known:
+    if (metric := config.training.early_stopping_metric) not in known:
         raise VdError(
             f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
         )
     devices = (config.run.devices or 1) * distributed.processes().count
-    if batch_size % devices:
+    if (batch_size := config.training.batch_size) % devices:
         raise VdError(
             f"--batch-size {batch_size} does not divide over {devices} devices (--devices of "
             f"each of --num-processes); give a multiple of {devices}, or another number of "
@@ -170,8 +166,8 @@ def _batch_and_devices(config: Config, train_clips: int) -> Opened:
     """The batch size, cut to what a small train split can fill, and the devices."""
     from vd.devices import training_devices
 
-    processes = distributed.processes().count
-    size, least = config.training.batch_size, (config.run.devices or 1) * processes
+    processes, requested = distributed.processes().count, config.run.devices
+    size, least = config.training.batch_size, (requested or 1) * processes
     batch_size = min(size, train_clips)
     batch_size -= batch_size % least
     if not batch_size:
@@ -179,37 +175,22 @@ def _batch_and_devices(config: Config, train_clips: int) -> Opened:
             f"{least} devices are more than the {train_clips} clips of the train split; "
             "give fewer by --devices or --num-processes."
         )
-    if batch_size < size and distributed.is_lead():
-        say(
-            f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
-        )
-    each = distributed.broadcast(_devices_before(config))
-    return Opened(batch_size, training_devices(each, batch_size, processes))
-
-
-def _devices_before(config: Config) -> int | None:
-    """The devices of each process: those requested, else those of the run's beginning."""
-    path, requested = config.run.checkpoint_dir, config.run.devices
-    begun = (path / "config.json").exists() and not config.run.fresh
-    if requested is not None or not begun or not distributed.is_lead():
-        return requested
-    import jax
-
-    from vd.devices import prepare_jax
-
-    before: int = run_folder.read_config(path)["devices"]["count"]
-    processes = distributed.processes().count
-    each, rest = divmod(before, processes)
-    if not rest:
-        prepare_jax(each)
-        if each <= jax.local_device_count():
-            return each
-    say(
-        f"warning: the run began on {before} devices and "
-        f"{processes * jax.local_device_count()} are here: the last bits of its numbers "
-        "will differ"
-    )
-    return None
+    before, run_dir = None, config.run.checkpoint_dir
+    if not config.run.fresh and (run_dir / "config.json").exists():
+        before = run_folder.read_config(run_dir)["devices"]["count"]
+    before = distributed.broadcast(before)
+    devices = training_devices(requested, batch_size, processes, before)
+    if distributed.is_lead():
+        if batch_size < size:
+            say(
+                f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
+            )
+        if before not in (None, len(devices)):
+            say(
+                f"warning: the run began on {before} devices and goes on with "
+                f"{len(devices)}: the last bits of its numbers will differ"
+            )
+    return Opened(batch_size, devices)
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
 from vd.features.extract import VideoFeatures, video_features
-from vd.models.scoring import score, score_windows
+from vd.models.scoring import score
 from vd.training.run_folder import read_config
 
 
@@ -98,11 +98,8 @@ class Predictor:
         length = max(1, min(round(window_seconds * rate), len(features_FxD)))
         stride = max(1, round(stride_seconds * rate))
         starts = np.arange(0, len(features_FxD) - length + 1, stride)
-        logit_W = score_windows(
-            self._restored.head,
-            self._restored.params,
-            [features_FxD[start : start + length] for start in starts],
-        )
+        windows = ([features_FxD[start : start + length]] for start in starts)
+        logit_W = score(self._restored.head, self._restored.params, windows)
         fitted = self._restored.calibration
         middles_W = (starts + length / 2) / rate
         return Timeline(middles_W, fitted.probability(logit_W), fitted.threshold)
