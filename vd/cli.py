@@ -11,10 +11,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -59,10 +59,10 @@ class Scan:
         from vd.data.catalog import identify
         from vd.data.ledger import check_loss_gap, report, scan
         from vd.data.manifest import check_classes, read_manifest
-        from vd.files import make_folder, write_csv, write_json
+        from vd.files import write_csv, write_json
 
         manifest = read_manifest(self.data, both_classes=False)
-        make_folder(self.report_dir, "--report-dir")
+        self.report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work
         videos = identify(manifest.videos, self.data.cache_dir)
         ledger = scan(videos, self.data, self.decode)
         write_csv(self.report_dir / "scan.csv", ledger.rows())
@@ -136,22 +136,15 @@ class Extract:
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
-        from vd.data.catalog import identify
-        from vd.data.ledger import check_loss_gap, report
-        from vd.data.manifest import read_manifest
-        from vd.features.backbone import find_backbone
-        from vd.features.extract import extract
+        from vd.experiment import prepare
 
-        manifest = read_manifest(self.data)
-        videos = identify(manifest.videos, self.data.cache_dir)
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        backbone = find_backbone(self.backbone)
-        store, ledger = extract(videos, config, backbone, self.verify, self.executor)
-        report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
+        data = prepare(config, lambda videos, _: videos, self.verify, self.executor)
+        usable, videos = data.ledger.usable(), data.videos
         say(
-            f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"
+            f"{len(usable)} of {len(videos)} videos have features in "
+            f"{data.store.directory}"
         )
-        check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 
 
@@ -163,14 +156,11 @@ class _Training(Config):
     """Your own head, package.module:Name; its settings become flags (docs/extending.md)."""
 
     def plugins(self, **parts: Any) -> "Plugins":
-        """A script's own parts, and the head that --head names, with its settings."""
-        from vd.models.plugins import Plugins, import_head
+        """A script's own parts, and the head with the settings that flags give."""
+        from vd.models.plugins import Plugins
 
-        plugins = Plugins(**parts)
-        head = import_head(self.head) if self.head else plugins.head
         settings = getattr(self, "head_settings", None)
-        own = partial(head, **vars(settings)) if head and settings else head
-        return plugins._replace(head=own)
+        return Plugins(**(parts | ({"head": settings.make} if settings else {})))
 
 
 @dataclass(frozen=True)
@@ -339,7 +329,7 @@ class Predict:
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
         prepare_jax()
-        failed = 0
+        failed = False
         predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
         for prediction in predictor.predict(self.files):
             row: dict[str, Any] = {
@@ -348,11 +338,8 @@ class Predict:
                 "label": prediction.label,
             }
             if prediction.probability is None:
-                failed += 1
-                row["reason"] = prediction.outcome.reason
-                say(
-                    f"{prediction.path} could not be predicted: {prediction.outcome.reason}"
-                )
+                failed, row["reason"] = True, prediction.outcome.reason
+                say(f"{prediction.path} could not be predicted: {row['reason']}")
             print(json.dumps(row), flush=True)
         return SOME_FAILED if failed else 0
 
@@ -392,23 +379,12 @@ def _command() -> int:
 
 def _with_head_flags(command: Any, head: "type[Head] | None" = None) -> Any:
     """The command with the settings of the head that it trains among its flags."""
-    from vd.models.plugins import head_settings, import_head
+    from vd.models.plugins import import_head, with_head_settings
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--head", type=import_head, default=head)
     head = parser.parse_known_args()[0].head
-    if head is None:
-        return command
-    groups = filter(is_dataclass, get_type_hints(command).values())
-    taken = {setting.name for group in (command, *groups) for setting in fields(group)}
-    settings = head_settings(head, taken)
-    return make_dataclass(
-        command.__name__,
-        [("head_settings", settings, field(default_factory=settings))],
-        bases=(command,),
-        namespace={"__doc__": command.__doc__},
-        frozen=True,
-    )
+    return with_head_settings(command, head) if head else command
 
 
 def experiment(

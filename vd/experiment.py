@@ -14,11 +14,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.config import Config, ModelConfig
+from vd.config import Config, ExecutorConfig, ModelConfig
 from vd.console import say, say_limits
 from vd.data.catalog import identify
-from vd.data.manifest import check_classes, read_manifest
-from vd.data.splits import for_folds, keep_splits, with_splits
+from vd.data.manifest import Video, check_classes, read_manifest
+from vd.data.splits import keep_splits, with_splits
 from vd.errors import VdError
 from vd.files import lock, read_json
 from vd.metrics.binary import METRICS
@@ -102,11 +102,16 @@ def check(config: Config, plugins: Plugins) -> None:
             run_folder.check_identity(config.run.checkpoint_dir, identity)
 
 
-def prepare(config: Config, folds: bool = False) -> Data:
-    """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
+def prepare(
+    config: Config,
+    assign: Callable[[Sequence[Video], Config], Sequence[Video]] = with_splits,
+    verify: bool = False,
+    executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
+) -> Data:
+    """Read and extract a data set; print its ledger, refuse one with a loss gap.
 
-    With `folds` it is not split: folds ignore splits. Several processes extract nothing: a
-    missing feature is an error.
+    `assign` gives its videos their splits. Several processes extract nothing: a missing
+    feature is an error.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.backbone import find_backbone
@@ -114,14 +119,16 @@ def prepare(config: Config, folds: bool = False) -> Data:
 
     manifest = read_manifest(config.data)
     given = identify(manifest.videos, config.data.cache_dir)
-    videos = for_folds(given, config) if folds else with_splits(given, config)
+    videos = assign(given, config)
     backbone = find_backbone(config.backbone)
     several = distributed.processes().count > 1
-    store, ledger = extract(videos, config, backbone, only_stored=several)
+    store, ledger = extract(
+        videos, config, backbone, verify, executor, only_stored=several
+    )
     if distributed.is_lead():
         report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), videos, ledger, store, backbone)
+    return Data(list(given), list(videos), ledger, store, backbone)
 
 
 def open_run(

@@ -29,7 +29,7 @@ from vd.errors import VdError
 from vd.evaluation.predictions import read_run
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
-from vd.files import make_folder, write_csv, write_json, write_text
+from vd.files import write_csv, write_json, write_text
 from vd.report.page import picture, render
 from vd.training.run_folder import videos_of
 
@@ -48,7 +48,7 @@ def audit(
     """
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
-    make_folder(report_dir, "--report-dir")
+    report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work
     given = identify(manifest.videos, config.data.cache_dir)
     own_splits = any(video.split for video in given)
     tested = read_run(run_dir) if run_dir is not None else None

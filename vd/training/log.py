@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from vd.config import TrainingConfig
-from vd.console import Ticker, duration, say
+from vd.console import Ticker, say
 from vd.files import explaining, write_text
 from vd.metrics.binary import COLLAPSE, METRICS
 
@@ -174,13 +174,11 @@ class Watch:
         if now - self._printed < _LINE_SECONDS and not last:
             return
         self._printed = now
-        left = row["seconds"] * (self._config.epochs - row["epoch"])
         say(
             f"epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
             f"loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
             f"accuracy {_percent(row['val_accuracy'])}  {_recalls(row)}  "
-            f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s  "
-            f"{duration(left)} left at most"
+            f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s"
             + ("  best" if stopping.best_epoch == row["epoch"] else "")
         )
 

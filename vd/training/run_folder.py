@@ -35,10 +35,6 @@ FORMAT = 2  # of a run; raised when the same settings would give other numbers o
 _PACKAGES = (
     "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
 )  # fmt: skip
-_MOVED = {  # as runs before the modules moved name them
-    "vd.model:Detector": "vd.models.detector:Detector",
-    "vd.training.loss:focal_loss": "vd.models.losses:focal_loss",
-}
 _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
     "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
@@ -103,8 +99,8 @@ def check_identity(
         return
     values = read_config(run_dir)
     # a setting that the run was trained without has its default there
-    record = BUILT_IN.identity() | values["identity"]
-    record |= settings_identity(from_json(Config, values["settings"]))
+    settings = settings_identity(from_json(Config, values["settings"]))
+    record = values["identity"] | settings
     differ = [
         _changes(run_dir, videos)
         if key == "dataset"
@@ -221,9 +217,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             f"{path} has format {values.get('format')} and this version of vd reads {FORMAT}; "
             "use the version that wrote it, or train again."
         )
-    for plugin in Plugins._fields:
-        if record := values["identity"].get(plugin):
-            record["import"] = _MOVED.get(record["import"], record["import"])
+    for kind, built_in in BUILT_IN.identity().items():
+        if not values["part_files"].get(
+            kind
+        ):  # earlier versions had other names for it
+            values["identity"][kind] = built_in
     return values
 
 
