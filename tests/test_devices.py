@@ -1,4 +1,4 @@
-"""What is said before JAX first runs."""
+"""What is set before JAX first runs, and the devices to train on."""
 
 import ctypes
 import os
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vd.devices import prepare_jax
+from vd.devices import prepare_jax, training_devices
 
 # bytearray clears its memory, so that every page of it is touched, in another thread's arena
 ALLOCATING = """
@@ -77,3 +77,8 @@ def test_a_c_library_that_keeps_less_is_left_as_it_is(old, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     prepare_jax()
     assert len(asked) == old
+
+
+@pytest.mark.parametrize(("before", "count"), [(None, 2), (1, 1), (2, 2), (8, 2)])
+def test_a_run_goes_on_with_the_devices_that_it_began_on(before, count):
+    assert len(training_devices(None, 8, before=before)) == count
