@@ -38,7 +38,7 @@ class Quickstart(Train):
     render_seed: int = 0
     """Seed of the rendered clips."""
 
-    def __call__(self, head: Any = None, **plugins: Any) -> int:
+    def __call__(self, **parts: Any) -> int:
         """Render, train and evaluate, then draw violence over time in a longer video."""
         from rendering.clips import render_dataset, render_episode
 
@@ -46,7 +46,7 @@ class Quickstart(Train):
         from vd.predict.predictor import draw_timeline
 
         render_dataset(self.data.dataset_path, clips=CLIPS, seed=self.render_seed)
-        code = super().__call__(head, **plugins)
+        code = super().__call__(**parts)
         video, picture = ROOT / "episode.mp4", self.run.checkpoint_dir / "timeline.png"
         if not picture.exists():
             spans = render_episode(

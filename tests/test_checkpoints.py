@@ -12,9 +12,8 @@ import pytest
 from tests.fabricated import metrics_without_timing, same_leaves, train_on_numbers
 from vd.errors import VdError
 from vd.training.checkpoints import Checkpoint, Checkpoints
-from vd.training.log import EpochSums
+from vd.training.log import EarlyStopping, EpochSums
 from vd.training.step import TrainState
-from vd.training.validation import EarlyStopping
 
 # of a second array that tensorstore cannot read orbax hears after it has closed its event
 # loop; Python prints that as unraisable

@@ -1,4 +1,4 @@
-"""What is set before JAX first runs, and settings of JAX that change no number."""
+"""What is set before JAX first runs, the devices, and settings that change no number."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.fabricated import same_leaves, train_on_numbers
-from vd.devices import prepare_jax
+from vd.devices import prepare_jax, training_devices
 
 # bytearray clears its memory, so that every page of it is touched, in another thread's arena
 ALLOCATING = """
@@ -122,3 +122,8 @@ def test_a_device_that_is_not_here_is_one_sentence(name):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"vd: JAX_PLATFORMS={name} names a device")
+
+
+@pytest.mark.parametrize(("before", "count"), [(None, 2), (1, 1), (2, 2), (8, 2)])
+def test_a_run_goes_on_with_the_devices_that_it_began_on(before, count):
+    assert len(training_devices(None, 8, before=before)) == count

@@ -189,7 +189,7 @@ def test_weights_in_another_file_are_part_of_the_network(tmp_path):
         engines.OnnxEngine(alone)(images), engines.OnnxEngine(made["other"])(images)
     )
     shutil.copy(made["one"].file, tmp_path / "lost.onnx")  # without its weights
-    with pytest.raises(VdError, match=r"lost\.onnx is no ONNX file that"):
+    with pytest.raises(VdError, match=r"lost\.onnx cannot be read as an ONNX file"):
         find_backbone(BackboneConfig(backbone=str(tmp_path / "lost.onnx")))
 
 

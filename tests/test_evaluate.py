@@ -422,8 +422,8 @@ def test_what_cannot_be_evaluated_on_is_refused(run, clips, tmp_path):
         with pytest.raises(VdError, match=re.escape(words)):
             evaluate_on(run, where, name, cache_dir=run.parent / "cache")
     for more, words in [
-        (["--on", clips, "--split", "val"], "--split are of the run's own"),
-        (["--name", "x"], "are for another data set"),
+        (["--on", clips, "--split", "val"], "--split are for the run's own"),
+        (["--name", "x"], "--group-from for another one"),
     ]:
         done = vd("evaluate", "--checkpoint-dir", run, *more, code=2)
         assert words in done.stderr

@@ -18,7 +18,7 @@ def _run(code):
     ("modules", "heavy"),
     [
         ("vd.training.step", HEAVY),
-        ("vd, vd.config, vd.cli", [*HEAVY, "jax", "flax", "orbax"]),
+        ("vd, vd.config, vd.cli", [*HEAVY, "jax", "flax", "orbax", "onnxruntime"]),
     ],
 )
 def test_an_import_loads_nothing_that_it_does_not_need(modules, heavy):

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import vd
+from vd.models.plugins import BUILT_IN
+from vd.training.run_folder import check_identity, read_settings, settings_identity
 
 KEPT = Path(__file__).parent / "run_of_0_1"
 CLIPS = KEPT / "clips"
@@ -55,4 +57,11 @@ def test_it_is_evaluated_with_the_same_figures(run_dir, tmp_path):
         assert result[name] == pytest.approx(kept[name], rel=0, abs=1e-9)
     assert probabilities(run_dir) == pytest.approx(
         probabilities(KEPT / "run"), rel=0, abs=TOLERANCE
+    )
+
+
+def test_its_command_goes_on_with_it(run_dir):
+    """Its head and loss are those of today, under the names that they had."""
+    check_identity(
+        run_dir, settings_identity(read_settings(run_dir)) | BUILT_IN.identity()
     )

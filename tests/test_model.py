@@ -11,11 +11,11 @@ from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.models.detector import Detector
 from vd.models.head import apply, draw_dropout, init_params
 from vd.models.scoring import SCORING_BATCH, score
-from vd.training import feature_set, validation
+from vd.training import feature_set, loop
 from vd.training.batches import training_batches
+from vd.training.loop import Validation
 from vd.training.optimizer import learning_rates, make_optimizer
 from vd.training.step import TrainState, make_train_step, step_numbers
-from vd.training.validation import Validation
 
 SMALL = ModelConfig(
     clip_frames=8, projection_size=16, hidden_size=8, mixed_precision=False
@@ -230,7 +230,7 @@ def test_windows_kept_on_the_device_score_alike(tmp_path, params, monkeypatch):
     config = Config(data=DataConfig(tmp_path), model=SMALL)
     expected = Validation(config, data).metrics(params)
     sizes = []
-    monkeypatch.setattr(validation, "fits", lambda size, *_: sizes.append(size) or True)
+    monkeypatch.setattr(loop, "fits", lambda size, *_: sizes.append(size) or True)
     kept = Validation(config, data)
     monkeypatch.setattr(type(data), "read", None)  # nothing is read again
     assert kept.metrics(params) == kept.metrics(params) == expected

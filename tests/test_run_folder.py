@@ -34,14 +34,16 @@ def test_another_data_set_is_told_by_its_clips_and_its_splits_file_stays(
     resplit = ["--resplit", "--split-seed", "5"]
     done = train(flat, backbone, tmp_path, *resplit, code=2)
     assert re.search(
-        r"\d+ clips with another label, split or group, for example 'v?n?\w+/\S+mp4'",
+        r"\d+ clips are new, gone, or have another label, split or group, for example "
+        r"'v?n?\w+/\S+mp4'",
         done.stderr,
     )
     assert kept.read_bytes() == before
     gone = next(flat.rglob("*.mp4"))
     gone.unlink()
     done = train(flat, backbone, tmp_path, code=2)
-    assert f"1 clips gone, for example '{gone.relative_to(flat)}'" in done.stderr
+    assert "(1 clips are new, gone, or have another" in done.stderr
+    assert f"for example '{gone.relative_to(flat)}'" in done.stderr
 
 
 def _drop_last_line(content):
@@ -80,7 +82,7 @@ def test_a_run_with_another_backbone_predicts_nothing(trained, clips, tmp_path):
         assert "trained on other features" in done.stderr
 
 
-@pytest.mark.parametrize("lost", ["checkpoints", "splits.csv"])
+@pytest.mark.parametrize("lost", ["checkpoints", "splits.csv", "calibration.json"])
 def test_what_a_finished_run_lost_is_made_again_by_its_command(
     trained, clips, backbone, tmp_path, lost
 ):
@@ -88,6 +90,7 @@ def test_what_a_finished_run_lost_is_made_again_by_its_command(
     before = digests(tmp_path / "run")
     path = tmp_path / "run" / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+    vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
     train(clips, backbone, tmp_path)
     after = digests(tmp_path / "run")
     kept = "predictions_", "evaluation_", "splits", "calibration"
@@ -107,18 +110,6 @@ def test_shapes_that_config_does_not_name_are_one_sentence(trained, tmp_path):
     assert "its shapes are not those of config.json" in done.stderr
 
 
-def test_a_lost_calibration_is_fitted_again_to_the_same_bytes(
-    trained, clips, backbone, tmp_path
-):
-    shutil.copytree(trained[0], tmp_path / "copy")
-    path = tmp_path / "copy" / "run" / "calibration.json"
-    before = path.read_bytes()
-    path.unlink()
-    vd("evaluate", "--checkpoint-dir", path.parent, code=2)
-    train(clips, backbone, tmp_path / "copy")
-    assert path.read_bytes() == before
-
-
 def test_a_run_killed_while_it_began_is_gone_on_with(clips, backbone, tmp_path):
     (tmp_path / "run").mkdir()
     dead = subprocess.run(
@@ -134,30 +125,26 @@ def test_a_run_killed_while_it_began_is_gone_on_with(clips, backbone, tmp_path):
     assert not torn.exists()
 
 
-def test_a_cut_store_is_made_again_and_gives_the_same_figures(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "code", "words"),
+    [
+        (lambda content: content[: len(content) // 2], 0, "warning: shard 0 of"),
+        (lambda content: bytes(len(content)), 2, "is damaged"),
+    ],
+)
+def test_a_cut_store_is_made_again_a_damaged_one_is_named(
+    trained, tmp_path, damage, code, words
+):
     shutil.copytree(trained[0], tmp_path / "copy")
-    (shard,) = (tmp_path / "copy" / "cache").rglob("*.array_record-00000")
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    before = digests(tmp_path / "copy" / "run")
-    done = vd(
-        "evaluate", "--checkpoint-dir", tmp_path / "copy" / "run",
-        "--cache-dir", tmp_path / "copy" / "cache",
-    )  # fmt: skip
-    assert "warning: shard 0 of" in done.stderr
-    after = digests(tmp_path / "copy" / "run")
+    run, cache = tmp_path / "copy" / "run", tmp_path / "copy" / "cache"
+    (shard,) = cache.rglob("*.array_record-00000")
+    shard.write_bytes(damage(shard.read_bytes()))
+    before = digests(run)
+    done = vd("evaluate", "--checkpoint-dir", run, "--cache-dir", cache, code=code)
+    assert words in done.stderr
+    after = digests(run)
     for name in ("evaluation_test.json", "predictions_test.csv"):
         assert after[name] == before[name]
-
-
-def test_a_damaged_store_is_one_sentence(trained, tmp_path):
-    shutil.copytree(trained[0], tmp_path / "copy")
-    (shard,) = (tmp_path / "copy" / "cache").rglob("*.array_record-00000")
-    shard.write_bytes(bytes(shard.stat().st_size))
-    done = vd(
-        "evaluate", "--checkpoint-dir", tmp_path / "copy" / "run",
-        "--cache-dir", tmp_path / "copy" / "cache", code=2,
-    )  # fmt: skip
-    assert f"{shard.parent} is damaged" in done.stderr
 
 
 def test_fresh_deletes_nothing_when_a_flag_is_wrong(trained, clips, backbone):

@@ -10,18 +10,11 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import (
-    MISSING,
-    dataclass,
-    field,
-    fields,
-    is_dataclass,
-    make_dataclass,
-)
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -39,10 +32,11 @@ from vd.config import (
 )
 from vd.console import Interrupted, listen, say, say_limits
 from vd.errors import SOME_FAILED, USAGE, VdError
-from vd.training.distributed import LOST, end, join, processes
+from vd.training.distributed import LOST, end, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
+    from vd.models.plugins import Plugins
 
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 _FORMER_FLAGS = (
@@ -65,10 +59,10 @@ class Scan:
         from vd.data.catalog import identify
         from vd.data.ledger import check_loss_gap, report, scan
         from vd.data.manifest import check_classes, read_manifest
-        from vd.files import make_folder, write_csv, write_json
+        from vd.files import write_csv, write_json
 
         manifest = read_manifest(self.data, both_classes=False)
-        make_folder(self.report_dir, "--report-dir")
+        self.report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work
         videos = identify(manifest.videos, self.data.cache_dir)
         ledger = scan(videos, self.data, self.decode)
         write_csv(self.report_dir / "scan.csv", ledger.rows())
@@ -138,22 +132,15 @@ class Extract:
 
     def __call__(self) -> int:
         """Exit code 3 when one class lost far more files than the other."""
-        from vd.data.catalog import identify
-        from vd.data.ledger import check_loss_gap, report
-        from vd.data.manifest import read_manifest
-        from vd.features.backbone import find_backbone
-        from vd.features.extract import extract
+        from vd.experiment import prepare
 
-        manifest = read_manifest(self.data)
-        videos = identify(manifest.videos, self.data.cache_dir)
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        backbone = find_backbone(self.backbone)
-        store, ledger = extract(videos, config, backbone, self.verify, self.executor)
-        report(ledger, manifest.ignored, self.data.cache_dir / "ledger.csv")
+        data = prepare(config, lambda videos, _: videos, self.verify, self.executor)
+        usable, videos = data.ledger.usable(), data.videos
         say(
-            f"{len(ledger.usable())} of {len(videos)} videos have features in {store.directory}"
+            f"{len(usable)} of {len(videos)} videos have features in "
+            f"{data.store.directory}"
         )
-        check_loss_gap(ledger, self.data.max_loss_gap)
         return 0
 
 
@@ -164,27 +151,23 @@ class _Training(Config):
     head: str | None = None
     """Your own head, package.module:Name; its settings become flags (docs/extending.md)."""
 
-    def chosen_head(self, head: "type[Head] | None" = None) -> Any:
-        """The head that --head names, else a script's, with its settings."""
-        head = _import_head(self.head) if self.head else head
+    def plugins(self, **parts: Any) -> "Plugins":
+        """A script's own parts, and the head with the settings that flags give."""
+        from vd.models.plugins import Plugins
+
         settings = getattr(self, "head_settings", None)
-        return partial(head, **vars(settings)) if head and settings else head
+        return Plugins(**(parts | ({"head": settings.make} if settings else {})))
 
 
 @dataclass(frozen=True)
 class Train(_Training):
     """Extract, train, calibrate, evaluate the restored best checkpoint, draw pictures."""
 
-    def __call__(
-        self, head: "type[Head] | None" = None, **plugins: Callable[..., Any] | None
-    ) -> int:
-        """Run the experiment that the flags describe, with a script's own plug-ins."""
+    def __call__(self, **parts: Any) -> int:
+        """Run the experiment that the flags describe, with a script's own parts."""
         from vd.experiment import run
-        from vd.training.opening import check_devices
 
-        check_devices(self, self.run.num_processes or 1)
-        join(self.run)
-        run(self, self.chosen_head(head), **plugins)
+        run(self, *self.plugins(**parts))
         return 0
 
 
@@ -199,11 +182,9 @@ class Sweep(_Training):
 
     def __call__(self) -> int:
         """Train and evaluate every member; write sweep.csv."""
-        from vd.models.plugins import Plugins
         from vd.sweep import parse_grid, sweep
 
-        plugins = Plugins(head=self.chosen_head())
-        sweep(self, parse_grid(self.set), self.folds, plugins)
+        sweep(self, parse_grid(self.set), self.folds, self.plugins())
         return 0
 
 
@@ -220,11 +201,10 @@ class Crossval(_Training):
 
     def __call__(self) -> int:
         """Write predictions.csv and crossval.json; print the latter."""
-        from vd.models.plugins import Plugins
         from vd.sweep import crossval
 
-        plugins = Plugins(head=self.chosen_head())
-        result = crossval(self, self.folds, self.seeds, self.cross_dataset, plugins)
+        others, plugins = self.cross_dataset, self.plugins()
+        result = crossval(self, self.folds, self.seeds, others, plugins)
         print(json.dumps(result, indent=2))
         return 0
 
@@ -255,15 +235,13 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Write evaluation, predictions and pictures into the run folder; print the metrics."""
-        if self.on is not None and (self.dataset_path or self.split != "test"):
+        of_own = self.dataset_path or self.split != "test"
+        of_other = self.name or self.positive_class or self.group_from
+        if of_other if self.on is None else of_own:
             raise VdError(
-                "--dataset-path and --split are of the run's own data set; leave them out "
-                "with --on, which evaluates all of the other."
-            )
-        if self.on is None and (self.name or self.positive_class or self.group_from):
-            raise VdError(
-                "--name, --positive-class and --group-from are for another data set; name "
-                "it with --on, or leave them out."
+                "--dataset-path and --split are for the run's own data set, --name, "
+                "--positive-class and --group-from for another one; give the former without "
+                "--on, the latter with it."
             )
         from vd.devices import prepare_jax
         from vd.evaluation.cross_dataset import evaluate_on
@@ -300,8 +278,7 @@ class Compare:
 
         result = compare(self.folders, self.out)
         print(text(result))
-        for warning in result["warnings"]:
-            say(f"warning: {warning}")
+        say_limits(result["warnings"])
         return 0
 
 
@@ -348,7 +325,7 @@ class Predict:
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
         prepare_jax()
-        failed = 0
+        failed = False
         predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
         for prediction in predictor.predict(self.files):
             row: dict[str, Any] = {
@@ -357,108 +334,53 @@ class Predict:
                 "label": prediction.label,
             }
             if prediction.probability is None:
-                failed += 1
-                row["reason"] = prediction.outcome.reason
-                say(
-                    f"{prediction.path} could not be predicted: {prediction.outcome.reason}"
-                )
+                failed, row["reason"] = True, prediction.outcome.reason
+                say(f"{prediction.path} could not be predicted: {row['reason']}")
             print(json.dumps(row), flush=True)
         return SOME_FAILED if failed else 0
+
+
+_COMMANDS: tuple[Any, ...] = (
+    Scan, Audit, Split, Extract, Train, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+)  # fmt: skip
 
 
 def main() -> None:
     """The console script `vd`."""
     if sys.argv[1:] == ["--version"]:
         print(f"vd {__version__}")
-        return
-    commands: dict[str, Callable[..., Any]] = {
-        "scan": Scan,
-        "audit": Audit,
-        "split": Split,
-        "extract": Extract,
-        "train": Train,
-        "sweep": Sweep,
-        "crossval": Crossval,
-        "evaluate": Evaluate,
-        "compare": Compare,
-        "report": Report,
-        "predict": Predict,
-    }
+    else:
+        run_command(_command)
 
-    def command() -> int:
-        arguments = sys.argv[1:]
-        _refuse_former_flags(arguments)
-        for name in ("train", "sweep", "crossval"):
-            if arguments[:1] == [name]:
-                commands[name] = _with_head_flags(commands[name], arguments)
-        chosen = tyro.extras.subcommand_cli_from_dict(
-            commands,
-            prog="vd",
-            description="Violence detection in video.",
-            config=_FLAT,
+
+def _command() -> int:
+    """Call the command that the arguments name."""
+    commands = {command.__name__.lower(): command for command in _COMMANDS}
+    name, *flags = sys.argv[1:] or [""]
+    if former := [flag for flag in _FORMER_FLAGS if name == "sweep" and flag in flags]:
+        raise VdError(
+            f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
+            "--set seed=0,1,2."
         )
-        return int(chosen())
+    if name in ("train", "sweep", "crossval"):
+        commands[name] = _with_head_flags(commands[name])
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="vd",
+        description="Violence detection in video.",
+        config=_FLAT,
+    )
+    return int(chosen())
 
-    run_command(command)
 
-
-def _with_head_flags(
-    command: Any, arguments: Sequence[str], head: "type[Head] | None" = None
-) -> Any:
+def _with_head_flags(command: Any, head: "type[Head] | None" = None) -> Any:
     """The command with the settings of the head that it trains among its flags."""
+    from vd.models.plugins import import_head, with_head_settings
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--head", type=_import_head, default=head)
-    head = parser.parse_known_args(arguments)[0].head
-    if head is None:
-        return command
-    from vd.models.plugins import own_fields
-
-    own, hints = own_fields(head), get_type_hints(head)
-    groups = filter(is_dataclass, get_type_hints(command).values())
-    taken = {setting.name for group in (command, *groups) for setting in fields(group)}
-    if clash := sorted(taken & own.keys()):
-        raise VdError(
-            f"the head {head.__name__} has a field {clash[0]}, which is the name of a "
-            "setting of vd; rename it, or use self.config."
-        )
-    settings = make_dataclass(
-        f"{head.__name__}Settings",
-        [
-            (name, hints[name], tyro.MISSING if default is MISSING else default)
-            for name, default in own.items()
-        ],
-        frozen=True,
-    )
-    return make_dataclass(
-        command.__name__,
-        [("head_settings", settings, field(default_factory=settings))],
-        bases=(command,),
-        namespace={"__doc__": command.__doc__},
-        frozen=True,
-    )
-
-
-def _import_head(path: str) -> Any:
-    from vd.models.head import Head
-    from vd.models.plugins import import_plugin
-
-    head = import_plugin(path, f"--head {path}", Path.cwd())
-    if not (isinstance(head, type) and issubclass(head, Head)):
-        raise VdError(
-            f"--head {path} is not a subclass of vd.models.head.Head; name such a class "
-            "(docs/extending.md)."
-        )
-    return head
-
-
-def _refuse_former_flags(arguments: Sequence[str]) -> None:
-    """Raise `VdError` for a flag of `vd sweep` that `--set` has replaced."""
-    for flag in _FORMER_FLAGS:
-        if arguments[:1] == ["sweep"] and flag in arguments:
-            raise VdError(
-                f"{flag} is replaced by --set NAME=VALUE,VALUE; give for example "
-                "--set seed=0,1,2."
-            )
+    parser.add_argument("--head", type=import_head, default=head)
+    head = parser.parse_known_args()[0].head
+    return with_head_settings(command, head) if head else command
 
 
 def experiment(
@@ -474,14 +396,14 @@ def experiment(
         defaults["data"] = DataConfig(dataset_path=tyro.MISSING)
 
     def run() -> int:
-        with_head = _with_head_flags(command, sys.argv[1:], head)
+        with_head = _with_head_flags(command, head)
         chosen = tyro.cli(
             with_head,
             default=with_head(**defaults),
             description=description,
             config=_FLAT,
         )
-        return chosen(head, loss=loss, augmentation=augmentation)
+        return chosen(head=head, loss=loss, augmentation=augmentation)
 
     run_command(run)
 

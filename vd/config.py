@@ -172,7 +172,8 @@ class TrainingConfig(Settings):
     label_smoothing: Annotated[float, Between(0, 0.99)] = 0.1
     """ε of the targets y(1 − ε) + ε/2."""
     augmentation: bool = True
-    """Temporal jitter, random windows and views, and the next five; off: the middle window."""
+    """Draw a random window of each clip, and apply the next five settings; without it
+    training takes the middle window and the plain view, and changes nothing."""
     temporal_jitter: Annotated[float, Between(0, 0.5)] = 0.1
     """Stretch and shift of a clip's time axis, as a share of its length."""
     spatial_augmentation: bool = True
@@ -201,7 +202,8 @@ class RunConfig(Settings):
     checkpoint_dir: Path = Path("runs/run")
     """The run folder."""
     devices: Processes | None = None
-    """Devices of each process to train on (default: all accelerators, or one a CPU core)."""
+    """Devices of each process to train on (default: all accelerators, or a CPU's cores, 8 at
+    most; fewer where the batch does not divide over them)."""
     coordinator_address: str | None = None
     """HOST:PORT on the machine of process 0, to train with several processes (docs/hosts.md);
     auto: this and the next two from Slurm or Kubernetes."""

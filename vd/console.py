@@ -7,7 +7,7 @@ with nothing lost: between items, and every half second that it waits.
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +15,9 @@ from types import FrameType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-)
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 _PLAIN_EVERY_SECONDS, _PLAIN_AT_LEAST_EVERY_SECONDS = 10.0, 60.0
-_LIVE_EVERY_SECONDS = 0.25
 _WIDE = 100  # columns, in which a bar leaves room for the words
 
 _SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -126,13 +118,6 @@ def say_limits(limits: Sequence[str]) -> None:
         say(f"  - {limit}")
 
 
-def _terminal() -> Console | None:
-    """The terminal on standard error, if it is one that can write over a line."""
-    console = _Console(stderr=True, emoji=False)
-    lively = console.is_terminal and not console.is_dumb_terminal
-    return console if lively else None
-
-
 class Ticker:
     """Counts finished items, and shows rate and time left."""
 
@@ -177,48 +162,16 @@ class Ticker:
 @contextmanager
 def track(title: str, total: int, unit: str) -> Iterator[Ticker]:
     """Show progress of `total` items while the block runs."""
-    terminal = _terminal()
+    console = _Console(stderr=True, emoji=False)
+    plain = not console.is_terminal or console.is_dumb_terminal
     columns = (
         TextColumn("{task.description}"),
-        *([BarColumn()] if terminal and terminal.width >= _WIDE else []),
+        *([BarColumn()] if console.width >= _WIDE else []),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
     )
-    disable = terminal is None
-    with Progress(*columns, console=terminal, transient=True, disable=disable) as bar:
+    with Progress(*columns, console=console, transient=True, disable=plain) as bar:
         yield Ticker(title, total, unit, bar)
-
-
-@contextmanager
-def live() -> Iterator[Callable[[Callable[[], str]], None]]:
-    """Yield a function that shows what another one says, now and then.
-
-    In place, four times a second, on a terminal; as a plain line every ten seconds
-    elsewhere. Lines of `say` go above it.
-    """
-    shown = time.monotonic()
-
-    def now_and_then(
-        put: Callable[[str], None], every_seconds: float
-    ) -> Callable[[Callable[[], str]], None]:
-        def show(words: Callable[[], str]) -> None:
-            nonlocal shown
-            if time.monotonic() - shown >= every_seconds:
-                shown = time.monotonic()
-                put(words())
-
-        return show
-
-    console = _terminal()
-    if console is None:
-        yield now_and_then(say, _PLAIN_EVERY_SECONDS)
-        return
-    with Live(
-        console=console, transient=True, auto_refresh=False, redirect_stdout=False
-    ) as line:
-        yield now_and_then(
-            lambda words: line.update(Text(words), refresh=True), _LIVE_EVERY_SECONDS
-        )
 
 
 def duration(seconds: float) -> str:

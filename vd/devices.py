@@ -80,25 +80,29 @@ def most_cpu_devices() -> int:
 
 
 def training_devices(
-    requested: int | None, batch_size: int, processes: int = 1
+    requested: int | None,
+    batch_size: int,
+    processes: int = 1,
+    before: int | None = None,
 ) -> list[jax.Device]:
     """The devices of all processes: of each as many as requested, or as divide its rows.
 
-    On a CPU there is one device a core, since small operations then run side by side.
-    Raises `VdError` when a process has fewer devices than requested.
+    Without a request they are at most as many as `before`, when the run began. On a CPU there
+    is one device a core, since small operations then run side by side. Raises `VdError` when
+    a process has fewer devices than requested.
     """
-    rows = batch_size // processes
-    prepare_jax(requested or _divisor(rows, most_cpu_devices()))
+    rows, most = batch_size // processes, (before or 0) // processes
+    prepare_jax(requested or _divisor(rows, most or most_cpu_devices()))
     by_process: dict[int, list[jax.Device]] = {}
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
     fewest = min(map(len, by_process.values()))
     if requested is not None and fewest < requested:
         raise VdError(
-            f"--devices {requested} is more than the {fewest} devices that are here; give "
+            f"--devices {requested} is more than the {fewest} devices of this machine; give "
             "a smaller number."
         )
-    each = requested or _divisor(rows, fewest)
+    each = requested or _divisor(rows, min(fewest, most or fewest))
     return [device for devices in by_process.values() for device in devices[:each]]
 
 

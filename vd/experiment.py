@@ -12,23 +12,19 @@ Heavy modules are imported in the functions that need them, so that errors are q
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.config import Config, ModelConfig
+from vd.config import Config, ExecutorConfig, ModelConfig
 from vd.console import say, say_limits
 from vd.data.catalog import identify
-from vd.data.manifest import check_classes, read_manifest
-from vd.data.splits import for_folds, keep_splits, with_splits
+from vd.data.manifest import Video, check_classes, read_manifest
+from vd.data.splits import keep_splits, with_splits
 from vd.errors import VdError
 from vd.files import lock, read_json
+from vd.metrics.binary import METRICS
 from vd.models.plugins import Plugins
 from vd.training import distributed, run_folder
-from vd.training.opening import (
-    Data,
-    Opened,
-    batch_and_devices,
-    check_devices,
-)
+from vd.training.run_folder import Data
 
 if TYPE_CHECKING:
     import jax
@@ -36,6 +32,13 @@ if TYPE_CHECKING:
     from vd.models.head import Head
     from vd.training.feature_set import FeatureSet
     from vd.training.loop import Trained
+
+
+class Opened(NamedTuple):
+    """What the open run trains with."""
+
+    batch_size: int
+    devices: "Sequence[jax.Device]"
 
 
 def run(
@@ -49,13 +52,10 @@ def run(
     `head`, `loss` and `augmentation` are a user's own (`vd.models.plugins.Plugins`,
     docs/extending.md); their import paths are part of the run's identity.
     Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
+    JAX must not have run before where the settings ask for several.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    if distributed.several(config.run) and not distributed.is_connected():
-        raise VdError(
-            "--num-processes is for vd train and experiment scripts; call "
-            "vd.training.distributed.join first where a script calls run by itself."
-        )
+    distributed.join(config.run)
     plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
     processes, run_dir = distributed.processes().count, config.run.checkpoint_dir
     check(config, plugins)
@@ -76,7 +76,6 @@ def run(
         if lead:
             for split in ("val", "test"):
                 sets[split] = FeatureSet(clips[split], data.store)
-            say_before_training(config, sets["train"], opened.devices)
         trained = train_run(config, plugins, sets, opened)
         distributed.part()
         return evaluate_run(config, plugins, sets, trained) if lead else {}
@@ -84,10 +83,18 @@ def run(
 
 def check(config: Config, plugins: Plugins) -> None:
     """Raise `VdError`, before anything slow, for wrong settings or another run's folder."""
-    from vd.training.validation import check_metric
-
-    check_metric(config.training.early_stopping_metric)
-    check_devices(config, distributed.processes().count)
+    known = ["val_loss", *(f"val_{name}" for name in METRICS)]
+    if (metric := config.training.early_stopping_metric) not in known:
+        raise VdError(
+            f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
+        )
+    devices = (config.run.devices or 1) * distributed.processes().count
+    if (batch_size := config.training.batch_size) % devices:
+        raise VdError(
+            f"--batch-size {batch_size} does not divide over {devices} devices (--devices of "
+            f"each of --num-processes); give a multiple of {devices}, or another number of "
+            "devices."
+        )
     identity = run_folder.settings_identity(config) | plugins.identity()
     if distributed.is_lead():
         run_folder.check_folder(config.run.checkpoint_dir)
@@ -95,11 +102,16 @@ def check(config: Config, plugins: Plugins) -> None:
             run_folder.check_identity(config.run.checkpoint_dir, identity)
 
 
-def prepare(config: Config, folds: bool = False) -> Data:
-    """Read, split and extract a data set; print its ledger, refuse one with a loss gap.
+def prepare(
+    config: Config,
+    assign: Callable[[Sequence[Video], Config], Sequence[Video]] = with_splits,
+    verify: bool = False,
+    executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
+) -> Data:
+    """Read and extract a data set; print its ledger, refuse one with a loss gap.
 
-    With `folds` it is not split: folds ignore splits. Several processes extract nothing: a
-    missing feature is an error.
+    `assign` gives its videos their splits. Several processes extract nothing: a missing
+    feature is an error.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.backbone import find_backbone
@@ -107,14 +119,16 @@ def prepare(config: Config, folds: bool = False) -> Data:
 
     manifest = read_manifest(config.data)
     given = identify(manifest.videos, config.data.cache_dir)
-    videos = for_folds(given, config) if folds else with_splits(given, config)
+    videos = assign(given, config)
     backbone = find_backbone(config.backbone)
     several = distributed.processes().count > 1
-    store, ledger = extract(videos, config, backbone, only_stored=several)
+    store, ledger = extract(
+        videos, config, backbone, verify, executor, only_stored=several
+    )
     if distributed.is_lead():
         report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), videos, ledger, store, backbone)
+    return Data(list(given), list(videos), ledger, store, backbone)
 
 
 def open_run(
@@ -147,12 +161,43 @@ def open_run(
     if distributed.broadcast(finished):
         return None
     fewest = len(clips["train"]) if fewest is None else fewest
-    opened = batch_and_devices(config, fewest)
+    opened = _batch_and_devices(config, fewest)
     if distributed.is_lead():
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
-        run_folder.write_inputs(config, plugins, data, identity, opened)
+        run_folder.write_inputs(config, plugins, data, identity, *opened)
     return opened
+
+
+def _batch_and_devices(config: Config, train_clips: int) -> Opened:
+    """The batch size, cut to what a small train split can fill, and the devices."""
+    from vd.devices import training_devices
+
+    processes, requested = distributed.processes().count, config.run.devices
+    size, least = config.training.batch_size, (requested or 1) * processes
+    batch_size = min(size, train_clips)
+    batch_size -= batch_size % least
+    if not batch_size:
+        raise VdError(
+            f"{least} devices are more than the {train_clips} clips of the train split; "
+            "give fewer by --devices or --num-processes."
+        )
+    before, run_dir = None, config.run.checkpoint_dir
+    if not config.run.fresh and (run_dir / "config.json").exists():
+        before = run_folder.read_config(run_dir)["devices"]["count"]
+    before = distributed.broadcast(before)
+    devices = training_devices(requested, batch_size, processes, before)
+    if distributed.is_lead():
+        if batch_size < size:
+            say(
+                f"the train split has {train_clips} clips: --batch-size is cut to {batch_size}"
+            )
+        if before not in (None, len(devices)):
+            say(
+                f"warning: the run began on {before} devices and goes on with "
+                f"{len(devices)}: the last bits of its numbers will differ"
+            )
+    return Opened(batch_size, devices)
 
 
 def _finished(run_dir: Path) -> dict[str, Any]:
@@ -179,6 +224,11 @@ def train_run(
     from vd.training.loop import train
 
     batch_size, devices = opened
+    kind = devices[0].device_kind
+    if distributed.is_lead():
+        say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
+        if config.model.mixed_precision and devices[0].platform == "cpu":
+            say("note: on most CPUs --no-mixed-precision is faster")
     try:
         return train(
             config, sets["train"], sets.get("val"), config.run.checkpoint_dir, devices,
@@ -188,8 +238,8 @@ def train_run(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise VdError(
-            f"training needs more memory than {devices[0].device_kind} has; give a smaller "
-            "--batch-size, --hidden-size or --projection-size."
+            f"training needs more memory than {kind} has; give a smaller --batch-size, "
+            "--hidden-size or --projection-size."
         ) from error
 
 
@@ -220,15 +270,3 @@ def evaluate_run(
     say_limits(run_limits(read_facts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
     return results["test"]
-
-
-def say_before_training(
-    config: Config, train_set: "FeatureSet", devices: Sequence["jax.Device"]
-) -> None:
-    """Print what is trained on."""
-    on_cpu = devices[0].platform == "cpu"
-    if config.model.mixed_precision and on_cpu:
-        say("note: on most CPUs --no-mixed-precision is faster")
-    say(
-        f"training on {len(train_set)} clips, {len(devices)} × {devices[0].device_kind}"
-    )

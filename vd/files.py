@@ -24,16 +24,6 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
 
 
-def make_folder(path: Path, flag: str) -> None:
-    """Make the folder that a flag names, before any work whose result it shall hold."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VdError(
-            f"{flag} {path} cannot be made ({error.strerror}); name another folder."
-        ) from error
-
-
 def publish(temporary_path: Path, path: Path) -> None:
     """Give a finished temporary file its name: fsync, rename, fsync of the folder."""
     with open(temporary_path, "rb") as handle:

@@ -10,31 +10,25 @@ are pooled into predictions.csv and crossval.json. With other data sets, each is
 cross-validated too, and the members of each are tested on all others: a matrix.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from vd.config import Config, ModelConfig, TrainingConfig, with_settings
 from vd.console import say, say_limits
 from vd.data.manifest import read_manifest
-from vd.data.splits import fold_splits, keep_splits
+from vd.data.splits import fold_splits, for_folds, keep_splits, with_splits
 from vd.errors import VdError
-from vd.experiment import (
-    check,
-    evaluate_run,
-    open_run,
-    prepare,
-    say_before_training,
-    train_run,
-)
+from vd.experiment import check, evaluate_run, open_run, prepare, train_run
 from vd.files import lock, read_json, write_csv, write_json
+from vd.metrics.binary import COLLAPSE, shown
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.training.distributed import several
-from vd.training.opening import Data
+from vd.training.run_folder import Data
 from vd.training.step import StepNumbers
 
 Grid = Mapping[str, Sequence[Any]]  # values by the name of a setting
@@ -43,6 +37,14 @@ _SUMMARIES = (
     "sweep.csv", "crossval.json", "predictions.csv", "matrix.csv", "report.html",
 )  # fmt: skip
 _SHOWN = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc"
+
+
+class SweepMember(NamedTuple):
+    """One run of a sweep; `fold` is None without folds."""
+
+    name: str
+    fold: int | None
+    config: Config
 
 
 def sweep(
@@ -54,29 +56,29 @@ def sweep(
     are). Finished members are left as they are, unfinished ones go on. Raises `VdError` as
     `vd.experiment.run` does, and after the last member if one of them failed.
     """
-    members = _checked_members(config, grid, folds, plugins)
+    folder = config.run.checkpoint_dir
+    members = list(member_configs(config, grid, folds))
+    _check_members(config, members, plugins)
     if compiled := sorted(set(grid) - set(StepNumbers._fields)):
         say(f"note: a step is compiled for each value of {', '.join(compiled)}")
-    data = prepare(config, folds=folds > 0)
+    data = prepare(config, for_folds if folds else with_splits)
     by_fold = [data]
     if folds:
         splits = fold_splits(data.ledger.usable(), folds, config.splits.split_seed)
         by_fold = [data.with_splits(videos) for videos in splits]
     elif data.videos != data.given:
         keep_splits(data.videos, config)
-    folder = config.run.checkpoint_dir
     with lock(folder / ".lock", "vd sweep"):
         if config.run.fresh:  # they describe members that are deleted next
             for name in _SUMMARIES:
                 (folder / name).unlink(missing_ok=True)
         errors = _train_members(data, by_fold, members, plugins)
-        rows = [
-            _row(name, member, grid, name in errors)
-            for name, (_, member) in members.items()
-        ]
+        rows = [_row(member, grid) for member in members]
         write_csv(folder / "sweep.csv", rows)
     for name, error in errors.items():
-        raise VdError(f"{len(errors)} of {len(rows)} members failed; {name}: {error}")
+        raise VdError(
+            f"{len(errors)} of {len(members)} members failed; {name}: {error}"
+        )
     return rows
 
 
@@ -112,10 +114,8 @@ def _parse(text: str, kind: Any) -> Any:
     return {"true": True, "false": False}[text] if kind is bool else kind(text)
 
 
-def member_configs(
-    config: Config, grid: Grid, folds: int = 0
-) -> Iterator[tuple[str, int | None, Config]]:
-    """Name, fold and settings of each member."""
+def member_configs(config: Config, grid: Grid, folds: int = 0) -> Iterator[SweepMember]:
+    """The members of a sweep."""
     others = [name for name in grid if name not in StepNumbers._fields]
     # a fixed order, so that a name does not depend on the order of the flags
     names = [name for name in StepNumbers._fields if name in grid] + sorted(others)
@@ -128,13 +128,13 @@ def member_configs(
             words.append(f"{key.replace('_', '-')}-{text}")
         name = "_".join(words) or "member"
         run = replace(config.run, checkpoint_dir=config.run.checkpoint_dir / name)
-        yield name, fold, replace(with_settings(config, chosen), run=run)
+        yield SweepMember(name, fold, replace(with_settings(config, chosen), run=run))
 
 
-def _checked_members(
-    config: Config, grid: Grid, folds: int, plugins: Plugins
-) -> dict[str, tuple[int | None, Config]]:
-    """Fold and settings of each member by name; raises `VdError` for a wrong setting."""
+def _check_members(
+    config: Config, members: Sequence[SweepMember], plugins: Plugins
+) -> None:
+    """Raise `VdError`, before anything slow, for a wrong setting of a member."""
     if several(config.run):
         raise VdError(
             "members of a sweep or a cross-validation train in one process; leave "
@@ -146,17 +146,14 @@ def _checked_members(
             f"--checkpoint-dir {folder} is the folder of a run; name another one for its "
             "members."
         )
-    members = {}
-    for name, fold, member in member_configs(config, grid, folds):
-        check(member, plugins)
-        members[name] = fold, member
-    return members
+    for member in members:
+        check(member.config, plugins)
 
 
 def _train_members(
     data: Data,
     by_fold: Sequence[Data],
-    members: Mapping[str, tuple[int | None, Config]],
+    members: Sequence[SweepMember],
     plugins: Plugins,
 ) -> dict[str, VdError]:
     """Train and evaluate each unfinished member; returns the errors of those that failed."""
@@ -171,17 +168,15 @@ def _train_members(
     fewest = min(len(fold.parts()["train"]) for fold in by_fold)
     errors: dict[str, VdError] = {}
     finished = 0
-    for number, (name, (fold, config)) in enumerate(members.items(), start=1):
+    for number, (name, fold, config) in enumerate(members, start=1):
         of_fold = by_fold[fold or 0]
         with lock(config.run.checkpoint_dir / ".lock", "vd sweep"):
             opened = open_run(config, plugins, of_fold, fewest=fewest)
             if opened is None:
                 finished += 1
                 continue
-            everything = features(tuple(opened.devices))
-            if number == finished + 1:  # the first that trains
-                say_before_training(config, everything, opened.devices)
             say(f"member {number} of {len(members)}: {name}")
+            everything = features(tuple(opened.devices))
             sets = {
                 split: everything.part(clips)
                 for split, clips in of_fold.parts().items()
@@ -196,15 +191,14 @@ def _train_members(
     return errors
 
 
-def _row(name: str, config: Config, grid: Grid, failed: bool) -> dict[str, Any]:
+def _row(member: SweepMember, grid: Grid) -> dict[str, Any]:
     """A member's row of sweep.csv: its settings, and the figures of its test part."""
-    settings = vars(config.model) | vars(config.training)
-    result = dict.fromkeys(_SHOWN)
-    if not failed:
-        path: Path = config.run.checkpoint_dir / "evaluation_test.json"
-        result = read_json(path, "delete it, and the same command evaluates again")
+    settings = vars(member.config.model) | vars(member.config.training)
+    path = member.config.run.checkpoint_dir / "evaluation_test.json"
+    remedy = "delete it, and the same command evaluates again"
+    result = read_json(path, remedy) if path.exists() else {}
     return {
-        "member": name,
+        "member": member.name,
         **{setting: settings[setting] for setting in grid},
         **{key: result.get(key) for key in _SHOWN},
     }
@@ -230,7 +224,7 @@ def crossval(
             say(f"cross-validation of {name}:")
         sweep(one, grid, folds, plugins)
     results = {
-        name: _write(one, list(member_configs(one, grid, folds)))
+        name: _write(one, member_configs(one, grid, folds))
         for name, one in configs.items()
     }
     result = next(iter(results.values()))
@@ -273,15 +267,13 @@ def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
     return configs
 
 
-def _write(
-    config: Config, members: Sequence[tuple[str, int | None, Config]]
-) -> dict[str, Any]:
+def _write(config: Config, members: Iterable[SweepMember]) -> dict[str, Any]:
     """Pool the members' predictions of one data set into its files."""
     from vd.evaluation.crossval import summary, write_crossval
     from vd.evaluation.predictions import read_run
 
     folder = config.run.checkpoint_dir
-    tested = [read_run(member.run.checkpoint_dir, fold) for _, fold, member in members]
+    tested = [read_run(one.config.run.checkpoint_dir, one.fold) for one in members]
     tested.sort(key=lambda member: (member.seed, member.fold or 0))
     facts = {
         "dataset": str(config.data.dataset_path.absolute()),
@@ -306,7 +298,6 @@ def _matrix(
     from vd.evaluation.cross_dataset import cell, evaluate_members_on, own_cell
     from vd.evaluation.crossval import flat_row
     from vd.evaluation.predictions import read_results
-    from vd.metrics.binary import COLLAPSE
 
     matrix = []
     for trained, own in results.items():
@@ -321,14 +312,13 @@ def _matrix(
     rows = [flat_row(row) for row in matrix]
     write_csv(first.run.checkpoint_dir / "matrix.csv", rows)
     for row in matrix:
-        accuracy = "undefined" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-        say(
+        text = (
             f"trained on {row['trained_on']}, tested on {row['tested_on']}: accuracy "
-            f"{accuracy}, {row['n']} clips"
+            f"{shown('accuracy', row['accuracy'])}, {row['n']} clips"
         )
-        if row["collapsed"]:
-            say(
-                f"WARNING: CLASS COLLAPSE on {row['tested_on']} in {row['collapsed']} of "
-                f"{row['members']} members: {COLLAPSE}"
+        if fallen := row["collapsed"]:
+            text += (
+                f"; CLASS COLLAPSE in {fallen} of {row['members']} members: {COLLAPSE}"
             )
+        say(text)
     return matrix

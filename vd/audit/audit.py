@@ -24,7 +24,7 @@ from vd.data.manifest import CLASSES, read_manifest
 from vd.data.splits import groups_cut, kept_splits, merge_groups
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine
-from vd.files import make_folder, write_csv, write_json, write_text
+from vd.files import write_csv, write_json, write_text
 
 _MOST_CLIPS = 2000  # of a shortcut test: a larger set is sampled
 _MOST_PAIRS = 60  # on the page; audit.json has all
@@ -37,7 +37,7 @@ def audit(config: Config, report_dir: Path) -> dict[str, Any]:
     """
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
-    make_folder(report_dir, "--report-dir")
+    report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work
     given = identify(manifest.videos, config.data.cache_dir)
     own_splits = any(video.split for video in given)
     videos = given if own_splits else kept_splits(given, config)

@@ -21,7 +21,7 @@ from vd.console import say
 from vd.errors import VdError
 from vd.evaluation.crossval import collapse_of, flat_row, spread
 from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
-from vd.files import make_folder, write_csv, write_json
+from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     METRICS,
     accuracy,
@@ -306,7 +306,7 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
         raise VdError(
             f"--out {out} is the folder of a run or a cross-validation; name another one."
         )
-    make_folder(out, "--out")
+    out.mkdir(parents=True, exist_ok=True)
     scores = {s.name: (s.first.labels_N, s.first.probability_N) for s in sides}
     plots.save(plots.roc(scores), out / "roc.png")
     curves = {s.name: curve([member.run_dir for member in s.members]) for s in sides}

@@ -162,7 +162,7 @@ def _read_onnx(file: Path) -> tuple[bytes, "onnx.ModelProto"]:
         network.graph.output[0]  # an empty file has none
     except Exception as error:  # protobuf's, onnx's own, the disk's
         raise VdError(
-            f"--backbone {file} is no ONNX file that can be read whole "
+            f"--backbone {file} cannot be read as an ONNX file "
             f"({str(error).splitlines()[0]}); export a network of less than 2 GB again, and "
             "put the files of its weights, if any, beside it."
         ) from error

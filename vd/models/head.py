@@ -74,23 +74,21 @@ def check_shapes(plugins: Plugins, config: Config, dim: int) -> None:
     head, frames = plugins.make_head(config.model), config.model.clip_frames
     features_BxTxD = jax.ShapeDtypeStruct((2, frames, dim), jnp.float16)
     mask_BxT = jax.ShapeDtypeStruct((2, frames), jnp.float32)
-    labels_B = jax.ShapeDtypeStruct((2,), jnp.float32)
+    clips_B = jax.ShapeDtypeStruct((2,), jnp.float32)
     logits_B, variables = jax.eval_shape(
         head.init_with_output, jax.random.key(0), features_BxTxD, mask_BxT
+    )
+    losses_B = jax.eval_shape(
+        partial(clip_losses, plugins.loss, settings=config.training), clips_B, clips_B
     )
     if more := sorted(set(variables) - {"params"}):
         raise VdError(
             f"the head {type(head).__name__} has {more[0]} beside params; training changes "
             "parameters only, so remove them."
         )
-    losses_B = jax.eval_shape(
-        partial(clip_losses, plugins.loss, settings=config.training), labels_B, labels_B
-    )
-    names = (
-        f"head {type(head).__name__}",
-        f"loss {getattr(plugins.loss, '__name__', '')}",
-    )
-    for name, result in zip(names, (logits_B, losses_B), strict=True):
+    loss = getattr(plugins.loss, "__name__", "")
+    results = {f"head {type(head).__name__}": logits_B, f"loss {loss}": losses_B}
+    for name, result in results.items():
         if result.shape != (2,) or result.dtype != jnp.float32:
             raise VdError(
                 f"the {name} gives {result.dtype}{list(result.shape)} for 2 clips; it must "

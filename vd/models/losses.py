@@ -1,5 +1,6 @@
 """Losses: the sigmoid focal loss with label smoothing, or a user's own."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,6 @@ import optax
 from jaxtyping import Array, Float, Shaped
 
 from vd.config import TrainingConfig
-from vd.models.plugins import loss_settings
 
 
 def focal_loss(
@@ -47,9 +47,9 @@ def clip_losses(
     """
     loss = loss or focal_loss
     targets_B = smoothed_targets(labels_B, settings.label_smoothing)
-    losses_B: Array = loss(
-        jnp.asarray(logits_B), targets_B, **loss_settings(loss, settings)
-    )
+    names = inspect.signature(loss).parameters
+    own = {name: value for name, value in vars(settings).items() if name in names}
+    losses_B: Array = loss(jnp.asarray(logits_B), targets_B, **own)
     return losses_B
 
 

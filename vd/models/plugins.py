@@ -4,18 +4,19 @@ A run records the import path `package.module:Name` of each, and the file that d
 Restoring imports it by that path, also from the folder where it was.
 """
 
-import inspect
 import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
-from vd.config import ModelConfig, TrainingConfig
+import tyro
+
+from vd.config import ModelConfig
 from vd.errors import VdError
 
 if TYPE_CHECKING:
@@ -104,18 +105,56 @@ def import_plugin(path: str, what: str, folder: Path) -> Any:
         ) from error
 
 
+def import_head(path: str) -> "type[Head]":
+    """The class that `--head` names; raises `VdError` unless it is a head."""
+    from vd.models.head import Head
+
+    head = import_plugin(path, f"--head {path}", Path.cwd())
+    if not (isinstance(head, type) and issubclass(head, Head)):
+        raise VdError(
+            f"--head {path} is not a subclass of vd.models.head.Head; name such a class "
+            "(docs/extending.md)."
+        )
+    return head
+
+
+def with_head_settings(command: Any, head: "type[Head]") -> Any:
+    """The command, a dataclass, with a head's own settings as fields, which become flags.
+
+    Its `head_settings` holds them, and the head as `make`.
+    """
+    own, hints = own_fields(head), get_type_hints(head)
+    groups = filter(is_dataclass, get_type_hints(command).values())
+    taken = {setting.name for group in (command, *groups) for setting in fields(group)}
+    if clash := sorted(taken & own.keys()):
+        raise VdError(
+            f"the head {head.__name__} has a field {clash[0]}, which is the name of a "
+            "setting of vd; rename it, or use self.config."
+        )
+    settings = make_dataclass(
+        f"{head.__name__}Settings",
+        [
+            (name, hints[name], tyro.MISSING if default is MISSING else default)
+            for name, default in own.items()
+        ],
+        namespace={"make": property(lambda self: partial(head, **vars(self)))},
+        frozen=True,
+    )
+    return make_dataclass(
+        command.__name__,
+        [("head_settings", settings, field(default_factory=settings))],
+        bases=(command,),
+        namespace={"__doc__": command.__doc__},
+        frozen=True,
+    )
+
+
 def own_fields(head: "type[Head]") -> dict[str, Any]:
     """Default of each setting that a class of heads has beside `config`."""
     from vd.models.head import Head
 
-    common = {field.name for field in fields(Head)}
+    common = {f.name for f in fields(Head)}
     return {f.name: f.default for f in fields(head) if f.name not in common}
-
-
-def loss_settings(loss: Callable[..., Any], settings: TrainingConfig) -> dict[str, Any]:
-    """The settings of training that a loss names among its arguments."""
-    names = inspect.signature(loss).parameters
-    return {name: value for name, value in vars(settings).items() if name in names}
 
 
 def _find(kind: str, plugin: Any) -> tuple[str, Path]:

@@ -62,13 +62,6 @@ def score_batches(
     return sum_N / np.bincount(owner_M[real_M])
 
 
-def score_windows(
-    head: Head, params: Params, windows: Sequence[Float16[np.ndarray, "L D"]]
-) -> Float64[np.ndarray, " N"]:
-    """Logit of each window of at most `clip_frames` frames, one by one."""
-    return score(head, params, ([window] for window in windows))
-
-
 def scoring_device() -> jax.Device:
     """The one device that scores."""
     return jax.local_devices()[0]

@@ -19,7 +19,7 @@ from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
 from vd.features.extract import video_features
-from vd.models.scoring import score, score_windows
+from vd.models.scoring import score
 from vd.training.run_folder import read_config
 
 
@@ -95,9 +95,9 @@ class Predictor:
         length = max(1, min(round(window_seconds * rate), len(features_FxD)))
         stride = max(1, round(stride_seconds * rate))
         starts = np.arange(0, len(features_FxD) - length + 1, stride)
-        windows = [features_FxD[start : start + length] for start in starts]
+        windows = ([features_FxD[start : start + length]] for start in starts)
         restored = self._restored
-        logit_W = score_windows(restored.head, restored.params, windows)
+        logit_W = score(restored.head, restored.params, windows)
         probability_W = restored.calibration.probability(logit_W)
         middles_W = (starts + length / 2) / rate
         return Timeline(middles_W, probability_W, restored.calibration.threshold)

@@ -26,9 +26,8 @@ from vd.files import read_json, write_text
 from vd.metrics.binary import COLLAPSE, METRICS
 from vd.models.losses import imbalance_warning
 from vd.report import images
-from vd.training.log import overfits, read_metrics
+from vd.training.log import EarlyStopping, overfits, read_metrics
 from vd.training.run_folder import read_config, videos_of
-from vd.training.validation import EarlyStopping
 
 DASH = "–"
 MISTAKES = 12

@@ -22,9 +22,8 @@ from orbax.checkpoint.checkpoint_managers import (
 from vd.console import say
 from vd.errors import VdError
 from vd.models.head import Params
-from vd.training.log import EpochSums
+from vd.training.log import EarlyStopping, EpochSums
 from vd.training.step import TrainState
-from vd.training.validation import EarlyStopping
 
 Event = Literal[
     "step-begin",

@@ -134,13 +134,6 @@ def _initialize(run: RunConfig) -> Processes:
     return processes
 
 
-def is_connected() -> bool:
-    """Whether this process has joined others, and not left them."""
-    import jax
-
-    return jax.distributed.is_initialized()
-
-
 def processes() -> Processes:
     """This process among those that have joined; one process alone by default."""
     return _processes

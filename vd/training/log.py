@@ -1,23 +1,21 @@
-"""What a run reports: metrics.jsonl, TensorBoard, the live line, a line an epoch, warnings."""
+"""What a run logs: metrics.jsonl, TensorBoard, progress, a line an epoch; early stopping."""
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float32
 
 from vd.config import TrainingConfig
-from vd.console import duration, say
+from vd.console import Ticker, say
 from vd.files import explaining, write_text
-
-if TYPE_CHECKING:
-    from vd.training.validation import EarlyStopping
+from vd.metrics.binary import COLLAPSE, METRICS
 
 Row = Mapping[str, Any]  # of metrics.jsonl
 
@@ -113,6 +111,35 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@dataclass(frozen=True)
+class EarlyStopping:
+    """The best epoch so far. Each checkpoint has it, so a resumed run stops alike."""
+
+    metric: str
+    patience: int
+    min_delta: float = 0.0
+    best_epoch: int = 0  # epochs count from 1; 0: none yet
+    best_value: float = math.nan
+    epoch: int = 0
+
+    def update(self, epoch: int, value: float | None) -> "EarlyStopping":
+        """Take in an epoch's value; a tie, and an undefined value, keep the earlier best."""
+        if value is None:
+            return replace(self, epoch=epoch)
+        gain = value - self.best_value
+        name = self.metric.removeprefix("val_")
+        if name == "loss" or not METRICS[name].higher_is_better:
+            gain = -gain
+        if self.best_epoch == 0 or gain > self.min_delta:
+            return replace(self, epoch=epoch, best_epoch=epoch, best_value=value)
+        return replace(self, epoch=epoch)
+
+    @property
+    def stops(self) -> bool:
+        """Whether `patience` epochs have passed without a better one."""
+        return self.epoch - self.best_epoch >= self.patience
+
+
 class Watch:
     """Prints the steps and epochs of one run; `rows` are the epochs so far."""
 
@@ -120,64 +147,38 @@ class Watch:
         self,
         config: TrainingConfig,
         rates: Float32[np.ndarray, " steps"],
-        steps_per_epoch: int,
-        batch_size: int,
         rows: Sequence[Row],
-        show: Callable[[Callable[[], str]], None],
+        ticker: Ticker,
     ) -> None:
         self._config, self._rates = config, rates
-        self._steps, self._batch_size = steps_per_epoch, batch_size
-        self._rows, self._show = list(rows), show
-        self._since: tuple[int, float] | None = None  # first step seen of the epoch
+        self._rows, self._ticker = list(rows), ticker
         self._printed = -math.inf
 
-    def step(self, step: int, loss: float) -> None:
-        """Show the live line after a step."""
-        now = time.monotonic()
-        if self._since is None:  # the first step of a process compiles
-            self._since = step, now
-            return
-        since, began = self._since
-        seconds_a_step = (now - began) / (step - since)
-        self._show(lambda: self._line(step, loss, seconds_a_step))
-
-    def _line(self, step: int, loss: float, seconds_a_step: float) -> str:
-        epochs, last = self._config.epochs, self._rows[-1] if self._rows else {}
-        epoch = (step - 1) // self._steps + 1
-        left = (epochs * self._steps - step) * seconds_a_step
-        if last:  # validation takes its time too
-            trained = self._steps * self._batch_size / last["videos_per_second"]
-            left += (epochs - epoch + 1) * max(last["seconds"] - trained, 0.0)
-        return (
-            f"epoch {epoch}/{epochs}  step {step}/{epochs * self._steps}  "
-            f"loss {loss:.4f}  {_recalls(last)}  lr {self._rates[step - 1]:.1e}  "
-            f"{self._batch_size / seconds_a_step:.0f} videos/s  {duration(left)} left at most"
-        )
+    def step(self, loss: float) -> None:
+        """Count a step, and show its loss with the recalls of the last epoch."""
+        recalls = f", {_recalls(self._rows[-1])}" if self._rows else ""
+        epoch = f"epoch {len(self._rows) + 1}/{self._config.epochs}"
+        self._ticker.advance(note=f" at most, {epoch}, loss {loss:.4f}{recalls}")
 
     def epoch(self, row: Row, stopping: "EarlyStopping") -> None:
         """Print an epoch's line, at most one every few seconds, and a collapse at once."""
-        self._since = None
         before = self._rows[-1] if self._rows else {}
         self._rows.append(row)
         warm = row["step"] > np.argmax(self._rates)  # the peak ends the warmup
         if row["val_collapsed"] and warm and not before.get("val_collapsed"):
             say(
-                f"WARNING: CLASS COLLAPSE at threshold 0.5 in epoch {row['epoch']}: nearly "
-                "all predictions are one class, or a recall is under 20 %; accuracy alone "
-                "would hide it"
+                f"WARNING: CLASS COLLAPSE at threshold 0.5 in epoch {row['epoch']}: {COLLAPSE}"
             )
         last = stopping.stops or row["epoch"] == self._config.epochs
         now = time.monotonic()
         if now - self._printed < _LINE_SECONDS and not last:
             return
         self._printed = now
-        left = row["seconds"] * (self._config.epochs - row["epoch"])
         say(
             f"epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
             f"loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
             f"accuracy {_percent(row['val_accuracy'])}  {_recalls(row)}  "
-            f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s  "
-            f"{duration(left)} left at most"
+            f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s"
             + ("  best" if stopping.best_epoch == row["epoch"] else "")
         )
 

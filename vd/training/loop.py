@@ -19,24 +19,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float32
+from scipy.special import expit
 
 from vd.config import Config
-from vd.console import Interrupted, holding_interrupts, interrupted, live, say
+from vd.console import Interrupted, holding_interrupts, interrupted, say, track
 from vd.devices import own_numerics
 from vd.errors import VdError
+from vd.metrics.binary import METRICS, collapsed
 from vd.models.head import Params, check_shapes, init_params
+from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
+from vd.models.scoring import score_batches, scoring_device, window_batches
 from vd.training import distributed
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
-from vd.training.feature_set import FeatureSet
-from vd.training.log import EpochSums, MetricsLog, Watch
+from vd.training.feature_set import FeatureSet, fits
+from vd.training.log import EarlyStopping, EpochSums, MetricsLog, Watch
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 from vd.training.step import (
     AXIS,
@@ -49,8 +54,11 @@ from vd.training.step import (
     make_train_step,
     step_numbers,
 )
-from vd.training.validation import EarlyStopping, Validation
 
+_LOGGED = (
+    "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc",
+)  # fmt: skip
+_VALIDATION_SHARE = 1 / 8  # of a GPU's memory; the features to train on have a half
 _SKIPPED = 2  # steps before a trace; the first compiles
 _TRACED = 10
 
@@ -98,8 +106,9 @@ def train(
             if at.epoch:
                 say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
             log = stack.enter_context(MetricsLog(run_dir, at.stopping.epoch))
-            show = stack.enter_context(live())
-            watch = Watch(settings, rates, steps, batch_size, log.rows, show)
+            left = settings.epochs * steps - int(at.state.step)
+            ticker = stack.enter_context(track("training", left, "steps"))
+            watch = Watch(settings, rates, log.rows, ticker)
             validation = Validation(config, val_set, plugins)
             lead = _Lead(validation, checkpoints, log, watch)
             profile = run_dir / "profile" if config.run.profile else None
@@ -130,6 +139,45 @@ def _step(
         return make_train_step(config, devices, plugins), interrupted
     step = distributed.SharedStep(make_step(config, plugins, AXIS), devices, AXIS)
     return step, step.interrupted
+
+
+class Validation:
+    """Scores the validation part; a GPU keeps its windows from one epoch to the next."""
+
+    def __init__(
+        self, config: Config, val_set: FeatureSet, plugins: Plugins = BUILT_IN
+    ) -> None:
+        self._head, self._set = plugins.make_head(config.model), val_set
+        stopping = config.training.early_stopping_metric.removeprefix("val_")
+        self._names = [name for name in METRICS if name in (*_LOGGED, stopping)]
+        self._losses = jax.jit(
+            partial(clip_losses, plugins.loss, settings=config.training)
+        )
+        frames = config.model.clip_frames
+        self._batches = partial(window_batches, clip_frames=frames)
+        windows = int(np.sum(-(-val_set.frames_N // frames)))
+        size = windows * frames * val_set.dim * np.float16().itemsize
+        self._kept = None
+        if fits(size, [scoring_device()], _VALIDATION_SHARE):
+            batches = list(self._batches(val_set.in_order()))
+            self._kept = jax.device_put(batches, scoring_device())
+
+    def metrics(self, params: Params) -> dict[str, Any]:
+        """Loss, metrics at threshold 0.5, and whether the predictions have collapsed.
+
+        A loss that is not finite comes alone: nothing else is defined then.
+        """
+        batches = self._kept or self._batches(self._set.in_order())
+        logits_N = score_batches(self._head, params, batches)
+        losses_N = self._losses(logits_N.astype(np.float32), self._set.labels_N)
+        loss = float(np.mean(np.asarray(losses_N, np.float64)))
+        if not np.isfinite(loss):
+            return {"val_loss": loss}
+        labels_N = self._set.labels_N.astype(int)
+        arrays = labels_N, expit(logits_N), logits_N >= 0
+        values = {f"val_{name}": METRICS[name].compute(*arrays) for name in self._names}
+        over = collapsed(labels_N, logits_N >= 0)
+        return {"val_loss": loss, **values, "val_collapsed": over}
 
 
 @dataclass(frozen=True)
@@ -211,7 +259,7 @@ class _Run:
         self._check_finite({"loss": loss, "grad_norm": grad_norm}, step)
         sums.add(loss, accuracy, grad_norm, self.config.training.grad_clip_norm)
         if self.lead:
-            self.lead.watch.step(step, loss)
+            self.lead.watch.step(loss)
         self.on_event("step-end")
 
     def _finish_epoch(self, at: Checkpoint, lead: _Lead) -> EarlyStopping:

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.config import Config, from_json, to_json
 from vd.data.manifest import CLASSES, SPLITS, Video, split_rows
@@ -25,30 +25,46 @@ from vd.files import (
 from vd.models.plugins import BUILT_IN, Plugins
 
 if TYPE_CHECKING:
-    from vd.training.opening import Data, Opened
+    import jax
+
+    from vd.data.ledger import Ledger
+    from vd.features.backbone import Backbone
+    from vd.features.store import FeatureStore
 
 FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
-    "vd",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "onnxruntime",
-    "av",
-)
-_MOVED = {  # as runs before the modules moved name them
-    "vd.model:Detector": "vd.models.detector:Detector",
-    "vd.training.loss:focal_loss": "vd.models.losses:focal_loss",
-}
+    "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
+)  # fmt: skip
 _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
     "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
 )  # fmt: skip
+
+
+class Data(NamedTuple):
+    """A data set whose features are in the store."""
+
+    given: list[Video]  # as the data set has them
+    videos: list[Video]  # with splits
+    ledger: "Ledger"
+    store: "FeatureStore"
+    backbone: "Backbone"
+
+    def parts(self) -> dict[str, list[Video]]:
+        """The usable clips of each split."""
+        usable = self.ledger.usable()
+        return {split: [v for v in usable if v.split == split] for split in SPLITS}
+
+    def with_splits(self, videos: Sequence[Video]) -> "Data":
+        """The same data with the splits of these videos, which are the usable ones."""
+        splits = {video.name: video for video in videos}  # copies have one id
+        entries = tuple(
+            replace(entry, video=splits.get(entry.video.name, entry.video))
+            for entry in self.ledger.entries
+        )
+        return self._replace(ledger=replace(self.ledger, entries=entries))
 
 
 def settings_identity(config: Config) -> dict[str, Any]:
@@ -83,8 +99,8 @@ def check_identity(
         return
     values = read_config(run_dir)
     # a setting that the run was trained without has its default there
-    record = BUILT_IN.identity() | values["identity"]
-    record |= settings_identity(from_json(Config, values["settings"]))
+    settings = settings_identity(from_json(Config, values["settings"]))
+    record = values["identity"] | settings
     differ = [
         _changes(run_dir, videos)
         if key == "dataset"
@@ -140,13 +156,14 @@ def clear(run_dir: Path) -> None:
 def write_inputs(
     config: Config,
     plugins: Plugins,
-    data: "Data",
+    data: Data,
     identity: Mapping[str, Any],
-    opened: "Opened",
+    batch_size: int,
+    devices: "Sequence[jax.Device]",
 ) -> None:
     """Write config.json (once), splits.csv, ledger.csv and a user's own backbone."""
-    run_dir, ledger, store = config.run.checkpoint_dir, data.ledger, data.store
-    devices, backbone = opened.devices, data.backbone
+    run_dir, backbone = config.run.checkpoint_dir, data.backbone
+    ledger, store = data.ledger, data.store
     engines = Counter(store.rows[video.id].engine for video in ledger.usable())
     remove_orphans(run_dir)
     path = run_dir / "config.json"  # first: it makes this a run folder
@@ -166,7 +183,7 @@ def write_inputs(
                 "dim": store.streams * store.dim,
             },
             "part_files": plugins.files(),
-            "batch_size": opened.batch_size,
+            "batch_size": batch_size,
             "devices": {"count": len(devices), "kind": devices[0].device_kind},
             "ledger": {
                 "per_split_and_class": ledger.counts(),
@@ -200,9 +217,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             f"{path} has format {values.get('format')} and this version of vd reads {FORMAT}; "
             "use the version that wrote it, or train again."
         )
-    for plugin in Plugins._fields:
-        if record := values["identity"].get(plugin):
-            record["import"] = _MOVED.get(record["import"], record["import"])
+    for kind, built_in in BUILT_IN.identity().items():
+        if not values["part_files"].get(
+            kind
+        ):  # earlier versions had other names for it
+            values["identity"][kind] = built_in
     return values
 
 
@@ -251,24 +270,13 @@ def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
 
 def _changes(run_dir: Path, videos: Sequence[Video]) -> str:
     """How the usable videos differ from those in the run's splits.csv."""
-    before = {row["id"]: row for row in read_csv(run_dir / "splits.csv")}
-    now = {row["id"]: row for row in split_rows(videos)}
-    both = before.keys() & now.keys()
-    changed = {
-        "new": [now[i]["path"] for i in now.keys() - both],
-        "gone": [before[i]["path"] for i in before.keys() - both],
-        "with another label, split or group": [
-            now[i]["path"]
-            for i in both
-            if any(now[i][key] != before[i][key] for key in ("label", "split", "group"))
-        ],
-    }
-    changes = [
-        f"{len(names)} clips {how}, for example {min(names)!r}"
-        for how, names in changed.items()
-        if names
-    ]
-    return ", ".join(changes) or "other copies of the same clips"
+    before = {tuple(row.values()) for row in read_csv(run_dir / "splits.csv")}
+    now = {tuple(row.values()) for row in split_rows(videos)}
+    paths = sorted({path for path, *_ in before ^ now})
+    return (
+        f"{len(paths)} clips are new, gone, or have another label, split or group, for "
+        f"example {paths[0]!r}"
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -284,9 +292,8 @@ def _git_revision() -> str | None:
     """The revision of the checkout that vd runs from, if it is one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, timeout=10
+        ).strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
