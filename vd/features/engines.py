@@ -93,22 +93,15 @@ class OnnxEngine:
             self._input, self._raw = source.name, source.type == "tensor(uint8)"
             self._channels_first = source.shape[1] == 3
             features_1xD = self._run(np.zeros((size, size, 3), np.uint8))
+            if features_1xD.ndim != 2 or not features_1xD.size:
+                raise ValueError(f"it gives the shape {features_1xD.shape}")
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise VdError(
                 f"--backbone {backbone.name} cannot be run on RGB images of side {size} "
                 f"({str(error).splitlines()[0]}); set --backbone-size, or export it for "
-                "batches of any size or of 1, with the files of its weights beside it."
+                "batches of any size or of 1, with one vector for each image and with the "
+                "files of its weights beside it."
             ) from error
-        if features_1xD.ndim != 2 or not features_1xD.size:
-            raise VdError(
-                f"--backbone {backbone.name} gives the shape {features_1xD.shape} for one "
-                "image; it must give one vector each: add pooling to the network."
-            )
-        if not np.isfinite(features_1xD).all():
-            raise VdError(
-                f"--backbone {backbone.name} gives features that are not finite for a "
-                "black image; export it in inference mode, in float32."
-            )
         self.dim = features_1xD.shape[1]
         self.batch = threads or usable_cores()
         self._threads = ThreadPoolExecutor(self.batch)
