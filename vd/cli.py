@@ -39,7 +39,7 @@ from vd.config import (
 )
 from vd.console import Interrupted, listen, say, say_limits
 from vd.errors import SOME_FAILED, USAGE, VdError
-from vd.training.distributed import LOST, end, join, processes
+from vd.training.distributed import LOST, end, processes
 
 if TYPE_CHECKING:
     from vd.models.head import Head
@@ -187,7 +187,6 @@ class Train(_Training):
         from vd.training.opening import check_devices
 
         check_devices(self, self.run.num_processes or 1)
-        join(self.run)
         run(self, self.chosen_head(head), **plugins)
         return 0
 

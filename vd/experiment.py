@@ -33,9 +33,8 @@ from vd.training.opening import (
 if TYPE_CHECKING:
     import jax
 
-    from vd.models.head import Head
+    from vd.models.head import Head, Params
     from vd.training.feature_set import FeatureSet
-    from vd.training.loop import Trained
 
 
 def run(
@@ -51,11 +50,7 @@ def run(
     Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
     Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
-    if distributed.several(config.run) and not distributed.is_connected():
-        raise VdError(
-            "--num-processes is for vd train and experiment scripts; call "
-            "vd.training.distributed.join first where a script calls run by itself."
-        )
+    distributed.join(config.run)
     plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
     processes, run_dir = distributed.processes().count, config.run.checkpoint_dir
     check(config, plugins)
@@ -77,9 +72,9 @@ def run(
             for split in ("val", "test"):
                 sets[split] = FeatureSet(clips[split], data.store)
             say_before_training(config, sets["train"], opened.devices)
-        trained = train_run(config, plugins, sets, opened)
+        params = train_run(config, plugins, sets, opened)
         distributed.part()
-        return evaluate_run(config, plugins, sets, trained) if lead else {}
+        return evaluate_run(config, plugins, sets, params) if lead else {}
 
 
 def check(config: Config, plugins: Plugins) -> None:
@@ -172,7 +167,7 @@ def train_run(
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
-) -> "Trained":
+) -> "Params":
     """Train, or continue, the open run."""
     import jax
 
@@ -197,7 +192,7 @@ def evaluate_run(
     config: Config,
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
-    trained: "Trained",
+    params: "Params",
 ) -> dict[str, Any]:
     """Calibrate the restored best, evaluate it on validation and test, write the report."""
     from vd import plots
@@ -214,7 +209,7 @@ def evaluate_run(
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
-    results = evaluate_trained(config, head, trained.params, sets, even)
+    results = evaluate_trained(config, head, params, sets, even)
     for result in results.values():
         say(summary(result))
     write_quick(run_dir)

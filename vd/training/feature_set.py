@@ -45,9 +45,8 @@ class FeatureSet:
         self.frames_N = np.array([row.frames for row in rows], np.int64)
         self.views = min(row.views for row in rows)
         self.dim = store.streams * store.dim
-        self._offset_N = (
-            np.cumsum(self.views * self.frames_N) - self.views * self.frames_N
-        )
+        rows_N = self.views * self.frames_N
+        self._offset_N = np.cumsum(rows_N) - rows_N
         self._memory = self._load(share)
         if self._memory is None:
             store.open()
