@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 from tests.broken import render_slow
-from tests.command_line import digests, train, vd, vd_process
+from tests.command_line import SMALL, VD, digests, train, vd, vd_process
 from vd.files import read_csv
 from vd.training import run_folder
 
@@ -229,3 +230,39 @@ def test_scan_tells_the_same_resumes_and_exits_3_over_the_gap(clips, tmp_path):
     again = vd(*arguments, "--max-loss-gap", "1")
     assert read_csv(tmp_path / "report" / "scan.csv") == rows
     assert "quarantined 14" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extracted", [True, False])
+def test_two_trainings_at_once_share_a_cache(extracted, clips, backbone, tmp_path):
+    """Without features one of them extracts; the other may be refused, and goes on later."""
+    cache = tmp_path / "cache"
+    data = ["--dataset-path", clips, "--cache-dir", cache, "--backbone", backbone]
+    if extracted:
+        vd("extract", *data)
+        (cache / "catalog.sqlite").unlink()  # both hash, and write a new one
+
+    def start(run):
+        command = [*VD, "train", *data, "--checkpoint-dir", run, *SMALL]
+        return subprocess.Popen(
+            list(map(str, command)), stderr=subprocess.PIPE, text=True
+        )
+
+    runs = tmp_path / "a", tmp_path / "b"
+    processes = [start(run) for run in runs]
+    printed = [process.communicate(timeout=180)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    if not extracted and 2 in codes:
+        refused = codes.index(2)
+        holder = f"is in use by vd extract, process {processes[1 - refused].pid} "
+        assert holder in printed[refused]
+        again = start(runs[refused])
+        printed[refused] = again.communicate(timeout=180)[1]
+        codes[refused] = again.returncode
+    assert codes == [0, 0], printed
+    assert "".join(printed).count("extracting 32 videos") == (not extracted)
+    stored = [row["id"] for index in cache.rglob("index-*") for row in read_csv(index)]
+    assert len(stored) == len(set(stored)) == 32
+    assert "warning" not in vd("extract", *data, "--verify").stderr
+    first, second = ((run / "predictions_test.csv").read_bytes() for run in runs)
+    assert first == second
