@@ -64,7 +64,7 @@ def test_mixup_interpolates_features_and_targets_of_two_clips(batch):
     for i in range(B):
         fits = []
         for j in set(range(B)) - {i}:
-            # the first frame is in every clip: its features tell the share
+            # the first frame is in every clip: its features show the share
             difference = features[i, 0] - features[j, 0]
             share = np.mean((mixed.features_BxTxD[i, 0] - features[j, 0]) / difference)
             label = share * batch.labels_B[i] + (1 - share) * batch.labels_B[j]

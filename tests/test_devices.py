@@ -1,4 +1,4 @@
-"""What is said before JAX first runs."""
+"""What is set before JAX first runs."""
 
 import ctypes
 import os

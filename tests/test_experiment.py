@@ -58,8 +58,8 @@ def test_evaluation_follows_from_the_predictions(trained):
 
 
 def test_what_limits_the_figures_stands_in_one_block_at_the_end(trained):
-    said, limits = trained[1].stderr.split("before you trust this:\n")
-    assert "warning" not in said.lower().replace("warning: class collapse", "")
+    messages, limits = trained[1].stderr.split("before you trust this:\n")
+    assert "warning" not in messages.lower().replace("warning: class collapse", "")
     *listed, last = limits.splitlines()
     assert all(line.startswith("  - ") for line in listed)
     assert any("no source groups known" in line for line in listed)
