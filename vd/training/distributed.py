@@ -93,7 +93,13 @@ def _initialize(run: RunConfig) -> Processes:
             "and --process-id."
         ) from error
     prepare_jax(run.devices or most_cpu_devices())
-    return Processes(jax.process_index(), jax.process_count())
+    own, count = jax.local_device_count(), jax.process_count()
+    if len(jax.devices()) != count * own:
+        raise VdError(
+            f"this process has {own} devices and others have another number; give all "
+            "processes as many by --devices."
+        )
+    return Processes(jax.process_index(), count)
 
 
 def processes() -> Processes:
