@@ -149,18 +149,16 @@ class JaxEngine:
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features, a padded batch on all devices at a time."""
-        none = np.zeros((0, self.dim), np.float32)
-        starts = range(0, len(images_NxHxWx3), self.batch)
+        count, shape = len(images_NxHxWx3), images_NxHxWx3.shape[1:]
+        padding = ((0, -count % self.batch), (0, 0), (0, 0), (0, 0))
+        batches = np.pad(images_NxHxWx3, padding).reshape(
+            -(-count // self.batch), self._devices, _JAX_BATCH, *shape
+        )
         # all batches are started before the first is waited for
-        parts = [self._run(images_NxHxWx3[start:][: self.batch]) for start in starts]
-        features = [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
-        return np.concatenate([*features, none])[: len(images_NxHxWx3)]
-
-    def _run(self, images: Images) -> Any:
-        """Features of at most a batch and its padding, still on the devices."""
-        padding = ((0, self.batch - len(images)), (0, 0), (0, 0), (0, 0))
-        padded = np.pad(images, padding)
-        return self._apply(padded.reshape(self._devices, _JAX_BATCH, *images.shape[1:]))
+        parts = [self._apply(batch) for batch in batches]
+        features = [np.zeros((0, self.dim), np.float32)]
+        features += [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
+        return np.concatenate(features)[:count]
 
 
 def _has_accelerator() -> bool:

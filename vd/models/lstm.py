@@ -202,8 +202,11 @@ def _bwd(
         jnp.pad(h_BxTx2H[:, :-1, :hidden], ((0, 0), (1, 0), (0, 0))),
         jnp.pad(h_BxTx2H[:, 1:, hidden:], ((0, 0), (0, 1), (0, 0))),
     )
-    drecurrent = [
-        _weight_gradient(h.astype(dtype), dgates.astype(dtype))
+    drecurrent = [  # products over all frames
+        _product(
+            h.astype(dtype).reshape(-1, hidden).T,
+            dgates.astype(dtype).reshape(-1, 4 * hidden),
+        )
         for h, dgates in zip(before, jnp.split(dgates_BxTx8H, 2, axis=-1), strict=True)
     ]
     dinputs_BxTx8H = dgates_BxTx8H.astype(dtype)
@@ -238,14 +241,6 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _weight_gradient(inputs_BxTxM: Array, doutputs_BxTxN: Array) -> Array:
-    """(M, N): products over all frames, summed in float32."""
-    return _product(
-        inputs_BxTxM.reshape(-1, inputs_BxTxM.shape[-1]).T,
-        doutputs_BxTxN.reshape(-1, doutputs_BxTxN.shape[-1]),
-    )
-
-
 class BidirectionalLSTM(nn.Module):
     """Forward and backward LSTM, their outputs side by side."""
 
@@ -259,9 +254,12 @@ class BidirectionalLSTM(nn.Module):
         """Returns h of both directions; 0 where the mask is 0."""
         hidden = self.hidden_size
         # one product for both directions' inputs, outside the loop
-        inputs_BxTx8H = dense(
-            8 * hidden, "input", self.dtype, bias_init=_forget_bias(hidden)
-        )(inputs_BxTxP)
+        # bias 1 for the forget gates, 0 elsewhere (Jozefowicz et al. 2015)
+        bias_8H = np.tile(np.repeat([0.0, 1.0, 0.0, 0.0], hidden), 2)
+        bias_init = nn.initializers.constant(bias_8H)
+        inputs_BxTx8H = dense(8 * hidden, "input", self.dtype, bias_init=bias_init)(
+            inputs_BxTxP
+        )
         recurrent_2xHx4H = self.param("recurrent", _orthogonal, hidden)
         mask_BxT = mask_BxT.astype(jnp.float32)
         return lstm(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, self.dtype)
@@ -275,9 +273,3 @@ def _orthogonal(key: Array, hidden: int) -> Array:
         for d in jax.random.split(key)
     ]
     return jnp.stack([jnp.concatenate(row, axis=-1) for row in matrices])
-
-
-def _forget_bias(hidden: int) -> Any:
-    """Bias 1 for the forget gates, 0 elsewhere (Jozefowicz et al. 2015)."""
-    gates_4H = np.repeat([0.0, 1.0, 0.0, 0.0], hidden)
-    return nn.initializers.constant(np.tile(gates_4H, 2))

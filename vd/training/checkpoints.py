@@ -187,7 +187,10 @@ class Checkpoints:
             except VdError as error:
                 reason = str(error).partition(";")[0]
                 say(f"warning: {reason}; it is set aside, the previous one is used")
-                self._set_aside(epoch)
+                aside = self._folder / f"damaged-{epoch}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(epoch)).rename(aside)
+                self._manager.reload()
                 continue
             self._policy.best_of[epoch] = best = info["stopping"]["best_epoch"]
             if best not in (0, epoch):  # rather than find out when training ends
@@ -200,13 +203,6 @@ class Checkpoints:
         if epochs:
             say("warning: no whole checkpoint is left, so training starts over")
         return None
-
-    def _set_aside(self, epoch: int) -> None:
-        """Rename a damaged checkpoint, so that neither it nor a new one is lost."""
-        aside = self._folder / f"damaged-{epoch}"
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._folder / str(epoch)).rename(aside)
-        self._manager.reload()
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
         """The best parameters and their epoch, as the newest checkpoint names it.

@@ -160,8 +160,7 @@ class SharedStep:
         ) -> tuple[TrainState, StepMetrics, Array]:
             return *step(state, batch, numbers), jax.lax.pmax(signal, AXIS)
 
-        own = distributed.processes().index
-        self._local = sum(device.process_index == own for device in devices)
+        self._local = len(devices) // distributed.processes().count
         self._parallel = jax.pmap(
             shared,
             axis_name=AXIS,
