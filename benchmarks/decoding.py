@@ -1,11 +1,11 @@
 """Decoding on real clips: vd's worker function, OpenCV and torchcodec, one thread each.
 
-    pip install '.[bench]' && python -m benchmarks.decoding --dataset-path DATA
+    pip install '.[bench]' torchcodec==0.11.1 && python -m benchmarks.decoding --dataset-path DATA
 
 Every frame of a clip is decoded in order; the first of each eighth of a second, and the one
 a tenth of a second later, are resized by area to 224 × 224 RGB. `ours` makes the motion
 image too. torchcodec needs FFmpeg's shared libraries, and a version whose wheel is for the
-CPU (0.11.1 was). Each line has the frames that each decoder gave.
+CPU and the installed torch. Each line has the frames that each decoder gave.
 """
 
 import json

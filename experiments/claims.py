@@ -5,8 +5,8 @@
 Every cell is one setting, cross-validated: 5 folds (groups whole where they are known) × 5
 seeds, early stopping and threshold from an inner validation part, float32 but for one cell.
 A finished cell is a line of claims.jsonl and is not run again; its runs are deleted. A cell
-under way goes on from its finished runs. The table is written anew after every cell, by
-`claims_table.py`.
+under way goes on from its finished runs. `claims_table.py` writes the table again after
+every cell.
 
 Source:   the recipe (README); DATA holds scfd/manifest.csv and hockey/manifest.csv
 Cost:     30 cells of 25 runs each, 5.9 hours together on two cores that did other work too
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
-from claims_lines import TOLD, read_lines
+from claims_lines import FIGURES, read_lines
 from claims_table import write_table
 
 from vd.cli import run_command
@@ -112,7 +112,7 @@ def main(
     only: tuple[str, ...] = (),
     quick: bool = False,
 ) -> None:
-    """Run the cells that claims.jsonl lacks, or those named in `only`, and write the table.
+    """Run the cells missing in claims.jsonl, or those of them in `only`, and write the table.
 
     `quick` is two cells a data set of two folds, one seed and four epochs, to try the study.
     """
@@ -174,7 +174,7 @@ def run_cell(
         settings |= {"epochs": 4, "warmup_epochs": 1}
     config = config_of(settings, DataConfig(data, cache_dir), folder)
     began = time.perf_counter()
-    told = crossval(config, 2 if quick else FOLDS, SEEDS[:1] if quick else SEEDS)
+    result = crossval(config, 2 if quick else FOLDS, SEEDS[:1] if quick else SEEDS)
     members = read_results(folder)
     pooled = pooled_by_seed(members)
     first = next(iter(pooled.values()))
@@ -182,11 +182,11 @@ def run_cell(
         "dataset": cell.dataset,
         "cell": cell.name,
         "settings": cell.settings,
-        "n": told["n"],
-        "groups": told["groups"],
-        **{name: told["over_seeds"][name] for name in TOLD},
+        "n": result["n"],
+        "groups": result["groups"],
+        **{name: result["over_seeds"][name] for name in FIGURES},
         "at_half": [at_half(one) for one in pooled.values()],
-        "members": [of_member(row, folder) for row in told["per_fold"]],
+        "members": [of_member(row, folder) for row in result["per_fold"]],
         "clips": [identity[:12] for identity in first.ids],
         "clusters": cluster_numbers(first.cluster_N),
         "correct": [

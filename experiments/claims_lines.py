@@ -8,7 +8,7 @@ from typing import Any
 from vd.errors import VdError, damage
 from vd.files import write_bytes
 
-TOLD = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc", "ece", "brier"
+FIGURES = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc", "ece", "brier"
 _MEMBER = "fold", "n_train", "threshold", "best_epoch", "last_epoch", "clipped"
 _HALF = "accuracy", "recall_violent"
 
@@ -58,7 +58,7 @@ def _check(line: Line) -> None:
     mean = sum(right) / len(right) / len(clips)
     if not math.isclose(line["accuracy"]["mean"], mean):
         raise ValueError("its accuracy is not that of its bits")
-    _ = [float(line[name]["mean"]) for name in TOLD]
+    _ = [float(line[name]["mean"]) for name in FIGURES]
     _ = [float(half[key]) for half in line["at_half"] for key in _HALF]
     _ = dict(line["settings"]), line["groups"]
     if not (isinstance(line["dataset"], str) and isinstance(line["cell"], str)):

@@ -67,9 +67,9 @@ _COLUMNS = (
 )  # fmt: skip
 _HEAD = """# The recipe's promises
 
-Made by `experiments/claims.py` from [{log}]({log}), a line a cell: {folds} folds × {seeds} seeds, float32 but for the
-cell `bfloat16`; what a cell has otherwise than `optimized` is in its row. In the study itself, docs/claims.md, the clips are the
-public ones of [results.md](results.md).
+Made by `experiments/claims.py` from [{log}]({log}). A cell is one setting, cross-validated with {folds} folds ×
+{seeds} seeds in float32 (the cell `bfloat16` apart); "what differs" names its settings that are not those of `optimized`. The
+clips of docs/claims.md are the public ones of [results.md](results.md).
 A difference is in points of accuracy, paired over clips, folds and seeds; its 95 % interval resamples whole groups; p is
 the corrected resampled t-test's (Nadeau and Bengio 2003), or the largest of McNemar's where all folds differ by the same;
 Holm's correction over the rows of a data set in p (Holm). Early
@@ -87,7 +87,7 @@ alpha 0.5 was +0.7 points on SCFD (−1.1 to +2.8).
 Two promises have no row. A phase of very low rates at epochs 61 to 85 cannot come before a stop: over 150 epochs the rate is
 still half its peak at 75, and most runs ended long before (median last epoch, below); `horizon85` ends the cosine where the
 run does. And 300 to 500 steps an epoch, called the sweet spot, need twenty thousand clips: here an epoch has 1 to 6.
-{lacking}"""
+{unfinished}"""
 
 
 def write_table(
@@ -104,14 +104,17 @@ def write_table(
         for dataset, name in wanted
         if (dataset, name) not in done
     ]
-    lacking = (
+    unfinished = (
         f"\n**Unfinished**: {len(missing)} of {len(wanted)} cells are not there yet "
         f"({', '.join(missing)}).\n"
         if missing
         else ""
     )
     log = path.with_suffix(".jsonl").name
-    parts = [_HEAD.format(log=log, folds=len(folds), seeds=len(seeds), lacking=lacking)]
+    head = _HEAD.format(
+        log=log, folds=len(folds), seeds=len(seeds), unfinished=unfinished
+    )
+    parts = [head]
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         of = {line["cell"]: line for line in lines if line["dataset"] == dataset}
         parts += [f"## {dataset}\n", _claims(of), _cells(of)]
@@ -122,24 +125,24 @@ def _claims(of: dict[str, Line]) -> str:
     """The table of verdicts."""
     from vd.metrics.significance import holm
 
-    told = [claim for claim in CLAIMS if {claim.base, claim.better} <= of.keys()]
-    found = [measure(of[claim.base], of[claim.better], claim) for claim in told]
-    corrected = holm([made.p for made in found])
+    claims = [claim for claim in CLAIMS if {claim.base, claim.better} <= of.keys()]
+    measured = [measure(of[claim.base], of[claim.better], claim) for claim in claims]
+    corrected = holm([one.p for one in measured])
     rows = [
         "| promise | difference | 95 % interval | p | p (Holm) | verdict | clips needed |",
         "|---|---|---|---|---|---|---|",
     ]
-    for claim, made, p in zip(told, found, corrected, strict=True):
-        verdict = judge(claim, made, p)
+    for claim, one, p in zip(claims, measured, corrected, strict=True):
+        verdict = judge(claim, one, p)
         needed = (
-            f"{made.needed:,} for {made.to_show:g} point{'s' * (made.to_show != 1)}"
+            f"{one.needed:,} for {one.to_show:g} point{'s' * (one.to_show != 1)}"
             if "not be" in verdict
             else ""
         )
         rows.append(
-            f"| {claim.words} | {_points(made.difference)} | {_points(made.low)} to "
-            f"{_points(made.high)} "
-            f"| {_p(made.p)} | {_p(p)} | {verdict} | {needed} |"
+            f"| {claim.words} | {_points(one.difference)} | {_points(one.low)} to "
+            f"{_points(one.high)} "
+            f"| {_p(one.p)} | {_p(p)} | {verdict} | {needed} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -170,8 +173,8 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     difference_N = (right_b - right_a).mean(axis=0)
     cluster_N = np.array(base["clusters"])
     values_R = resampled_ratio(difference_N, np.ones(len(cluster_N)), cluster_N)
-    found = difference_interval(difference_N, values_R, cluster_N)
-    low, high = found or (float("nan"),) * 2
+    interval = difference_interval(difference_N, values_R, cluster_N)
+    low, high = interval or (float("nan"),) * 2
     accuracies = [
         {(row["fold"], row["seed"]): row["accuracy"] for row in line["members"]}
         for line in (base, better)
@@ -197,7 +200,7 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     )
 
 
-def judge(claim: Claim, made: Measured, p: float | None) -> str:
+def judge(claim: Claim, measured: Measured, p: float | None) -> str:
     """Whether a promise holds, by the interval; a gain needs `p` < 0.05, where known.
 
     `p` is corrected for the number of rows.
@@ -205,16 +208,16 @@ def judge(claim: Claim, made: Measured, p: float | None) -> str:
     significant = p is None or p < _LEVEL
     undecided = "cannot be decided here"
     if claim.within is not None:
-        if made.low >= -claim.within:
+        if measured.low >= -claim.within:
             return "holds"
-        return "does not hold" if made.high < -claim.within else undecided
+        return "does not hold" if measured.high < -claim.within else undecided
     if claim.least is not None:
-        if made.low >= claim.least and made.low > 0 and significant:
+        if measured.low >= claim.least and measured.low > 0 and significant:
             return "holds"
-        return "does not hold" if made.high < claim.least else undecided
-    if made.low > 0 and significant:
+        return "does not hold" if measured.high < claim.least else undecided
+    if measured.low > 0 and significant:
         return "nothing promised: better"
-    worse = made.high < 0 and significant
+    worse = measured.high < 0 and significant
     return f"nothing promised: {'worse' if worse else undecided}"
 
 
@@ -249,11 +252,11 @@ def _cells(of: dict[str, Line]) -> str:
 
 
 def _settings(line: Line) -> str:
-    """What a cell has otherwise than `optimized`."""
+    """The settings of a cell that are not those of `optimized`."""
     if line["cell"] == "random_folds":
         return "no groups given"
-    told = [f"{key} {value}" for key, value in line["settings"].items()]
-    return ", ".join(told).replace("_", " ") or "–"
+    settings = [f"{key} {value}" for key, value in line["settings"].items()]
+    return ", ".join(settings).replace("_", " ") or "–"
 
 
 def _points(value: float) -> str:

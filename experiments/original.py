@@ -3,7 +3,7 @@
     python experiments/original.py --dataset-path DATA --cache-dir CACHE --checkpoint-dir RUN
 
 Source:   the recipe's first form
-Promised: the baseline that the others are said to beat
+Promised: the baseline; the recipe promises that the others are better
 Measured: docs/claims.md
 """
 

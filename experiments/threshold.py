@@ -7,7 +7,7 @@ validation part alone; the accuracy is over all members' test clips.
 
 - half: 0.5, that is a logit of 0
 - best: the logit of best balanced accuracy on validation, midway between two clips
-- even: what the loss itself gives to a clip that tells nothing, whatever validation says
+- even: what the loss itself gives to a clip without information, whatever validation says
 - vd: `vd.metrics.calibration.fit`, best balanced accuracy of smoothed logits, held near `even`
 
 Source:   Scott, "Multivariate Density Estimation" (1992), for the width
@@ -35,8 +35,8 @@ def best(logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"]) -> f
     """The logit of best balanced accuracy; of several as good that nearest to 0."""
     scores = np.unique(logit_N)
     cuts = np.append((scores[1:] + scores[:-1]) / 2, 0.0)
-    said = logit_N >= cuts[:, None]
-    right = [np.mean(said[:, labels_N == c] == bool(c), axis=1) for c in (0, 1)]
+    predicted = logit_N >= cuts[:, None]
+    right = [np.mean(predicted[:, labels_N == c] == bool(c), axis=1) for c in (0, 1)]
     balanced = np.mean(right, axis=0)
     equal = cuts[balanced >= balanced.max() - 1e-12]
     return float(equal[np.argmin(np.abs(equal))])
@@ -52,13 +52,13 @@ def even(run_dir: Path) -> float:
     return even_logit(loss, read_settings(run_dir).training, float(np.mean(labels)))
 
 
-def fitted(
+def own_logit(
     logit_N: Float[np.ndarray, " N"], labels_N: Int[np.ndarray, " N"], even: float
 ) -> float:
     """The logit of vd's threshold."""
-    found = fit(logit_N, labels_N, even)
-    odds = found.threshold / (1 - found.threshold)
-    return float(found.temperature * np.log(odds))
+    fitted = fit(logit_N, labels_N, even)
+    odds = fitted.threshold / (1 - fitted.threshold)
+    return float(fitted.temperature * np.log(odds))
 
 
 def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
@@ -77,13 +77,15 @@ def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
                 "half": 0.0,
                 "best": best(val.logit_N, val.labels_N),
                 "even": own,
-                "vd": fitted(val.logit_N, val.labels_N, own),
+                "vd": own_logit(val.logit_N, val.labels_N, own),
             }
             for name, cut in cuts.items():
                 right[name] += list((test.logit_N >= cut) == (test.labels_N == 1))
         members = len(read_results(folder))
-        told = ", ".join(f"{n} {100 * np.mean(r):.1f} %" for n, r in right.items())
-        print(f"{folder.name}: {clips / members:.0f} validation clips a member: {told}")
+        shares = ", ".join(f"{n} {100 * np.mean(r):.1f} %" for n, r in right.items())
+        print(
+            f"{folder.name}: {clips / members:.0f} validation clips a member: {shares}"
+        )
     return 0
 
 

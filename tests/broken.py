@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-LEVEL = 2  # grey levels from one frame to the next: a pixel tells which frame it was
+LEVEL = 2  # grey levels from one frame to the next: a pixel gives the frame's number
 
 
 def grey_frames(count, height=48, width=64) -> Iterator[np.ndarray]:
@@ -60,7 +60,7 @@ def render(
 
 
 def render_growing(path: Path, frames: int, height: int, width: int) -> Path:
-    """Motion JPEG whose header tells a small size, and whose last frame is large."""
+    """Motion JPEG whose header claims a small size, and whose last frame is large."""
     grey = np.zeros((height, width, 3), np.uint8)
     large = av.CodecContext.create("mjpeg", "w")
     large.width, large.height, large.pix_fmt = width, height, "yuvj420p"

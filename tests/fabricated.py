@@ -54,7 +54,7 @@ def make_videos(count, prefix="v"):
 
 
 def features_of(video, frames, views=2, signal=1.0):
-    """Random features, different in every view, whose mean tells the class."""
+    """Random features, different in every view, whose mean depends on the class."""
     rng = np.random.default_rng([len(video.id), *video.id.encode()])
     features = rng.normal(size=(views, frames, STREAMS, DIM))
     features[..., 0] += signal * (2 * video.label - 1)

@@ -99,9 +99,9 @@ def test_a_damaged_catalog_is_renamed_and_made_again(tmp_path, capsys, content):
     Catalog(tmp_path).add_outcomes({"a": USED})
     assert Catalog(tmp_path).outcomes() == {"a": USED}
     if content:
-        said = capsys.readouterr().err
-        assert said.startswith(f"warning: {path} is damaged (")
-        assert said.endswith("is renamed to catalog.sqlite.damaged and made again\n")
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"warning: {path} is damaged (")
+        assert printed.endswith("is renamed to catalog.sqlite.damaged and made again\n")
         assert (tmp_path / "catalog.sqlite.damaged").read_bytes() == content
     else:  # a new one, to SQLite
         assert capsys.readouterr().err == ""
@@ -199,9 +199,9 @@ def test_two_scans_at_once_on_a_new_cache_both_succeed(tmp_path):
         for name in "ab"
     ]  # fmt: skip
     for process in processes:
-        said = process.communicate()[1]
-        assert process.returncode == 0, said
-        assert "warning" not in said
+        printed = process.communicate()[1]
+        assert process.returncode == 0, printed
+        assert "warning" not in printed
     first = read_csv(tmp_path / "a" / "scan.csv")
     assert read_csv(tmp_path / "b" / "scan.csv") == first
     assert len(Catalog(tmp_path / "cache").outcomes()) == len(first) == 12

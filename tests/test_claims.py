@@ -129,9 +129,9 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
         assert bits.count("1") / 32 == pytest.approx(line["accuracy"]["mean"])
         weighted = sum(row["accuracy"] * row["n"] for row in line["members"]) / 32
         assert weighted == pytest.approx(line["accuracy"]["mean"])
-    told = (out / "claims_quick.md").read_text()
+    words = (out / "claims_quick.md").read_text()
     assert (
-        "2 of 4 cells are not there yet (original on scfd, original on hockey)" in told
+        "2 of 4 cells are not there yet (original on scfd, original on hockey)" in words
     )
     before = digests(out)
     with open(out / "claims_quick.jsonl", "a") as handle:
@@ -146,7 +146,7 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     whole = log.read_text()
     first = json.loads(whole.splitlines()[0])
     stale = json.dumps(first | {"settings": {"epochs": 7}}) + "\n"
-    for text, told in (
+    for text, words in (
         ("garbage\n" + whole, "claims_quick.jsonl, line 1 is damaged"),
         (whole + "{}\n", "line 3 is damaged (it has no 'clips')"),
         (whole + whole.splitlines()[0] + "\n", "repeats the cell optimized on scfd"),
@@ -155,5 +155,5 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     ):
         log.write_text(text)
         refused = script(*command, code=2)
-        assert told in refused.stderr
+        assert words in refused.stderr
         assert log.read_text() == text

@@ -70,11 +70,11 @@ def test_a_node_killed_midway_changes_no_record_and_no_line_of_the_ledger(
         cluster.stdin.write("kill\n")
         cluster.stdin.flush()
         assert cluster.stdout.readline() == "killed\n"
-        printed, said = process.communicate()
-    assert process.returncode == 0, said
-    assert printed == ""
-    assert "warning: 1 of 2 nodes of the Ray cluster were lost" in said
-    assert "2 replicas of the backbone, 4 videos at a time" in said
+        output, messages = process.communicate()
+    assert process.returncode == 0, messages
+    assert output == ""
+    assert "warning: 1 of 2 nodes of the Ray cluster were lost" in messages
+    assert "2 replicas of the backbone, 4 videos at a time" in messages
     local, remote = store_in(here, backbone), store_in(there, backbone)
     assert 2 <= done < len(remote.lengths) == 9  # it fell midway
     sums = [{r.id: r.sha256 for r in s.rows.values()} for s in (local, remote)]
@@ -128,10 +128,12 @@ def test_sigterm_keeps_finished_chunks_and_nothing_is_printed_for_programs(
         while process.poll() is None and not list(cache.rglob("index-00001.csv")):
             time.sleep(0.01)
         process.terminate()
-        printed, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert printed == ""
-    assert said.splitlines()[-1].startswith("vd: interrupted; finished work is kept")
+        output, messages = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, messages
+    assert output == ""
+    assert messages.splitlines()[-1].startswith(
+        "vd: interrupted; finished work is kept"
+    )
     kept = set(store_in(cache, backbone).rows)
     assert len(kept) >= 2
     done = vd_process(*arguments(clips, backbone, cache), *ray)

@@ -234,9 +234,9 @@ def test_three_clips_one_class_and_one_group(trained, tmp_path):
 def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
     run = trained[0] / "run"
     rows = made_up(400, 0.5, 1, 50)
-    lacking = write_run(tmp_path / "lacking", run, rows[1:])
+    fewer = write_run(tmp_path / "fewer", run, rows[1:])
     with pytest.raises(VdError, match=r"different clips \(1 are in only one of them"):
-        compare([pair / "weak", lacking])
+        compare([pair / "weak", fewer])
     twice = write_run(tmp_path / "twice", run, [*rows[1:], rows[1]])
     with pytest.raises(VdError, match="tests a clip twice"):
         compare([pair / "weak", twice])
@@ -322,10 +322,10 @@ def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):
             paths, labels, groups, score = zip(*mine, strict=True)
             run = folder / f"fold-{fold}_seed-{seed}"
             threshold = 0.4 + 0.05 * fold
-            said = made_up_predictions(
+            predictions = made_up_predictions(
                 paths, labels, score, threshold, groups, fold=fold
             )
-            members.append(Member(run, fold, seed, threshold, 75, said))
+            members.append(Member(run, fold, seed, threshold, 75, predictions))
     write_crossval(folder, members, {})
     return folder
 
@@ -335,9 +335,9 @@ def said_right(count, right, fold, seed, folder):
     labels = np.arange(count) % 2
     score = np.where(np.arange(count) < right, labels, 1 - labels) * 0.8 + 0.1
     names = [f"{fold}-{i}" for i in range(count)]
-    said = made_up_predictions(names, labels, score, groups=names, fold=fold)
+    predictions = made_up_predictions(names, labels, score, groups=names, fold=fold)
     run = folder / f"fold-{fold}_seed-{seed}"
-    return Member(run, fold, seed, 0.5, 2 * count, said)
+    return Member(run, fold, seed, 0.5, 2 * count, predictions)
 
 
 def crossed_of(folder, right):
@@ -381,12 +381,12 @@ def test_cross_validations_by_fold_and_seed(tmp_path):
     accuracy = {}
     clips = {}
     for folder in (a, b):
-        told = json.loads((folder / "crossval.json").read_text())
-        limit = {(r["fold"], r["seed"]): r["threshold"] for r in told["per_fold"]}
+        result = json.loads((folder / "crossval.json").read_text())
+        limit = {(r["fold"], r["seed"]): r["threshold"] for r in result["per_fold"]}
         for row in read_csv(folder / "predictions.csv"):
             key = int(row["fold"]), int(row["seed"])
-            said = float(row["probability"]) >= limit[key]
-            right = said == (row["label"] == "violent")
+            predicted = float(row["probability"]) >= limit[key]
+            right = predicted == (row["label"] == "violent")
             accuracy.setdefault((folder.name, *key), []).append(right)
             clips.setdefault((row["path"], row["seed"]), []).append(right)
     keys = [(fold, seed) for seed in (0, 1) for fold in range(4)]

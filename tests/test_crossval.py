@@ -74,17 +74,17 @@ def test_figures_follow_from_the_pooled_predictions(crossed):
     threshold = {(r["fold"], r["seed"]): r["threshold"] for r in result["per_fold"]}
     assert len(threshold) == 4
     accuracies, areas = [], []
-    for told in result["per_seed"]:
-        mine = [row for row in rows if int(row["seed"]) == told["seed"]]
+    for one_seed in result["per_seed"]:
+        mine = [row for row in rows if int(row["seed"]) == one_seed["seed"]]
         labels = np.array([row["label"] == "violent" for row in mine])
         probability = np.array([float(row["probability"]) for row in mine])
         limits = [threshold[int(r["fold"]), int(r["seed"])] for r in mine]
         accuracies.append(np.mean((probability >= limits) == labels))
         areas.append(sk.roc_auc_score(labels, probability))
-        assert told["accuracy"] == accuracies[-1]
-        assert told["roc_auc"] == pytest.approx(areas[-1])
-        low, high = told["accuracy_ci95"]
-        assert low <= told["accuracy"] <= high
+        assert one_seed["accuracy"] == accuracies[-1]
+        assert one_seed["roc_auc"] == pytest.approx(areas[-1])
+        low, high = one_seed["accuracy_ci95"]
+        assert low <= one_seed["accuracy"] <= high
     over = result["over_seeds"]
     assert over["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
     assert over["accuracy"]["sd"] == pytest.approx(np.std(accuracies, ddof=1))
@@ -219,9 +219,9 @@ def test_trained_on_one_tested_on_the_other(matrix):
         assert evaluation["n"] == 23 - evaluation["left_out"]["content"]
         rows = read_csv(run / "predictions_a.csv")
         rows = [row for row in rows if "/of-" not in row["path"]]
-        said = [float(row["probability"]) >= own["threshold"] for row in rows]
+        predicted = [float(row["probability"]) >= own["threshold"] for row in rows]
         right = [
-            s == (r["label"] == "violent") for s, r in zip(said, rows, strict=True)
+            s == (r["label"] == "violent") for s, r in zip(predicted, rows, strict=True)
         ]
         each.append(np.mean(right))
     assert len(each) == 2
@@ -263,11 +263,11 @@ def test_a_renamed_clip_of_another_data_set_is_tested_by_its_new_name(matrix):
 def member(fold, seed, labels, probability, threshold=0.5, groups=None, start=0):
     """A member that tested the clips c<start>, c<start + 1>, …"""
     paths = [f"c{start + i}" for i in range(len(labels))]
-    said = made_up_predictions(
+    predictions = made_up_predictions(
         paths, labels, probability, threshold, groups, [f"id{p}" for p in paths], fold
     )
     folder = Path("cv") / f"fold-{fold}_seed-{seed}"
-    return Member(folder, fold, seed, threshold, 10, said)
+    return Member(folder, fold, seed, threshold, 10, predictions)
 
 
 def test_each_fold_is_judged_by_its_own_threshold(tmp_path):
@@ -290,8 +290,8 @@ def test_each_fold_is_judged_by_its_own_threshold(tmp_path):
 
 def test_a_perfect_recall_rests_on_the_groups_of_its_class():
     """Two seeds over four violent clips and two others, all right: each class by itself."""
-    labels, said = [1, 1, 1, 1, 0, 0], [0.9] * 4 + [0.1] * 2
-    result = summarise([member(0, seed, labels, said) for seed in (0, 1)])
+    labels, probability = [1, 1, 1, 1, 0, 0], [0.9] * 4 + [0.1] * 2
+    result = summarise([member(0, seed, labels, probability) for seed in (0, 1)])
     over = result["over_seeds"]
     for name, groups in (
         ("accuracy", 6),
@@ -303,12 +303,12 @@ def test_a_perfect_recall_rests_on_the_groups_of_its_class():
     assert any("(4 with violent, 2 with" in warning for warning in result["warnings"])
 
 
-def test_a_cell_of_the_matrix_tells_of_collapse_and_exact_intervals():
+def test_a_cell_of_the_matrix_has_collapses_and_exact_intervals():
     right = [member(0, seed, [0, 0, 1, 1], [0.1, 0.1, 0.9, 0.9]) for seed in (0, 1)]
-    told = cell(right)
-    assert told["accuracy_ci95"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
-    assert told["recall_violent_ci95"] == [pytest.approx(0.025 ** (1 / 2)), 1.0]
-    assert told["collapsed"] == 0
+    figures = cell(right)
+    assert figures["accuracy_ci95"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
+    assert figures["recall_violent_ci95"] == [pytest.approx(0.025 ** (1 / 2)), 1.0]
+    assert figures["collapsed"] == 0
     fallen = member(0, 2, [0, 0, 1, 1], [0.9, 0.9, 0.9, 0.9])
     assert cell([right[0], fallen])["collapsed"] == 1
 
@@ -343,17 +343,17 @@ def test_copies_of_a_clip_count_as_one_in_a_cell():
         replace(five, predictions=five.predictions._replace(ids=ids))
         for ids in ((np.arange(30) // 5).astype(str), np.arange(30).astype(str))
     )
-    widths = [np.ptp(cell([said])["accuracy_ci95"]) for said in (one, five, apart)]
+    widths = [np.ptp(cell([tested])["accuracy_ci95"]) for tested in (one, five, apart)]
     assert widths[1] == widths[0] > 1.5 * widths[2]
 
 
 def test_a_cell_counts_what_no_member_knew():
     one = member(0, 0, [0, 1, 1], [0.1, 0.9, 0.2])
     other = member(1, 0, [1, 1, 0], [0.9, 0.9, 0.9], start=1)  # c1, c2, c3
-    told = cell([one, other])
-    assert told["n"] == 2
-    assert told["accuracy"] == pytest.approx((0.5 + 1.0) / 2)
-    assert told["roc_auc"] is None
+    figures = cell([one, other])
+    assert figures["n"] == 2
+    assert figures["accuracy"] == pytest.approx((0.5 + 1.0) / 2)
+    assert figures["roc_auc"] is None
     assert cell([one, None])["n"] == 0
 
 

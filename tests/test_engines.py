@@ -146,7 +146,7 @@ def test_networks_that_cannot_serve_are_one_sentence(tmp_path, network, words):
         ([32, 32], [0, 1, 2, 3], r"gives the shape \(\)"),
     ],
 )
-def test_images_that_are_not_square_and_a_lone_number_are_said(
+def test_images_that_are_not_square_and_a_lone_number_are_refused(
     tmp_path, shape, axes, words
 ):
     node = helper.make_node("ReduceMean", ["images"], ["means"], axes=axes, keepdims=0)
@@ -207,7 +207,7 @@ def test_a_network_of_bytes_is_given_no_normalisation(tmp_path, flag):
 @pytest.mark.parametrize(
     "shapes", [[["N", 1, 32, 32]], [["N", 10]], [[]], [["N", 32, 32, 3]] * 2]
 )
-def test_a_network_of_other_inputs_is_told_what_it_must_take(tmp_path, shapes):
+def test_the_error_for_other_inputs_names_what_a_network_must_take(tmp_path, shapes):
     inputs = [
         helper.make_tensor_value_info(f"input{i}", TensorProto.FLOAT, shape)
         for i, shape in enumerate(shapes)

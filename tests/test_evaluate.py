@@ -37,17 +37,19 @@ def plain_ece(labels, probability, bins=10):
 
 def plain_metrics(labels, probability, threshold):
     """By scikit-learn, and by the definitions."""
-    said = (probability >= threshold).astype(int)
+    predicted = (probability >= threshold).astype(int)
     return {
-        "accuracy": sk.accuracy_score(labels, said),
-        "balanced_accuracy": sk.balanced_accuracy_score(labels, said),
-        "recall_violent": sk.recall_score(labels, said),
-        "recall_nonviolent": sk.recall_score(labels, said, pos_label=0),
-        "precision_violent": sk.precision_score(labels, said, zero_division=np.nan),
-        "precision_nonviolent": sk.precision_score(
-            labels, said, pos_label=0, zero_division=np.nan
+        "accuracy": sk.accuracy_score(labels, predicted),
+        "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "recall_violent": sk.recall_score(labels, predicted),
+        "recall_nonviolent": sk.recall_score(labels, predicted, pos_label=0),
+        "precision_violent": sk.precision_score(
+            labels, predicted, zero_division=np.nan
         ),
-        "f1_violent": sk.f1_score(labels, said),
+        "precision_nonviolent": sk.precision_score(
+            labels, predicted, pos_label=0, zero_division=np.nan
+        ),
+        "f1_violent": sk.f1_score(labels, predicted),
         "roc_auc": sk.roc_auc_score(labels, probability),
         "average_precision": sk.average_precision_score(labels, probability),
         "brier": sk.brier_score_loss(labels, probability),
@@ -150,7 +152,7 @@ def test_precision_of_a_class_without_a_clip_is_undefined():
     labels, probability = np.ones(4, int), np.array([0.1, 0.6, 0.7, 0.8])
     result = evaluation_metrics(labels, probability, np.arange(4), 0.5)
     assert result["precision_violent"] == 1
-    assert result["precision_nonviolent"] is None  # one clip is said to be so
+    assert result["precision_nonviolent"] is None  # one clip is predicted so
     assert "precision non-violent" in result["warnings"][0]
 
 
@@ -191,8 +193,8 @@ def test_few_groups_of_one_class_are_told():
     group = np.concatenate([np.arange(25), np.repeat([25, 26], 10)])
     score = np.where(np.arange(45) % 5, labels, 1 - labels)
     result = evaluation_metrics(labels, score.astype(float), group, 0.5)
-    (said,) = (w for w in result["warnings"] if "too narrow" in w)
-    assert "27 groups (25 with violent, 2 with non-violent clips;" in said
+    (warning,) = (w for w in result["warnings"] if "too narrow" in w)
+    assert "27 groups (25 with violent, 2 with non-violent clips;" in warning
 
 
 def test_the_same_draws_in_blocks_of_any_size(monkeypatch):
@@ -343,8 +345,8 @@ def test_figures_follow_from_the_csv(run):
     calm = [float(r["probability"]) for r in validation if r["label"] == "nonviolent"]
     strict = result["operating_points"]["false_alarms_5_percent"]
     assert sum(p >= strict["threshold"] for p in calm) <= 0.05 * len(calm)
-    said = probability >= strict["threshold"]
-    assert strict["recall_violent"] == pytest.approx(said[labels == 1].mean())
+    alarm = probability >= strict["threshold"]
+    assert strict["recall_violent"] == pytest.approx(alarm[labels == 1].mean())
     hours = result["nonviolent_hours"]
     ledger = {row["path"]: row for row in read_csv(run / "ledger.csv")}
     seconds = [float(ledger[r["path"]]["duration"]) for r in rows if r["label"][0] == "n"]  # fmt: skip
@@ -394,10 +396,12 @@ def test_another_data_set_without_what_was_trained_on(run, clips, tmp_path):
     assert (result["threshold"], result["temperature"]) == (
         own["threshold"], own["temperature"],
     )  # fmt: skip
-    told = {row["path"]: row["logit"] for row in read_csv(run / "predictions_test.csv")}
+    logits = {
+        row["path"]: row["logit"] for row in read_csv(run / "predictions_test.csv")
+    }
     there = read_csv(run / "predictions_scfd.csv")
     assert [row["logit"] for row in there] == [
-        told[row["path"]] for row in sorted(kept, key=lambda row: row["path"])
+        logits[row["path"]] for row in sorted(kept, key=lambda row: row["path"])
     ]
     after = digests(run)
     assert before.items() <= after.items()  # its own figures stay

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tests.broken import render_slow
-from tests.command_line import digests, train, vd, vd_process
+from tests.command_line import SMALL, VD, digests, train, vd, vd_process
 from vd.files import read_csv
 from vd.training import run_folder
 
@@ -57,8 +59,8 @@ def test_evaluation_follows_from_the_predictions(trained):
 
 
 def test_what_limits_the_figures_stands_in_one_block_at_the_end(trained):
-    said, limits = trained[1].stderr.split("before you trust this:\n")
-    assert "warning" not in said.lower().replace("warning: class collapse", "")
+    messages, limits = trained[1].stderr.split("before you trust this:\n")
+    assert "warning" not in messages.lower().replace("warning: class collapse", "")
     *listed, last = limits.splitlines()
     assert all(line.startswith("  - ") for line in listed)
     assert any("no source groups known" in line for line in listed)
@@ -229,3 +231,32 @@ def test_scan_tells_the_same_resumes_and_exits_3_over_the_gap(clips, tmp_path):
     again = vd(*arguments, "--max-loss-gap", "1")
     assert read_csv(tmp_path / "report" / "scan.csv") == rows
     assert "quarantined 14" in again.stderr
+
+
+@pytest.mark.slow
+def test_two_trainings_at_once_share_a_new_cache(clips, backbone, tmp_path):
+    """One extracts; the other, refused meanwhile, goes on by the same command."""
+    cache = tmp_path / "cache"
+    data = ["--dataset-path", clips, "--cache-dir", cache, "--backbone", backbone]
+
+    def train(run):
+        command = [*VD, "train", *data, "--checkpoint-dir", run, *SMALL]
+        while True:
+            done = subprocess.run(
+                list(map(str, command)), capture_output=True, text=True, check=False,
+                timeout=300,
+            )  # fmt: skip
+            if done.returncode != 2 or "is in use by vd extract" not in done.stderr:
+                return done
+
+    runs = tmp_path / "a", tmp_path / "b"
+    with ThreadPoolExecutor() as pool:
+        ended = list(pool.map(train, runs))
+    printed = "".join(done.stderr for done in ended)
+    assert [done.returncode for done in ended] == [0, 0], printed
+    assert printed.count("extracting 32 videos") == 1
+    stored = [row["id"] for index in cache.rglob("index-*") for row in read_csv(index)]
+    assert len(stored) == len(set(stored)) == 32
+    assert "warning" not in vd("extract", *data, "--verify").stderr
+    first, second = ((run / "predictions_test.csv").read_bytes() for run in runs)
+    assert first == second

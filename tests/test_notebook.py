@@ -112,9 +112,9 @@ def test_runs_of_one_clip_list_are_compared(
     (compared,) = (r for r in table_rows(notebook) if r[-1] in ("shown", "not shown"))
     assert compared[0] == f"{tmp_path.name}/b"
     assert compared[1] == "0.0 points"
-    said = words(notebook)
-    assert "equally accurate" in said
-    assert "one training run of each" in said
+    text = words(notebook)
+    assert "equally accurate" in text
+    assert "one training run of each" in text
 
 
 def test_a_run_under_way_has_curves_only(

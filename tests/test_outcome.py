@@ -15,7 +15,7 @@ from vd.data.outcome import Outcome, Reason, Tally, outcome_of
     ("good", "faults", "expected"),
     [
         (100, 0, ("used", "")),
-        (95, 0, ("used", "")),  # a twentieth may lack
+        (95, 0, ("used", "")),  # a twentieth may be missing
         (94, 0, ("partial", "truncated")),
         (99, 1, ("partial", "corrupt-frames")),
         (50, 0, ("partial", "truncated")),  # half must come

@@ -93,12 +93,12 @@ def _child(folder, devices, ending, seconds):
             threading.Thread(target=strike, daemon=True).start()
 
     def command():
-        trained = train_on_numbers(folder, EPOCHS, devices, VAL, on_event=on_event)
+        params = train_on_numbers(folder, EPOCHS, devices, VAL, on_event=on_event)
         arrays = {
             jax.tree_util.keystr(path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(trained.params)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         }
-        np.savez(folder / "result.npz", best=trained.best_epoch, **arrays)
+        np.savez(folder / "result.npz", **arrays)
         return 0
 
     run_command(command)

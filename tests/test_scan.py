@@ -43,8 +43,8 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path):
     while time.monotonic() < deadline and len(catalog.outcomes()) < 4:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    said = process.communicate()[1]
-    assert process.returncode == 130, said
+    printed = process.communicate()[1]
+    assert process.returncode == 130, printed
     assert [o.outcome for o in catalog.outcomes().values()] == ["used"] * 4
 
 
@@ -64,8 +64,8 @@ def test_an_interrupt_ends_hashing_at_once_and_keeps_what_is_hashed(tmp_path, nu
     while time.monotonic() < deadline and len(catalog.select(query)) < 4:
         time.sleep(0.05)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number, said
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, printed
     names = {Path(os.fsdecode(path)).name for (path,) in catalog.select(query)}
     assert names == {"0.mp4", "1.mp4", "2.mp4", "3.mp4"}
 
@@ -85,10 +85,10 @@ def scanned(root, cache, **settings):
     """Outcome and reason of each file, by name."""
     data = DataConfig(root, cache)
     videos = identify(read_manifest(data).videos, cache)
-    return told(scan(videos, data, DecodeConfig(**settings)))
+    return outcomes_of(scan(videos, data, DecodeConfig(**settings)))
 
 
-def told(ledger):
+def outcomes_of(ledger):
     return {e.video.name: (e.outcome.outcome, e.outcome.reason) for e in ledger.entries}
 
 
@@ -127,14 +127,14 @@ def test_a_copy_that_vanishes_during_the_work_takes_no_other_with_it(
     for module in ("vd.data.ledger", "vd.features.extract"):
         monkeypatch.setattr(f"{module}.decode_videos", vanishing)
     videos = identify(read_manifest(data).videos, tmp_path / "cache")
-    found = told(ledger(videos))
-    assert found.pop(gone) == (MISSING if gone == videos[0].name else USED)
-    assert set(found.values()) == {USED}  # a copy is decoded once
+    outcomes = outcomes_of(ledger(videos))
+    assert outcomes.pop(gone) == (MISSING if gone == videos[0].name else USED)
+    assert set(outcomes.values()) == {USED}  # a copy is decoded once
     (root / gone).write_bytes((root / "fight" / "1.mp4").read_bytes())
-    assert told(ledger(videos))[gone] == USED  # back again
+    assert outcomes_of(ledger(videos))[gone] == USED  # back again
 
 
-def test_what_may_not_be_read_is_told_of_its_path_and_forgotten():
+def test_no_permission_to_read_concerns_one_path_and_is_not_kept():
     with open_folder() as folder:
         check_rights(folder)
 

@@ -117,11 +117,11 @@ def test_assigned_once_and_kept_in_the_splits_file(tmp_path, capsys):
     assert with_splits(videos, config(tmp_path, split_seed=5)) == first
     assert "--resplit" in capsys.readouterr().err
     other = config(tmp_path, split_seed=5, resplit=True)
-    anew = with_splits(videos, other)
-    assert anew != first
-    keep_splits(anew[:30], other)
+    second = with_splits(videos, other)
+    assert second != first
+    keep_splits(second[:30], other)
     rows = {row["id"]: row["split"] for row in read_csv(splits_file(other))}
-    assert rows == {v.id: v.split for v in [*anew[:30], *first[30:]]}
+    assert rows == {v.id: v.split for v in [*second[:30], *first[30:]]}
 
 
 def test_without_test_part_val_becomes_test_and_groups_of_train_become_val(tmp_path):

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import re
 import struct
 
 import jax.numpy as jnp
@@ -151,14 +150,10 @@ def spoil_step(monkeypatch, number):
     monkeypatch.setattr(loop, "make_train_step", spoilt)
 
 
-def test_nan_stops_with_step_metric_and_last_good_checkpoint(tmp_path, monkeypatch):
+def test_nan_stops_with_step_and_metric(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         spoil_step(patch, 10)  # four steps an epoch
-        newest = re.escape(str(tmp_path / "run" / "checkpoints" / "2"))
-        with pytest.raises(
-            VdError,
-            match=rf"loss is nan at step 10, and the last good checkpoint is {newest}; .*--lear",
-        ):
+        with pytest.raises(VdError, match=r"loss is nan at step 10; .*--learning-rate"):
             train_on_numbers(tmp_path, epochs=3)
     assert [row["epoch"] for row in metrics_without_timing(tmp_path)] == [1, 2]
 
@@ -167,7 +162,7 @@ def test_a_validation_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         loop.Validation, "metrics", lambda *_: {"val_loss": float("inf")}
     )
-    with pytest.raises(VdError, match=r"val_loss is inf at step 4, and there is no"):
+    with pytest.raises(VdError, match="val_loss is inf at step 4; start a run"):
         train_on_numbers(tmp_path, epochs=3)
 
 

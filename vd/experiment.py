@@ -29,9 +29,8 @@ from vd.training.run_folder import Data
 if TYPE_CHECKING:
     import jax
 
-    from vd.models.head import Head
+    from vd.models.head import Head, Params
     from vd.training.feature_set import FeatureSet
-    from vd.training.loop import Trained
 
 
 class Opened(NamedTuple):
@@ -76,9 +75,9 @@ def run(
         if lead:
             for split in ("val", "test"):
                 sets[split] = FeatureSet(clips[split], data.store)
-        trained = train_run(config, plugins, sets, opened)
+        params = train_run(config, plugins, sets, opened)
         distributed.part()
-        return evaluate_run(config, plugins, sets, trained) if lead else {}
+        return evaluate_run(config, plugins, sets, params) if lead else {}
 
 
 def check(config: Config, plugins: Plugins) -> None:
@@ -217,7 +216,7 @@ def train_run(
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
-) -> "Trained":
+) -> "Params":
     """Train, or continue, the open run."""
     import jax
 
@@ -247,7 +246,7 @@ def evaluate_run(
     config: Config,
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
-    trained: "Trained",
+    params: "Params",
 ) -> dict[str, Any]:
     """Calibrate the restored best, evaluate it on validation and test, write the report."""
     from vd import plots
@@ -263,7 +262,7 @@ def evaluate_run(
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
-    results = evaluate_trained(config, head, trained.params, sets, even)
+    results = evaluate_trained(config, head, params, sets, even)
     for result in results.values():
         say(summary(result))
     report(run_dir, mistakes=0)

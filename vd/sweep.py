@@ -182,8 +182,8 @@ def _train_members(
                 for split, clips in of_fold.parts().items()
             }
             try:
-                trained = train_run(config, plugins, sets, opened)
-                evaluate_run(config, plugins, sets, trained)
+                params = train_run(config, plugins, sets, opened)
+                evaluate_run(config, plugins, sets, params)
             except VdError as error:
                 say(f"{name} failed: {error}")
                 errors[name] = error

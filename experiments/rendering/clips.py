@@ -1,4 +1,4 @@
-"""Rendered videos of two figures whose class only the motion tells.
+"""Rendered videos of two figures that differ between the classes in motion alone.
 
 A clip walks along a closed path through key poses, eased at each. Its format, its looks,
 its path and where on the path it starts (uniformly, all the way round) are drawn
@@ -6,7 +6,7 @@ without the class. Only the clock that drives it along differs: slow and steady 
 nonviolent, sudden irregular bursts when violent. A uniform start plus any clock is
 uniform again, so a single frame has the same distribution in both classes. Every frame
 is coded on its own at a fixed quantizer: else, as in most video, artefacts and file
-sizes would tell of motion too.
+sizes would depend on motion too.
 """
 
 import json
@@ -43,7 +43,7 @@ def render_dataset(root: Path, *, clips: Mapping[str, int], seed: int) -> Path:
     """Render `clips[split]` clips a split, half of them a class, and return `root`.
 
     Writes `root/<split>/<violent|nonviolent>/clip_0001.mp4` and so on: 15 to 30 frames/s
-    for 1.6 to 2.4 s, yuv420p, H.264, or MPEG-4 where FFmpeg lacks x264. Clip n of either
+    for 1.6 to 2.4 s, yuv420p, H.264, or MPEG-4 where FFmpeg has no x264. Clip n of either
     class has the same width, height, frame rate and frame count. A clip depends on
     (seed, split, class, n) alone and those that exist are kept, so a killed rendering
     continues and a finished one costs nothing.

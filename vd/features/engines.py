@@ -93,22 +93,15 @@ class OnnxEngine:
             self._input, self._raw = source.name, source.type == "tensor(uint8)"
             self._channels_first = source.shape[1] == 3
             features_1xD = self._run(np.zeros((size, size, 3), np.uint8))
+            if features_1xD.ndim != 2 or not features_1xD.size:
+                raise ValueError(f"it gives the shape {features_1xD.shape}")
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise VdError(
                 f"--backbone {backbone.name} cannot be run on RGB images of side {size} "
                 f"({str(error).splitlines()[0]}); set --backbone-size, or export it for "
-                "batches of any size or of 1, with the files of its weights beside it."
+                "batches of any size or of 1, with one vector for each image and with the "
+                "files of its weights beside it."
             ) from error
-        if features_1xD.ndim != 2 or not features_1xD.size:
-            raise VdError(
-                f"--backbone {backbone.name} gives the shape {features_1xD.shape} for one "
-                "image; it must give one vector each: add pooling to the network."
-            )
-        if not np.isfinite(features_1xD).all():
-            raise VdError(
-                f"--backbone {backbone.name} gives features that are not finite for a "
-                "black image; export it in inference mode, in float32."
-            )
         self.dim = features_1xD.shape[1]
         self.batch = threads or usable_cores()
         self._threads = ThreadPoolExecutor(self.batch)
@@ -157,20 +150,17 @@ class JaxEngine:
 
     def __call__(self, images_NxHxWx3: Images) -> Features:
         """Features, a padded batch on all devices at a time."""
-        none = np.zeros((0, self.dim), np.float32)
-        starts = range(0, len(images_NxHxWx3), self.batch)
+        count, shape = len(images_NxHxWx3), images_NxHxWx3.shape[1:]
+        padding = ((0, -count % self.batch), (0, 0), (0, 0), (0, 0))
+        batches = np.pad(images_NxHxWx3, padding).reshape(
+            -(-count // self.batch), self._devices, _JAX_BATCH, *shape
+        )
         # all batches are started before the first is waited for
-        parts = [self._run(images_NxHxWx3[start:][: self.batch]) for start in starts]
-        features = [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
-        return np.concatenate([*features, none])[: len(images_NxHxWx3)]
-
-    def _run(self, images: Images) -> Any:
-        """Features of at most a batch and its padding, still on the devices."""
-        padding = ((0, self.batch - len(images)), (0, 0), (0, 0), (0, 0))
-        padded = np.pad(images, padding)
-        shape = self._devices, _JAX_BATCH, *images.shape[1:]
         with self._numerics():
-            return self._apply(padded.reshape(shape))
+            parts = [self._apply(batch) for batch in batches]
+        features = [np.zeros((0, self.dim), np.float32)]
+        features += [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
+        return np.concatenate(features)[:count]
 
 
 def _has_accelerator() -> bool:

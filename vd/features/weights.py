@@ -3,7 +3,6 @@
 import importlib.resources
 import pickle
 from collections import OrderedDict
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from vd.errors import VdError
-
-_HEADER = (0x1950A86A20F9469CFC6C, 1001)  # torch's magic number, protocol version
 
 # The only globals of a pickle; none of them runs anything.
 _GLOBALS = {
@@ -50,12 +47,17 @@ def load_tensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     try:
         with path.open("rb") as file:
             unpickler = _StateDictUnpickler(file)
-            if (unpickler.load(), unpickler.load()) != _HEADER:
-                raise ValueError("wrong magic number")
-            unpickler.load()  # the byte order
-            tensors = unpickler.load()
+            _magic_number, _protocol, _byte_order, tensors, keys = (
+                unpickler.load() for _ in range(5)
+            )
             dtypes = {key: dtype for (_, dtype, key, *_), *_ in tensors.values()}
-            storages = {k: _read_storage(file, dtypes[k]) for k in unpickler.load()}
+            storages = {}
+            for key in keys:
+                size = (
+                    int.from_bytes(file.read(8), "little")
+                    * np.dtype(dtypes[key]).itemsize
+                )
+                storages[key] = np.frombuffer(file.read(size), dtypes[key])
         arrays = {}
         for name, ((_, _, key, *_), offset, shape, strides, *_) in tensors.items():
             storage = storages[key]
@@ -80,9 +82,3 @@ class _StateDictUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
-
-
-def _read_storage(file: BufferedReader, dtype: str) -> np.ndarray:
-    """The next length-prefixed values of `file`."""
-    length = int.from_bytes(file.read(8), "little")
-    return np.frombuffer(file.read(length * np.dtype(dtype).itemsize), dtype)

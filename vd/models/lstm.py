@@ -5,13 +5,13 @@ Schmidhuber and Cummins (2000). Gates lie in the order input, forget, cell, outp
 of the forward direction before those of the backward one.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.nn import sigmoid
 from jaxtyping import Array, Float
 
@@ -72,7 +72,7 @@ class _Factors(NamedTuple):
     c_by_c_BxTx2H: Array
 
 
-Residuals = tuple[Array, _Factors, Array, Array]
+Residuals = tuple[Array, _Factors, Array, Array]  # what the backward pass needs
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -85,8 +85,8 @@ def lstm(
     """Run an LSTM in both directions over gate inputs that already hold W·x + b.
 
     Returns the outputs h, side by side. The mask is 0 or 1; the state is held at 0 wherever
-    it is 0, so padding before or after a clip changes nothing. `dtype` is that of the recurrent
-    product; gates are float32.
+    it is 0, so padding before or after a clip changes nothing. `dtype` is that of the inputs
+    and of the recurrent product; gates are float32.
     """
     return _forward(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=False)[0]
 
@@ -105,7 +105,8 @@ def _forward(
     """
     batch, frames = mask_BxT.shape
     hidden = recurrent_2xHx4H.shape[1]
-    weights = _apart(*recurrent_2xHx4H.astype(dtype))
+    # both directions' weights, sliced once and not at every step
+    weights = jax.lax.optimization_barrier(tuple(recurrent_2xHx4H.astype(dtype)))
 
     def step(number: Array, carry: Any) -> Any:
         states, h_BxTx2H, factors = carry
@@ -161,22 +162,23 @@ def _keep(
 
 def _fwd(
     inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
-) -> tuple[Array, tuple[Residuals, Array]]:
+) -> tuple[Array, Residuals]:
     h_BxTx2H, factors = _forward(
         inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=True
     )
-    residuals = h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H
-    return h_BxTx2H, (residuals, jnp.zeros((), inputs_BxTx8H.dtype))
+    return h_BxTx2H, (h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H)
 
 
 def _bwd(
-    dtype: Any, saved: tuple[Residuals, Array], dh_BxTx2H: Array
+    dtype: Any, residuals: Residuals, dh_BxTx2H: Array
 ) -> tuple[Array, Array, Array]:
     """Backpropagation through time; weight gradients are one product each after it."""
-    (h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H), like = saved
+    h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H = residuals
     batch, frames = mask_BxT.shape
     hidden = recurrent_2xHx4H.shape[1]
-    transposed = _apart(*(w_Hx4H.T.astype(dtype) for w_Hx4H in recurrent_2xHx4H))
+    transposed = jax.lax.optimization_barrier(
+        tuple(w_Hx4H.T.astype(dtype) for w_Hx4H in recurrent_2xHx4H)
+    )
 
     def step(number: Array, carry: Any) -> Any:
         states, dgates_BxTx8H = carry
@@ -200,24 +202,18 @@ def _bwd(
         jnp.pad(h_BxTx2H[:, :-1, :hidden], ((0, 0), (1, 0), (0, 0))),
         jnp.pad(h_BxTx2H[:, 1:, hidden:], ((0, 0), (0, 1), (0, 0))),
     )
-    drecurrent = [
-        _weight_gradient(h.astype(dtype), dgates.astype(dtype))
+    drecurrent = [  # products over all frames
+        _product(
+            h.astype(dtype).reshape(-1, hidden).T,
+            dgates.astype(dtype).reshape(-1, 4 * hidden),
+        )
         for h, dgates in zip(before, jnp.split(dgates_BxTx8H, 2, axis=-1), strict=True)
     ]
-    return (
-        dgates_BxTx8H.astype(like.dtype),
-        jnp.zeros_like(mask_BxT),
-        jnp.stack(drecurrent),
-    )
+    dinputs_BxTx8H = dgates_BxTx8H.astype(dtype)
+    return dinputs_BxTx8H, jnp.zeros_like(mask_BxT), jnp.stack(drecurrent)
 
 
 lstm.defvjp(_fwd, _bwd)
-
-
-def _apart(forward: Array, backward: Array) -> tuple[Array, Array]:
-    """Both directions' weights, sliced once and not at every step."""
-    first, second = jax.lax.optimization_barrier((forward, backward))
-    return first, second
 
 
 def _zero_states(batch: int, hidden: int) -> Any:
@@ -245,14 +241,6 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _weight_gradient(inputs_BxTxM: Array, doutputs_BxTxN: Array) -> Array:
-    """(M, N): products over all frames, summed in float32."""
-    return _product(
-        inputs_BxTxM.reshape(-1, inputs_BxTxM.shape[-1]).T,
-        doutputs_BxTxN.reshape(-1, doutputs_BxTxN.shape[-1]),
-    )
-
-
 class BidirectionalLSTM(nn.Module):
     """Forward and backward LSTM, their outputs side by side."""
 
@@ -266,31 +254,22 @@ class BidirectionalLSTM(nn.Module):
         """Returns h of both directions; 0 where the mask is 0."""
         hidden = self.hidden_size
         # one product for both directions' inputs, outside the loop
-        inputs_BxTx8H = dense(
-            8 * hidden, "input", self.dtype, bias_init=_forget_bias(hidden)
-        )(inputs_BxTxP)
-        recurrent_2xHx4H = self.param("recurrent", _orthogonal(hidden))
+        # bias 1 for the forget gates, 0 elsewhere (Jozefowicz et al. 2015)
+        bias_8H = np.tile(np.repeat([0.0, 1.0, 0.0, 0.0], hidden), 2)
+        bias_init = nn.initializers.constant(bias_8H)
+        inputs_BxTx8H = dense(8 * hidden, "input", self.dtype, bias_init=bias_init)(
+            inputs_BxTxP
+        )
+        recurrent_2xHx4H = self.param("recurrent", _orthogonal, hidden)
         mask_BxT = mask_BxT.astype(jnp.float32)
         return lstm(inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, self.dtype)
 
 
-def _orthogonal(hidden: int) -> Callable[[Array], Array]:
+def _orthogonal(key: Array, hidden: int) -> Array:
     """An orthogonal matrix a gate and direction (Saxe et al. 2014)."""
     one = nn.initializers.orthogonal()
-
-    def draw(key: Array) -> Array:
-        matrices = [
-            [one(k, (hidden, hidden)) for k in jax.random.split(d, 4)]
-            for d in jax.random.split(key)
-        ]
-        return jnp.stack([jnp.concatenate(row, axis=-1) for row in matrices])
-
-    return draw
-
-
-def _forget_bias(hidden: int) -> Any:
-    """Bias 1 for the forget gates, 0 elsewhere (Jozefowicz et al. 2015)."""
-    one = jnp.concatenate([jnp.zeros(hidden), jnp.ones(hidden), jnp.zeros(2 * hidden)])
-    return lambda key, shape, dtype=jnp.float32: jnp.concatenate([one, one]).astype(
-        dtype
-    )
+    matrices = [
+        [one(k, (hidden, hidden)) for k in jax.random.split(d, 4)]
+        for d in jax.random.split(key)
+    ]
+    return jnp.stack([jnp.concatenate(row, axis=-1) for row in matrices])

@@ -28,17 +28,31 @@ def training_batches(
 
     Each is split over the `devices` of this process. `rows` are the rows of the global batch
     that this process makes (None: all). Every epoch has a new order of the videos; those
-    that do not fill its last batch are left out of it. A step's batch depends on (seed, step)
-    alone.
+    that do not fill its last batch are left out of it.
     """
     per_epoch = len(data) // batch_size
     row_B = np.array(rows or range(batch_size))
+
+    def over_devices(array: np.ndarray) -> np.ndarray:
+        return array.reshape(devices, -1, *array.shape[1:])
 
     def make(step: int) -> Batch:
         epoch, number = divmod(int(step), per_epoch)
         place_B = number * batch_size + row_B
         video_B = _order(config.seed, epoch, len(data), place_B)
-        return _batch(data, config, clip_frames, int(step), row_B, video_B, devices)
+        stored_B = data.frames_N[video_B]
+        if config.augmentation:
+            draws = draw_clips(
+                config.seed, int(step), row_B, stored_B, clip_frames, data.views
+            )
+        else:
+            draws = middle_clips(stored_B, clip_frames)
+        view_B = draws.view_B * config.spatial_augmentation
+        jitter = config.temporal_jitter
+        frames_BxT, mask_BxT = training_frames(stored_B, clip_frames, jitter, draws)
+        places = map(over_devices, (video_B, view_B, frames_BxT))
+        rest = map(over_devices, (mask_BxT, data.labels_N[video_B], row_B))
+        return Batch(data.gather(*places), *rest)
 
     steps = grain.MapDataset.range(first_step, config.epochs * per_epoch).map(make)
     yield from steps.to_iter_dataset(_READ)
@@ -59,30 +73,3 @@ def _order(
             for place in place_B.tolist()
         ]
     )
-
-
-def _batch(
-    data: FeatureSet,
-    config: TrainingConfig,
-    clip_frames: int,
-    step: int,
-    row_B: Int[np.ndarray, " B"],
-    video_B: Int[np.ndarray, " B"],
-    devices: int,
-) -> Batch:
-    """The batch of these videos, at these rows of the global batch."""
-    stored_B = data.frames_N[video_B]
-    if config.augmentation:
-        draws = draw_clips(config.seed, step, row_B, stored_B, clip_frames, data.views)
-    else:
-        draws = middle_clips(stored_B, clip_frames)
-    view_B = draws.view_B * config.spatial_augmentation
-    jitter = config.temporal_jitter
-    frames_BxT, mask_BxT = training_frames(stored_B, clip_frames, jitter, draws)
-
-    def over_devices(array: np.ndarray) -> np.ndarray:
-        return array.reshape(devices, -1, *array.shape[1:])
-
-    places = map(over_devices, (video_B, view_B, frames_BxT))
-    rest = map(over_devices, (mask_BxT, data.labels_N[video_B], row_B))
-    return Batch(data.gather(*places), *rest)

@@ -177,8 +177,8 @@ class Checkpoints:
         damaged: no other checkpoint can replace it.
         """
         rest_like = {"step": like.step, "opt_state": like.opt_state}
-        damaged = False
-        for epoch in sorted(self._manager.all_steps(), reverse=True):
+        epochs = sorted(self._manager.all_steps(), reverse=True)
+        for epoch in epochs:
             try:
                 info = self._info(epoch)
                 params = self._item(epoch, "params", like.params)
@@ -186,8 +186,10 @@ class Checkpoints:
             except VdError as error:
                 reason = str(error).partition(";")[0]
                 say(f"warning: {reason}; it is set aside, the previous one is used")
-                self._set_aside(epoch)
-                damaged = True
+                aside = self._folder / f"damaged-{epoch}"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(epoch)).rename(aside)
+                self._manager.reload()
                 continue
             self._policy.best_of[epoch] = best = info["stopping"]["best_epoch"]
             if best not in (0, epoch):  # rather than find out when training ends
@@ -197,22 +199,9 @@ class Checkpoints:
                 EarlyStopping(**info["stopping"]),
                 EpochSums(**info["sums"]),
             )
-        if damaged:
+        if epochs:
             say("warning: no whole checkpoint is left, so training starts over")
         return None
-
-    def newest(self) -> Path | None:
-        """The folder of the newest checkpoint, once it is written."""
-        self.wait()
-        epoch = self._manager.latest_step()
-        return None if epoch is None else self._folder / str(epoch)
-
-    def _set_aside(self, epoch: int) -> None:
-        """Rename a damaged checkpoint, so that neither it nor a new one is lost."""
-        aside = self._folder / f"damaged-{epoch}"
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._folder / str(epoch)).rename(aside)
-        self._manager.reload()
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
         """The best parameters and their epoch, as the newest checkpoint names it.
@@ -238,11 +227,8 @@ class Checkpoints:
         args = ocp.args.Composite(info=ocp.args.JsonRestore())
         info: dict[str, Any] = self._read(epoch, args)["info"]
         values = {name: value for name, value in info.items() if name != "sha256"}
-        try:
-            if _sha256_json(values) != info["sha256"]["info"]:
-                raise self._damaged(epoch, "the checksum of its info differs")
-        except (KeyError, TypeError) as error:
-            raise self._damaged(epoch, "its info is not whole") from error
+        if _sha256_json(values) != info.get("sha256", {}).get("info"):
+            raise self._damaged(epoch, "the checksum of its info differs")
         return info
 
     def _item(self, epoch: int, name: str, like: Any) -> Any:

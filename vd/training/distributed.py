@@ -8,26 +8,14 @@ its heartbeat.
 import os
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
-from urllib.parse import urlsplit
+from typing import NoReturn, TypeVar, cast
 
 from vd.config import RunConfig
-from vd.console import interrupted, result_of, say
+from vd.console import result_of, say
 from vd.errors import VdError
-
-if TYPE_CHECKING:
-    import jax
-
-    from vd.training.step import (
-        Batch,
-        StepMetrics,
-        StepNumbers,
-        TrainState,
-        TrainStep,
-    )
 
 _HEARTBEAT_SECONDS = 20
 LOST = (
@@ -55,39 +43,19 @@ def several(run: RunConfig) -> bool:
     """Whether the flags ask for several processes; raises `VdError` for wrong ones."""
     address, count, index = run.coordinator_address, run.num_processes, run.process_id
     if address == "auto":
-        if (count, index) != (None, None):
-            raise VdError(
-                "--coordinator-address auto takes --num-processes and --process-id from "
-                "Slurm or Kubernetes; leave them out, or give HOST:PORT."
-            )
         return True
     if (address, count, index) == (None, None, None) or (count, index) == (1, 0):
         return False
-    if address is None or count is None or index is None:
+    host, _, port = (address or "").rpartition(":")
+    has_port = host and port.isdecimal()
+    if not has_port or count is None or index is None or index >= count:
         raise VdError(
-            "--coordinator-address, --num-processes and --process-id belong together; give "
-            "all three, or --coordinator-address auto under Slurm or Kubernetes."
-        )
-    if index >= count:
-        raise VdError(
-            f"--process-id {index} is not below --num-processes {count}; number the "
-            "processes from 0."
-        )
-    if not _has_port(address):
-        raise VdError(
-            f"--coordinator-address {address} has no valid port; give HOST:PORT, a free "
-            "port on the machine of process 0."
+            f"--coordinator-address {address}, --num-processes {count} and --process-id "
+            f"{index} do not fit together; give HOST:PORT with a free port on the machine of "
+            "process 0, N, and a number from 0 to N - 1, or --coordinator-address auto "
+            "under Slurm or Kubernetes."
         )
     return True
-
-
-def _has_port(address: str) -> bool:
-    """Whether it is HOST:PORT, an IPv6 address being in brackets."""
-    try:
-        parts = urlsplit(f"//{address}")
-        return bool(parts.hostname and parts.port)
-    except ValueError:  # above 65535, or not a number
-        return False
 
 
 def join(run: RunConfig) -> None:
@@ -125,13 +93,13 @@ def _initialize(run: RunConfig) -> Processes:
             "and --process-id."
         ) from error
     prepare_jax(run.devices or most_cpu_devices())
-    processes = Processes(jax.process_index(), jax.process_count())
-    if len(jax.devices()) != processes.count * jax.local_device_count():
+    own, count = jax.local_device_count(), jax.process_count()
+    if len(jax.devices()) != count * own:
         raise VdError(
-            f"process {processes.index} has {jax.local_device_count()} devices and others "
-            "have another number; give all processes as many."
+            f"this process has {own} devices and others have another number; give all "
+            "processes as many by --devices."
         )
-    return processes
+    return Processes(jax.process_index(), count)
 
 
 def processes() -> Processes:
@@ -190,45 +158,3 @@ def end(code: int) -> NoReturn:
 def _in_thread(call: Callable[[], T]) -> T:
     """The result of a call that waits in C++; signals are asked for meanwhile."""
     return result_of(ThreadPoolExecutor(1).submit(call))
-
-
-class SharedStep:
-    """A step over the devices of all processes, which tells all of one another's signals.
-
-    All call it equally often. What `interrupted` gives is read one step late, so that no
-    device waits for a host.
-    """
-
-    def __init__(
-        self, step: "TrainStep", devices: "Sequence[jax.Device]", axis: str
-    ) -> None:
-        import jax
-
-        def shared(
-            state: "TrainState", batch: "Batch", numbers: "StepNumbers", signal: Any
-        ) -> tuple["TrainState", "StepMetrics", Any]:
-            return *step(state, batch, numbers), jax.lax.pmax(signal, axis)
-
-        self._local = sum(d.process_index == _processes.index for d in devices)
-        self._parallel = jax.pmap(
-            shared, axis_name=axis, in_axes=(None, 0, None, 0),
-            out_axes=(None, None, None), devices=list(devices), donate_argnums=0,
-        )  # fmt: skip
-        self._signal, self._late = 0, None
-
-    def __call__(
-        self, state: "TrainState", batch: "Batch", numbers: "StepNumbers"
-    ) -> tuple["TrainState", "StepMetrics"]:
-        """Run one step; the batch is this process's rows."""
-        import numpy as np
-
-        signal_D = np.full(self._local, interrupted(), np.int32)
-        state, metrics, signal = self._parallel(state, batch, numbers, signal_D)
-        if self._late is not None:
-            self._signal = int(self._late)
-        self._late = signal
-        return state, metrics
-
-    def interrupted(self) -> int:
-        """The number of the signal that came to any process, 0 for none."""
-        return self._signal

@@ -45,9 +45,8 @@ class FeatureSet:
         self.frames_N = np.array([row.frames for row in rows], np.int64)
         self.views = min(row.views for row in rows)
         self.dim = store.streams * store.dim
-        self._offset_N = (
-            np.cumsum(self.views * self.frames_N) - self.views * self.frames_N
-        )
+        rows_N = self.views * self.frames_N
+        self._offset_N = np.cumsum(rows_N) - rows_N
         self._memory = self._load(share)
         if self._memory is None:
             store.open()
@@ -62,11 +61,12 @@ class FeatureSet:
         """A subset of the videos, over the same memory."""
         places = {video.id: index for index, video in enumerate(self.videos)}
         chosen = [places[video.id] for video in videos]
-        made = copy.copy(self)
-        made.videos = list(videos)
-        made.labels_N = np.array([video.label for video in videos], np.float32)
-        made.frames_N, made._offset_N = self.frames_N[chosen], self._offset_N[chosen]
-        return made
+        subset = copy.copy(self)
+        subset.videos = list(videos)
+        subset.labels_N = np.array([video.label for video in videos], np.float32)
+        subset.frames_N = self.frames_N[chosen]
+        subset._offset_N = self._offset_N[chosen]
+        return subset
 
     def read(self, index: int, view: int) -> Float16[np.ndarray, "F D"]:
         """Features of one view of one video."""
@@ -95,21 +95,21 @@ class FeatureSet:
     ) -> Float16[np.ndarray | jax.Array, "N B T D"]:
         """The given frames of the given views for N devices, on them if they keep a copy."""
         if self._memory is None:
-            made_NxBxTxD = host_array((*frames_NxBxT.shape, self.dim))
+            features_NxBxTxD = host_array((*frames_NxBxT.shape, self.dim))
             for at in np.ndindex(index_NxB.shape):
                 video, view = self.videos[index_NxB[at]], int(view_NxB[at])
-                self.store.read(video.id, view, frames_NxBxT[at], made_NxBxTxD[at])
-            return made_NxBxTxD
+                self.store.read(video.id, view, frames_NxBxT[at], features_NxBxTxD[at])
+            return features_NxBxTxD
         if np.any(frames_NxBxT >= self.frames_N[index_NxB][..., None]):
             raise IndexError("a frame past the end of its video")
         start_NxB = self._offset_N[index_NxB] + view_NxB * self.frames_N[index_NxB]
         rows_NxBxT = start_NxB[..., None] + frames_NxBxT
         if self._take is not None:
-            made: jax.Array = self._take(rows_NxBxT)
-            return made
-        made_NxBxTxD = host_array((*rows_NxBxT.shape, self.dim))
+            on_devices: jax.Array = self._take(rows_NxBxT)
+            return on_devices
+        features_NxBxTxD = host_array((*rows_NxBxT.shape, self.dim))
         # "wrap": into `out` as it is, where "raise" goes by way of a copy
-        return self._memory.take(rows_NxBxT, axis=0, out=made_NxBxTxD, mode="wrap")
+        return self._memory.take(rows_NxBxT, axis=0, out=features_NxBxTxD, mode="wrap")
 
     def _load(self, share: float) -> Float16[np.ndarray, "R D"] | None:
         """Every frame of every view in one array; None if it takes more than its share."""
@@ -183,9 +183,4 @@ def take_on(
         in_axes=(None, 0),
         devices=list(devices),
     )
-
-    def run(rows_NxBxT: Int[np.ndarray, "N B T"]) -> Float16[jax.Array, "N B T D"]:
-        made: jax.Array = take(held_RxD, rows_NxBxT.astype(np.uint32))
-        return made
-
-    return run
+    return lambda rows_NxBxT: take(held_RxD, rows_NxBxT.astype(np.uint32))

@@ -14,10 +14,11 @@ epoch's sums so far; the resumed run continues as the unbroken one would have.
 Several processes (`vd.training.distributed`) all train; process 0 alone does the rest.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,13 +45,12 @@ from vd.training.feature_set import FeatureSet, fits
 from vd.training.log import EarlyStopping, EpochSums, MetricsLog, Watch
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 from vd.training.step import (
-    AXIS,
     Batch,
+    SharedStep,
     StepMetrics,
     StepNumbers,
     TrainState,
     TrainStep,
-    make_step,
     make_train_step,
     step_numbers,
 )
@@ -59,17 +59,7 @@ _LOGGED = (
     "accuracy", "balanced_accuracy", "recall_violent", "recall_nonviolent", "roc_auc",
 )  # fmt: skip
 _VALIDATION_SHARE = 1 / 8  # of a GPU's memory; the features to train on have a half
-_SKIPPED = 2  # steps before a trace; the first compiles
-_TRACED = 10
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The parameters of the best epoch, and when training stopped."""
-
-    params: Params
-    best_epoch: int
-    last_epoch: int
+_TRACED = range(3, 13)  # steps of a process; the first compiles
 
 
 @holding_interrupts()  # a signal ends training after a step, with a checkpoint
@@ -83,20 +73,24 @@ def train(
     batch_size: int,
     plugins: Plugins = BUILT_IN,
     on_event: OnEvent = ignore_event,
-) -> Trained:
-    """Train, or continue, the run in `run_dir`; returns the restored best.
+) -> Params:
+    """Train, or continue, the run in `run_dir`; returns the best epoch's parameters.
 
     Several processes all call it; process 0 alone has a `val_set` and uses the folder.
     `on_event` is called with the name of each event, in this thread; an exception that it
-    raises ends training. Raises `VdError` when a loss is not finite, naming step, metric
-    and last checkpoint, and `Interrupted` after a signal.
+    raises ends training. Raises `VdError` when a loss is not finite, naming step and metric,
+    and `Interrupted` after a signal.
     """
     settings, processes = config.training, distributed.processes()
     steps = len(train_set) // batch_size
     rates = learning_rates(settings, steps)
     at = begin(config, train_set.dim, plugins)
-    step, signal = _step(config, devices, plugins)
-    numbers = step_numbers(config, devices if processes.count == 1 else ())
+    if processes.count == 1:
+        step, signal = make_train_step(config, devices, plugins), interrupted
+        numbers = step_numbers(config, devices)
+    else:
+        step = shared = SharedStep(config, devices, plugins)
+        numbers, signal = step_numbers(config), shared.interrupted
     with ExitStack() as stack:
         lead = None
         if val_set is not None:
@@ -111,8 +105,8 @@ def train(
             watch = Watch(settings, rates, log.rows, ticker)
             validation = Validation(config, val_set, plugins)
             lead = _Lead(validation, checkpoints, log, watch)
-            profile = run_dir / "profile" if config.run.profile else None
-            step = stack.enter_context(profiling(step, profile))
+            if config.run.profile:
+                step = profiled(step, run_dir / "profile")
         at = distributed.broadcast(replace(at, state=jax.device_get(at.state)))
         batches = training_batches(
             train_set, settings, config.model.clip_frames, batch_size, int(at.state.step),
@@ -129,16 +123,6 @@ def train(
             )
     distributed.part()
     raise Interrupted(number)
-
-
-def _step(
-    config: Config, devices: Sequence[jax.Device], plugins: Plugins
-) -> tuple[TrainStep, Callable[[], int]]:
-    """The step, and what gives the number of the signal that ends training, 0 for none."""
-    if distributed.processes().count == 1:
-        return make_train_step(config, devices, plugins), interrupted
-    step = distributed.SharedStep(make_step(config, plugins, AXIS), devices, AXIS)
-    return step, step.interrupted
 
 
 class Validation:
@@ -189,12 +173,12 @@ class _Lead:
     log: MetricsLog
     watch: Watch
 
-    def best(self, at: Checkpoint) -> Trained:
+    def best(self, at: Checkpoint) -> Params:
         """The best parameters, restored."""
         self.checkpoints.wait()
         params, best = self.checkpoints.restore_best(at.state.params)
         say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")
-        return Trained(params, best, at.epoch)
+        return params
 
 
 @dataclass(frozen=True)
@@ -256,7 +240,7 @@ class _Run:
     def _add(self, sums: EpochSums, metrics: StepMetrics, step: int) -> None:
         """Add one step's metrics (waits for the device); NaN stops training."""
         loss, accuracy, grad_norm = (float(value) for value in jax.device_get(metrics))
-        self._check_finite({"loss": loss, "grad_norm": grad_norm}, step)
+        _check_finite(step, loss=loss, grad_norm=grad_norm)
         sums.add(loss, accuracy, grad_norm, self.config.training.grad_clip_norm)
         if self.lead:
             self.lead.watch.step(loss)
@@ -268,7 +252,7 @@ class _Run:
         self.on_event("evaluation-begin")
         metrics = lead.validation.metrics(at.state.params)
         self.on_event("evaluation-end")
-        self._check_finite({"val_loss": metrics["val_loss"]}, step)
+        _check_finite(step, val_loss=metrics["val_loss"])
         row = {
             "epoch": at.epoch,
             "step": step,
@@ -284,19 +268,15 @@ class _Run:
         lead.watch.epoch(row, stopping)
         return stopping
 
-    def _check_finite(self, metrics: Mapping[str, float], step: int) -> None:
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                newest = self.lead.checkpoints.newest() if self.lead else None
-                kept = "there is no checkpoint yet"
-                if newest is not None:
-                    kept = f"the last good checkpoint is {newest}"
-                elif self.lead is None:
-                    kept = "process 0 names the last good checkpoint"
-                raise VdError(
-                    f"{name} is {value} at step {step}, and {kept}; start a run in another "
-                    "folder with a lower --learning-rate or with --no-mixed-precision."
-                )
+
+def _check_finite(step: int, **values: float) -> None:
+    """Raise `VdError` for a value that is NaN or infinite."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise VdError(
+                f"{name} is {value} at step {step}; start a run in another folder with a "
+                "lower --learning-rate or with --no-mixed-precision."
+            )
 
 
 def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
@@ -315,38 +295,20 @@ def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
     return Checkpoint(state, stopping)
 
 
-@contextmanager
-def profiling(step: TrainStep, folder: Path | None) -> Iterator[TrainStep]:
-    """Yield `step`; with a folder, calls 3 to 12 of it are traced, and what is between them."""
-    if folder is None:
-        yield step
-        return
-    calls, tracing = 0, False
-    metrics: StepMetrics | None = None
-
-    def stop() -> None:
-        nonlocal tracing
-        jax.block_until_ready(metrics)
-        jax.profiler.stop_trace()
-        tracing = False
-        say(f"the trace of {calls - _SKIPPED} steps is in {folder}; xprof shows it")
+def profiled(step: TrainStep, folder: Path) -> TrainStep:
+    """`step`; its calls 3 to 12 are traced, and what is between them."""
+    calls = itertools.count(1)
 
     def run(*arguments: Any) -> tuple[TrainState, StepMetrics]:
-        nonlocal calls, tracing, metrics
-        calls += 1
-        if calls == _SKIPPED + 1:
+        number = next(calls)
+        if number == _TRACED[0]:
             jax.profiler.start_trace(folder)
-            tracing = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=calls):
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
             state, metrics = step(*arguments)
-        if calls == _SKIPPED + _TRACED:
-            stop()
+        if number == _TRACED[-1]:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            say(f"the trace of {len(_TRACED)} steps is in {folder}; xprof shows it")
         return state, metrics
 
-    try:
-        yield run
-    finally:
-        if tracing:
-            stop()
-        elif calls <= _SKIPPED:
-            say(f"warning: {calls} steps are too few for --profile; train longer")
+    return run

@@ -1,5 +1,6 @@
 """Gradient clipping, AdamW and the warmup cosine schedule."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,16 +54,12 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
     `config.learning_rate` is that of the step under way; it may be traced.
     """
-
-    def is_matrix(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
     return optax.chain(
         _clip_by_global_norm(config.grad_clip_norm),
         optax.adamw(
             lambda _: config.learning_rate,
             weight_decay=config.weight_decay,
-            mask=is_matrix,
+            mask=partial(jax.tree.map, lambda leaf: leaf.ndim > 1),
         ),
     )
 

@@ -12,9 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float16, Float32, Int, UInt32
 
 from vd.config import Config, with_settings
+from vd.console import interrupted
 from vd.models.head import Params, apply, draw_dropout
 from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
+from vd.training import distributed
 from vd.training.augment import augment, clip_keys
 from vd.training.optimizer import make_optimizer
 
@@ -70,10 +72,8 @@ TrainStep = Callable[[TrainState, Batch, StepNumbers], tuple[TrainState, StepMet
 def step_numbers(config: Config, devices: Sequence[jax.Device] = ()) -> StepNumbers:
     """The numbers of a run, placed on its `devices`: a transfer once, not at every step."""
     settings = vars(config.model) | vars(config.training)
-    kinds = {"seed": np.uint32}
-    numbers = StepNumbers._make(
-        kinds.get(name, np.float32)(settings[name]) for name in StepNumbers._fields
-    )
+    numbers = StepNumbers._make(np.float32(settings[n]) for n in StepNumbers._fields)
+    numbers = numbers._replace(seed=np.uint32(settings["seed"]))
     if not devices:
         return numbers
     everywhere = NamedSharding(Mesh(np.array(devices), AXIS), PartitionSpec())
@@ -141,3 +141,47 @@ def _parallel_step(
         donate_argnums=0,
     )
     return parallel
+
+
+class SharedStep:
+    """A step over the devices of all processes, which learn of each other's signals by it.
+
+    All call it equally often. The signal is read one step late, so that no device waits for
+    a host.
+    """
+
+    def __init__(
+        self, config: Config, devices: Sequence[jax.Device], plugins: Plugins
+    ) -> None:
+        step = make_step(config, plugins, AXIS)
+
+        def shared(
+            state: TrainState, batch: Batch, numbers: StepNumbers, signal: Array
+        ) -> tuple[TrainState, StepMetrics, Array]:
+            return *step(state, batch, numbers), jax.lax.pmax(signal, AXIS)
+
+        self._local = len(devices) // distributed.processes().count
+        self._parallel = jax.pmap(
+            shared,
+            axis_name=AXIS,
+            in_axes=(None, 0, None, 0),
+            out_axes=(None, None, None),
+            devices=list(devices),
+            donate_argnums=0,
+        )
+        self._signal, self._late = 0, None
+
+    def __call__(
+        self, state: TrainState, batch: Batch, numbers: StepNumbers
+    ) -> tuple[TrainState, StepMetrics]:
+        """Run one step; the batch is this process's rows."""
+        signal_D = np.full(self._local, interrupted(), np.int32)
+        state, metrics, signal = self._parallel(state, batch, numbers, signal_D)
+        if self._late is not None:
+            self._signal = int(self._late)
+        self._late = signal
+        return state, metrics
+
+    def interrupted(self) -> int:
+        """The number of the signal that came to any process, 0 for none."""
+        return self._signal
