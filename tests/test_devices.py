@@ -99,7 +99,7 @@ def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(tmp_path):
     ):
         resumed = train_on_numbers(tmp_path / "set", 4)
         assert jax.numpy.zeros(1).dtype == np.float64  # a notebook's own setting stays
-    assert same_leaves(plain.params, resumed.params)
+    assert same_leaves(plain, resumed)
     assert not list((tmp_path / "set" / "run" / "checkpoints").glob("damaged-*"))
 
 
