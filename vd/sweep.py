@@ -240,7 +240,7 @@ def crossval(
 def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
     """The settings on every data set, by its name.
 
-    Each data set is read now, so that a wrong path fails early.
+    The others are read now, so that a wrong path fails early.
     """
     from vd.evaluation.cross_dataset import dataset_name
 
@@ -262,7 +262,7 @@ def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
                 config.run, checkpoint_dir=config.run.checkpoint_dir / f"on-{name}"
             ),
         )
-    for one in configs.values():
+    for one in list(configs.values())[1:]:
         read_manifest(one.data)
     return configs
 

@@ -152,15 +152,14 @@ def one_class_groups(videos: Sequence[Video]) -> list[dict[str, Any]]:
     for video in videos:
         if video.group:
             labels[video.group].append(video.label)
-    counts = [sum(video.label == label for video in videos) for label in (0, 1)]
+    violent = sum(video.label for video in videos) / max(len(videos), 1)
+    share = 1 - violent, violent
     rows = [
         {
             "group": group,
             "label": CLASSES[members[0]],
             "clips": len(members),
-            "p": min(
-                1.0, len(labels) * (counts[members[0]] / len(videos)) ** len(members)
-            ),
+            "p": min(1.0, len(labels) * share[members[0]] ** len(members)),
         }
         for group, members in labels.items()
         if len(members) > 1 and len(set(members)) == 1
