@@ -40,9 +40,8 @@ class Settings:
         """Raise `VdError` for the first field that is outside the bounds of its type."""
         for name, bounds in _bounds(type(self)).items():
             value = getattr(self, name)
-            if not isinstance(value, int | float):  # None, or traced by JAX
-                continue
-            if not bounds.low <= value <= bounds.high:
+            known = isinstance(value, int | float)  # not None, nor traced by JAX
+            if known and not bounds.low <= value <= bounds.high:
                 raise VdError(
                     f"--{name.replace('_', '-')} is {value}; give a value from "
                     f"{bounds.low} to {bounds.high}."

@@ -258,9 +258,8 @@ def evaluate_run(
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
-    plots.save(
-        plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
-    )
+    curves = plots.learning_curves({"": read_metrics(run_dir)})
+    plots.save(curves, run_dir / "curves.png")
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
