@@ -225,6 +225,17 @@ class Config(Settings):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        """Raise `VdError` unless the batch divides over the devices that the flags name."""
+        super().__post_init__()
+        devices = (self.run.devices or 1) * (self.run.num_processes or 1)
+        if (batch_size := self.training.batch_size) % devices:
+            raise VdError(
+                f"--batch-size {batch_size} does not divide over {devices} devices "
+                f"(--devices of each of --num-processes); give a multiple of {devices}, or "
+                "another number of devices."
+            )
+
 
 def usable_cores() -> int:
     """Number of cores that this process may use."""

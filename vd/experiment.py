@@ -88,13 +88,6 @@ def check(config: Config, plugins: Plugins) -> None:
         raise VdError(
             f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
         )
-    devices = (config.run.devices or 1) * distributed.processes().count
-    if (batch_size := config.training.batch_size) % devices:
-        raise VdError(
-            f"--batch-size {batch_size} does not divide over {devices} devices (--devices of "
-            f"each of --num-processes); give a multiple of {devices}, or another number of "
-            "devices."
-        )
     identity = run_folder.settings_identity(config) | plugins.identity()
     if distributed.is_lead():
         run_folder.check_folder(config.run.checkpoint_dir)
