@@ -155,8 +155,8 @@ class _Training(Config):
         """A script's own parts, and the head with the settings that flags give."""
         from vd.models.plugins import Plugins
 
-        settings = getattr(self, "head_settings", None)
-        return Plugins(**(parts | ({"head": settings.make} if settings else {})))
+        plugins = Plugins(**parts)
+        return plugins._replace(head=getattr(self, "own_head", plugins.head))
 
 
 @dataclass(frozen=True)

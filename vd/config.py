@@ -42,9 +42,8 @@ class Settings:
         """Raise `VdError` for the first field that is outside the bounds of its type."""
         for name, bounds in _bounds(type(self)).items():
             value = getattr(self, name)
-            if not isinstance(value, int | float):  # None, or traced by JAX
-                continue
-            if not bounds.low <= value <= bounds.high:
+            known = isinstance(value, int | float)  # not None, nor traced by JAX
+            if known and not bounds.low <= value <= bounds.high:
                 raise VdError(
                     f"--{name.replace('_', '-')} is {value}; give a value from "
                     f"{bounds.low} to {bounds.high}."
@@ -228,6 +227,17 @@ class Config(Settings):
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Raise `VdError` unless the batch divides over the devices that the flags name."""
+        super().__post_init__()
+        devices = (self.run.devices or 1) * (self.run.num_processes or 1)
+        if (batch_size := self.training.batch_size) % devices:
+            raise VdError(
+                f"--batch-size {batch_size} does not divide over {devices} devices "
+                f"(--devices of each of --num-processes); give a multiple of {devices}, or "
+                "another number of devices."
+            )
 
 
 def usable_cores() -> int:

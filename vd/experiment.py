@@ -87,13 +87,6 @@ def check(config: Config, plugins: Plugins) -> None:
         raise VdError(
             f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
         )
-    devices = (config.run.devices or 1) * distributed.processes().count
-    if (batch_size := config.training.batch_size) % devices:
-        raise VdError(
-            f"--batch-size {batch_size} does not divide over {devices} devices (--devices of "
-            f"each of --num-processes); give a multiple of {devices}, or another number of "
-            "devices."
-        )
     identity = run_folder.settings_identity(config) | plugins.identity()
     if distributed.is_lead():
         run_folder.check_folder(config.run.checkpoint_dir)
@@ -256,9 +249,8 @@ def evaluate_run(
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
-    plots.save(
-        plots.learning_curves({"": read_metrics(run_dir)}), run_dir / "curves.png"
-    )
+    curves = plots.learning_curves({"": read_metrics(run_dir)})
+    plots.save(curves, run_dir / "curves.png")
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)

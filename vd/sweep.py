@@ -97,21 +97,16 @@ def parse_grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
             )
         if name in grid:
             raise VdError(f"--set gives {name} twice; list its values once.")
+        kind = kinds[name]
+        parse = {"true": True, "false": False}.__getitem__ if kind is bool else kind
         try:
-            grid[name] = [
-                _parse(text.strip(), kinds[name]) for text in values.split(",")
-            ]
+            grid[name] = [parse(text.strip()) for text in values.split(",")]
         except (KeyError, ValueError):
             raise VdError(
-                f"--set {assignment}: a value is not a valid {kinds[name].__name__}; give "
+                f"--set {assignment}: a value is not a valid {kind.__name__}; give "
                 "NAME=VALUE,VALUE."
             ) from None
     return grid
-
-
-def _parse(text: str, kind: Any) -> Any:
-    """One value of a setting."""
-    return {"true": True, "false": False}[text] if kind is bool else kind(text)
 
 
 def member_configs(config: Config, grid: Grid, folds: int = 0) -> Iterator[SweepMember]:

@@ -8,7 +8,7 @@ import json
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, fields, is_dataclass, make_dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -121,7 +121,7 @@ def import_head(path: str) -> "type[Head]":
 def with_head_settings(command: Any, head: "type[Head]") -> Any:
     """The command, a dataclass, with a head's own settings as fields, which become flags.
 
-    Its `head_settings` holds them, and the head as `make`.
+    `own_head` is the head with their values.
     """
     own, hints = own_fields(head), get_type_hints(head)
     groups = filter(is_dataclass, get_type_hints(command).values())
@@ -131,20 +131,18 @@ def with_head_settings(command: Any, head: "type[Head]") -> Any:
             f"the head {head.__name__} has a field {clash[0]}, which is the name of a "
             "setting of vd; rename it, or use self.config."
         )
-    settings = make_dataclass(
-        f"{head.__name__}Settings",
+
+    def own_head(self: Any) -> Any:
+        return partial(head, **{name: getattr(self, name) for name in own})
+
+    return make_dataclass(
+        command.__name__,
         [
             (name, hints[name], tyro.MISSING if default is MISSING else default)
             for name, default in own.items()
         ],
-        namespace={"make": property(lambda self: partial(head, **vars(self)))},
-        frozen=True,
-    )
-    return make_dataclass(
-        command.__name__,
-        [("head_settings", settings, field(default_factory=settings))],
         bases=(command,),
-        namespace={"__doc__": command.__doc__},
+        namespace={"__doc__": command.__doc__, "own_head": property(own_head)},
         frozen=True,
     )
 

@@ -124,14 +124,13 @@ class EarlyStopping:
 
     def update(self, epoch: int, value: float | None) -> "EarlyStopping":
         """Take in an epoch's value; a tie, and an undefined value, keep the earlier best."""
-        if value is None:
-            return replace(self, epoch=epoch)
-        gain = value - self.best_value
-        name = self.metric.removeprefix("val_")
-        if name == "loss" or not METRICS[name].higher_is_better:
-            gain = -gain
-        if self.best_epoch == 0 or gain > self.min_delta:
-            return replace(self, epoch=epoch, best_epoch=epoch, best_value=value)
+        if value is not None:
+            gain = value - self.best_value
+            name = self.metric.removeprefix("val_")
+            if name == "loss" or not METRICS[name].higher_is_better:
+                gain = -gain
+            if self.best_epoch == 0 or gain > self.min_delta:
+                return replace(self, epoch=epoch, best_epoch=epoch, best_value=value)
         return replace(self, epoch=epoch)
 
     @property
@@ -160,7 +159,7 @@ class Watch:
         epoch = f"epoch {len(self._rows) + 1}/{self._config.epochs}"
         self._ticker.advance(note=f" at most, {epoch}, loss {loss:.4f}{recalls}")
 
-    def epoch(self, row: Row, stopping: "EarlyStopping") -> None:
+    def epoch(self, row: Row, stopping: EarlyStopping) -> None:
         """Print an epoch's line, at most one every few seconds, and a collapse at once."""
         before = self._rows[-1] if self._rows else {}
         self._rows.append(row)
