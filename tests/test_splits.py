@@ -287,6 +287,6 @@ def test_a_manifest_in_place_of_the_data_set_is_refused(tmp_path, written):
     with pytest.raises(VdError, match=f"--manifest .*{written} is the data set"):
         split(settings, manifest_file=tmp_path / written)
     assert table.read_bytes() == before
-    assert not (tmp_path / "s.csv").exists()  # the error comes before any work
+    assert not (tmp_path / "s.csv").exists()  # said before any work
     split(settings, manifest_file=tmp_path / "other.csv")
     assert len(read_csv(tmp_path / "other.csv")) == 20
