@@ -3,14 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tests.broken import render_slow
-from tests.command_line import SMALL, VD, digests, train, vd, vd_process
+from tests.command_line import SMALL, digests, train, vd, vd_process
 from vd.files import read_csv
 from vd.training import run_folder
 
@@ -235,19 +234,12 @@ def test_scan_tells_the_same_resumes_and_exits_3_over_the_gap(clips, tmp_path):
 
 @pytest.mark.slow
 def test_two_trainings_at_once_share_a_new_cache(clips, backbone, tmp_path):
-    """One extracts; the other, refused meanwhile, goes on by the same command."""
+    """One extracts; the other waits, and takes the same features."""
     cache = tmp_path / "cache"
     data = ["--dataset-path", clips, "--cache-dir", cache, "--backbone", backbone]
 
     def train(run):
-        command = [*VD, "train", *data, "--checkpoint-dir", run, *SMALL]
-        while True:
-            done = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, check=False,
-                timeout=300,
-            )  # fmt: skip
-            if done.returncode != 2 or "is in use by vd extract" not in done.stderr:
-                return done
+        return vd_process("train", *data, "--checkpoint-dir", run, *SMALL)
 
     runs = tmp_path / "a", tmp_path / "b"
     with ThreadPoolExecutor() as pool:

@@ -183,7 +183,9 @@ def test_a_read_only_store_is_one_sentence(clips, backbone, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_extractor_names_who_holds_the_store(clips, backbone, tmp_path):
+def test_a_second_extractor_waits_and_names_who_holds_the_store(
+    clips, backbone, tmp_path
+):
     arguments = [
         "extract", "--dataset-path", str(clips), "--backbone", str(backbone),
         "--cache-dir", str(tmp_path), "--decode-workers", "1",
@@ -193,11 +195,12 @@ def test_a_second_extractor_names_who_holds_the_store(clips, backbone, tmp_path)
         for _ in range(2)
     ]
     printed = [process.communicate()[1] for process in both]
-    codes = sorted(process.returncode for process in both)
-    assert codes in ([0, 0], [0, 2])  # 0, 0: one began when the other had ended
-    if codes == [0, 2]:
-        (refused,) = (s for p, s in zip(both, printed, strict=True) if p.returncode)
-        assert f"process {next(p.pid for p in both if not p.returncode)}" in refused
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("extracting " in lines for lines in printed) == 1
+    for process, lines in zip(both, printed, strict=True):
+        if "waiting for " in lines:  # else it began when the other had ended
+            (other,) = (p.pid for p in both if p is not process)
+            assert f"waiting for vd extract, process {other}" in lines
 
 
 def test_mirrored_view_is_the_plain_view_of_the_mirrored_images(

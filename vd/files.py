@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 
+from vd.console import SLICE_SECONDS, check_interrupt, say
 from vd.errors import VdError
 
 
@@ -122,31 +123,39 @@ def remove_orphans(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, doing: str) -> Iterator[None]:
+def lock(path: Path, doing: str, wait: bool = False) -> Iterator[None]:
     """Hold the only writer's lock at `path`; `doing` names the holder to a second writer.
 
-    The name stands in a file beside the lock. Raises `VdError` when the lock is held.
+    The name stands in a file beside the lock. When the lock is held, waits for it and says
+    so, or raises `VdError`.
     """
     owner = path.with_name(f"{path.name}-owner")
+    lock_file = filelock.FileLock(path)
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            held = filelock.FileLock(path).acquire(blocking=False)
-        except filelock.Timeout:
+        with contextlib.suppress(filelock.Timeout):
+            lock_file.acquire(blocking=False)
+        if not lock_file.is_locked:
             holder = owner.read_text() if owner.exists() else "another process"
-            raise VdError(
-                f"{path.parent} is in use by {holder}; wait for it to end, or name "
-                "another folder."
-            ) from None
-    with held:
+            if not wait:
+                raise VdError(
+                    f"{path.parent} is in use by {holder}; wait for it to end, or name "
+                    "another folder."
+                )
+            say(f"waiting for {holder}, which writes into {path.parent}")
+        while not lock_file.is_locked:
+            check_interrupt()
+            with contextlib.suppress(filelock.Timeout):
+                lock_file.acquire(timeout=SLICE_SECONDS)
+    try:
         with explaining(owner):
             owner.write_text(
                 f"{doing}, process {os.getpid()} on {socket.gethostname()}"
             )
-        try:
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock_file.release()
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

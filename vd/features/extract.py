@@ -71,8 +71,8 @@ def extract(
     Videos with stored features are skipped by content hash; `verify` first reads every
     record against its checksum and drops damaged shards. Files that `vd scan` quarantined
     are not decoded again. The engine is built only when a video is missing. Raises `VdError`
-    when the disk is too small, or another process writes into the store; with `only_stored`
-    when a video has no features.
+    when the disk is too small; with `only_stored` when a video has no features. Waits for
+    another process that writes into the store.
     """
     dim = backbone.dim or make_engine(backbone, config.backbone.engine).dim
     store = open_store(config.data.cache_dir, backbone, dim)
@@ -90,10 +90,10 @@ def extract(
             "with the same --cache-dir first."
         )
     if verify:
-        with lock(store.lock_file, "vd extract"):
+        with lock(store.lock_file, "vd extract", wait=True):
             store.verify()
     if decoding.pending(stored()):
-        with lock(store.lock_file, "vd extract"):
+        with lock(store.lock_file, "vd extract", wait=True):
             store.recover()  # another writer may have added shards
             engine = make_engine(backbone, config.backbone.engine)
             while missing := decoding.pending(stored()):
