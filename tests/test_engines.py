@@ -87,7 +87,7 @@ def test_a_run_by_another_engine_is_said(backbone, capsys):
     [
         ({"backbone": "resnet50"}, "neither a file nor one of"),
         ({"backbone_size": 99}, "--backbone-size, .* are for ONNX files"),
-        ({"backbone": __file__}, "no ONNX file"),
+        ({"backbone": __file__}, "cannot be read as an ONNX file"),
     ],
 )
 def test_wrong_backbones_are_one_sentence(settings, words):
