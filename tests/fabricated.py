@@ -9,7 +9,7 @@ from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.evaluation.predictions import Predictions
-from vd.features.shards import PART_FRAMES, Extracted
+from vd.features.shards import PART_FRAMES, Extracted, Part
 from vd.features.store import FeatureStore
 from vd.training.checkpoints import ignore_event
 from vd.training.feature_set import FeatureSet
@@ -61,10 +61,19 @@ def features_of(video, frames, views=2, signal=1.0):
     return features.astype(np.float16)
 
 
+def seconds_of(frames):
+    """The seconds of a video's frames: 8 a second, with a gap in the middle."""
+    seconds_F = np.arange(frames) / 8
+    seconds_F[frames // 2 :] += 1 / 3
+    return seconds_F
+
+
 def in_parts(features_VxFxSxD):
     """The parts of a video's features, as extraction stores them."""
-    for start in range(0, features_VxFxSxD.shape[1], PART_FRAMES):
-        yield features_VxFxSxD[:, start : start + PART_FRAMES]
+    seconds_F = seconds_of(features_VxFxSxD.shape[1])
+    for start in range(0, len(seconds_F), PART_FRAMES):
+        frames = slice(start, start + PART_FRAMES)
+        yield Part(features_VxFxSxD[:, frames], seconds_F[frames])
 
 
 def open_store(cache_dir, **description):

@@ -16,11 +16,17 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fabricated import features_of, in_parts, make_videos, open_store
+from tests.fabricated import (
+    features_of,
+    in_parts,
+    make_videos,
+    open_store,
+    seconds_of,
+)
 from tests.unprivileged import open_folder, unprivileged
 from vd.data.outcome import Outcome
 from vd.errors import VdError
-from vd.features.shards import PART_FRAMES, Extracted, RecordFormat, Spool
+from vd.features.shards import PART_FRAMES, Extracted, Part, RecordFormat, Spool
 from vd.files import lock, read_csv, write_csv
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
@@ -39,6 +45,7 @@ def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
             np.testing.assert_array_equal(
                 store.read(video.id, view), expected.reshape(5, -1)
             )
+        np.testing.assert_array_equal(store.seconds(video.id), seconds_of(5))
     assert store.rows["v0"].outcome == USED
 
 
@@ -85,11 +92,12 @@ def test_a_long_video_is_several_records_read_only_where_asked(tmp_path):
             np.testing.assert_array_equal(
                 store.read(long.id, view, window), whole[window]
             )
-    assert store.rows[long.id].records == 3 * 2
+    np.testing.assert_array_equal(store.seconds(long.id), seconds_of(frames))
+    assert store.rows[long.id].parts == 3
     np.testing.assert_array_equal(
         store.read(after.id, 1), features_of(after, 5)[1].reshape(5, -1)
     )
-    assert store.verify() == []
+    assert store.recover(verify=True) == []
 
 
 def test_a_spool_gives_back_what_came_in_pieces_from_the_disk_too(
@@ -97,13 +105,19 @@ def test_a_spool_gives_back_what_came_in_pieces_from_the_disk_too(
 ):
     monkeypatch.setattr("vd.features.shards._SPOOL_BYTES", 1000)
     features = features_of(make_videos(1)[0], PART_FRAMES + 88)
+    seconds_F = seconds_of(PART_FRAMES + 88)
     spool = Spool(tmp_path)
     for start in range(0, features.shape[1], 240):
-        spool.append(features[:, start : start + 240])
+        frames = slice(start, start + 240)
+        spool.append(Part(features[:, frames], seconds_F[frames]))
     parts = list(spool.parts())
     spool.close()
-    assert [part.shape[1] for part in parts] == [PART_FRAMES, 88]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), features)
+    assert [len(part.seconds_F) for part in parts] == [PART_FRAMES, 88]
+    back = np.concatenate([part.features_VxFxSxD for part in parts], axis=1)
+    np.testing.assert_array_equal(back, features)
+    np.testing.assert_array_equal(
+        np.concatenate([part.seconds_F for part in parts]), seconds_F
+    )
 
 
 def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
@@ -117,13 +131,17 @@ def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
     np.testing.assert_array_equal(
         source[3]["features"], features_of(make_videos(2)[1], 5)[1]
     )
+    assert source[3]["seconds"].dtype == np.float64
+    np.testing.assert_array_equal(source[3]["seconds"], seconds_of(5))
     assert "tensorflow" not in sys.modules
 
 
 def test_the_bytes_of_a_record_are_the_same_in_every_process():
     form = RecordFormat(2, 3)
-    for record in form.serialize("v0", 0, np.zeros((2, 4, 2, 3), np.float16)):
-        places = [record.rindex(key) for key in (b"features", b"id", b"part", b"view")]
+    part = Part(np.zeros((2, 4, 2, 3), np.float16), np.zeros(4))
+    keys = b"features", b"id", b"part", b"seconds", b"view"
+    for record in form.serialize("v0", 0, part):
+        places = [record.rindex(key) for key in keys]
         assert places == sorted(places)
 
 
@@ -132,14 +150,18 @@ def test_the_bytes_of_a_record_are_the_same_in_every_process():
 def test_a_record_is_what_tfds_reads_in_it_and_no_other(data):
     streams, dim, frames = (data.draw(st.integers(1, 4)) for _ in range(3))
     form = RecordFormat(streams, dim)
-    part = data.draw(hnp.arrays(np.float16, (2, frames, streams, dim)))
+    part = Part(
+        data.draw(hnp.arrays(np.float16, (2, frames, streams, dim))),
+        data.draw(hnp.arrays(np.float64, frames)),
+    )
     for view, record in enumerate(form.serialize("v0", 7, part)):
-        name, features = form.parse(record)
+        ours = form.parse(record)
         theirs = form.features.deserialize_example_np(record)
-        assert name == ("v0", view, 7)
+        assert ours[:3] == ("v0", view, 7)
         assert (theirs["id"], theirs["view"], theirs["part"]) == (b"v0", view, 7)
         flat = theirs["features"].reshape(frames, -1)
-        np.testing.assert_array_equal(features, flat)
+        np.testing.assert_array_equal(ours.features_FxSD, flat)
+        np.testing.assert_array_equal(ours.seconds_F, theirs["seconds"])
         with pytest.raises((DecodeError, ValueError, LookupError)):
             form.parse(record[: data.draw(st.integers(0, len(record) - 1))])
 
@@ -217,11 +239,11 @@ def test_what_may_not_be_read_is_not_damaged():
         for name in ("index-00000.csv", "features-videos.array_record-00000"):
             (store.directory / name).chmod(0)
             with unprivileged(), pytest.raises(VdError, match=f"{name} cannot be read"):
-                open_store(folder).verify()
+                open_store(folder).recover(verify=True)
             (store.directory / name).chmod(0o644)
         after = {path: path.read_bytes() for path in store.directory.iterdir()}
         assert after == before
-        assert open_store(folder).verify() == []
+        assert open_store(folder).recover(verify=True) == []
 
 
 def _write_for_ever(folder):
@@ -321,7 +343,7 @@ def test_an_edited_index_never_gives_another_videos_features(tmp_path, damage):
     with pytest.raises(VdError, match=r"vd extract"):
         open_store(tmp_path).read("v1", 0)
     store = open_store(tmp_path)
-    store.verify()
+    store.recover(verify=True)
     assert set(store.rows) == {"w0", "w1"}
     store.add(chunk(videos), "test")
     for video in [*videos, *make_videos(2, "w")]:
@@ -339,5 +361,5 @@ def test_an_index_of_today_with_sealed_rows_is_read_and_appended_to(tmp_path):
     store = open_store(tmp_path)
     assert store.damaged == []
     store.add(chunk(make_videos(2, "w")), "test")
-    assert store.verify() == []
+    assert store.recover(verify=True) == []
     assert len(open_store(tmp_path).read("v1", 0)) == 5
