@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from vd.features.engines import make_engine
 from vd.features.extract import VideoFeatures, video_features
 from vd.models.scoring import score, score_windows
 from vd.training.run_folder import read_config
+
+_ROUNDING = 1e-6  # seconds
 
 
 @dataclass(frozen=True)
@@ -72,46 +75,66 @@ class Predictor:
 
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction]:
         """Probability of violence of each file, in order, as each is done."""
-        for made in self._features(paths):
+        fitted = self._restored.calibration
+        for video in self._features(paths):
             probability = label = None
-            if made.features_VxFxSxD is not None:
+            if len(video.seconds_F):
                 logit = score(
-                    self._restored.head, self._restored.params, [[_flat(made)]]
+                    self._restored.head, self._restored.params, [[video.features_FxSD]]
                 )[0]
-                fitted = self._restored.calibration
                 probability = float(fitted.probability(logit))
                 label = CLASSES[probability >= fitted.threshold]
-            yield Prediction(paths[made.index], made.outcome, probability, label)
+            yield Prediction(paths[video.index], video.outcome, probability, label)
 
     def timeline(
         self, path: Path, window_seconds: float = 2.0, stride_seconds: float = 0.25
     ) -> Timeline | None:
         """Probability in sliding windows over one video; None when it cannot be decoded.
 
-        Stored frames are taken to be evenly spaced over the video.
+        No window spans a gap in the video's time.
         """
-        (made,) = self._features([path])
-        if made.features_VxFxSxD is None:
+        (video,) = self._features([path])
+        if not len(video.seconds_F):
             return None
-        features_FxD = _flat(made)
-        rate = min(FrameSettings().frames_per_second, made.outcome.fps)
-        length = max(1, min(round(window_seconds * rate), len(features_FxD)))
-        stride = max(1, round(stride_seconds * rate))
-        starts = np.arange(0, len(features_FxD) - length + 1, stride)
+        middle_W, windows = sliding_windows(
+            video.seconds_F, video.outcome.gaps, window_seconds, stride_seconds
+        )
         logit_W = score_windows(
             self._restored.head,
             self._restored.params,
-            [features_FxD[start : start + length] for start in starts],
+            [video.features_FxSD[window] for window in windows],
         )
         fitted = self._restored.calibration
-        middles_W = (starts + length / 2) / rate
-        return Timeline(middles_W, fitted.probability(logit_W), fitted.threshold)
+        return Timeline(middle_W, fitted.probability(logit_W), fitted.threshold)
 
     def _features(self, paths: Sequence[Path]) -> Iterator[VideoFeatures]:
-        """Features of the plain view, in the float16 that the store would hold."""
-        return video_features(
-            paths, self._backbone, self._engine, self._decode, self._backbone.views[:1]
-        )
+        return video_features(paths, self._backbone, self._engine, self._decode)
+
+
+def sliding_windows(
+    seconds_F: Float64[np.ndarray, " F"],
+    gaps: Sequence[tuple[float, float]],
+    length: float,
+    stride: float,
+) -> tuple[Float64[np.ndarray, " W"], list[slice]]:
+    """Middles, in seconds, and frames of windows of `length` seconds, each `stride` seconds.
+
+    None spans a gap (start, length); a piece between gaps that is shorter is one window.
+    """
+    step = 1 / FrameSettings().frames_per_second
+    cuts = np.searchsorted(seconds_F, [start + gap / 2 for start, gap in gaps])
+    middles, windows = [], []
+    for first, end in pairwise([0, *cuts, len(seconds_F)]):
+        if first == end:
+            continue
+        begin, span = seconds_F[first], seconds_F[end - 1] - seconds_F[first] + step
+        window = min(length, span)
+        for start in begin + np.arange(0, span - window + _ROUNDING, stride):
+            frames = slice(*np.searchsorted(seconds_F, [start, start + window]))
+            if frames.start < frames.stop:  # a slow video has windows without a frame
+                middles.append(start + window / 2)
+                windows.append(frames)
+    return np.array(middles), windows
 
 
 def draw_timeline(
@@ -124,18 +147,10 @@ def draw_timeline(
 
     Raises `VdError` when the video cannot be decoded.
     """
-    made = Predictor(run_dir).timeline(video)
-    if made is None:
+    result = Predictor(run_dir).timeline(video)
+    if result is None:
         raise VdError(f"{video} cannot be decoded; run vd scan on it to see why.")
     figure = plots.timeline(
-        made.seconds_W, made.probability_W, made.threshold, violent_spans
+        result.seconds_W, result.probability_W, result.threshold, violent_spans
     )
     plots.save(figure, picture)
-
-
-def _flat(made: VideoFeatures) -> np.ndarray:
-    """The plain view's features, streams side by side, as the store reads them."""
-    assert made.features_VxFxSxD is not None
-    plain_FxSxD = made.features_VxFxSxD[0]
-    flat: np.ndarray = plain_FxSxD.reshape(len(plain_FxSxD), -1)
-    return flat
