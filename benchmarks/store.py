@@ -30,7 +30,7 @@ from benchmarks.scratch import scratch
 from vd.config import TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.features.shards import Extracted, Part
+from vd.features.shards import Part
 from vd.features.store import FeatureStore
 from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
@@ -55,7 +55,9 @@ def main(folder: Path, videos: int = 31_209, reads: int = 500) -> None:
         measure_batches(open_store(folder), names)
         measure_growth(folder)
         stored = sum(f.stat().st_size for f in shards(folder))
-        line("bytes", "bytes/video", stored / videos, numbers(0).features_VxFxSxD.nbytes)
+        line(
+            "bytes", "bytes/video", stored / videos, numbers(0).features_VxFxSxD.nbytes
+        )
 
 
 def open_store(folder: Path) -> FeatureStore:
@@ -75,7 +77,9 @@ def fill(store: FeatureStore, names: list[str]) -> None:
     made = [numbers(seed) for seed in range(CHUNK)]
     for start in range(0, len(names), CHUNK):
         rows = zip(names[start : start + CHUNK], made, strict=False)
-        store.add([Extracted(name, USED, [value]) for name, value in rows], "none")
+        for name, value in rows:
+            store.add(name, USED, "none", [value])
+        store.finish()
     store.write_metadata()
 
 
@@ -131,11 +135,13 @@ def measure_growth(folder: Path) -> None:
     """Adding ten videos to the full store and to an empty one, in seconds."""
     taken = []
     for place in (folder, folder / "empty"):
-        chunk = [Extracted(f"new{i}", USED, [numbers(i)]) for i in range(10)]
+        chunk = [numbers(i) for i in range(10)]
 
-        def add(place: Path = place, chunk: list[Extracted] = chunk) -> None:
+        def add(place: Path = place, chunk: list[Part] = chunk) -> None:
             store = open_store(place)
-            store.add(chunk, "none")
+            for number, value in enumerate(chunk):
+                store.add(f"new{number}", USED, "none", [value])
+            store.finish()
             store.write_metadata()
 
         taken.append(seconds(add))

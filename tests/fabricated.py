@@ -9,7 +9,7 @@ from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.evaluation.predictions import Predictions
-from vd.features.shards import PART_FRAMES, Extracted, Part
+from vd.features.shards import PART_FRAMES, Part
 from vd.features.store import FeatureStore
 from vd.training.checkpoints import ignore_event
 from vd.training.feature_set import FeatureSet
@@ -76,6 +76,15 @@ def in_parts(features_VxFxSxD):
         yield Part(features_VxFxSxD[:, frames], seconds_F[frames])
 
 
+def fill(store, videos):
+    """Add videos to a store: arguments of `FeatureStore.add` each."""
+    try:
+        for video in videos:
+            store.add(*video)
+    finally:
+        store.finish()
+
+
 def open_store(cache_dir, **description):
     return FeatureStore(Path(cache_dir), {"made": "up", **description}, STREAMS, DIM)
 
@@ -83,17 +92,11 @@ def open_store(cache_dir, **description):
 def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0, devices=()):
     """A feature set of `videos`, stored and read back."""
     store = open_store(cache_dir)
-    chunk = [
-        Extracted(
-            video.id,
-            Outcome("used"),
-            in_parts(features_of(video, frames(i), signal=signal)),
-        )
-        for i, video in enumerate(videos)
-        if video.id not in store.rows
-    ]
-    if chunk:
-        store.add(chunk, "test")
+    for i, video in enumerate(videos):
+        if video.id not in store.rows:
+            features = features_of(video, frames(i), signal=signal)
+            store.add(video.id, Outcome("used"), "test", in_parts(features))
+    store.finish()
     return FeatureSet(videos, store, devices)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from vd.config import Config
 from vd.console import SLICE_SECONDS, check_interrupt, say
 from vd.data.manifest import Video
-from vd.data.workers import decode_pool, decode_videos
+from vd.data.workers import decode_pool
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
@@ -66,18 +66,16 @@ class _Replica:
                 "on all nodes."
             )
         shard = self._store.new_shard(folder / uuid.uuid4().hex)
-        backbone, engine = self._backbone, self._engine
-        paths = [video.path for video in videos]
-        stretches: list[StretchDone] = []
-        with decode_pool(backbone.frames, self._decode, len(videos)) as pool:
-            decoded = decode_videos(paths, pool)
-            for item in extract_videos(
-                videos, decoded, folder, engine, backbone.views, stretches.append
-            ):
-                shard.add(item, engine.name)
+        views = self._backbone.views
+        with decode_pool(self._backbone.frames, self._decode, len(videos)) as pool:
+            stretches = [
+                stretch._replace(video=first + stretch.video)
+                for stretch in extract_videos(
+                    videos, pool, self._engine, views, folder, shard.add
+                )
+            ]
         shard.close()
-        done = [each._replace(video=first + each.video) for each in stretches]
-        return _Chunk(shard.path, shard.rows, done)
+        return _Chunk(shard.path, shard.rows, stretches)
 
 
 def extract_on_ray(
@@ -95,8 +93,7 @@ def extract_on_ray(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for chunk in _chunks(ray, videos, store, config, folder):
-                if chunk.rows:
-                    store.adopt(chunk.shard, chunk.rows)
+                store.adopt(chunk.shard, chunk.rows)
                 yield from chunk.stretches
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, VdError) else error from None

@@ -7,7 +7,8 @@ gives the features of any videos without a store, for prediction.
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from vd.data.workers import (
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine, make_engine
-from vd.features.shards import Extracted, Part, Spool
+from vd.features.shards import Part, Spool
 from vd.features.store import FeatureStore, open_store
 from vd.files import lock, write_csv
 
@@ -51,7 +52,6 @@ class StretchDone(NamedTuple):
 class VideoFeatures(NamedTuple):
     """A video's plain view, as the store reads it; without frames if it is quarantined."""
 
-    index: int
     outcome: Outcome
     features_FxSD: Float16[np.ndarray, "F SD"]
     seconds_F: Float64[np.ndarray, " F"]  # from the first decoded frame
@@ -109,22 +109,21 @@ def _extract_missing(
 ) -> None:
     """Print the estimate, extract the videos, record their outcomes in `decoding`."""
     engine = make_engine(backbone, config.backbone.engine)
-    paths = [video.path for video in videos]
-    with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
+    with decode_pool(backbone.frames, config.decode, len(videos)) as pool:
         frames = _estimate(videos, pool, store, backbone, engine)
         if executor.executor == "local":
-            decoded = decode_videos(paths, pool)
-            with _progress(videos, decoding, frames) as done:
-                extracted = extract_videos(
-                    videos, decoded, store.directory, engine, backbone.views, done
-                )
-                store.add(extracted, engine.name)
+            stretches = extract_videos(
+                videos, pool, engine, backbone.views, store.directory, store.add
+            )
+            try:
+                _follow(stretches, videos, decoding, frames)
+            finally:
+                store.finish()
             return
     from vd.features.cluster import extract_on_ray
 
-    with _progress(videos, decoding, frames) as done:
-        for stretch in extract_on_ray(videos, store, config, executor.ray_address):
-            done(stretch)
+    stretches = extract_on_ray(videos, store, config, executor.ray_address)
+    _follow(stretches, videos, decoding, frames)
 
 
 def _estimate(
@@ -172,64 +171,62 @@ def _estimate(
     return frames
 
 
-@contextmanager
-def _progress(
-    videos: Sequence[Video], decoding: DecodingPass, frames_per_video: float
-) -> Iterator[Callable[[StretchDone], None]]:
-    """Show a progress bar; yields what is called for each stretch.
+def _follow(
+    stretches: Iterable[StretchDone],
+    videos: Sequence[Video],
+    decoding: DecodingPass,
+    frames_per_video: float,
+) -> None:
+    """Show the progress of the stretches; `decoding` takes the videos' outcomes.
 
-    `decoding` takes the outcomes. The time left is by frames: a video that has not ended
-    counts as `frames_per_video`, or not at all while that is 0, unknown.
+    The time left is by frames: a video that has not ended counts as `frames_per_video`, or
+    not at all while that is 0, unknown.
     """
     lost, frames, ended = [0, 0], 0, 0
     expected = frames_per_video * len(videos)
-
-    def done(stretch: StretchDone) -> None:
-        nonlocal frames, ended, expected
-        frames += stretch.frames
-        if stretch.outcome is not None:
-            ended += 1
-            expected = frames + frames_per_video * (len(videos) - ended)
-            video = videos[stretch.video]
-            lost[video.label] += stretch.outcome.outcome == "quarantined"
-            decoding.take(video, stretch.outcome)
-        note = f", {frames / ticker.seconds():.0f} frames/s"
-        if any(lost):
-            note += (
-                f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} non-violent)"
-            )
-        share = frames / max(frames, expected) if frames_per_video else None
-        ticker.advance(int(stretch.outcome is not None), note, share)
-
     with track("extracting", len(videos), "videos") as ticker:
-        yield done
+        for stretch in stretches:
+            frames += stretch.frames
+            if stretch.outcome is not None:
+                ended += 1
+                expected = frames + frames_per_video * (len(videos) - ended)
+                video = videos[stretch.video]
+                lost[video.label] += stretch.outcome.outcome == "quarantined"
+                decoding.take(video, stretch.outcome)
+            note = f", {frames / ticker.seconds():.0f} frames/s"
+            if any(lost):
+                note += f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} non-violent)"
+            share = frames / max(frames, expected) if frames_per_video else None
+            ticker.advance(stretch.outcome is not None, note, share)
 
 
 def extract_videos(
     videos: Sequence[Video],
-    decoded: Iterable[Decoded],
-    spool_folder: Path,
+    pool: DecodePool,
     engine: Engine,
     views: Sequence[str],
-    done: Callable[[StretchDone], None],
-) -> Iterator[Extracted]:
-    """Features of the videos for the store; `done` is called after every stretch.
+    spool_folder: Path,
+    add: Callable[[str, Outcome, str, Iterable[Part]], None],
+) -> Iterator[StretchDone]:
+    """Decode videos, make their features and `add` them to a shard; yields every stretch.
 
-    For a video's last one, when the video is stored. Outcomes of a path rather than of the
-    content (unreadable, changed since it was hashed) are not stored: another copy may be
-    good.
+    Outcomes of a path rather than of the content (unreadable, changed since it was hashed)
+    are not stored: another copy may be good.
     """
-    with closing(Spool(spool_folder)) as spool:
-        for piece in decoded:
-            video, outcome = videos[piece.index], piece.outcome
-            spool.append(_run_views(piece, engine, views, video.path))
-            if outcome is not None:
-                outcome = settled(video, outcome)
-                if video.id and outcome.of_content:
-                    used = outcome.outcome != "quarantined"
-                    yield Extracted(video.id, outcome, spool.parts() if used else ())
-                spool.clear()
-            done(StretchDone(piece.index, len(piece.seconds), outcome))
+    decoded = decode_videos([video.path for video in videos], pool)
+    for index, pieces in groupby(decoded, lambda piece: piece.index):
+        video = videos[index]
+        with closing(Spool(spool_folder)) as spool:
+            for piece in pieces:
+                spool.append(_run_views(piece, engine, views, video.path))
+                outcome = piece.outcome
+                if outcome is not None:
+                    outcome = settled(video, outcome)
+                    if video.id and outcome.of_content:
+                        used = outcome.outcome != "quarantined"
+                        parts = spool.parts() if used else ()
+                        add(video.id, outcome, engine.name, parts)
+                yield StretchDone(index, len(piece.seconds), outcome)
 
 
 def video_features(
@@ -246,7 +243,6 @@ def video_features(
             if piece.outcome is not None:
                 frames = 0 if piece.outcome.outcome == "quarantined" else None
                 yield VideoFeatures(
-                    piece.index,
                     piece.outcome,
                     np.concatenate(features)[:frames],
                     np.concatenate(seconds)[:frames],

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from google.protobuf import json_format
 from jaxtyping import Float16, Float64
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vd.data.outcome import Outcome, outcome_from_row
+from vd.data.outcome import Outcome
 from vd.files import explaining
 
 PART_FRAMES = 512  # at most in a record, so that a window of a long video is read alone
@@ -37,14 +37,6 @@ class Part(NamedTuple):
 
     features_VxFxSxD: Float16[np.ndarray, "V F S D"]
     seconds_F: Float64[np.ndarray, " F"]
-
-
-class Extracted(NamedTuple):
-    """The result of extracting one video; a quarantined one has no parts."""
-
-    id: str
-    outcome: Outcome
-    parts: Iterable[Part] = ()  # of PART_FRAMES frames each, the last may have fewer
 
 
 @dataclass(frozen=True)
@@ -65,21 +57,8 @@ class StoredVideo:
         return -(-self.frames // PART_FRAMES)
 
 
-def stored_video(row: Mapping[str, Any], shard: int) -> StoredVideo:
-    """A row of the index from its CSV form; raises an error if a value is invalid."""
-    return StoredVideo(
-        id=row["id"],
-        shard=shard,
-        first=int(row["first"]),
-        views=int(row["views"]),
-        frames=int(row["stored_frames"]),
-        outcome=outcome_from_row(row),
-        engine=row["engine"],
-    )
-
-
 class Spool:
-    """Holds a video's frames until its outcome is known; large videos in `folder`."""
+    """Holds one video's frames until its outcome is known; many in a file in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -108,25 +87,9 @@ class Spool:
             features_FxVxSxD = features.reshape(-1, *self._frame_shape)
             yield Part(features_FxVxSxD.swapaxes(0, 1), seconds_F)
 
-    def clear(self) -> None:
-        """Forget all frames."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._seconds.clear()
-
     def close(self) -> None:
         """Free the memory or the file."""
         self._file.close()
-
-
-class Record(NamedTuple):
-    """One part of a video in one view, streams side by side."""
-
-    id: str
-    view: int
-    part: int
-    features_FxSD: Float16[np.ndarray, "F SD"]
-    seconds_F: Float64[np.ndarray, " F"]
 
 
 class RecordFormat:
@@ -170,19 +133,22 @@ class RecordFormat:
             # the default order of the keys differs between processes
             yield example.SerializeToString(deterministic=True)
 
-    def parse(self, record: bytes) -> Record:
-        """What TFDS reads in a record, in half the time.
+    def parse(
+        self, record: bytes, video_id: str, view: int, part: int
+    ) -> tuple[Float16[np.ndarray, "F SD"], Float64[np.ndarray, " F"]]:
+        """Features of a record, streams side by side, and seconds; TFDS takes twice as long.
 
-        Raises `DecodeError`, `ValueError` or `LookupError` if it is damaged.
+        Raises `DecodeError`, `ValueError` or `LookupError` if it is damaged or another one.
         """
         values = tf_example_pb2.Example.FromString(record).features.feature
-        video_id, features, seconds = (
+        name, features, seconds = (
             values[key].bytes_list.value[0] for key in ("id", "features", "seconds")
         )
-        view, part = (values[key].int64_list.value[0] for key in ("view", "part"))
+        place = [values[key].int64_list.value[0] for key in ("view", "part")]
+        if [name.decode(), *place] != [video_id, view, part]:
+            raise ValueError("its index names another record")
         features_FxSD = np.frombuffer(features, np.float16).reshape(-1, self._size)
-        seconds_F = np.frombuffer(seconds, np.float64)
-        return Record(video_id.decode(), view, part, features_FxSD, seconds_F)
+        return features_FxSD, np.frombuffer(seconds, np.float64)
 
 
 class ShardWriter:
@@ -201,20 +167,25 @@ class ShardWriter:
         """Whether the next video should go into another shard."""
         return len(self.rows) >= _MOST_VIDEOS or self._bytes >= _MOST_BYTES
 
-    def add(self, item: Extracted, engine: str) -> None:
-        """Append a video's records, if any, and its row."""
+    def add(
+        self, video_id: str, outcome: Outcome, engine: str, parts: Iterable[Part] = ()
+    ) -> None:
+        """Append a video's row and its records; a quarantined video has no parts.
+
+        Each part has `PART_FRAMES` frames, the last may have fewer; `engine` made them.
+        """
         first, views, frames = self._records, 0, 0
-        for number, part in enumerate(item.parts):
+        for number, part in enumerate(parts):
             views, frames = len(part.features_VxFxSxD), frames + len(part.seconds_F)
-            for record in self._form.serialize(item.id, number, part):
+            for record in self._form.serialize(video_id, number, part):
                 with self._explaining():
                     self._writer.write(record)
                 self._records += 1
                 self._bytes += len(record)
         self.rows.append(
             {
-                "id": item.id, "first": first, "views": views, "stored_frames": frames,
-                **vars(item.outcome), "engine": engine,
+                "id": video_id, "first": first, "views": views, "stored_frames": frames,
+                **vars(outcome), "engine": engine,
             }
         )  # fmt: skip
 

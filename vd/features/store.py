@@ -2,8 +2,8 @@
 
 CACHE/features/<fingerprint>/1.0.0/ holds `features-videos.array_record-00017`, a shard of
 up to 64 videos, and `index-00017.csv`, which is written after it: a shard without an index
-is incomplete and is deleted. Path, label, split and group are joined by content hash, so
-new labels rewrite nothing. Any TFDS reader opens the directory:
+is not read. Path, label, split and group are joined by content hash, so new labels rewrite
+nothing. Any TFDS reader opens the directory:
 `tfds.builder_from_directory(dir).as_data_source("videos")`.
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,15 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Float16, Float64, Int
 
 from vd.console import say, track
+from vd.data.outcome import Outcome, outcome_from_row
 from vd.data.streams import stream_settings
 from vd.errors import VdError
 from vd.features.shards import (
     PART_FRAMES,
-    Extracted,
-    Record,
+    Part,
     RecordFormat,
     ShardWriter,
     StoredVideo,
-    stored_video,
 )
 from vd.files import (
     explaining,
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 _FORMAT = 2  # of the records; another number is another fingerprint
 _SPLIT = "videos"  # TFDS reserves "all"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
-_DIGITS = "[0-9]" * 5
 
 
 class FeatureStore:
@@ -73,6 +71,7 @@ class FeatureStore:
         self.lengths: list[int] = []  # records of each shard
         self.damaged: list[int] = []
         self._format = RecordFormat(streams, dim)
+        self._writer: ShardWriter | None = None
         self._read_new_indexes()
 
     def recover(self, verify: bool = False) -> list[int]:
@@ -96,10 +95,6 @@ class FeatureStore:
             self.rows, self.lengths = {}, []
             self._read_new_indexes()
         remove_orphans(self.directory)
-        for shard in self.directory.glob(self._shard(0).name[:-5] + _DIGITS):
-            if int(shard.name[-5:]) >= len(self.lengths):
-                say(f"removing {shard.name}, which is incomplete: it has no index")
-                shard.unlink()
         return dropped
 
     def _verify(self) -> None:
@@ -115,42 +110,44 @@ class FeatureStore:
         count = len(set(self.damaged)) or "none"
         say(f"verified {len(self.lengths)} shards: {count} damaged")
 
-    def add(self, videos: Iterable[Extracted], engine: str) -> None:
-        """Append videos as they come. The caller holds the lock.
+    def add(
+        self, video_id: str, outcome: Outcome, engine: str, parts: Iterable[Part] = ()
+    ) -> None:
+        """Append a video as `ShardWriter.add` does. The caller holds the lock.
 
-        A shard gets its name when it is complete on the disk, then its index. At the end,
-        also by an interrupt, the last shard is closed with what it has. Raises `VdError`
-        when the disk is full; the shards before stay.
+        A full shard becomes part of the store; call `finish` after the last video, also
+        after an error. Raises `VdError` when the disk is full; the shards before stay.
         """
-        videos = iter(videos)
-        for first in videos:
-            shard = self.new_shard(temporary(self._shard(len(self.lengths))))
+        if self._writer is None:
+            self._writer = self.new_shard(temporary(self._shard(len(self.lengths))))
+        self._writer.add(video_id, outcome, engine, parts)
+        if self._writer.full:
+            self.finish()
+
+    def finish(self) -> None:
+        """Close the shard that is being written, and make it part of the store."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
             try:
-                for item in chain([first], videos):
-                    shard.add(item, engine)
-                    if shard.full:
-                        break
+                writer.close()
+                self.adopt(writer.path, writer.rows)
             finally:
-                try:
-                    shard.close()
-                    self.adopt(shard.path, shard.rows)
-                finally:
-                    shard.path.unlink(missing_ok=True)
+                writer.path.unlink(missing_ok=True)
 
     def new_shard(self, path: Path) -> ShardWriter:
         """A writer for a shard at any `path`; `adopt` makes the shard part of the store."""
         return ShardWriter(path, self._format)
 
     def adopt(self, shard: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add a finished shard of the same file system, unless it holds no video.
+        """Give a finished shard its name, then its index, unless it holds no video.
 
-        The caller holds the lock.
+        It lies in the same file system. The caller holds the lock.
         """
         if not rows:
             return
         number, size = len(self.lengths), shard.stat().st_size
         with explaining(self._shard(number)):
-            publish(shard, self._shard(number))
+            publish(shard, self._shard(number))  # replaces one that has no index
         write_csv(self._index(number), [{**row, "shard_bytes": size} for row in rows])
         self._read_new_indexes()
 
@@ -174,7 +171,7 @@ class FeatureStore:
         if last >= stored.frames:
             raise IndexError("a frame past the end of its video")
         numbers = range(first // PART_FRAMES, last // PART_FRAMES + 1)
-        parts = [self._read_part(stored, view, n).features_FxSD for n in numbers]
+        parts = [self._read_part(stored, view, number)[0] for number in numbers]
         features_FxSD = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if frames_L is None:
             return features_FxSD
@@ -186,7 +183,7 @@ class FeatureStore:
         """Time of each stored frame of a video, from its first decoded one; as `read`."""
         stored = self._stored(video_id)
         parts = [self._read_part(stored, 0, part) for part in range(stored.parts)]
-        return np.concatenate([part.seconds_F for part in parts])
+        return np.concatenate([seconds_F for _, seconds_F in parts])
 
     def _stored(self, video_id: str) -> StoredVideo:
         if (stored := self.rows.get(video_id)) is None:
@@ -196,21 +193,20 @@ class FeatureStore:
             )
         return stored
 
-    def _read_part(self, stored: StoredVideo, view: int, part: int) -> Record:
-        """One record, if it is the one that the index names."""
+    def _read_part(
+        self, stored: StoredVideo, view: int, part: int
+    ) -> tuple[Float16[np.ndarray, "F SD"], Float64[np.ndarray, " F"]]:
+        """Features and seconds of the record that the index names."""
         start = sum(self.lengths[: stored.shard]) + stored.first
         try:
-            content = self._source[start + part * stored.views + view]
-            record = self._format.parse(content)
-            if record[:3] != (stored.id, view, part):
-                raise ValueError("its index names another record")
+            record = self._source[start + part * stored.views + view]
+            return self._format.parse(record, stored.id, view, part)
         except (DecodeError, RuntimeError, ValueError, LookupError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
                 f"{self.directory} is damaged ({reason}); run vd extract --verify, which "
                 "extracts the damaged videos again."
             ) from error
-        return record
 
     def write_metadata(self) -> None:
         """Write the description, and the two JSON files by which TFDS opens the directory."""
@@ -248,7 +244,7 @@ class FeatureStore:
 
     def _read_new_indexes(self) -> None:
         """Read the indexes that were added since, up to the last one."""
-        indexes = self.directory.glob(f"index-{_DIGITS}.csv")
+        indexes = self.directory.glob(f"index-{'[0-9]' * 5}.csv")
         last = max((int(path.stem[-5:]) for path in indexes), default=-1)
         for number in range(len(self.lengths), last + 1):
             rows = self._read_index(number)
@@ -267,7 +263,18 @@ class FeatureStore:
             with reading(shard), shard.open("rb") as handle:
                 size = handle.seek(0, os.SEEK_END)
             if rows and all(int(row["shard_bytes"]) == size for row in rows):
-                return [stored_video(row, number) for row in rows]
+                return [
+                    StoredVideo(
+                        id=row["id"],
+                        shard=number,
+                        first=int(row["first"]),
+                        views=int(row["views"]),
+                        frames=int(row["stored_frames"]),
+                        outcome=outcome_from_row(row),
+                        engine=row["engine"],
+                    )
+                    for row in rows
+                ]
         except (FileNotFoundError, LookupError, ValueError, TypeError):
             pass
         self.damaged.append(number)

@@ -76,7 +76,7 @@ class Predictor:
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction]:
         """Probability of violence of each file, in order, as each is done."""
         fitted = self._restored.calibration
-        for video in self._features(paths):
+        for path, video in zip(paths, self._features(paths), strict=True):
             probability = label = None
             if len(video.seconds_F):
                 logit = score(
@@ -84,7 +84,7 @@ class Predictor:
                 )[0]
                 probability = float(fitted.probability(logit))
                 label = CLASSES[probability >= fitted.threshold]
-            yield Prediction(paths[video.index], video.outcome, probability, label)
+            yield Prediction(path, video.outcome, probability, label)
 
     def timeline(
         self, path: Path, window_seconds: float = 2.0, stride_seconds: float = 0.25
