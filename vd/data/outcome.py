@@ -46,8 +46,6 @@ class Outcome:
     codec: str = ""
     brightness: float | None = None  # mean grey of the first frame, 0 to 255
 
-    gaps = ()  # until the other branch
-
     @property
     def of_content(self) -> bool:
         """Whether it holds for the content, and not only for a path at one moment."""

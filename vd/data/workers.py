@@ -100,7 +100,6 @@ class Decoded:
 
     index: int
     images: UInt8[np.ndarray, "F S H W 3"]
-    seconds: np.ndarray
     outcome: Outcome | None
 
 
@@ -145,10 +144,7 @@ def decode_pool(
 
 
 def decode_videos(
-    paths: Sequence[Path],
-    pool: DecodePool,
-    keep_images: bool = True,
-    confirm: bool = True,
+    paths: Sequence[Path], pool: DecodePool, keep_images: bool = True
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
@@ -212,9 +208,7 @@ class _Video:
             if position is not None:
                 self._task = self._start(position)
             outcome = outcome_of(self._tallies) if position is None else None
-            start = sum(tally.kept for tally in self._tallies[:-1])
-            seconds = np.arange(start, start + len(images)) / 8
-            yield Decoded(self._index, images, seconds, outcome)
+            yield Decoded(self._index, images, outcome)
 
     def _start(self, position: Position) -> Any:
         pool = self._pool
@@ -245,7 +239,7 @@ class _Video:
         tallies = self._tallies
         known = outcome_of(tallies) if tallies else Outcome("quarantined")
         outcome = replace(known, outcome="quarantined", reason=reason)
-        return Decoded(self._index, self._collect(0), np.zeros(0), outcome)
+        return Decoded(self._index, self._collect(0), outcome)
 
 
 def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
