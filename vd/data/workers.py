@@ -1,24 +1,28 @@
 """Decoding in worker processes: one that is stuck is ended, one that crashes is replaced.
 
 The processes are Pebble's, and spawned because JAX runs threads and a fork could hang. None
-outlives its parent. Frames come back as files in shared memory, not through the pipe.
+outlives its parent. A worker decodes a video in one pass. Each stretch of it comes back as
+files in shared memory: renaming them hands the stretch over, and the worker decodes on when
+they have been removed. No lock is held meanwhile that a killed worker could keep.
 """
 
 import contextlib
 import fcntl
+import json
 import math
 import multiprocessing
 import os
 import shutil
 import signal
 import socket
+import struct
 import tempfile
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,70 +32,92 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
-from vd.console import SLICE_SECONDS, check_interrupt
-from vd.data.decode import (
-    FrameSettings,
-    Position,
-    Stretch,
-    decode_stretch,
+from vd.console import check_interrupt
+from vd.data.decode import FrameSettings, Sink, decode, read_header
+from vd.data.outcome import (
+    Outcome,
+    Reason,
+    expected_frames,
+    outcome_from_row,
+    outcome_row,
 )
-from vd.data.outcome import Outcome, Reason, Tally, outcome_of
 from vd.errors import VdError
 
 _HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
+_POLL_SECONDS, _WORKER_POLL_SECONDS = 0.01, 0.005
+_LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
+_RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
+_REMOVED = "another program removed them"
 _SHARED_MEMORY = Path("/dev/shm")
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
 
 @dataclass
 class DecodePool:
-    """Decoding processes, their settings, and the deadlines of their tasks."""
+    """Decoding processes and their tasks; for one `decode_videos` at a time.
+
+    Pebble has at most one task for each worker, so every task has one. The others wait in a
+    line of ours, where a second pass goes to the front.
+    """
 
     processes: ProcessPool
     workers: int
     settings: FrameSettings
-    stretch_seconds: float  # of a video, at most, in one task
-    deadline_seconds: float  # of a task
+    stretch_seconds: float  # of a video, handed over at once
+    deadline_seconds: float  # of decoding a stretch
     folder: Path  # for frames on their way from a worker
-    _left: dict[Any, float] = field(default_factory=dict)  # seconds of each open task
+    _line: deque["_Task"] = field(default_factory=deque)
+    _running: list["_Task"] = field(default_factory=list)
     _ticked: float = field(default_factory=time.monotonic)
 
-    def schedule(
-        self, function: Callable[..., Any], *args: Any, seconds: float = math.inf
-    ) -> Any:
-        """Have a worker call a function; its deadline is the pool's, or less `seconds`."""
-        try:
-            task = self.processes.schedule(function, args=list(args))
-        except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
-            raise BrokenProcessPool(str(error)) from error
-        # a task may begin just before a tick, which counts in full
-        self._left[task] = min(seconds, self.deadline_seconds) + _LONGEST_TICK
-        return task
+    def add(self, task: "_Task") -> None:
+        """Start a task, or put it at the end of the line."""
+        self._line.append(task)
+        self._start()
 
-    def wait(self, task: Any) -> None:
-        """Wait for a task, and cancel every running task that is past its deadline.
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready`; meanwhile tasks are started, ended and cancelled."""
+        self._step(0.0)  # a worker may have become free
+        while not ready():
+            self._step(_POLL_SECONDS)
 
-        Deadlines are counted in ticks of at most a second while somebody waits, so a pause
-        of the whole program (Ctrl-Z, a sleeping laptop) is not a video's timeout.
+    def _start(self) -> None:
+        while self._line and len(self._running) < self.workers:
+            task = self._line.popleft()
+            try:
+                task.future = self.processes.schedule(task.function, task.arguments())
+            except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
+                raise BrokenProcessPool(str(error)) from error
+            self._running.append(task)
+
+    def _step(self, seconds: float) -> None:
+        """Wait so long at most, end tasks that are done, count the time of the others.
+
+        Time is counted in ticks of at most a second while somebody waits. So neither a pause
+        of the whole program (Ctrl-Z, a sleeping laptop) nor a slow consumer is a timeout.
         """
-        while not task.done():
-            check_interrupt()
-            wait([task], SLICE_SECONDS)
-            now = time.monotonic()
-            tick = min(now - self._ticked, _LONGEST_TICK)
-            self._ticked = now
-            for other in [other for other in self._left if other.running()]:
-                self._left[other] -= tick
-                if self._left[other] < 0:
-                    other.cancel()  # Pebble ends its process
-        self._left.pop(task, None)
+        check_interrupt()
+        futures = [task.future for task in self._running]
+        # a cancelled one is among them when its process has ended, and not before
+        done = wait(futures, seconds, FIRST_COMPLETED).done
+        now = time.monotonic()
+        tick = min(now - self._ticked, _LONGEST_TICK)
+        self._ticked = now
+        for task in list(self._running):
+            if task.future in done:
+                self._running.remove(task)
+                if not task.end():
+                    self._line.appendleft(task)
+            elif task.future.running():
+                task.tick(tick)
+        self._start()
 
 
 @dataclass(frozen=True)
@@ -100,6 +126,7 @@ class Decoded:
 
     index: int
     images: UInt8[np.ndarray, "F S H W 3"]
+    seconds: Float64[np.ndarray, "F"]  # from the video's first frame
     outcome: Outcome | None
 
 
@@ -144,18 +171,28 @@ def decode_pool(
 
 
 def decode_videos(
-    paths: Sequence[Path], pool: DecodePool, keep_images: bool = True
+    paths: Sequence[Path],
+    pool: DecodePool,
+    keep_images: bool = True,
+    confirm: bool = True,
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
     The workers begin with the first videos at once, and a few videos are always decoded
-    ahead, so memory is bounded. Each stretch of a video has the pool's deadline. A video
-    that misses it is quarantined as timeout; one that crashes its worker twice, as
-    corrupt-frames. Raises `VdError` if decoded frames cannot be stored.
+    ahead, so memory is bounded. Without `keep_images` each video is one piece without frames.
+
+    A video whose decoding misses the pool's deadline (timeout) or crashes (corrupt-frames) is
+    decoded once more. If both passes end at the same frame and gave at least half of the
+    expected ones, it is partial, else quarantined. So the outcome does not depend on the
+    machine's load. Without `confirm` what was handed over counts, and only a crash is tried
+    again. Raises `VdError` if decoded frames cannot be stored.
     """
-    most = pool.workers + (_AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES)
-    videos = (_Video(i, path, pool, keep_images) for i, path in enumerate(paths))
-    return _in_order(deque(islice(videos, most)), videos)
+    ahead = _AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES
+    videos = (
+        _Video(index, path, pool, keep_images, confirm)
+        for index, path in enumerate(paths)
+    )
+    return _in_order(deque(islice(videos, pool.workers + ahead)), videos)
 
 
 def _in_order(
@@ -167,101 +204,240 @@ def _in_order(
         started.extend(islice(videos, 1))
 
 
-class _Video:
-    """A video that is decoded stretch by stretch; the first one starts at once."""
+def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
+    """What the header of each video says; one that hangs or crashes is unreadable."""
+    headers = [_Header(path, pool) for path in paths]
+    pool.wait(lambda: all(header.outcome is not None for header in headers))
+    return [header.outcome for header in headers if header.outcome is not None]
+
+
+class _Task:
+    """A function for a worker to call; cancelled when its time is over."""
+
+    future: Any = None  # Pebble's
+    outcome: Outcome | None = None  # when it has ended
+
+    def __init__(self, function: Callable[..., Outcome], seconds: float) -> None:
+        self.function = function
+        # it may begin just before a tick, which counts in full
+        self._most = self._left = seconds + _LONGEST_TICK
+
+    def arguments(self) -> list[Any]:
+        """The arguments of the function."""
+        raise NotImplementedError
+
+    def tick(self, seconds: float) -> None:
+        """Count time; Pebble ends the process of a cancelled task."""
+        self._left -= seconds
+        if self._left < 0:
+            self.future.cancel()
+
+    def end(self) -> bool:
+        """Take the result; False if the task is to be done again."""
+        raise NotImplementedError
+
+
+class _Header(_Task):
+    """Reads the header of a video."""
+
+    def __init__(self, path: Path, pool: DecodePool) -> None:
+        super().__init__(read_header, min(_HEADER_SECONDS, pool.deadline_seconds))
+        self._arguments = [path, pool.settings]
+        pool.add(self)
+
+    def arguments(self) -> list[Any]:
+        return self._arguments
+
+    def end(self) -> bool:
+        lost = self.future.cancelled() or self.future.exception()
+        unreadable = Outcome("quarantined", "unreadable")
+        self.outcome = unreadable if lost else self.future.result()
+        return True
+
+
+class _Video(_Task):
+    """Decodes a video in one pass, and in a second one if the worker was lost."""
 
     def __init__(
-        self, index: int, path: Path, pool: DecodePool, keep_images: bool
+        self,
+        index: int,
+        path: Path,
+        pool: DecodePool,
+        keep_images: bool,
+        confirm: bool,
     ) -> None:
+        super().__init__(_decode, pool.deadline_seconds)
         self._index, self._path, self._pool = index, path, pool
-        self._target = pool.folder / f"{uuid.uuid4().hex}.rgb" if keep_images else None
-        self._tallies: list[Tally] = []
-        self._task = self._start(Position())
+        self._keep_images, self._confirm = keep_images, confirm
+        self._header = Outcome("quarantined")
+        self._records: list[np.ndarray] = []  # of the stretches that were collected
+        self._ends: list[int] = []  # frames decoded in each pass that was lost
+        self._begin()
+        pool.add(self)
+
+    def _begin(self) -> None:
+        """Begin a pass."""
+        self._name = uuid.uuid4().hex  # of its files
+        self._stretch = 0  # the one that a worker decodes, or that waits
+        self._frames = 0  # decoded before it
+        self._left = self._most
+        self._is_lost = False
 
     def pieces(self) -> Iterator[Decoded]:
-        """The images of each stretch, and the outcome with the last one."""
-        position: Position | None = Position()
-        crashed = False
-        while position is not None:
-            self._pool.wait(self._task)
-            try:
-                stretch: Stretch = self._task.result()
-            except CancelledError:
-                yield self._lost("timeout")
-                return
-            except ProcessExpired:
-                if crashed:
-                    yield self._lost("corrupt-frames")
-                    return
-                crashed = True
-                self._task = self._start(position)
-                continue
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise _exchange_error(self._pool, reason) from error
-            except Exception as error:
-                error.add_note(f"while decoding {self._path}")
-                raise
-            images = self._collect(stretch.tally.kept)
-            self._tallies.append(stretch.tally)
-            position = stretch.next
-            if position is not None:
-                self._task = self._start(position)
-            outcome = outcome_of(self._tallies) if position is None else None
-            yield Decoded(self._index, images, outcome)
+        """The frames of each stretch, and the outcome with the last one."""
+        outcome = None
+        while outcome is None:
+            self._pool.wait(lambda: self.outcome is not None or self._is_waiting())
+            outcome = None if self._is_waiting() else self.outcome
+            images, records = self._collect()
+            seconds = np.ascontiguousarray(records["seconds"][: len(images)])
+            yield Decoded(self._index, images, seconds, outcome)
 
-    def _start(self, position: Position) -> Any:
-        pool = self._pool
-        arguments = self._path, pool.settings, position, pool.stretch_seconds
-        return pool.schedule(_decode, *arguments, self._target)
+    def arguments(self) -> list[Any]:
+        pool, first = self._pool, len(self._records) if self._keep_images else math.inf
+        return [
+            self._path,
+            pool.settings,
+            pool.stretch_seconds,
+            pool.folder / self._name,
+            first,
+        ]
 
-    def _collect(self, count: int) -> UInt8[np.ndarray, "F S H W 3"]:
-        """The images that a worker wrote, read-only and without a copy; removes their file.
+    def tick(self, seconds: float) -> None:
+        """Count time, but not while a stretch waits."""
+        self._collect_without_images()
+        if not self._is_waiting():
+            super().tick(seconds)
 
-        Raises `VdError` unless there are `count`.
+    def end(self) -> bool:
+        """Take the outcome; False if a second pass is needed."""
+        self._collect_without_images()
+        try:
+            self.outcome = self.future.result()
+        except CancelledError:
+            return self._lose("timeout")
+        except ProcessExpired:
+            return self._lose("corrupt-frames")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise _exchange_error(self._pool, reason) from error
+        except Exception as error:
+            error.add_note(f"while decoding {self._path}")
+            raise
+        self._file("header").unlink(missing_ok=True)
+        return True
+
+    def _lose(self, reason: Reason) -> bool:
+        """End a pass whose worker was lost; False if a second pass is needed."""
+        self._is_lost = True
+        with contextlib.suppress(FileNotFoundError):
+            row = json.loads(self._file("header").read_text())
+            self._header = outcome_from_row(row)
+        if self._file(f"{self._stretch + 1}.frames.part").exists():
+            raise _exchange_error(self._pool, _REMOVED)  # it waited for this stretch
+        records = self._load()[1]
+        end = int(records["frames"][-1]) if len(records) else self._frames
+        confirmed = end in self._ends
+        self._ends.append(end)
+        enough = end >= _LEAST_SHARE * expected_frames(self._header)
+        again = reason == "corrupt-frames" or (self._confirm and enough)
+        if again and len(self._ends) == 1:
+            self._remove_files()
+            self._begin()
+            return False
+        if self._stretch < len(self._records):  # the consumer has more
+            records = records[:0]
+        records = np.concatenate([*self._records, records])
+        if len(records) and ((enough and confirmed) or not self._confirm):
+            self.outcome = _partial(self._header, reason, records)
+        else:
+            self._remove_files()
+            lost = replace(self._header, outcome="quarantined", reason=reason)
+            self.outcome = replace(lost, frames=end)
+        return True
+
+    def _is_waiting(self) -> bool:
+        """Whether the consumer can have a stretch that is not the last."""
+        return not self._is_light() and self._file(f"{self._stretch}.frames").exists()
+
+    def _is_light(self) -> bool:
+        """Whether the stretch comes without images: nobody wants it, or has it already."""
+        return not self._keep_images or self._stretch < len(self._records)
+
+    def _file(self, ending: str) -> Path:
+        return self._pool.folder / f"{self._name}.{ending}"
+
+    def _collect_without_images(self) -> None:
+        """Note the stretches that have passed and that the consumer does not get."""
+        while self._is_light() and self._file(f"{self._stretch}.frames").exists():
+            self._collect()
+
+    def _collect(self) -> tuple[UInt8[np.ndarray, "F S H W 3"], np.ndarray]:
+        """The images and records of a stretch; removes their files, so the worker goes on."""
+        images, records = self._load()
+        for ending in ("images", "frames", "frames.part"):
+            self._file(f"{self._stretch}.{ending}").unlink(missing_ok=True)
+        if self._stretch == len(self._records):
+            self._records.append(records)
+        if len(records):
+            self._frames = int(records["frames"][-1])
+        self._stretch += 1
+        self._left = self._most
+        return images, records
+
+    def _load(self) -> tuple[UInt8[np.ndarray, "F S H W 3"], np.ndarray]:
+        """The images and records of a stretch, read-only; the images without a copy.
+
+        Of a pass that was lost, whatever is whole. Raises `VdError` when something is
+        missing.
         """
         settings = self._pool.settings
         shape = len(settings.streams), settings.height, settings.width, 3
         images: np.ndarray = np.zeros((0, *shape), np.uint8)
-        if self._target is None:
-            return images
+        file = self._file(f"{self._stretch}.frames")
+        is_whole = file.exists() or not self._is_lost
         try:
-            if count:  # an empty file cannot be mapped
-                images = np.memmap(self._target, np.uint8, "r").reshape(count, *shape)
-            self._target.unlink(missing_ok=count == 0)
-        except (OSError, ValueError) as error:  # gone, or cut
-            reason = "another program removed them"
-            raise _exchange_error(self._pool, reason) from error
-        return np.asarray(images)
+            content = (
+                file if file.exists() else file.with_suffix(".frames.part")
+            ).read_bytes()
+            records = np.frombuffer(
+                content[: len(content) // _RECORD.itemsize * _RECORD.itemsize], _RECORD
+            )
+            if not self._is_light() and len(records):
+                file = file.with_suffix(".images")
+                count = file.stat().st_size // math.prod(shape)
+                if is_whole and count != len(records):
+                    raise ValueError
+                records = records[:count]
+                images = np.memmap(file, np.uint8, "r", shape=(len(records), *shape))
+        except (OSError, ValueError) as error:
+            if is_whole:
+                raise _exchange_error(self._pool, _REMOVED) from error
+            records = np.zeros(0, _RECORD)
+        return np.asarray(images), records
 
-    def _lost(self, reason: Reason) -> Decoded:
-        """The last piece of a video whose worker was lost."""
-        tallies = self._tallies
-        known = outcome_of(tallies) if tallies else Outcome("quarantined")
-        outcome = replace(known, outcome="quarantined", reason=reason)
-        return Decoded(self._index, self._collect(0), outcome)
+    def _remove_files(self) -> None:
+        for file in self._pool.folder.glob(f"{self._name}.*"):
+            file.unlink(missing_ok=True)
 
 
-def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
-    """What the header of each video says; one that hangs or crashes is unreadable."""
-    tasks = [
-        pool.schedule(
-            decode_stretch,
-            path,
-            pool.settings,
-            Position(),
-            0.0,
-            seconds=_HEADER_SECONDS,
-        )
-        for path in paths
-    ]
-    for task in tasks:
-        pool.wait(task)
-    lost = Outcome("quarantined", "unreadable")
-    return [
-        lost if task.cancelled() or task.exception() else task.result().tally.header
-        for task in tasks
-    ]
+def _partial(header: Outcome, reason: Reason, records: np.ndarray) -> Outcome:
+    """The outcome of a video that gave these frames before its worker was lost."""
+    seconds_F = records["seconds"]
+    steps = np.diff(seconds_F)
+    usual = float(np.median(steps)) if len(steps) else 1 / header.fps
+    is_gap = steps > max(10 * usual, 0.5)
+    gaps = zip(seconds_F[:-1][is_gap].tolist(), steps[is_gap].tolist(), strict=True)
+    span = float(seconds_F[-1]) + usual
+    return replace(
+        header,
+        outcome="partial",
+        reason=reason,
+        frames=int(records["frames"][-1]),
+        duration=span - float(steps[is_gap].sum()),
+        span=span,
+        gaps=tuple(gaps),
+    )
 
 
 def _exchange_error(pool: DecodePool, reason: str) -> VdError:
@@ -271,20 +447,56 @@ def _exchange_error(pool: DecodePool, reason: str) -> VdError:
     )
 
 
+class _Handover(Sink):
+    """In the worker: writes kept frames, and renames a file when a stretch is complete."""
+
+    def __init__(self, prefix: Path, first: float) -> None:
+        self._prefix = prefix
+        self._first = first  # the first stretch of which images are wanted
+        self._stretch = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._file = f"{self._prefix}.{self._stretch}.frames"
+        self._records = open(f"{self._file}.part", "wb", buffering=0)
+        self._images = None
+        if self._stretch >= self._first:
+            self._images = open(f"{self._prefix}.{self._stretch}.images", "wb")
+
+    def header(self, header: Outcome) -> None:
+        Path(f"{self._prefix}.header").write_text(json.dumps(outcome_row(header)))
+
+    def keep(
+        self, images: UInt8[np.ndarray, "S H W 3"] | None, seconds: float, frames: int
+    ) -> None:
+        """Write a frame so that it stays when this process is killed."""
+        if self._images is not None and images is not None:
+            self._images.write(images.data)
+            self._images.flush()
+        self._records.write(struct.pack("<dq", seconds, frames))
+
+    def stretch(self) -> None:
+        """Hand over a stretch; wait until its images have been collected."""
+        self.close()
+        os.rename(f"{self._file}.part", self._file)
+        while self._images is not None and os.path.exists(self._file):
+            time.sleep(_WORKER_POLL_SECONDS)
+        self._stretch += 1
+        self._open()
+
+    def close(self) -> None:
+        """Close the files of a stretch."""
+        self._records.close()
+        if self._images is not None:
+            self._images.close()
+
+
 def _decode(
-    path: Path,
-    settings: FrameSettings,
-    position: Position,
-    seconds: float,
-    target: Path | None,
-) -> Stretch:
-    """In the worker: decode a stretch, and write its images one after another."""
-    if target is None:
-        return decode_stretch(path, settings, position, seconds)
-    with open(target, "wb") as handle:
-        return decode_stretch(
-            path, settings, position, seconds, lambda image: handle.write(image.data)
-        )
+    path: Path, settings: FrameSettings, seconds: float, prefix: Path, first: float
+) -> Outcome:
+    """In the worker: decode a video; images are written from stretch `first` on."""
+    with contextlib.closing(_Handover(prefix, first)) as sink:
+        return decode(path, settings, sink, first < math.inf, seconds)
 
 
 def _start_worker(parent: int) -> None:
