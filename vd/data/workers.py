@@ -15,13 +15,12 @@ import os
 import shutil
 import signal
 import socket
-import struct
 import tempfile
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from jaxtyping import Float64, UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
-from vd.console import check_interrupt
+from vd.console import check_interrupt, result_of
 from vd.data.decode import FrameSettings, Sink, decode, read_header
 from vd.data.outcome import (
     Outcome,
@@ -51,7 +50,7 @@ _HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
-_POLL_SECONDS, _WORKER_POLL_SECONDS = 0.01, 0.005
+_POLL_SECONDS = 0.005
 _LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
 _RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
 _REMOVED = "another program removed them"
@@ -73,50 +72,54 @@ class DecodePool:
     stretch_seconds: float  # of a video, handed over at once
     deadline_seconds: float  # of decoding a stretch
     folder: Path  # for frames on their way from a worker
-    _line: deque["_Task"] = field(default_factory=deque)
-    _running: list["_Task"] = field(default_factory=list)
+    _line: deque["_Video"] = field(default_factory=deque)
+    _running: list["_Video"] = field(default_factory=list)
     _ticked: float = field(default_factory=time.monotonic)
 
-    def add(self, task: "_Task") -> None:
-        """Start a task, or put it at the end of the line."""
-        self._line.append(task)
+    def schedule(self, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """Have a worker call a function; gives a future."""
+        try:
+            return self.processes.schedule(function, [*arguments], **options)
+        except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
+            raise BrokenProcessPool(str(error)) from error
+
+    def add(self, videos: Iterable["_Video"]) -> None:
+        """Start videos, or put them at the end of the line."""
+        self._line.extend(videos)
         self._start()
 
     def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready`; meanwhile tasks are started, ended and cancelled."""
+        """Wait until `ready`; meanwhile videos are started, ended and cancelled."""
         self._step(0.0)  # a worker may have become free
         while not ready():
             self._step(_POLL_SECONDS)
 
     def _start(self) -> None:
         while self._line and len(self._running) < self.workers:
-            task = self._line.popleft()
-            try:
-                task.future = self.processes.schedule(task.function, task.arguments())
-            except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
-                raise BrokenProcessPool(str(error)) from error
-            self._running.append(task)
+            self._running.append(self._line.popleft())
+            self._running[-1].start()
 
     def _step(self, seconds: float) -> None:
-        """Wait so long at most, end tasks that are done, count the time of the others.
+        """Wait so long at most, settle passes that ended, count the time of the others.
 
         Time is counted in ticks of at most a second while somebody waits. So neither a pause
         of the whole program (Ctrl-Z, a sleeping laptop) nor a slow consumer is a timeout.
         """
         check_interrupt()
-        futures = [task.future for task in self._running]
+        futures = [video.future for video in self._running]
         # a cancelled one is among them when its process has ended, and not before
         done = wait(futures, seconds, FIRST_COMPLETED).done
         now = time.monotonic()
         tick = min(now - self._ticked, _LONGEST_TICK)
         self._ticked = now
-        for task in list(self._running):
-            if task.future in done:
-                self._running.remove(task)
-                if not task.end():
-                    self._line.appendleft(task)
-            elif task.future.running():
-                task.tick(tick)
+        for video in list(self._running):
+            if video.future in done:
+                self._running.remove(video)
+                video.end()
+                if video.outcome is None:  # a second pass
+                    self._line.appendleft(video)
+            elif video.future.running():
+                video.tick(tick)
         self._start()
 
 
@@ -192,71 +195,40 @@ def decode_videos(
         _Video(index, path, pool, keep_images, confirm)
         for index, path in enumerate(paths)
     )
-    return _in_order(deque(islice(videos, pool.workers + ahead)), videos)
+    first = deque(islice(videos, pool.workers + ahead))
+    pool.add(first)
+    return _in_order(first, videos, pool)
 
 
 def _in_order(
-    started: deque["_Video"], videos: Iterator["_Video"]
+    started: deque["_Video"], videos: Iterator["_Video"], pool: DecodePool
 ) -> Iterator[Decoded]:
     """The pieces of one video after another; when one has ended, another one starts."""
     while started:
         yield from started.popleft().pieces()
-        started.extend(islice(videos, 1))
+        more = list(islice(videos, 1))
+        started.extend(more)
+        pool.add(more)
 
 
 def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
     """What the header of each video says; one that hangs or crashes is unreadable."""
-    headers = [_Header(path, pool) for path in paths]
-    pool.wait(lambda: all(header.outcome is not None for header in headers))
-    return [header.outcome for header in headers if header.outcome is not None]
+    limit = min(_HEADER_SECONDS, pool.deadline_seconds)
+    headers = [Outcome("quarantined", "unreadable")] * len(paths)
+    futures = [
+        pool.schedule(read_header, path, pool.settings, timeout=limit) for path in paths
+    ]
+    for index, future in enumerate(futures):
+        with contextlib.suppress(TimeoutError, ProcessExpired):
+            headers[index] = result_of(future)
+    return headers
 
 
-class _Task:
-    """A function for a worker to call; cancelled when its time is over."""
+class _Video:
+    """A video that a worker decodes in one pass, and in a second one if it was lost."""
 
-    future: Any = None  # Pebble's
-    outcome: Outcome | None = None  # when it has ended
-
-    def __init__(self, function: Callable[..., Outcome], seconds: float) -> None:
-        self.function = function
-        # it may begin just before a tick, which counts in full
-        self._most = self._left = seconds + _LONGEST_TICK
-
-    def arguments(self) -> list[Any]:
-        """The arguments of the function."""
-        raise NotImplementedError
-
-    def tick(self, seconds: float) -> None:
-        """Count time; Pebble ends the process of a cancelled task."""
-        self._left -= seconds
-        if self._left < 0:
-            self.future.cancel()
-
-    def end(self) -> bool:
-        """Take the result; False if the task is to be done again."""
-        raise NotImplementedError
-
-
-class _Header(_Task):
-    """Reads the header of a video."""
-
-    def __init__(self, path: Path, pool: DecodePool) -> None:
-        super().__init__(read_header, min(_HEADER_SECONDS, pool.deadline_seconds))
-        self._arguments = [path, pool.settings]
-        pool.add(self)
-
-    def arguments(self) -> list[Any]:
-        return self._arguments
-
-    def end(self) -> bool:
-        lost = self.future.cancelled() or self.future.exception()
-        unreadable = Outcome("quarantined", "unreadable")
-        self.outcome = unreadable if lost else self.future.result()
-        return True
-
-
-class _Video(_Task):
-    """Decodes a video in one pass, and in a second one if the worker was lost."""
+    future: Any  # of the pass
+    outcome: Outcome | None = None  # when no pass is to follow
 
     def __init__(
         self,
@@ -266,177 +238,143 @@ class _Video(_Task):
         keep_images: bool,
         confirm: bool,
     ) -> None:
-        super().__init__(_decode, pool.deadline_seconds)
         self._index, self._path, self._pool = index, path, pool
         self._keep_images, self._confirm = keep_images, confirm
         self._header = Outcome("quarantined")
-        self._records: list[np.ndarray] = []  # of the stretches that were collected
-        self._ends: list[int] = []  # frames decoded in each pass that was lost
-        self._begin()
-        pool.add(self)
+        self._collected: list[np.ndarray] = []  # records of each collected stretch
+        self._first_end: int | None = None  # frames that the first pass gave, if lost
 
-    def _begin(self) -> None:
-        """Begin a pass."""
-        self._name = uuid.uuid4().hex  # of its files
-        self._stretch = 0  # the one that a worker decodes, or that waits
-        self._frames = 0  # decoded before it
-        self._left = self._most
-        self._is_lost = False
+    def start(self) -> None:
+        """Start a pass, whose files get a name of their own."""
+        self._name = str(self._pool.folder / uuid.uuid4().hex)
+        # it may begin just before a tick, which counts in full
+        self._left = self._pool.deadline_seconds + _LONGEST_TICK
+        self._progress = 0  # when the header was read or a stretch had passed
+        settings, stretch_seconds = self._pool.settings, self._pool.stretch_seconds
+        handover = _Handover(self._name, len(self._collected), self._keep_images)
+        self.future = self._pool.schedule(
+            _decode, self._path, settings, stretch_seconds, handover
+        )
 
     def pieces(self) -> Iterator[Decoded]:
         """The frames of each stretch, and the outcome with the last one."""
         outcome = None
         while outcome is None:
             self._pool.wait(lambda: self.outcome is not None or self._is_waiting())
-            outcome = None if self._is_waiting() else self.outcome
-            images, records = self._collect()
+            outcome = self.outcome
+            images, records = self._collect("frames") if outcome is None else self._rest
             seconds = np.ascontiguousarray(records["seconds"][: len(images)])
+            self._collected.append(records)
             yield Decoded(self._index, images, seconds, outcome)
 
-    def arguments(self) -> list[Any]:
-        pool, first = self._pool, len(self._records) if self._keep_images else math.inf
-        return [
-            self._path,
-            pool.settings,
-            pool.stretch_seconds,
-            pool.folder / self._name,
-            first,
-        ]
-
     def tick(self, seconds: float) -> None:
-        """Count time, but not while a stretch waits."""
-        self._collect_without_images()
+        """Count the time of a stretch, but not while it waits; cancel when it is over."""
+        with contextlib.suppress(FileNotFoundError):
+            progress = os.stat(f"{self._name}.header").st_mtime_ns
+            if progress != self._progress:
+                self._progress, self._left = progress, self._pool.deadline_seconds
         if not self._is_waiting():
-            super().tick(seconds)
+            self._left -= seconds
+            if self._left < 0:
+                self.future.cancel()  # Pebble ends its process
 
-    def end(self) -> bool:
-        """Take the outcome; False if a second pass is needed."""
-        self._collect_without_images()
+    def end(self) -> None:
+        """Take the outcome and the last stretch, unless a second pass is needed."""
         try:
-            self.outcome = self.future.result()
+            outcome = self.future.result()
         except CancelledError:
-            return self._lose("timeout")
+            self._lose("timeout")
+            return
         except ProcessExpired:
-            return self._lose("corrupt-frames")
+            self._lose("corrupt-frames")
+            return
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise _exchange_error(self._pool, reason) from error
+            raise _exchange_error(self._pool, error.strerror or str(error)) from error
         except Exception as error:
             error.add_note(f"while decoding {self._path}")
             raise
-        self._file("header").unlink(missing_ok=True)
-        return True
+        self._rest = self._collect("frames.part")
+        Path(f"{self._name}.header").unlink(missing_ok=True)
+        self.outcome = outcome
 
-    def _lose(self, reason: Reason) -> bool:
-        """End a pass whose worker was lost; False if a second pass is needed."""
-        self._is_lost = True
+    def _lose(self, reason: Reason) -> None:
+        """Take what a lost worker has written, unless a second pass is needed."""
+        if self._file("frames.part", ahead=1).exists():  # it waited for this stretch
+            raise _exchange_error(self._pool, _REMOVED)
+        if self._is_waiting():
+            self._file("frames").rename(self._file("frames.part"))
+        is_known = self._file("frames.part").exists()
+        images, records = self._rest = self._collect("frames.part", is_lost=True)
         with contextlib.suppress(FileNotFoundError):
-            row = json.loads(self._file("header").read_text())
-            self._header = outcome_from_row(row)
-        if self._file(f"{self._stretch + 1}.frames.part").exists():
-            raise _exchange_error(self._pool, _REMOVED)  # it waited for this stretch
-        records = self._load()[1]
-        end = int(records["frames"][-1]) if len(records) else self._frames
-        confirmed = end in self._ends
-        self._ends.append(end)
-        enough = end >= _LEAST_SHARE * expected_frames(self._header)
+            header = Path(f"{self._name}.header")
+            self._header = outcome_from_row(json.loads(header.read_text()))
+            header.unlink()
+        given = np.concatenate([*self._collected, records])
+        end = int(given["frames"][-1]) if len(given) else 0
+        enough = end >= max(1, _LEAST_SHARE * expected_frames(self._header))
         again = reason == "corrupt-frames" or (self._confirm and enough)
-        if again and len(self._ends) == 1:
-            self._remove_files()
-            self._begin()
-            return False
-        if self._stretch < len(self._records):  # the consumer has more
-            records = records[:0]
-        records = np.concatenate([*self._records, records])
-        if len(records) and ((enough and confirmed) or not self._confirm):
-            self.outcome = _partial(self._header, reason, records)
+        if again and self._first_end is None:
+            self._first_end = end
+            return
+        confirmed = enough and is_known and end == self._first_end
+        if end and (confirmed or not self._confirm):
+            self.outcome = _partial(self._header, reason, given)
         else:
-            self._remove_files()
+            self._rest = images[:0], records[:0]
             lost = replace(self._header, outcome="quarantined", reason=reason)
             self.outcome = replace(lost, frames=end)
-        return True
+
+    def _file(self, ending: str, ahead: int = 0) -> Path:
+        """A file of the stretch that a worker decodes or that waits."""
+        return Path(f"{self._name}.{len(self._collected) + ahead}.{ending}")
 
     def _is_waiting(self) -> bool:
-        """Whether the consumer can have a stretch that is not the last."""
-        return not self._is_light() and self._file(f"{self._stretch}.frames").exists()
+        """Whether a stretch waits to be collected."""
+        return self._file("frames").exists()
 
-    def _is_light(self) -> bool:
-        """Whether the stretch comes without images: nobody wants it, or has it already."""
-        return not self._keep_images or self._stretch < len(self._records)
+    def _collect(
+        self, ending: str, is_lost: bool = False
+    ) -> tuple[UInt8[np.ndarray, "F S H W 3"], np.ndarray]:
+        """The images of a stretch, without a copy, and its records; removes their files.
 
-    def _file(self, ending: str) -> Path:
-        return self._pool.folder / f"{self._name}.{ending}"
-
-    def _collect_without_images(self) -> None:
-        """Note the stretches that have passed and that the consumer does not get."""
-        while self._is_light() and self._file(f"{self._stretch}.frames").exists():
-            self._collect()
-
-    def _collect(self) -> tuple[UInt8[np.ndarray, "F S H W 3"], np.ndarray]:
-        """The images and records of a stretch; removes their files, so the worker goes on."""
-        images, records = self._load()
-        for ending in ("images", "frames", "frames.part"):
-            self._file(f"{self._stretch}.{ending}").unlink(missing_ok=True)
-        if self._stretch == len(self._records):
-            self._records.append(records)
-        if len(records):
-            self._frames = int(records["frames"][-1])
-        self._stretch += 1
-        self._left = self._most
-        return images, records
-
-    def _load(self) -> tuple[UInt8[np.ndarray, "F S H W 3"], np.ndarray]:
-        """The images and records of a stretch, read-only; the images without a copy.
-
-        Of a pass that was lost, whatever is whole. Raises `VdError` when something is
-        missing.
+        Of a lost pass, the frames that are complete. Raises `VdError` when some are missing
+        otherwise.
         """
         settings = self._pool.settings
         shape = len(settings.streams), settings.height, settings.width, 3
         images: np.ndarray = np.zeros((0, *shape), np.uint8)
-        file = self._file(f"{self._stretch}.frames")
-        is_whole = file.exists() or not self._is_lost
+        records = np.zeros(0, _RECORD)
         try:
-            content = (
-                file if file.exists() else file.with_suffix(".frames.part")
-            ).read_bytes()
-            records = np.frombuffer(
-                content[: len(content) // _RECORD.itemsize * _RECORD.itemsize], _RECORD
-            )
-            if not self._is_light() and len(records):
-                file = file.with_suffix(".images")
-                count = file.stat().st_size // math.prod(shape)
-                if is_whole and count != len(records):
+            content = self._file(ending).read_bytes()
+            count = len(content) // _RECORD.itemsize
+            if self._keep_images:
+                file = self._file("images")
+                written = file.stat().st_size // math.prod(shape)
+                if written != count and not is_lost:
                     raise ValueError
-                records = records[:count]
-                images = np.memmap(file, np.uint8, "r", shape=(len(records), *shape))
-        except (OSError, ValueError) as error:
-            if is_whole:
+                count = min(count, written)
+                if count:  # an empty file cannot be mapped
+                    images = np.memmap(file, np.uint8, "r", shape=(count, *shape))
+                file.unlink()
+            records = np.frombuffer(content, _RECORD, count)
+            self._file(ending).unlink()
+        except (OSError, ValueError) as error:  # gone, or cut
+            if not is_lost:
                 raise _exchange_error(self._pool, _REMOVED) from error
-            records = np.zeros(0, _RECORD)
         return np.asarray(images), records
-
-    def _remove_files(self) -> None:
-        for file in self._pool.folder.glob(f"{self._name}.*"):
-            file.unlink(missing_ok=True)
 
 
 def _partial(header: Outcome, reason: Reason, records: np.ndarray) -> Outcome:
     """The outcome of a video that gave these frames before its worker was lost."""
-    seconds_F = records["seconds"]
-    steps = np.diff(seconds_F)
-    usual = float(np.median(steps)) if len(steps) else 1 / header.fps
-    is_gap = steps > max(10 * usual, 0.5)
-    gaps = zip(seconds_F[:-1][is_gap].tolist(), steps[is_gap].tolist(), strict=True)
-    span = float(seconds_F[-1]) + usual
+    span = float(records["seconds"][-1]) + 1 / header.fps
+    frames = int(records["frames"][-1])
     return replace(
         header,
         outcome="partial",
         reason=reason,
-        frames=int(records["frames"][-1]),
-        duration=span - float(steps[is_gap].sum()),
+        frames=frames,
+        duration=span,
         span=span,
-        gaps=tuple(gaps),
     )
 
 
@@ -447,56 +385,61 @@ def _exchange_error(pool: DecodePool, reason: str) -> VdError:
     )
 
 
+@dataclass
 class _Handover(Sink):
-    """In the worker: writes kept frames, and renames a file when a stretch is complete."""
+    """In the worker: writes kept frames, and renames a file when a stretch is complete.
 
-    def __init__(self, prefix: Path, first: float) -> None:
-        self._prefix = prefix
-        self._first = first  # the first stretch of which images are wanted
-        self._stretch = 0
-        self._open()
+    A frame is written at once, so that it stays when the process is killed.
+    """
 
-    def _open(self) -> None:
-        self._file = f"{self._prefix}.{self._stretch}.frames"
-        self._records = open(f"{self._file}.part", "wb", buffering=0)
-        self._images = None
-        if self._stretch >= self._first:
-            self._images = open(f"{self._prefix}.{self._stretch}.images", "wb")
+    name: str  # of the files
+    collected: int  # stretches before this pass, which are not written
+    keep_images: bool
+    stretches: int = 0  # that have passed
+
+    def open(self) -> None:
+        """Open the files of a stretch."""
+        base = f"{self.name}.{self.stretches}"
+        if self.keep_images:
+            self._images = open(f"{base}.images", "wb")  # noqa: SIM115
+        self._records = open(f"{base}.frames.part", "wb", buffering=0)  # noqa: SIM115
 
     def header(self, header: Outcome) -> None:
-        Path(f"{self._prefix}.header").write_text(json.dumps(outcome_row(header)))
+        """Write the header: it gives the length of a video whose worker is lost."""
+        Path(f"{self.name}.header").write_text(json.dumps(outcome_row(header)))
 
     def keep(
         self, images: UInt8[np.ndarray, "S H W 3"] | None, seconds: float, frames: int
     ) -> None:
-        """Write a frame so that it stays when this process is killed."""
-        if self._images is not None and images is not None:
-            self._images.write(images.data)
-            self._images.flush()
-        self._records.write(struct.pack("<dq", seconds, frames))
+        """Write a frame's images, then its record."""
+        if self.stretches >= self.collected:
+            if images is not None:
+                self._images.write(images.data)
+                self._images.flush()
+            self._records.write(np.array((seconds, frames), _RECORD).tobytes())
 
     def stretch(self) -> None:
-        """Hand over a stretch; wait until its images have been collected."""
-        self.close()
-        os.rename(f"{self._file}.part", self._file)
-        while self._images is not None and os.path.exists(self._file):
-            time.sleep(_WORKER_POLL_SECONDS)
-        self._stretch += 1
-        self._open()
-
-    def close(self) -> None:
-        """Close the files of a stretch."""
-        self._records.close()
-        if self._images is not None:
-            self._images.close()
+        """Hand over a stretch, and wait until it has been collected."""
+        os.utime(f"{self.name}.header")  # the deadline of the next one begins
+        if not self.keep_images:
+            return
+        if self.stretches >= self.collected:
+            file = f"{self.name}.{self.stretches}.frames"
+            os.rename(f"{file}.part", file)
+            while os.path.exists(file):
+                time.sleep(_POLL_SECONDS)
+        self.stretches += 1
+        if self.stretches >= self.collected:
+            self.open()
 
 
 def _decode(
-    path: Path, settings: FrameSettings, seconds: float, prefix: Path, first: float
+    path: Path, settings: FrameSettings, stretch_seconds: float, handover: _Handover
 ) -> Outcome:
-    """In the worker: decode a video; images are written from stretch `first` on."""
-    with contextlib.closing(_Handover(prefix, first)) as sink:
-        return decode(path, settings, sink, first < math.inf, seconds)
+    """In the worker: decode a video."""
+    if not handover.collected:
+        handover.open()
+    return decode(path, settings, handover, handover.keep_images, stretch_seconds)
 
 
 def _start_worker(parent: int) -> None:
