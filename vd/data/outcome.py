@@ -17,6 +17,7 @@ Ending = Literal["used", "partial", "quarantined"]
 Reason = Literal[
     "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
     "too-short", "unreadable", "not-a-regular-file", "too-large", "missing", "changed",
+    "encrypted",
 ]  # fmt: skip
 
 _CONTAINERS = re.compile(  # the first bytes of files that FFmpeg should open
@@ -28,6 +29,11 @@ _OF_A_PATH = frozenset(
     ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
 )
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # formats of pictures and texts
+_PICTURES = (
+    av.stream.Disposition.attached_pic
+    | av.stream.Disposition.still_image
+    | av.stream.Disposition.timed_thumbnails
+)
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # may be missing in a used video, as headers are inexact
 _TOLERATED_SHARE = 0.05  # or this share of its frames
@@ -59,13 +65,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the decoding of a whole stream came to."""
+    """What the decoding of a stream came to."""
 
     good: int = 0  # frames decoded
     kept: int = 0  # of these, each with a later one
-    faults: int = 0  # frames that are damaged or undecodable
+    packets: int = 0  # read
+    faults: int = 0  # packets and frames that are damaged
     tail: int = 0  # how many of the faults end the file
     reached: float = 0.0  # seconds from the first frame to the end of what was read
+    encrypted: bool = False
 
 
 def check_file(path: Path) -> Reason:
@@ -109,10 +117,10 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     known = any((streams.video, streams.audio))
     if not known or container.format.name.endswith(_NO_VIDEOS):
         return None, Outcome("quarantined", "not-a-video")
-    for stream in streams.video:
-        context = stream.codec_context
-        picture = stream.disposition & av.stream.Disposition.attached_pic
-        if context is not None and not picture:  # None: an unknown codec
+    best = streams.best("video")
+    for stream in sorted(streams.video, key=lambda stream: stream is not best):
+        context = stream.codec_context  # None: an unknown codec
+        if context is not None and not stream.disposition & _PICTURES:
             break
     else:
         return None, Outcome("quarantined", "no-video-stream")
@@ -121,15 +129,14 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     duration = float((stream.duration or 0) * stream.time_base)
     duration = max(duration or _duration_of_all(container, stream), 0.0)
     frames = max(stream.frames, 0)
+    index = stream.index_entries
     if "mp4" in container.format.name:
-        frames = min(frames, round(duration * fps))  # an edit list hides some
+        frames = min(frames, len(index) or frames)  # an edit list hides some
     else:
         duration = max(
             duration, frames / fps
         )  # FFmpeg shortens the duration of a cut AVI
-        index = (
-            stream.index_entries
-        )  # without the frames that the writer of an AVI skipped
+        # the index is without the frames that the writer of an AVI skipped
         if "avi" in container.format.name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
             frames = len(index) if whole else frames
@@ -167,21 +174,22 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
     missing, else corrupt-frames. If the header gives only the end of the longest stream, a
     file is truncated only if every stream ends early: sound may outlast the picture.
     """
-    good, faults = counts.good, counts.faults
-    known = replace(header, frames=good)
+    known = replace(header, frames=counts.good)
     unreached = round((header.duration - counts.reached) * header.fps)  # frames
-    if good <= header.frames:
-        expected, missing = header.frames, header.frames - good
+    if counts.packets <= header.frames:
+        expected, missing = header.frames, header.frames - counts.packets
     else:  # no count, or only that of the first fragment: by time
-        expected = round(header.duration * header.fps)
-        missing = unreached + faults
+        expected, missing = round(header.duration * header.fps), unreached
+    missing += counts.faults
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    if missing <= tolerated and not faults:
+    if missing <= tolerated and not counts.faults:
         if not counts.kept:
             return replace(known, reason="too-short")
         return replace(known, outcome="used")
-    cut = unreached > tolerated or faults == counts.tail > 0
+    cut = unreached > tolerated or counts.faults == counts.tail > 0
     reason: Reason = "truncated" if cut else "corrupt-frames"
+    if counts.encrypted:
+        reason = "encrypted"
     enough = counts.kept and missing <= (1 - _LEAST_SHARE) * expected
     return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
 
