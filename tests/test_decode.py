@@ -19,9 +19,9 @@ from tests.broken import (
     trim_without_encoding,
     with_frame_rate,
 )
-from tests.decoding import SMALL, decode, outcome
+from tests.decoding import SMALL, decode_all, outcome, record
 from tests.unprivileged import open_folder, unprivileged
-from vd.data.decode import FrameSettings, decode_stretch
+from vd.data.decode import FrameSettings, read_header
 from vd.data.outcome import Outcome
 
 
@@ -50,7 +50,7 @@ def test_keeps_the_first_frame_of_each_eighth_with_one_0_1_s_later(
     tmp_path, container, fps, kept, step
 ):
     path = render_lossless(tmp_path / f"a.{container}", grey_frames(2 * fps), fps=fps)
-    images, result = decode(path)
+    images, result = decode_all(path)
     assert kept_and_later(images) == [(k, k + step) for k in kept]
     assert result == Outcome("used", "", 2 * fps, 64, 48, fps, 2.0, "ffv1", 0.0)
 
@@ -70,14 +70,14 @@ def test_variable_frame_rate_goes_by_time_stamps(tmp_path):
     render_lossless(path, grey_frames(11), stamps=milliseconds)
     # Slots begin every 125 ms; later is the first frame 0.1 s − half of 1/25 s after.
     expected = [(0, 3), (4, 5), (5, 7), (8, 10)]
-    images, result = decode(path)
+    images, result = decode_all(path)
     assert kept_and_later(images) == expected
     assert result.outcome == "used"
 
 
 def test_motion_is_the_clipped_difference_around_127(tmp_path):
     frames = np.random.default_rng(1).integers(0, 256, (50, 48, 64, 3), np.uint8)
-    images, _ = decode(render_lossless(tmp_path / "a.mkv", frames))
+    images, _ = decode_all(render_lossless(tmp_path / "a.mkv", frames))
     for (rgb, motion), index in zip(
         images, [0, 4, 7, 10, 13, 16, 19, 22, 25, 29], strict=False
     ):
@@ -89,7 +89,7 @@ def test_motion_is_the_clipped_difference_around_127(tmp_path):
 def test_resizes_by_area_and_squashes_the_aspect(tmp_path):
     large = np.random.default_rng(2).integers(0, 256, (40, 80, 3), np.uint8)
     path = render_lossless(tmp_path / "a.mkv", [large] * 5)
-    images, _ = decode(path, settings=FrameSettings(height=4, width=4))
+    images, _ = decode_all(path, settings=FrameSettings(height=4, width=4))
     tiles = large.reshape(4, 10, 4, 20, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(images[0, 0].astype(int), tiles, atol=2)
 
@@ -102,7 +102,7 @@ def test_a_rotated_video_stands_upright(tmp_path, turns):
     stored = [np.rot90(upright, -turns)] * 5
     path = render(tmp_path / "a.mp4", stored)
     path.write_bytes(rotated(path.read_bytes(), turns))
-    images, _ = decode(path)
+    images, _ = decode_all(path)
     assert images[0, 0, 4:20, 4:28].mean() < 10
     assert images[0, 0, 28:44, 36:60].mean() > 245
 
@@ -122,8 +122,8 @@ def test_a_rotated_video_stands_upright(tmp_path, turns):
 )
 def test_short_stretches_equal_one_long_stretch(tmp_path, name, options):
     path = render(tmp_path / name, islice(cycle(noisy_frames(60)), 400), **options)
-    whole, whole_outcome = decode(path)
-    parts, parts_outcome = decode(path, seconds=4.0)
+    whole, whole_outcome = decode_all(path)
+    parts, parts_outcome = decode_all(path, seconds=4.0)
     assert len(whole) == 128  # 16 s
     np.testing.assert_array_equal(parts, whole)
     assert whole_outcome == parts_outcome
@@ -133,7 +133,7 @@ def test_short_stretches_equal_one_long_stretch(tmp_path, name, options):
 def test_one_second_stretches_equal_one_long_stretch(tmp_path):
     for name, gop in (("a.mp4", 250), ("b.mp4", 25), ("a.avi", 12), ("a.mkv", 12)):
         path = render(tmp_path / name, noisy_frames(110), gop=gop)
-        np.testing.assert_array_equal(decode(path, seconds=1.0)[0], decode(path)[0])
+        np.testing.assert_array_equal(decode_all(path, seconds=1.0)[0], decode_all(path)[0])
 
 
 def test_every_broken_file_has_its_outcome(tmp_path):
@@ -168,7 +168,7 @@ def test_a_file_that_may_not_be_read_is_unreadable():
     ],
 )
 def test_other_formats_are_used(tmp_path, name, options):
-    images, result = decode(render(tmp_path / name, noisy_frames(50), **options))
+    images, result = decode_all(render(tmp_path / name, noisy_frames(50), **options))
     assert len(images) == 16
     assert (result.outcome, result.frames, result.fps) == ("used", 50, 25.0)
 

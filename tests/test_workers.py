@@ -157,7 +157,7 @@ def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
     assert found == [("used", ""), *expected.values(), ("used", "")]
     kinds = [kind for kind, _ in found]
     assert sum(map(kinds.count, ("used", "partial", "quarantined"))) == len(paths)
-    alone, _ = decoding.decode(clip)
+    alone, _ = decoding.decode_all(clip)
     for piece in (pieces[0], pieces[-1]):
         np.testing.assert_array_equal(piece.images, alone)
 
@@ -169,7 +169,7 @@ def test_a_long_video_comes_in_stretches(tmp_path, clip):
     assert [piece.outcome is not None for piece in pieces] == [
         *(False, True), *(False, False, False, False, True), *(False, True)
     ]  # fmt: skip
-    whole, _ = decoding.decode(long)
+    whole, _ = decoding.decode_all(long)
     parts = np.concatenate([piece.images for piece in pieces if piece.index == 1])
     np.testing.assert_array_equal(parts, whole)
 
@@ -293,7 +293,7 @@ def test_decoded_frames_that_vanish_are_an_error_not_a_video_without_frames(
         pieces = decode_videos([clip] * 4, pool)
         assert len(next(pieces).images) == 16
         time.sleep(2)  # the next ones are decoded
-        for path in list(pool.folder.rglob("*.rgb")):
+        for path in list(pool.folder.rglob("*.images")):
             damage(path)
         with pytest.raises(VdError, match="another program removed them"):
             list(pieces)
@@ -347,7 +347,7 @@ def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
         pieces = decode_videos([clip] * 2, pool)
         whole = 16 * 2 * 48 * 64 * 3  # bytes of two seconds of both streams
         ended = time.monotonic() + 30
-        while [p.stat().st_size for p in pool.folder.rglob("*.rgb")] != [whole] * 2:
+        while [p.stat().st_size for p in pool.folder.rglob("*.images")] != [whole] * 2:
             assert time.monotonic() < ended
             time.sleep(0.05)
         assert len(list(pieces)) == 2

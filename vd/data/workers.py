@@ -1,11 +1,14 @@
 """Decoding in worker processes: one that is stuck is ended, one that crashes is replaced.
 
 The processes are Pebble's, and spawned because JAX runs threads and a fork could hang. None
-outlives its parent. Frames come back as files in shared memory, not through the pipe.
+outlives its parent. A worker decodes a video in one pass. Each stretch of it comes back as
+files in shared memory: renaming them hands the stretch over, and the worker decodes on when
+they have been removed. No lock is held meanwhile that a killed worker could keep.
 """
 
 import contextlib
 import fcntl
+import json
 import math
 import multiprocessing
 import os
@@ -17,8 +20,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,70 +31,96 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
-from vd.console import SLICE_SECONDS, check_interrupt
-from vd.data.decode import (
-    FrameSettings,
-    Position,
-    Stretch,
-    decode_stretch,
+from vd.console import check_interrupt, result_of
+from vd.data.decode import FrameSettings, Sink, decode, read_header
+from vd.data.outcome import (
+    Outcome,
+    Reason,
+    expected_frames,
+    outcome_from_row,
+    outcome_row,
 )
-from vd.data.outcome import Outcome, Reason, Tally, outcome_of
 from vd.errors import VdError
 
 _HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
+_POLL_SECONDS = 0.005
+_LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
+_RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
+_REMOVED = "another program removed them"
 _SHARED_MEMORY = Path("/dev/shm")
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
 
 @dataclass
 class DecodePool:
-    """Decoding processes, their settings, and the deadlines of their tasks."""
+    """Decoding processes and their tasks; for one `decode_videos` at a time.
+
+    Pebble has at most one task for each worker, so every task has one. The others wait in a
+    line of ours, where a second pass goes to the front.
+    """
 
     processes: ProcessPool
     workers: int
     settings: FrameSettings
-    stretch_seconds: float  # of a video, at most, in one task
-    deadline_seconds: float  # of a task
+    stretch_seconds: float  # of a video, handed over at once
+    deadline_seconds: float  # of decoding a stretch
     folder: Path  # for frames on their way from a worker
-    _left: dict[Any, float] = field(default_factory=dict)  # seconds of each open task
+    _line: deque["_Video"] = field(default_factory=deque)
+    _running: list["_Video"] = field(default_factory=list)
     _ticked: float = field(default_factory=time.monotonic)
 
-    def schedule(
-        self, function: Callable[..., Any], *args: Any, seconds: float = math.inf
-    ) -> Any:
-        """Have a worker call a function; its deadline is the pool's, or less `seconds`."""
+    def schedule(self, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """Have a worker call a function; gives a future."""
         try:
-            task = self.processes.schedule(function, args=list(args))
+            return self.processes.schedule(function, [*arguments], **options)
         except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
             raise BrokenProcessPool(str(error)) from error
-        # a task may begin just before a tick, which counts in full
-        self._left[task] = min(seconds, self.deadline_seconds) + _LONGEST_TICK
-        return task
 
-    def wait(self, task: Any) -> None:
-        """Wait for a task, and cancel every running task that is past its deadline.
+    def add(self, videos: Iterable["_Video"]) -> None:
+        """Start videos, or put them at the end of the line."""
+        self._line.extend(videos)
+        self._start()
 
-        Deadlines are counted in ticks of at most a second while somebody waits, so a pause
-        of the whole program (Ctrl-Z, a sleeping laptop) is not a video's timeout.
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready`; meanwhile videos are started, ended and cancelled."""
+        self._step(0.0)  # a worker may have become free
+        while not ready():
+            self._step(_POLL_SECONDS)
+
+    def _start(self) -> None:
+        while self._line and len(self._running) < self.workers:
+            self._running.append(self._line.popleft())
+            self._running[-1].start()
+
+    def _step(self, seconds: float) -> None:
+        """Wait so long at most, settle passes that ended, count the time of the others.
+
+        Time is counted in ticks of at most a second while somebody waits. So neither a pause
+        of the whole program (Ctrl-Z, a sleeping laptop) nor a slow consumer is a timeout.
         """
-        while not task.done():
-            check_interrupt()
-            wait([task], SLICE_SECONDS)
-            now = time.monotonic()
-            tick = min(now - self._ticked, _LONGEST_TICK)
-            self._ticked = now
-            for other in [other for other in self._left if other.running()]:
-                self._left[other] -= tick
-                if self._left[other] < 0:
-                    other.cancel()  # Pebble ends its process
-        self._left.pop(task, None)
+        check_interrupt()
+        futures = [video.future for video in self._running]
+        # a cancelled one is among them when its process has ended, and not before
+        done = wait(futures, seconds, FIRST_COMPLETED).done
+        now = time.monotonic()
+        tick = min(now - self._ticked, _LONGEST_TICK)
+        self._ticked = now
+        for video in list(self._running):
+            if video.future in done:
+                self._running.remove(video)
+                video.end()
+                if video.outcome is None:  # a second pass
+                    self._line.appendleft(video)
+            elif video.future.running():
+                video.tick(tick)
+        self._start()
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,7 @@ class Decoded:
 
     index: int
     images: UInt8[np.ndarray, "F S H W 3"]
+    seconds: Float64[np.ndarray, "F"]  # from the video's first frame
     outcome: Outcome | None
 
 
@@ -144,124 +174,208 @@ def decode_pool(
 
 
 def decode_videos(
-    paths: Sequence[Path], pool: DecodePool, keep_images: bool = True
+    paths: Sequence[Path],
+    pool: DecodePool,
+    keep_images: bool = True,
+    confirm: bool = True,
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
     The workers begin with the first videos at once, and a few videos are always decoded
-    ahead, so memory is bounded. Each stretch of a video has the pool's deadline. A video
-    that misses it is quarantined as timeout; one that crashes its worker twice, as
-    corrupt-frames. Raises `VdError` if decoded frames cannot be stored.
+    ahead, so memory is bounded. Without `keep_images` each video is one piece without frames.
+
+    A video whose decoding misses the pool's deadline (timeout) or crashes (corrupt-frames) is
+    decoded once more. If both passes end at the same frame and gave at least half of the
+    expected ones, it is partial, else quarantined. So the outcome does not depend on the
+    machine's load. Without `confirm` what was handed over counts, and only a crash is tried
+    again. Raises `VdError` if decoded frames cannot be stored.
     """
-    most = pool.workers + (_AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES)
-    videos = (_Video(i, path, pool, keep_images) for i, path in enumerate(paths))
-    return _in_order(deque(islice(videos, most)), videos)
+    ahead = _AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES
+    videos = (
+        _Video(index, path, pool, keep_images, confirm)
+        for index, path in enumerate(paths)
+    )
+    first = deque(islice(videos, pool.workers + ahead))
+    pool.add(first)
+    return _in_order(first, videos, pool)
 
 
 def _in_order(
-    started: deque["_Video"], videos: Iterator["_Video"]
+    started: deque["_Video"], videos: Iterator["_Video"], pool: DecodePool
 ) -> Iterator[Decoded]:
     """The pieces of one video after another; when one has ended, another one starts."""
     while started:
         yield from started.popleft().pieces()
-        started.extend(islice(videos, 1))
-
-
-class _Video:
-    """A video that is decoded stretch by stretch; the first one starts at once."""
-
-    def __init__(
-        self, index: int, path: Path, pool: DecodePool, keep_images: bool
-    ) -> None:
-        self._index, self._path, self._pool = index, path, pool
-        self._target = pool.folder / f"{uuid.uuid4().hex}.rgb" if keep_images else None
-        self._tallies: list[Tally] = []
-        self._task = self._start(Position())
-
-    def pieces(self) -> Iterator[Decoded]:
-        """The images of each stretch, and the outcome with the last one."""
-        position: Position | None = Position()
-        crashed = False
-        while position is not None:
-            self._pool.wait(self._task)
-            try:
-                stretch: Stretch = self._task.result()
-            except CancelledError:
-                yield self._lost("timeout")
-                return
-            except ProcessExpired:
-                if crashed:
-                    yield self._lost("corrupt-frames")
-                    return
-                crashed = True
-                self._task = self._start(position)
-                continue
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise _exchange_error(self._pool, reason) from error
-            except Exception as error:
-                error.add_note(f"while decoding {self._path}")
-                raise
-            images = self._collect(stretch.tally.kept)
-            self._tallies.append(stretch.tally)
-            position = stretch.next
-            if position is not None:
-                self._task = self._start(position)
-            outcome = outcome_of(self._tallies) if position is None else None
-            yield Decoded(self._index, images, outcome)
-
-    def _start(self, position: Position) -> Any:
-        pool = self._pool
-        arguments = self._path, pool.settings, position, pool.stretch_seconds
-        return pool.schedule(_decode, *arguments, self._target)
-
-    def _collect(self, count: int) -> UInt8[np.ndarray, "F S H W 3"]:
-        """The images that a worker wrote, read-only and without a copy; removes their file.
-
-        Raises `VdError` unless there are `count`.
-        """
-        settings = self._pool.settings
-        shape = len(settings.streams), settings.height, settings.width, 3
-        images: np.ndarray = np.zeros((0, *shape), np.uint8)
-        if self._target is None:
-            return images
-        try:
-            if count:  # an empty file cannot be mapped
-                images = np.memmap(self._target, np.uint8, "r").reshape(count, *shape)
-            self._target.unlink(missing_ok=count == 0)
-        except (OSError, ValueError) as error:  # gone, or cut
-            reason = "another program removed them"
-            raise _exchange_error(self._pool, reason) from error
-        return np.asarray(images)
-
-    def _lost(self, reason: Reason) -> Decoded:
-        """The last piece of a video whose worker was lost."""
-        tallies = self._tallies
-        known = outcome_of(tallies) if tallies else Outcome("quarantined")
-        outcome = replace(known, outcome="quarantined", reason=reason)
-        return Decoded(self._index, self._collect(0), outcome)
+        more = list(islice(videos, 1))
+        started.extend(more)
+        pool.add(more)
 
 
 def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
     """What the header of each video says; one that hangs or crashes is unreadable."""
-    tasks = [
-        pool.schedule(
-            decode_stretch,
-            path,
-            pool.settings,
-            Position(),
-            0.0,
-            seconds=_HEADER_SECONDS,
+    limit = min(_HEADER_SECONDS, pool.deadline_seconds)
+    headers = [Outcome("quarantined", "unreadable")] * len(paths)
+    futures = [
+        pool.schedule(read_header, path, pool.settings, timeout=limit) for path in paths
+    ]
+    for index, future in enumerate(futures):
+        with contextlib.suppress(TimeoutError, ProcessExpired):
+            headers[index] = result_of(future)
+    return headers
+
+
+class _Video:
+    """A video that a worker decodes in one pass, and in a second one if it was lost."""
+
+    future: Any  # of the pass
+    outcome: Outcome | None = None  # when no pass is to follow
+
+    def __init__(
+        self,
+        index: int,
+        path: Path,
+        pool: DecodePool,
+        keep_images: bool,
+        confirm: bool,
+    ) -> None:
+        self._index, self._path, self._pool = index, path, pool
+        self._keep_images, self._confirm = keep_images, confirm
+        self._header = Outcome("quarantined")
+        self._collected: list[np.ndarray] = []  # records of each collected stretch
+        self._first_end: int | None = None  # frames that the first pass gave, if lost
+
+    def start(self) -> None:
+        """Start a pass, whose files get a name of their own."""
+        self._name = str(self._pool.folder / uuid.uuid4().hex)
+        # it may begin just before a tick, which counts in full
+        self._left = self._pool.deadline_seconds + _LONGEST_TICK
+        self._progress = 0  # when the header was read or a stretch had passed
+        settings, stretch_seconds = self._pool.settings, self._pool.stretch_seconds
+        handover = _Handover(self._name, len(self._collected), self._keep_images)
+        self.future = self._pool.schedule(
+            _decode, self._path, settings, stretch_seconds, handover
         )
-        for path in paths
-    ]
-    for task in tasks:
-        pool.wait(task)
-    lost = Outcome("quarantined", "unreadable")
-    return [
-        lost if task.cancelled() or task.exception() else task.result().tally.header
-        for task in tasks
-    ]
+
+    def pieces(self) -> Iterator[Decoded]:
+        """The frames of each stretch, and the outcome with the last one."""
+        outcome = None
+        while outcome is None:
+            self._pool.wait(lambda: self.outcome is not None or self._is_waiting())
+            outcome = self.outcome
+            images, records = self._collect("frames") if outcome is None else self._rest
+            seconds = np.ascontiguousarray(records["seconds"][: len(images)])
+            self._collected.append(records)
+            yield Decoded(self._index, images, seconds, outcome)
+
+    def tick(self, seconds: float) -> None:
+        """Count the time of a stretch, but not while it waits; cancel when it is over."""
+        with contextlib.suppress(FileNotFoundError):
+            progress = os.stat(f"{self._name}.header").st_mtime_ns
+            if progress != self._progress:
+                self._progress, self._left = progress, self._pool.deadline_seconds
+        if not self._is_waiting():
+            self._left -= seconds
+            if self._left < 0:
+                self.future.cancel()  # Pebble ends its process
+
+    def end(self) -> None:
+        """Take the outcome and the last stretch, unless a second pass is needed."""
+        try:
+            outcome = self.future.result()
+        except CancelledError:
+            self._lose("timeout")
+            return
+        except ProcessExpired:
+            self._lose("corrupt-frames")
+            return
+        except OSError as error:
+            raise _exchange_error(self._pool, error.strerror or str(error)) from error
+        except Exception as error:
+            error.add_note(f"while decoding {self._path}")
+            raise
+        self._rest = self._collect("frames.part")
+        Path(f"{self._name}.header").unlink(missing_ok=True)
+        self.outcome = outcome
+
+    def _lose(self, reason: Reason) -> None:
+        """Take what a lost worker has written, unless a second pass is needed."""
+        if self._file("frames.part", ahead=1).exists():  # it waited for this stretch
+            raise _exchange_error(self._pool, _REMOVED)
+        if self._is_waiting():
+            self._file("frames").rename(self._file("frames.part"))
+        is_known = self._file("frames.part").exists()
+        images, records = self._rest = self._collect("frames.part", is_lost=True)
+        with contextlib.suppress(FileNotFoundError):
+            header = Path(f"{self._name}.header")
+            self._header = outcome_from_row(json.loads(header.read_text()))
+            header.unlink()
+        given = np.concatenate([*self._collected, records])
+        end = int(given["frames"][-1]) if len(given) else 0
+        enough = end >= max(1, _LEAST_SHARE * expected_frames(self._header))
+        again = reason == "corrupt-frames" or (self._confirm and enough)
+        if again and self._first_end is None:
+            self._first_end = end
+            return
+        confirmed = enough and is_known and end == self._first_end
+        if end and (confirmed or not self._confirm):
+            self.outcome = _partial(self._header, reason, given)
+        else:
+            self._rest = images[:0], records[:0]
+            lost = replace(self._header, outcome="quarantined", reason=reason)
+            self.outcome = replace(lost, frames=end)
+
+    def _file(self, ending: str, ahead: int = 0) -> Path:
+        """A file of the stretch that a worker decodes or that waits."""
+        return Path(f"{self._name}.{len(self._collected) + ahead}.{ending}")
+
+    def _is_waiting(self) -> bool:
+        """Whether a stretch waits to be collected."""
+        return self._file("frames").exists()
+
+    def _collect(
+        self, ending: str, is_lost: bool = False
+    ) -> tuple[UInt8[np.ndarray, "F S H W 3"], np.ndarray]:
+        """The images of a stretch, without a copy, and its records; removes their files.
+
+        Of a lost pass, the frames that are complete. Raises `VdError` when some are missing
+        otherwise.
+        """
+        settings = self._pool.settings
+        shape = len(settings.streams), settings.height, settings.width, 3
+        images: np.ndarray = np.zeros((0, *shape), np.uint8)
+        records = np.zeros(0, _RECORD)
+        try:
+            content = self._file(ending).read_bytes()
+            count = len(content) // _RECORD.itemsize
+            if self._keep_images:
+                file = self._file("images")
+                written = file.stat().st_size // math.prod(shape)
+                if written != count and not is_lost:
+                    raise ValueError
+                count = min(count, written)
+                if count:  # an empty file cannot be mapped
+                    images = np.memmap(file, np.uint8, "r", shape=(count, *shape))
+                file.unlink()
+            records = np.frombuffer(content, _RECORD, count)
+            self._file(ending).unlink()
+        except (OSError, ValueError) as error:  # gone, or cut
+            if not is_lost:
+                raise _exchange_error(self._pool, _REMOVED) from error
+        return np.asarray(images), records
+
+
+def _partial(header: Outcome, reason: Reason, records: np.ndarray) -> Outcome:
+    """The outcome of a video that gave these frames before its worker was lost."""
+    span = float(records["seconds"][-1]) + 1 / header.fps
+    frames = int(records["frames"][-1])
+    return replace(
+        header,
+        outcome="partial",
+        reason=reason,
+        frames=frames,
+        duration=span,
+        span=span,
+    )
 
 
 def _exchange_error(pool: DecodePool, reason: str) -> VdError:
@@ -271,20 +385,61 @@ def _exchange_error(pool: DecodePool, reason: str) -> VdError:
     )
 
 
+@dataclass
+class _Handover(Sink):
+    """In the worker: writes kept frames, and renames a file when a stretch is complete.
+
+    A frame is written at once, so that it stays when the process is killed.
+    """
+
+    name: str  # of the files
+    collected: int  # stretches before this pass, which are not written
+    keep_images: bool
+    stretches: int = 0  # that have passed
+
+    def open(self) -> None:
+        """Open the files of a stretch."""
+        base = f"{self.name}.{self.stretches}"
+        if self.keep_images:
+            self._images = open(f"{base}.images", "wb")  # noqa: SIM115
+        self._records = open(f"{base}.frames.part", "wb", buffering=0)  # noqa: SIM115
+
+    def header(self, header: Outcome) -> None:
+        """Write the header: it gives the length of a video whose worker is lost."""
+        Path(f"{self.name}.header").write_text(json.dumps(outcome_row(header)))
+
+    def keep(
+        self, images: UInt8[np.ndarray, "S H W 3"] | None, seconds: float, frames: int
+    ) -> None:
+        """Write a frame's images, then its record."""
+        if self.stretches >= self.collected:
+            if images is not None:
+                self._images.write(images.data)
+                self._images.flush()
+            self._records.write(np.array((seconds, frames), _RECORD).tobytes())
+
+    def stretch(self) -> None:
+        """Hand over a stretch, and wait until it has been collected."""
+        os.utime(f"{self.name}.header")  # the deadline of the next one begins
+        if not self.keep_images:
+            return
+        if self.stretches >= self.collected:
+            file = f"{self.name}.{self.stretches}.frames"
+            os.rename(f"{file}.part", file)
+            while os.path.exists(file):
+                time.sleep(_POLL_SECONDS)
+        self.stretches += 1
+        if self.stretches >= self.collected:
+            self.open()
+
+
 def _decode(
-    path: Path,
-    settings: FrameSettings,
-    position: Position,
-    seconds: float,
-    target: Path | None,
-) -> Stretch:
-    """In the worker: decode a stretch, and write its images one after another."""
-    if target is None:
-        return decode_stretch(path, settings, position, seconds)
-    with open(target, "wb") as handle:
-        return decode_stretch(
-            path, settings, position, seconds, lambda image: handle.write(image.data)
-        )
+    path: Path, settings: FrameSettings, stretch_seconds: float, handover: _Handover
+) -> Outcome:
+    """In the worker: decode a video."""
+    if not handover.collected:
+        handover.open()
+    return decode(path, settings, handover, handover.keep_images, stretch_seconds)
 
 
 def _start_worker(parent: int) -> None:
