@@ -20,7 +20,7 @@ from vd.config import (
     DataConfig,
 )
 from vd.data.catalog import identify
-from vd.data.decode import FrameSettings, decode_stretch
+from vd.data.decode import FrameSettings, read_header
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
 from vd.errors import VdError
@@ -369,7 +369,7 @@ def test_one_header_that_says_weeks_does_not_tell_of_all(
     late = render_late(root / "train" / "violent" / "late.mkv")
     assert header_duration(late) > 10**6
     store, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
-    assert {e.outcome.outcome for e in ledger.entries} == {"used", "partial"}
+    assert {e.outcome.outcome for e in ledger.entries} == {"used"}
     said = re.search(r"about ([\d,]+) images", capsys.readouterr().err)[1]
     true = sum(2 * row.frames for row in store.rows.values())
     assert int(said.replace(",", "")) < 2 * true
@@ -382,7 +382,7 @@ def test_a_liar_among_two_files_stops_nothing(backbone, tmp_path, capsys):
     render_late(root / "violent" / "late.mkv")
     render(root / "normal" / "a.mp4", noisy_frames(50))
     _, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
-    assert {e.outcome.outcome for e in ledger.entries} == {"used", "partial"}
+    assert {e.outcome.outcome for e in ledger.entries} == {"used"}
     assert promised_images(capsys.readouterr().err) < 100_000  # not 70 million
 
 
@@ -410,7 +410,7 @@ def test_the_promise_knows_slow_videos_and_those_that_say_no_length(
 
 
 def header_duration(path):
-    return decode_stretch(path, FrameSettings(), seconds=0).tally.header.duration
+    return read_header(path, FrameSettings()).duration
 
 
 def promised_images(said):

@@ -24,7 +24,7 @@ from google.protobuf import json_format
 from jaxtyping import Float16, Float64
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vd.data.outcome import Outcome
+from vd.data.outcome import Outcome, outcome_row
 from vd.files import explaining
 
 PART_FRAMES = 512  # at most in a record, so that a window of a long video is read alone
@@ -185,7 +185,7 @@ class ShardWriter:
         self.rows.append(
             {
                 "id": video_id, "first": first, "views": views, "stored_frames": frames,
-                **vars(outcome), "engine": engine,
+                **outcome_row(outcome), "engine": engine,
             }
         )  # fmt: skip
 
