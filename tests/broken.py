@@ -126,6 +126,12 @@ def render_late(path: Path) -> Path:
     return path
 
 
+def render_paused(path: Path) -> Path:
+    """Two seconds of video with a pause of a minute in the middle."""
+    stamps = [40 * i + 60_000 * (i >= 25) for i in range(50)]
+    return render(path, noisy_frames(50), stamps=stamps)
+
+
 def render_sound(path: Path) -> Path:
     """A second of silence, and no picture."""
     with av.open(str(path), "w") as container:

@@ -1,5 +1,6 @@
 """Extraction: whatever kills, fills or damages it, a rerun ends with the same records."""
 
+import json
 import re
 import shutil
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.rendering.clips import render_episode
-from tests.broken import grey_frames, noisy_frames, render, render_late
+from tests.broken import grey_frames, noisy_frames, render, render_late, render_paused
 from tests.command_line import VD, vd
 from tests.fabricated import write_tiny_backbone
 from vd.config import (
@@ -27,6 +28,7 @@ from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 from vd.features.store import open_store
+from vd.files import read_csv
 
 CHUNK = 4  # videos a shard, so that 32 clips are several
 SCRIPT = f"""
@@ -373,6 +375,28 @@ def test_one_header_that_says_weeks_does_not_tell_of_all(
     said = re.search(r"about ([\d,]+) images", capsys.readouterr().err)[1]
     true = sum(2 * row.frames for row in store.rows.values())
     assert int(said.replace(",", "")) < 2 * true
+
+
+def test_seconds_and_gaps_are_stored(backbone, tmp_path):
+    root = tmp_path / "set"
+    for name in ("violent", "normal"):
+        (root / name).mkdir(parents=True)
+    render_paused(root / "violent" / "a.mkv")
+    render(root / "normal" / "a.mp4", noisy_frames(50))
+    store, ledger = extraction(root, backbone, tmp_path / "cache")
+    (paused,) = (e for e in ledger.entries if e.video.label)
+    ((start, length),) = paused.outcome.gaps
+    assert (start, length) == pytest.approx((1.0, 60.0))
+    seconds_F = store.seconds(paused.video.id)
+    assert len(seconds_F) == store.rows[paused.video.id].frames
+    assert seconds_F[0] == 0
+    assert (np.diff(seconds_F) > 0).all()
+    assert np.sum(seconds_F < 1) == pytest.approx(8, abs=1)
+    assert seconds_F[seconds_F > 1][0] == pytest.approx(61.0)
+    rows = read_csv(tmp_path / "cache" / "ledger.csv")
+    gaps = {row["path"]: row["gaps"] for row in rows}
+    assert json.loads(gaps.pop("violent/a.mkv")) == [[start, length]]
+    assert set(gaps.values()) == {""}
 
 
 def test_a_liar_among_two_files_stops_nothing(backbone, tmp_path, capsys):
