@@ -139,7 +139,9 @@ def test_a_catalog_that_cannot_be_locked_is_renamed_with_its_journal(
         holder.rollback()
     assert "catalog.sqlite cannot be locked" in capsys.readouterr().err
     assert Catalog(tmp_path).outcomes() == {"b": USED}
-    aside = execute(tmp_path / "catalog.sqlite.damaged", "SELECT sha256 FROM outcomes_2")
+    aside = execute(
+        tmp_path / "catalog.sqlite.damaged", "SELECT sha256 FROM outcomes_2"
+    )
     assert aside == [("a",)]
 
 

@@ -133,7 +133,9 @@ def test_short_stretches_equal_one_long_stretch(tmp_path, name, options):
 def test_one_second_stretches_equal_one_long_stretch(tmp_path):
     for name, gop in (("a.mp4", 250), ("b.mp4", 25), ("a.avi", 12), ("a.mkv", 12)):
         path = render(tmp_path / name, noisy_frames(110), gop=gop)
-        np.testing.assert_array_equal(decode_all(path, seconds=1.0)[0], decode_all(path)[0])
+        np.testing.assert_array_equal(
+            decode_all(path, seconds=1.0)[0], decode_all(path)[0]
+        )
 
 
 def test_every_broken_file_has_its_outcome(tmp_path):
