@@ -54,6 +54,7 @@ _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
 _POLL_SECONDS = 0.005
 _LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
+_STUCK_SHARE = 0.1  # of the deadline, in which a decoder that is stuck gives no frame
 _RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
 _SHARED_MEMORY = Path("/dev/shm")
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
@@ -148,7 +149,7 @@ def decode_pool(
     workers = max(1, min(decode.decode_workers or usable_cores(), videos))
     frames = stretch_seconds * settings.frames_per_second * len(settings.streams)
     stretch_bytes = frames * settings.height * settings.width * 3
-    with _exchange_folder((workers + _AHEAD) * stretch_bytes) as folder:
+    with _exchange_folder((workers + _AHEAD + 1) * stretch_bytes) as folder:
         processes = ProcessPool(
             max_workers=workers,
             max_tasks=_TASKS_A_WORKER,
@@ -300,27 +301,34 @@ class _Video:
         """Take what a lost worker has written; None if a second pass is needed."""
         if self._is_waiting():
             self._file("frames").rename(self._file("frames.part"))
+        is_stuck = reason != "timeout" or self._is_stuck()
         self._rest = images, seconds = self._collect("frames.part", is_lost=True)
         header = Outcome("quarantined", reason)
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or cut
             row = json.loads(Path(f"{self._name}.header").read_text())
             header = replace(outcome_from_row(row), reason=reason)
         records = np.concatenate(self._records)
         frames = int(records["frames"].max(initial=0))
-        enough = frames >= max(1, _LEAST_SHARE * expected_frames(header))
+        enough = is_stuck and frames >= _LEAST_SHARE * expected_frames(header)
         first, self._first_pass = self._first_pass, records
         if first is None and (reason != "timeout" or (self._confirm and enough)):
             return None
-        if len(self._records) <= self._given:  # the consumer has the rest already
+        confirmed = enough and first is not None and np.array_equal(first, records)
+        if not self._confirm:
+            records = records if first is None else max(first, records, key=len)
+            confirmed = True
+        if len(self._records) <= self._given or not confirmed:
             self._rest = images[:0], seconds[:0]
-        if not self._confirm and first is not None:
-            records = max(first, records, key=len)
-        if (enough and np.array_equal(first, records)) or (
-            frames and not self._confirm
-        ):
+        if confirmed and len(records):
             return _partial(header, records)
-        self._rest = images[:0], seconds[:0]
         return replace(header, frames=frames)
+
+    def _is_stuck(self) -> bool:
+        """Whether no frame came for a while: a slow decoder ends anywhere."""
+        with contextlib.suppress(FileNotFoundError):
+            written = self._file("frames.part").stat().st_mtime
+            return time.time() - written > _STUCK_SHARE * self._pool.deadline_seconds
+        return False
 
     def _file(self, ending: str) -> Path:
         """A file of the stretch that a worker decodes, or that is complete."""
