@@ -52,7 +52,7 @@ _HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.01
 _LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
 _STUCK_SHARE = 0.1  # of the deadline, in which a decoder that is stuck gives no frame
 _RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
@@ -226,49 +226,38 @@ def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
     return headers
 
 
+@dataclass(eq=False)
 class _Video:
     """A video that is decoded in one pass, and in a second one if its worker was lost."""
 
-    future: Any  # of the pass
+    index: int
+    path: Path
+    pool: DecodePool
+    keep_images: bool
+    confirm: bool
     outcome: Outcome | None = None  # when no other pass follows
-
-    def __init__(
-        self,
-        index: int,
-        path: Path,
-        pool: DecodePool,
-        keep_images: bool,
-        confirm: bool,
-    ) -> None:
-        self._index, self._path, self._pool = index, path, pool
-        self._keep_images, self._confirm = keep_images, confirm
-        self._given = 0  # stretches that the consumer has, whichever pass
-        self._first_pass: np.ndarray | None = None  # its records, if it was lost
+    _given: int = 0  # stretches that the consumer has, whichever pass they are of
+    _lost_passes: list[np.ndarray] = field(default_factory=list)  # their records
 
     def start(self) -> None:
-        """Start a pass at the first frame."""
-        self._name = str(self._pool.folder / uuid.uuid4().hex)  # of its files
+        """Start a pass, from the first frame."""
+        pool = self.pool
+        self._name = str(pool.folder / uuid.uuid4().hex)  # of its files
         self._records: list[np.ndarray] = []  # of each stretch of this pass
         # it may begin just before a tick, which counts in full
-        self._left = self._pool.deadline_seconds + _LONGEST_TICK
-        self.future = self._pool.schedule(
-            _decode,
-            self._path,
-            self._pool.settings,
-            self._pool.stretch_seconds,
-            self._name,
-            self._keep_images,
-        )
+        self._left = pool.deadline_seconds + _LONGEST_TICK
+        options = pool.stretch_seconds, self._name, self.keep_images
+        self.future = pool.schedule(_decode, self.path, pool.settings, *options)
 
     def pieces(self) -> Iterator[Decoded]:
         """The frames of each stretch, and the outcome with the last one."""
         while self.outcome is None:
-            self._pool.wait(lambda: self.outcome is not None or self._is_waiting())
+            self.pool.wait(lambda: self.outcome is not None or self._is_waiting())
             if self._is_waiting():
                 images, seconds = self._collect("frames")
                 self._given = len(self._records)
-                yield Decoded(self._index, images, seconds, None)
-        yield Decoded(self._index, *self._rest, self.outcome)
+                yield Decoded(self.index, images, seconds, None)
+        yield Decoded(self.index, *self._rest, self.outcome)
 
     def tick(self, seconds: float) -> None:
         """Count the time of a stretch that is not complete; cancel when it is over."""
@@ -288,9 +277,9 @@ class _Video:
         except ProcessExpired:
             self.outcome = self._lost("corrupt-frames")
         except OSError as error:
-            raise _exchange_error(self._pool, error.strerror or str(error)) from error
+            raise _exchange_error(self.pool, error.strerror or str(error)) from error
         except Exception as error:
-            error.add_note(f"while decoding {self._path}")
+            error.add_note(f"while decoding {self.path}")
             raise
         else:
             self._rest = self._collect("frames.part")
@@ -299,35 +288,37 @@ class _Video:
 
     def _lost(self, reason: Reason) -> Outcome | None:
         """Take what a lost worker has written; None if a second pass is needed."""
+        crashed = reason == "corrupt-frames"
         if self._is_waiting():
             self._file("frames").rename(self._file("frames.part"))
-        is_stuck = reason != "timeout" or self._is_stuck()
-        self._rest = images, seconds = self._collect("frames.part", is_lost=True)
+        stuck = crashed or self._is_stuck()
+        images, seconds = self._collect("frames.part", is_lost=True)
         header = Outcome("quarantined", reason)
         with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or cut
             row = json.loads(Path(f"{self._name}.header").read_text())
             header = replace(outcome_from_row(row), reason=reason)
         records = np.concatenate(self._records)
         frames = int(records["frames"].max(initial=0))
-        enough = is_stuck and frames >= _LEAST_SHARE * expected_frames(header)
-        first, self._first_pass = self._first_pass, records
-        if first is None and (reason != "timeout" or (self._confirm and enough)):
+        enough = stuck and frames >= _LEAST_SHARE * expected_frames(header)
+        passes = self._lost_passes
+        passes.append(records)
+        if len(passes) == 1 and (crashed or (self.confirm and enough)):
             return None
-        confirmed = enough and first is not None and np.array_equal(first, records)
-        if not self._confirm:
-            records = records if first is None else max(first, records, key=len)
-            confirmed = True
-        if len(self._records) <= self._given or not confirmed:
-            self._rest = images[:0], seconds[:0]
-        if confirmed and len(records):
-            return _partial(header, records)
-        return replace(header, frames=frames)
+        if self.confirm:
+            counts = enough and len(passes) == 2 and np.array_equal(passes[0], records)
+        else:
+            records = max(passes, key=len)
+            counts = True
+        counts = counts and len(records) > 0
+        is_new = counts and len(self._records) > self._given
+        self._rest = (images, seconds) if is_new else (images[:0], seconds[:0])
+        return _partial(header, records) if counts else replace(header, frames=frames)
 
     def _is_stuck(self) -> bool:
         """Whether no frame came for a while: a slow decoder ends anywhere."""
         with contextlib.suppress(FileNotFoundError):
             written = self._file("frames.part").stat().st_mtime
-            return time.time() - written > _STUCK_SHARE * self._pool.deadline_seconds
+            return time.time() - written > _STUCK_SHARE * self.pool.deadline_seconds
         return False
 
     def _file(self, ending: str) -> Path:
@@ -339,7 +330,7 @@ class _Video:
         return not self._is_unwanted() and self._file("frames").exists()
 
     def _is_unwanted(self) -> bool:
-        return not self._keep_images or len(self._records) < self._given
+        return not self.keep_images or len(self._records) < self._given
 
     def _drop_unwanted(self) -> None:
         """Collect the stretches that are not for the consumer, or that it has."""
@@ -354,14 +345,14 @@ class _Video:
         Of a lost pass, the frames that are complete. Raises `VdError` when some are missing
         otherwise.
         """
-        settings = self._pool.settings
+        settings = self.pool.settings
         shape = len(settings.streams), settings.height, settings.width, 3
         images: np.ndarray = np.zeros((0, *shape), np.uint8)
         records = np.zeros(0, _RECORD)
         try:
             content = self._file(ending).read_bytes()
             count = len(content) // _RECORD.itemsize
-            if self._keep_images:
+            if self.keep_images:
                 file = self._file("images")
                 written = file.stat().st_size // math.prod(shape)
                 if written != count and not is_lost:
@@ -375,9 +366,9 @@ class _Video:
         except (OSError, ValueError) as error:  # gone, or cut
             if not is_lost:
                 reason = "another program removed them"
-                raise _exchange_error(self._pool, reason) from error
+                raise _exchange_error(self.pool, reason) from error
         self._records.append(records)
-        self._left = self._pool.deadline_seconds
+        self._left = self.pool.deadline_seconds
         return np.asarray(images), records["seconds"][: len(images)].copy()
 
 
@@ -445,15 +436,10 @@ class _Handover(Sink):
 
 
 def _decode(
-    path: Path,
-    settings: FrameSettings,
-    stretch_seconds: float,
-    name: str,
-    keep_images: bool,
+    path: Path, settings: FrameSettings, seconds: float, name: str, keep_images: bool
 ) -> Outcome:
-    """In the worker: decode a video, and write what it gives into files."""
-    sink = _Handover(name, keep_images)
-    return decode(path, settings, sink, keep_images, stretch_seconds)
+    """In the worker: decode a video, and write what it gives into files of this name."""
+    return decode(path, settings, _Handover(name, keep_images), keep_images, seconds)
 
 
 def _start_worker(parent: int) -> None:
