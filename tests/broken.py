@@ -4,7 +4,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -180,6 +180,24 @@ def trim_without_encoding(source: Path, path: Path, first_frame: int) -> Path:
     return path
 
 
+def remux(
+    source: Path,
+    path: Path,
+    restamp: Callable[[int, av.Packet], object] = lambda index, packet: None,
+    first: int = 0,
+    **muxer: str,
+) -> Path:
+    """Copy the packets of a video from `first` on, with other stamps, without encoding."""
+    with av.open(str(source)) as old, av.open(str(path), "w", options=muxer) as new:
+        copy = new.add_stream_from_template(old.streams.video[0])
+        for index, packet in enumerate(old.demux(old.streams.video[0])):
+            if packet.size and index >= first:
+                restamp(index, packet)
+                packet.stream = copy
+                new.mux(packet)
+    return path
+
+
 def cut(content: bytes, share: float) -> bytes:
     """The first part of a file."""
     return content[: int(share * len(content))]
@@ -235,7 +253,9 @@ def make_broken(folder: Path) -> dict[str, tuple[str, str]]:
         if "fragment" not in name:
             file = folder / f"hole_{name}"
             file.write_bytes(zeroed(content, 0.4, 0.5))
-            expected[file.name] = ("partial", "corrupt-frames")
+            # Matroska ends in a frame that refers to a missing one
+            reason = "truncated" if name.endswith("mkv") else "corrupt-frames"
+            expected[file.name] = ("partial", reason)
     faststart = (folder / "faststart.mp4").read_bytes()
     (folder / "large_hole.mp4").write_bytes(zeroed(faststart, 0.3, 0.95))
     expected["large_hole.mp4"] = ("quarantined", "corrupt-frames")

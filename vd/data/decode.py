@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 
 from vd.data.clock import Clock, Timed
 from vd.data.outcome import (
+    PICTURE,
     Counts,
     Outcome,
     check_file,
@@ -140,8 +141,11 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     for timed in clock.finish():
         keeper.see(timed, reader.good)
     keeper.finish(reader.good)
+    counts = reader.counts(header, keeper.kept, clock.span)
+    if container.format.name == PICTURE and counts.packets < 2:
+        return Outcome("quarantined", "not-a-video")
     return replace(
-        outcome_of(header, reader.counts(header, keeper.kept, clock.span)),
+        outcome_of(header, counts),
         duration=clock.duration,
         span=clock.span,
         gaps=tuple(clock.gaps),

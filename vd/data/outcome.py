@@ -29,6 +29,7 @@ _OF_A_PATH = frozenset(
     ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
 )
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # formats of pictures and texts
+PICTURE = "jpeg_pipe"  # the format of a JPEG picture, and of raw Motion JPEG
 _PICTURES = (
     av.stream.Disposition.attached_pic
     | av.stream.Disposition.still_image
@@ -115,7 +116,8 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
         reason = why_not_opened(Path(container.name))
         return None, Outcome("quarantined", reason)
     known = any((streams.video, streams.audio))
-    if not known or container.format.name.endswith(_NO_VIDEOS):
+    name = container.format.name
+    if not known or (name.endswith(_NO_VIDEOS) and name != PICTURE):
         return None, Outcome("quarantined", "not-a-video")
     best = streams.best("video")
     for stream in sorted(streams.video, key=lambda stream: stream is not best):
@@ -130,14 +132,14 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     duration = max(duration or _duration_of_all(container, stream), 0.0)
     frames = max(stream.frames, 0)
     index = stream.index_entries
-    if "mp4" in container.format.name:
+    if "mp4" in name:
         frames = min(frames, len(index) or frames)  # an edit list hides some
     else:
         duration = max(
             duration, frames / fps
         )  # FFmpeg shortens the duration of a cut AVI
         # the index is without the frames that the writer of an AVI skipped
-        if "avi" in container.format.name and len(index):
+        if "avi" in name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
             frames = len(index) if whole else frames
     width, height = context.width, context.height
