@@ -185,16 +185,36 @@ def remux(
     path: Path,
     restamp: Callable[[int, av.Packet], object] = lambda index, packet: None,
     first: int = 0,
-    **muxer: str,
 ) -> Path:
     """Copy the packets of a video from `first` on, with other stamps, without encoding."""
-    with av.open(str(source)) as old, av.open(str(path), "w", options=muxer) as new:
-        copy = new.add_stream_from_template(old.streams.video[0])
-        for index, packet in enumerate(old.demux(old.streams.video[0])):
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        annex = path.suffix in (".avi", ".asf") and stream.codec_context.name == "h264"
+        start_codes = annex and av.BitStreamFilterContext("h264_mp4toannexb", stream)
+        for index, packet in enumerate(old.demux(stream)):
             if packet.size and index >= first:
                 restamp(index, packet)
-                packet.stream = copy
-                new.mux(packet)
+                for part in start_codes.filter(packet) if start_codes else [packet]:
+                    part.stream = copy
+                    new.mux(part)
+    return path
+
+
+def render_repeats(path: Path) -> Path:
+    """Five pictures in two seconds of NUT, each shown ten times by empty packets."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", 25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.max_b_frames = 0
+        for index, image in enumerate(noisy_frames(5)):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame.pts, frame.time_base = 10 * index, Fraction(1, 25)
+            repeats = [av.Packet(b"") for _ in range(9)]
+            for number, packet in enumerate(repeats, 10 * index + 1):
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                packet.pts = packet.dts = number
+            container.mux(stream.encode(frame) + repeats)
     return path
 
 

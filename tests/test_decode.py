@@ -72,8 +72,8 @@ def test_variable_frame_rate_goes_by_time_stamps(tmp_path):
     milliseconds = [0, 30, 70, 100, 130, 500, 510, 620, 640, 700, 1000]
     path = tmp_path / "a.mkv"
     render_lossless(path, grey_frames(11), stamps=milliseconds)
-    # Slots begin every 125 ms; later is the first frame 0.1 s − half of 1/25 s after.
-    expected = [(0, 3), (4, 5), (5, 7), (8, 10)]
+    # Slots begin every 125 ms; later is the frame nearest to 0.1 s after.
+    expected = [(0, 3), (4, 5), (5, 7), (8, 9)]
     images, result = decode_all(path)
     assert kept_and_later(images) == expected
     assert result.outcome == "used"

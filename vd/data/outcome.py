@@ -35,6 +35,7 @@ _PICTURES = (
     | av.stream.Disposition.still_image
     | av.stream.Disposition.timed_thumbnails
 )
+_TS_BYTES = 188 * 4096  # of a transport stream that are looked at
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # may be missing in a used video, as headers are inexact
 _TOLERATED_SHARE = 0.05  # or this share of its frames
@@ -105,6 +106,15 @@ def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
         return "unreadable"
 
 
+def is_scrambled(container: Any) -> bool:
+    """Whether packets of an MPEG transport stream are; FFmpeg drops them in silence."""
+    if container.format.name != "mpegts":
+        return False
+    with open(container.name, "rb") as handle:
+        headers = handle.read(_TS_BYTES)[3::188]
+    return any(byte & 0xC0 for byte in headers)
+
+
 def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     """The video stream of an open file and its header, quarantined so far.
 
@@ -119,8 +129,8 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     name = container.format.name
     if not known or (name.endswith(_NO_VIDEOS) and name != PICTURE):
         return None, Outcome("quarantined", "not-a-video")
-    best = streams.best("video")
-    for stream in sorted(streams.video, key=lambda stream: stream is not best):
+    best = streams.best("video")  # a cover of one frame can be that
+    for stream in sorted(streams.video, key=lambda s: (s.frames == 1, s is not best)):
         context = stream.codec_context  # None: an unknown codec
         if context is not None and not stream.disposition & _PICTURES:
             break
@@ -184,14 +194,12 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
         expected, missing = round(header.duration * header.fps), unreached
     missing += counts.faults
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    if missing <= tolerated and not counts.faults:
-        if not counts.kept:
-            return replace(known, reason="too-short")
+    whole = missing <= tolerated and not counts.faults and not counts.encrypted
+    if whole and counts.kept:
         return replace(known, outcome="used")
     cut = unreached > tolerated or counts.faults == counts.tail > 0
     reason: Reason = "truncated" if cut else "corrupt-frames"
-    if counts.encrypted:
-        reason = "encrypted"
+    reason = "too-short" if whole else "encrypted" if counts.encrypted else reason
     enough = counts.kept and missing <= (1 - _LEAST_SHARE) * expected
     return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
 
