@@ -1,5 +1,7 @@
 """All frames of one video at once, and its outcome, at the size of the rendered clips."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from vd.data.decode import FrameSettings, decode
@@ -34,7 +36,7 @@ def record(path, settings=SMALL, **options):
     """What a file gave, and its outcome."""
     sink = Recorder()
     result = decode(path, settings, sink, **options)
-    assert all(a < b for a, b in zip(sink.seconds, sink.seconds[1:], strict=False))
+    assert all(a < b for a, b in pairwise(sink.seconds))
     assert sink.frames == sorted(sink.frames)
     return sink, result
 

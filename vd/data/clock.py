@@ -11,6 +11,8 @@ _HELD = 32  # frames, at most, until a jump of the stamps is known to stay or to
 _HISTORY = 32  # accepted steps whose median is the usual step
 _FEW = 8  # steps from which a median is trusted
 _GAP_STEPS, _GAP_SECONDS = 10, 0.5  # a gap is longer than both
+_SHORTEST_STEP = 1e-6  # seconds; a shorter one is an error of floats
+_LONGEST_VIDEO = 1e9  # seconds, so that a float has room for the shortest step
 
 T = TypeVar("T")
 
@@ -83,11 +85,12 @@ class Clock(Generic[T]):
         for anchor in self._anchors:
             seconds = self._seconds(stamp, anchor)
             step = seconds - self._last
-            if 0 < step <= _GAP_SECONDS or 0 < step <= _GAP_STEPS * self.usual_step:
+            usual = step <= _GAP_SECONDS or step <= _GAP_STEPS * self.usual_step
+            if usual and step > _SHORTEST_STEP:
                 self._anchors = [anchor]
                 self._steps.append(step)
                 return [self._at(frame, seconds)]
-        if self._seconds(stamp) > self._last:
+        if self._last + _SHORTEST_STEP < self._seconds(stamp) <= _LONGEST_VIDEO:
             return self._wait(frame, stamp)
         # One wrong stamp, or the first after a restart: the next frame decides.
         self._anchors[1:] = [_Anchor(stamp, self._next())]

@@ -20,9 +20,11 @@ from jaxtyping import UInt8
 
 from vd.data.clock import Clock, Timed
 from vd.data.outcome import (
+    PICTURE,
     Counts,
     Outcome,
     check_file,
+    is_scrambled,
     outcome_of,
     select_stream,
     why_not_opened,
@@ -115,10 +117,10 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     """Decode the best stream of an open file."""
     stream, header = select_stream(container, keeper.settings.max_pixels)
     if header.reason:
-        return header
+        return replace(header, frames=0)
     keeper.sink.header(header)
     if not _open_decoder(stream):
-        return replace(header, reason="corrupt-frames")
+        return replace(header, reason="corrupt-frames", frames=0)
     reader = _Reader(container, stream)
     clock = Clock(stream.time_base, header.fps, hold=_Picture.sizes)
     keeper.grid = header.fps if stream.time_base > _COARSE else 0.0
@@ -128,7 +130,7 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
         if picture.usable:
             # the header may give a smaller size
             if frame.width * frame.height > keeper.settings.max_pixels:
-                return replace(header, reason="too-large")
+                return replace(header, reason="too-large", frames=0)
             if header.brightness is None:
                 header = replace(header, brightness=_brightness(frame))
         for timed in clock.add(picture, stamp):
@@ -140,8 +142,11 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     for timed in clock.finish():
         keeper.see(timed, reader.good)
     keeper.finish(reader.good)
+    counts = reader.counts(header, keeper.kept, clock.span)
+    if container.format.name == PICTURE and counts.packets < 2:
+        return Outcome("quarantined", "not-a-video")
     return replace(
-        outcome_of(header, reader.counts(header, keeper.kept, clock.span)),
+        outcome_of(header, counts),
         duration=clock.duration,
         span=clock.span,
         gaps=tuple(clock.gaps),
@@ -213,7 +218,7 @@ class _Keeper:
             self.finish(frames)
         if not timed.frame.usable:
             return
-        while self._waiting and timed.seconds >= self._target():
+        while self._waiting and timed.seconds >= self._target() - _ROUNDING:
             late = timed.seconds - self._target()
             self._keep(self._last_if(late + _TIE) or timed, frames)
         slot = math.floor(
@@ -348,7 +353,8 @@ class _Reader:
             faults=len(self._faults),
             tail=self._faults.count(self._packets) if ends else 0,
             reached=max(span, self._end - start),
-            encrypted=self._encrypted,
+            encrypted=self._encrypted
+            or (not self._packets and is_scrambled(self._container)),
         )
 
     def _read(self) -> Iterator[Any]:

@@ -29,11 +29,13 @@ _OF_A_PATH = frozenset(
     ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
 )
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # formats of pictures and texts
+PICTURE = "jpeg_pipe"  # the format of a JPEG picture, and of raw Motion JPEG
 _PICTURES = (
     av.stream.Disposition.attached_pic
     | av.stream.Disposition.still_image
     | av.stream.Disposition.timed_thumbnails
 )
+_TS_BYTES = 188 * 4096  # of a transport stream that are looked at
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # may be missing in a used video, as headers are inexact
 _TOLERATED_SHARE = 0.05  # or this share of its frames
@@ -104,6 +106,15 @@ def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
         return "unreadable"
 
 
+def is_scrambled(container: Any) -> bool:
+    """Whether packets of an MPEG transport stream are; FFmpeg drops them in silence."""
+    if container.format.name != "mpegts":
+        return False
+    with open(container.name, "rb") as handle:
+        headers = handle.read(_TS_BYTES)[3::188]
+    return any(byte & 0xC0 for byte in headers)
+
+
 def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     """The video stream of an open file and its header, quarantined so far.
 
@@ -115,10 +126,11 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
         reason = why_not_opened(Path(container.name))
         return None, Outcome("quarantined", reason)
     known = any((streams.video, streams.audio))
-    if not known or container.format.name.endswith(_NO_VIDEOS):
+    name = container.format.name
+    if not known or (name.endswith(_NO_VIDEOS) and name != PICTURE):
         return None, Outcome("quarantined", "not-a-video")
-    best = streams.best("video")
-    for stream in sorted(streams.video, key=lambda stream: stream is not best):
+    best = streams.best("video")  # a cover of one frame can be that
+    for stream in sorted(streams.video, key=lambda s: (s.frames == 1, s is not best)):
         context = stream.codec_context  # None: an unknown codec
         if context is not None and not stream.disposition & _PICTURES:
             break
@@ -130,14 +142,14 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     duration = max(duration or _duration_of_all(container, stream), 0.0)
     frames = max(stream.frames, 0)
     index = stream.index_entries
-    if "mp4" in container.format.name:
+    if "mp4" in name:
         frames = min(frames, len(index) or frames)  # an edit list hides some
     else:
         duration = max(
             duration, frames / fps
         )  # FFmpeg shortens the duration of a cut AVI
         # the index is without the frames that the writer of an AVI skipped
-        if "avi" in container.format.name and len(index):
+        if "avi" in name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
             frames = len(index) if whole else frames
     width, height = context.width, context.height
@@ -182,14 +194,12 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
         expected, missing = round(header.duration * header.fps), unreached
     missing += counts.faults
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    if missing <= tolerated and not counts.faults:
-        if not counts.kept:
-            return replace(known, reason="too-short")
+    whole = missing <= tolerated and not counts.faults and not counts.encrypted
+    if whole and counts.kept:
         return replace(known, outcome="used")
     cut = unreached > tolerated or counts.faults == counts.tail > 0
     reason: Reason = "truncated" if cut else "corrupt-frames"
-    if counts.encrypted:
-        reason = "encrypted"
+    reason = "too-short" if whole else "encrypted" if counts.encrypted else reason
     enough = counts.kept and missing <= (1 - _LEAST_SHARE) * expected
     return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
 

@@ -25,6 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -36,6 +37,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
 from vd.console import check_interrupt, result_of
+from vd.data.clock import Clock
 from vd.data.decode import FrameSettings, Sink, decode, read_header
 from vd.data.outcome import (
     Outcome,
@@ -50,10 +52,10 @@ _HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
-_POLL_SECONDS = 0.005
+_POLL_SECONDS = 0.01
 _LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
+_STUCK_SHARE = 0.1  # of the deadline, in which a decoder that is stuck gives no frame
 _RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
-_REMOVED = "another program removed them"
 _SHARED_MEMORY = Path("/dev/shm")
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
@@ -147,7 +149,7 @@ def decode_pool(
     workers = max(1, min(decode.decode_workers or usable_cores(), videos))
     frames = stretch_seconds * settings.frames_per_second * len(settings.streams)
     stretch_bytes = frames * settings.height * settings.width * 3
-    with _exchange_folder((workers + _AHEAD) * stretch_bytes) as folder:
+    with _exchange_folder((workers + _AHEAD + 1) * stretch_bytes) as folder:
         processes = ProcessPool(
             max_workers=workers,
             max_tasks=_TASKS_A_WORKER,
@@ -224,130 +226,133 @@ def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
     return headers
 
 
+@dataclass(eq=False)
 class _Video:
-    """A video that a worker decodes in one pass, and in a second one if it was lost."""
+    """A video that is decoded in one pass, and in a second one if its worker was lost."""
 
-    future: Any  # of the pass
-    outcome: Outcome | None = None  # when no pass is to follow
-
-    def __init__(
-        self,
-        index: int,
-        path: Path,
-        pool: DecodePool,
-        keep_images: bool,
-        confirm: bool,
-    ) -> None:
-        self._index, self._path, self._pool = index, path, pool
-        self._keep_images, self._confirm = keep_images, confirm
-        self._header = Outcome("quarantined")
-        self._collected: list[np.ndarray] = []  # records of each collected stretch
-        self._first_end: int | None = None  # frames that the first pass gave, if lost
+    index: int
+    path: Path
+    pool: DecodePool
+    keep_images: bool
+    confirm: bool
+    outcome: Outcome | None = None  # when no other pass follows
+    _given: int = 0  # stretches that the consumer has, whichever pass they are of
+    _lost_passes: list[np.ndarray] = field(default_factory=list)  # their records
 
     def start(self) -> None:
-        """Start a pass, whose files get a name of their own."""
-        self._name = str(self._pool.folder / uuid.uuid4().hex)
+        """Start a pass, from the first frame."""
+        pool = self.pool
+        self._name = str(pool.folder / uuid.uuid4().hex)  # of its files
+        self._records: list[np.ndarray] = []  # of each stretch of this pass
         # it may begin just before a tick, which counts in full
-        self._left = self._pool.deadline_seconds + _LONGEST_TICK
-        self._progress = 0  # when the header was read or a stretch had passed
-        settings, stretch_seconds = self._pool.settings, self._pool.stretch_seconds
-        handover = _Handover(self._name, len(self._collected), self._keep_images)
-        self.future = self._pool.schedule(
-            _decode, self._path, settings, stretch_seconds, handover
-        )
+        self._left = pool.deadline_seconds + _LONGEST_TICK
+        options = pool.stretch_seconds, self._name, self.keep_images
+        self.future = pool.schedule(_decode, self.path, pool.settings, *options)
 
     def pieces(self) -> Iterator[Decoded]:
         """The frames of each stretch, and the outcome with the last one."""
-        outcome = None
-        while outcome is None:
-            self._pool.wait(lambda: self.outcome is not None or self._is_waiting())
-            outcome = self.outcome
-            images, records = self._collect("frames") if outcome is None else self._rest
-            seconds = np.ascontiguousarray(records["seconds"][: len(images)])
-            self._collected.append(records)
-            yield Decoded(self._index, images, seconds, outcome)
+        while self.outcome is None:
+            self.pool.wait(lambda: self.outcome is not None or self._is_waiting())
+            if self._is_waiting():
+                images, seconds = self._collect("frames")
+                self._given = len(self._records)
+                yield Decoded(self.index, images, seconds, None)
+        yield Decoded(self.index, *self._rest, self.outcome)
 
     def tick(self, seconds: float) -> None:
-        """Count the time of a stretch, but not while it waits; cancel when it is over."""
-        with contextlib.suppress(FileNotFoundError):
-            progress = os.stat(f"{self._name}.header").st_mtime_ns
-            if progress != self._progress:
-                self._progress, self._left = progress, self._pool.deadline_seconds
+        """Count the time of a stretch that is not complete; cancel when it is over."""
+        self._drop_unwanted()
         if not self._is_waiting():
             self._left -= seconds
             if self._left < 0:
                 self.future.cancel()  # Pebble ends its process
 
     def end(self) -> None:
-        """Take the outcome and the last stretch, unless a second pass is needed."""
+        """Take the last stretch and the outcome, unless a second pass is needed."""
+        self._drop_unwanted()
         try:
             outcome = self.future.result()
         except CancelledError:
-            self._lose("timeout")
-            return
+            self.outcome = self._lost("timeout")
         except ProcessExpired:
-            self._lose("corrupt-frames")
-            return
+            self.outcome = self._lost("corrupt-frames")
         except OSError as error:
-            raise _exchange_error(self._pool, error.strerror or str(error)) from error
+            raise _exchange_error(self.pool, error.strerror or str(error)) from error
         except Exception as error:
-            error.add_note(f"while decoding {self._path}")
+            error.add_note(f"while decoding {self.path}")
             raise
-        self._rest = self._collect("frames.part")
+        else:
+            self._rest = self._collect("frames.part")
+            self.outcome = outcome
         Path(f"{self._name}.header").unlink(missing_ok=True)
-        self.outcome = outcome
 
-    def _lose(self, reason: Reason) -> None:
-        """Take what a lost worker has written, unless a second pass is needed."""
-        if self._file("frames.part", ahead=1).exists():  # it waited for this stretch
-            raise _exchange_error(self._pool, _REMOVED)
+    def _lost(self, reason: Reason) -> Outcome | None:
+        """Take what a lost worker has written; None if a second pass is needed."""
+        crashed = reason == "corrupt-frames"
         if self._is_waiting():
             self._file("frames").rename(self._file("frames.part"))
-        is_known = self._file("frames.part").exists()
-        images, records = self._rest = self._collect("frames.part", is_lost=True)
-        with contextlib.suppress(FileNotFoundError):
-            header = Path(f"{self._name}.header")
-            self._header = outcome_from_row(json.loads(header.read_text()))
-            header.unlink()
-        given = np.concatenate([*self._collected, records])
-        end = int(given["frames"][-1]) if len(given) else 0
-        enough = end >= max(1, _LEAST_SHARE * expected_frames(self._header))
-        again = reason == "corrupt-frames" or (self._confirm and enough)
-        if again and self._first_end is None:
-            self._first_end = end
-            return
-        confirmed = enough and is_known and end == self._first_end
-        if end and (confirmed or not self._confirm):
-            self.outcome = _partial(self._header, reason, given)
+        stuck = crashed or self._is_stuck()
+        images, seconds = self._collect("frames.part", is_lost=True)
+        header = Outcome("quarantined", reason)
+        with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or cut
+            row = json.loads(Path(f"{self._name}.header").read_text())
+            header = replace(outcome_from_row(row), reason=reason)
+        records = np.concatenate(self._records)
+        frames = int(records["frames"].max(initial=0))
+        enough = stuck and frames >= _LEAST_SHARE * expected_frames(header)
+        passes = self._lost_passes
+        passes.append(records)
+        if len(passes) == 1 and (crashed or (self.confirm and enough)):
+            return None
+        if self.confirm:
+            counts = enough and len(passes) == 2 and np.array_equal(passes[0], records)
         else:
-            self._rest = images[:0], records[:0]
-            lost = replace(self._header, outcome="quarantined", reason=reason)
-            self.outcome = replace(lost, frames=end)
+            records = max(passes, key=len)
+            counts = True
+        counts = counts and len(records) > 0
+        is_new = counts and len(self._records) > self._given
+        self._rest = (images, seconds) if is_new else (images[:0], seconds[:0])
+        return _partial(header, records) if counts else replace(header, frames=frames)
 
-    def _file(self, ending: str, ahead: int = 0) -> Path:
-        """A file of the stretch that a worker decodes or that waits."""
-        return Path(f"{self._name}.{len(self._collected) + ahead}.{ending}")
+    def _is_stuck(self) -> bool:
+        """Whether no frame came for a while: a slow decoder ends anywhere."""
+        with contextlib.suppress(FileNotFoundError):
+            written = self._file("frames.part").stat().st_mtime
+            return time.time() - written > _STUCK_SHARE * self.pool.deadline_seconds
+        return False
+
+    def _file(self, ending: str) -> Path:
+        """A file of the stretch that a worker decodes, or that is complete."""
+        return Path(f"{self._name}.{len(self._records)}.{ending}")
 
     def _is_waiting(self) -> bool:
-        """Whether a stretch waits to be collected."""
-        return self._file("frames").exists()
+        """Whether a complete stretch waits for the consumer."""
+        return not self._is_unwanted() and self._file("frames").exists()
+
+    def _is_unwanted(self) -> bool:
+        return not self.keep_images or len(self._records) < self._given
+
+    def _drop_unwanted(self) -> None:
+        """Collect the stretches that are not for the consumer, or that it has."""
+        while self._is_unwanted() and self._file("frames").exists():
+            self._collect("frames")
 
     def _collect(
         self, ending: str, is_lost: bool = False
-    ) -> tuple[UInt8[np.ndarray, "F S H W 3"], np.ndarray]:
-        """The images of a stretch, without a copy, and its records; removes their files.
+    ) -> tuple[UInt8[np.ndarray, "F S H W 3"], Float64[np.ndarray, "F"]]:
+        """The images of a stretch, without a copy, and their seconds; removes its files.
 
         Of a lost pass, the frames that are complete. Raises `VdError` when some are missing
         otherwise.
         """
-        settings = self._pool.settings
+        settings = self.pool.settings
         shape = len(settings.streams), settings.height, settings.width, 3
         images: np.ndarray = np.zeros((0, *shape), np.uint8)
         records = np.zeros(0, _RECORD)
         try:
             content = self._file(ending).read_bytes()
             count = len(content) // _RECORD.itemsize
-            if self._keep_images:
+            if self.keep_images:
                 file = self._file("images")
                 written = file.stat().st_size // math.prod(shape)
                 if written != count and not is_lost:
@@ -360,21 +365,26 @@ class _Video:
             self._file(ending).unlink()
         except (OSError, ValueError) as error:  # gone, or cut
             if not is_lost:
-                raise _exchange_error(self._pool, _REMOVED) from error
-        return np.asarray(images), records
+                reason = "another program removed them"
+                raise _exchange_error(self.pool, reason) from error
+        self._records.append(records)
+        self._left = self.pool.deadline_seconds
+        return np.asarray(images), records["seconds"][: len(images)].copy()
 
 
-def _partial(header: Outcome, reason: Reason, records: np.ndarray) -> Outcome:
+def _partial(header: Outcome, records: np.ndarray) -> Outcome:
     """The outcome of a video that gave these frames before its worker was lost."""
-    span = float(records["seconds"][-1]) + 1 / header.fps
-    frames = int(records["frames"][-1])
+    clock = Clock[None](Fraction(1, 1000), header.fps, lambda _: None)
+    for milliseconds in (1000 * records["seconds"]).round().astype(int).tolist():
+        clock.add(None, milliseconds)
+    clock.finish()
     return replace(
         header,
         outcome="partial",
-        reason=reason,
-        frames=frames,
-        duration=span,
-        span=span,
+        frames=int(records["frames"][-1]),
+        duration=clock.duration,
+        span=clock.span,
+        gaps=tuple(clock.gaps),
     )
 
 
@@ -385,61 +395,51 @@ def _exchange_error(pool: DecodePool, reason: str) -> VdError:
     )
 
 
-@dataclass
 class _Handover(Sink):
     """In the worker: writes kept frames, and renames a file when a stretch is complete.
 
     A frame is written at once, so that it stays when the process is killed.
     """
 
-    name: str  # of the files
-    collected: int  # stretches before this pass, which are not written
-    keep_images: bool
-    stretches: int = 0  # that have passed
+    def __init__(self, name: str, keep_images: bool) -> None:
+        self._name, self._keep_images = name, keep_images
+        self._stretch = 0
+        self._open()
 
-    def open(self) -> None:
-        """Open the files of a stretch."""
-        base = f"{self.name}.{self.stretches}"
-        if self.keep_images:
+    def _open(self) -> None:
+        base = f"{self._name}.{self._stretch}"
+        if self._keep_images:
             self._images = open(f"{base}.images", "wb")  # noqa: SIM115
         self._records = open(f"{base}.frames.part", "wb", buffering=0)  # noqa: SIM115
 
     def header(self, header: Outcome) -> None:
-        """Write the header: it gives the length of a video whose worker is lost."""
-        Path(f"{self.name}.header").write_text(json.dumps(outcome_row(header)))
+        """Write the header, which is known of a lost video too then."""
+        Path(f"{self._name}.header").write_text(json.dumps(outcome_row(header)))
 
     def keep(
         self, images: UInt8[np.ndarray, "S H W 3"] | None, seconds: float, frames: int
     ) -> None:
         """Write a frame's images, then its record."""
-        if self.stretches >= self.collected:
-            if images is not None:
-                self._images.write(images.data)
-                self._images.flush()
-            self._records.write(np.array((seconds, frames), _RECORD).tobytes())
+        if images is not None:
+            self._images.write(images.data)
+            self._images.flush()
+        self._records.write(np.array((seconds, frames), _RECORD).tobytes())
 
     def stretch(self) -> None:
         """Hand over a stretch, and wait until it has been collected."""
-        os.utime(f"{self.name}.header")  # the deadline of the next one begins
-        if not self.keep_images:
-            return
-        if self.stretches >= self.collected:
-            file = f"{self.name}.{self.stretches}.frames"
-            os.rename(f"{file}.part", file)
-            while os.path.exists(file):
-                time.sleep(_POLL_SECONDS)
-        self.stretches += 1
-        if self.stretches >= self.collected:
-            self.open()
+        file = f"{self._name}.{self._stretch}.frames"
+        os.rename(f"{file}.part", file)
+        while os.path.exists(file):
+            time.sleep(_POLL_SECONDS)
+        self._stretch += 1
+        self._open()
 
 
 def _decode(
-    path: Path, settings: FrameSettings, stretch_seconds: float, handover: _Handover
+    path: Path, settings: FrameSettings, seconds: float, name: str, keep_images: bool
 ) -> Outcome:
-    """In the worker: decode a video."""
-    if not handover.collected:
-        handover.open()
-    return decode(path, settings, handover, handover.keep_images, stretch_seconds)
+    """In the worker: decode a video, and write what it gives into files of this name."""
+    return decode(path, settings, _Handover(name, keep_images), keep_images, seconds)
 
 
 def _start_worker(parent: int) -> None:
