@@ -7,7 +7,6 @@ have one part. ArrayRecord keeps a checksum of each record and refuses a damaged
 """
 
 import errno
-import json
 import math
 import os
 import tempfile
@@ -118,8 +117,8 @@ class RecordFormat:
     @property
     def description(self) -> str:
         """The content of features.json, as TFDS's `save_config` writes it."""
-        values = json_format.MessageToDict(self.features.to_proto())
-        return json.dumps(values, indent=4, sort_keys=True)
+        proto = self.features.to_proto()
+        return json_format.MessageToJson(proto, indent=4, sort_keys=True)
 
     def serialize(self, video_id: str, number: int, part: Part) -> Iterator[bytes]:
         """The records of one part of a video, one for each view."""

@@ -70,7 +70,7 @@ class FeatureStore:
         self.rows: dict[str, StoredVideo] = {}
         self.lengths: list[int] = []  # records of each shard
         self.damaged: list[int] = []
-        self._format = RecordFormat(streams, dim)
+        self.format = RecordFormat(streams, dim)
         self._writer: ShardWriter | None = None
         self._read_new_indexes()
 
@@ -119,7 +119,8 @@ class FeatureStore:
         after an error. Raises `VdError` when the disk is full; the shards before stay.
         """
         if self._writer is None:
-            self._writer = self.new_shard(temporary(self._shard(len(self.lengths))))
+            path = temporary(self._shard(len(self.lengths)))
+            self._writer = ShardWriter(path, self.format)
         self._writer.add(video_id, outcome, engine, parts)
         if self._writer.full:
             self.finish()
@@ -133,10 +134,6 @@ class FeatureStore:
                 self.adopt(writer.path, writer.rows)
             finally:
                 writer.path.unlink(missing_ok=True)
-
-    def new_shard(self, path: Path) -> ShardWriter:
-        """A writer for a shard at any `path`; `adopt` makes the shard part of the store."""
-        return ShardWriter(path, self._format)
 
     def adopt(self, shard: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Give a finished shard its name, then its index, unless it holds no video.
@@ -200,7 +197,7 @@ class FeatureStore:
         start = sum(self.lengths[: stored.shard]) + stored.first
         try:
             record = self._source[start + part * stored.views + view]
-            return self._format.parse(record, stored.id, view, part)
+            return self.format.parse(record, stored.id, view, part)
         except (DecodeError, RuntimeError, ValueError, LookupError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
@@ -210,8 +207,6 @@ class FeatureStore:
 
     def write_metadata(self) -> None:
         """Write the description, and the two JSON files by which TFDS opens the directory."""
-        if not self.lengths:
-            return
         lengths = [str(length) for length in self.lengths]
         split = {"name": _SPLIT, "shardLengths": lengths, "filepathTemplate": _TEMPLATE}
         info = {
@@ -221,7 +216,7 @@ class FeatureStore:
             "splits": [split],
         }
         write_json(self.directory.parent / "fingerprint.json", self.description)
-        write_text(self.directory / "features.json", self._format.description)
+        write_text(self.directory / "features.json", self.format.description)
         write_text(self.directory / "dataset_info.json", json.dumps(info, indent=2))
 
     def open(self) -> None:
