@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,8 +56,8 @@ if __name__ == "__main__":
 class Faulty(type(Path())):
     """A path whose decoding stops at a frame: at another one in each pass, then at none.
 
-    `at` are numbers of frames; `kind` is `hang`, `crash`, or `full`: crash when every other
-    worker waits with a finished stretch.
+    `at` are numbers of frames; `kind` is `hang`, `crash`, `full` (crash when two other
+    workers wait with a finished stretch) or `wait` (crash while the first stretch waits).
     """
 
     def __new__(cls, path, kind, *at):
@@ -78,7 +79,11 @@ def _spoil(path, kind, at):
     intact = workers.decode
 
     def stopping(other, settings, sink, *options):
-        keep = sink.keep
+        keep, stretch = sink.keep, sink.stretch
+
+        def crash_waiting():
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            stretch()
 
         def keep_or_stop(images, seconds, frames):
             if number < len(at) and frames > at[number]:
@@ -92,7 +97,10 @@ def _spoil(path, kind, at):
 
         if str(other) == path:
             workers.decode = intact
-            sink.keep = keep_or_stop
+            if kind != "wait":
+                sink.keep = keep_or_stop
+            elif number < len(at):
+                sink.stretch = crash_waiting
         return intact(other, settings, sink, *options)
 
     workers.decode = stopping
@@ -240,6 +248,24 @@ def test_the_first_video_in_line_has_a_worker_whatever_the_others_do(long):
         np.testing.assert_array_equal(np.concatenate(images), whole.images)
         seconds = [piece.seconds for piece in pieces if piece.index == index]
         np.testing.assert_array_equal(np.concatenate(seconds), whole.seconds)
+
+
+def test_a_stretch_that_waits_while_its_worker_crashes_comes_again(long):
+    waiting = Faulty(long, "wait", 0)
+    with decode_pool(SMALL, DecodeConfig(60, 2), 2, stretch_seconds=1.0) as pool:
+        pieces = decode_videos([long, waiting], pool)
+        collected = [next(pieces)]
+        while len(list(pool.folder.glob("*.frames"))) < 2:
+            time.sleep(0.01)
+        time.sleep(1)  # it crashes
+        collected += pieces
+    assert waiting.passes.read_text() == "xx"
+    assert outcomes(collected) == [("used", "")] * 2
+    one, other = (
+        np.concatenate([piece.images for piece in collected if piece.index == index])
+        for index in (0, 1)
+    )
+    np.testing.assert_array_equal(one, other)
 
 
 LOST = {
