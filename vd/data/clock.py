@@ -49,6 +49,7 @@ class Clock(Generic[T]):
         self._time_base, self._first_step, self._hold = time_base, 1 / rate, hold
         self._last = -self._first_step  # seconds of the last frame
         self._steps: deque[float] = deque(maxlen=_HISTORY)
+        self._longest_step = 0.0  # accepted
         # The first goes on; the second would, had the clock restarted at the last frame.
         self._anchors: list[_Anchor] = []
         self._held: list[tuple[T, int | None]] = []
@@ -67,6 +68,11 @@ class Clock(Generic[T]):
     def span(self) -> float:
         """Seconds from the first frame to the end of the last one."""
         return self._next()
+
+    @property
+    def reach(self) -> float:
+        """The span, had the last frame been shown as long as any other."""
+        return self._last + max(self._longest_step, self.usual_step)
 
     @property
     def duration(self) -> float:
@@ -88,7 +94,7 @@ class Clock(Generic[T]):
             usual = step <= _GAP_SECONDS or step <= _GAP_STEPS * self.usual_step
             if usual and step > _SHORTEST_STEP:
                 self._anchors = [anchor]
-                self._steps.append(step)
+                self._accept(step)
                 return [self._at(frame, seconds)]
         if self._last + _SHORTEST_STEP < self._seconds(stamp) <= _LONGEST_VIDEO:
             return self._wait(frame, stamp)
@@ -134,7 +140,7 @@ class Clock(Generic[T]):
         if gap:
             self.gaps.append((self._last + usual, step - usual))
         else:
-            self._steps.append(step)
+            self._accept(step)
         frames = [self._at(frame[0], seconds[0], gap)]
         for other in behind:
             frames += self.add(*other)
@@ -149,6 +155,10 @@ class Clock(Generic[T]):
     def _next(self) -> float:
         """The time one usual step after the last frame."""
         return self._last + self.usual_step
+
+    def _accept(self, step: float) -> None:
+        self._steps.append(step)
+        self._longest_step = max(self._longest_step, step)
 
     def _at(self, frame: T, seconds: float, after_gap: bool = False) -> Timed[T]:
         self._last = seconds

@@ -142,7 +142,7 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     for timed in clock.finish():
         keeper.see(timed, reader.good)
     keeper.finish(reader.good)
-    counts = reader.counts(header, keeper.kept, clock.span)
+    counts = reader.counts(header, keeper.kept, clock.reach)
     if container.format.name == PICTURE and counts.packets < 2:
         return Outcome("quarantined", "not-a-video")
     return replace(
@@ -338,8 +338,8 @@ class _Reader:
                 if self.good:
                     yield frame, stamp
 
-    def counts(self, header: Outcome, kept: int, span: float) -> Counts:
-        """What decoding came to, with frames kept and the span of the clock.
+    def counts(self, header: Outcome, kept: int, reach: float) -> Counts:
+        """What decoding came to, with frames kept and the reach of the clock.
 
         Frames after the last fault can be missing without the index showing it, and nothing
         follows an incomplete packet.
@@ -352,7 +352,7 @@ class _Reader:
             packets=self._packets,
             faults=len(self._faults),
             tail=self._faults.count(self._packets) if ends else 0,
-            reached=max(span, self._end - start),
+            reached=max(reach, self._end - start),
             encrypted=self._encrypted
             or (not self._packets and is_scrambled(self._container)),
         )

@@ -140,7 +140,7 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     fps = rate if 0 < rate <= 1000 else 25.0
     duration = float((stream.duration or 0) * stream.time_base)
     duration = max(duration or _duration_of_all(container, stream), 0.0)
-    frames = max(stream.frames, 0)
+    frames = 0 if name == "ivf" else max(stream.frames, 0)  # which can be a time
     index = stream.index_entries
     if "mp4" in name:
         frames = min(frames, len(index) or frames)  # an edit list hides some
@@ -194,12 +194,15 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
         expected, missing = round(header.duration * header.fps), unreached
     missing += counts.faults
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    whole = missing <= tolerated and not counts.faults and not counts.encrypted
-    if whole and counts.kept:
+    damaged = counts.faults or counts.encrypted or counts.packets and not counts.good
+    if missing <= tolerated and not damaged:
+        if not counts.kept:
+            return replace(known, reason="too-short")
         return replace(known, outcome="used")
     cut = unreached > tolerated or counts.faults == counts.tail > 0
     reason: Reason = "truncated" if cut else "corrupt-frames"
-    reason = "too-short" if whole else "encrypted" if counts.encrypted else reason
+    if counts.encrypted:
+        reason = "encrypted"
     enough = counts.kept and missing <= (1 - _LEAST_SHARE) * expected
     return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
 
