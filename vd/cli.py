@@ -336,7 +336,9 @@ class Report(Settings):
 class Predict:
     """Probability of violence of video files: a JSON line each on standard output."""
 
-    files: tyro.conf.Positional[tuple[str, ...]]
+    files: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
+    ]
     """Video files."""
     checkpoint_dir: Path
     """The run folder."""
