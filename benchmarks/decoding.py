@@ -19,20 +19,19 @@ import numpy as np
 import tyro
 
 from vd.config import DataConfig
-from vd.data.decode import FrameSettings, Position, decode_stretch
+from vd.data.decode import FrameSettings, Sink, decode
 from vd.data.manifest import read_manifest
 
 SETTINGS = FrameSettings()
 
 
+class Discard(Sink):
+    """Takes what a video gives and throws it away."""
+
+
 def ours(path: Path) -> int:
     """Frames decoded by vd, what is kept thrown away."""
-    position: Position | None = Position()
-    frames = 0
-    while position is not None:
-        stretch = decode_stretch(path, SETTINGS, position, keep=lambda _: None)
-        frames, position = frames + stretch.tally.good, stretch.next
-    return frames
+    return decode(path, SETTINGS, Discard()).frames
 
 
 def opencv(path: Path) -> int:
@@ -91,9 +90,9 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
     times: dict[str, list[float]] = {name: [] for name in decoders}
     frames = dict.fromkeys(decoders, 0)
     for _ in range(repeats):
-        for name, decode in decoders.items():
+        for name, decoder in decoders.items():
             began = time.perf_counter()
-            frames[name] = sum(map(decode, paths))
+            frames[name] = sum(map(decoder, paths))
             times[name].append(time.perf_counter() - began)
     rates = {name: frames[name] / median(times[name]) for name in decoders}
     for name in ("opencv", "torchcodec"):

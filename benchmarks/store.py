@@ -30,7 +30,7 @@ from benchmarks.scratch import scratch
 from vd.config import TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
-from vd.features.shards import Extracted
+from vd.features.shards import Part
 from vd.features.store import FeatureStore
 from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
@@ -55,7 +55,9 @@ def main(folder: Path, videos: int = 31_209, reads: int = 500) -> None:
         measure_batches(open_store(folder), names)
         measure_growth(folder)
         stored = sum(f.stat().st_size for f in shards(folder))
-        line("bytes", "bytes/video", stored / videos, numbers(0).nbytes)
+        line(
+            "bytes", "bytes/video", stored / videos, numbers(0).features_VxFxSxD.nbytes
+        )
 
 
 def open_store(folder: Path) -> FeatureStore:
@@ -63,10 +65,11 @@ def open_store(folder: Path) -> FeatureStore:
     return FeatureStore(folder, {"made": "up"}, STREAMS, DIM)
 
 
-def numbers(seed: int) -> np.ndarray:
-    """Features of a video, one view."""
+def numbers(seed: int) -> Part:
+    """Features of a video, one view, and their seconds."""
     draw = np.random.default_rng(seed)
-    return draw.random((1, FRAMES, STREAMS, DIM), np.float32).astype(np.float16)
+    features = draw.random((1, FRAMES, STREAMS, DIM), np.float32)
+    return Part(features.astype(np.float16), np.arange(FRAMES) / 8)
 
 
 def fill(store: FeatureStore, names: list[str]) -> None:
@@ -74,7 +77,9 @@ def fill(store: FeatureStore, names: list[str]) -> None:
     made = [numbers(seed) for seed in range(CHUNK)]
     for start in range(0, len(names), CHUNK):
         rows = zip(names[start : start + CHUNK], made, strict=False)
-        store.add([Extracted(name, USED, [value]) for name, value in rows], "none")
+        for name, value in rows:
+            store.add(name, USED, "none", [value])
+        store.finish()
     store.write_metadata()
 
 
@@ -83,7 +88,7 @@ def write_npy(folder: Path, names: list[str]) -> list[Path]:
     folder.mkdir(parents=True)
     files = [folder / f"{name}.npy" for name in names]
     for seed, file in enumerate(files):
-        np.save(file, numbers(seed % CHUNK)[0])
+        np.save(file, numbers(seed % CHUNK).features_VxFxSxD[0])
     return files
 
 
@@ -130,11 +135,13 @@ def measure_growth(folder: Path) -> None:
     """Adding ten videos to the full store and to an empty one, in seconds."""
     taken = []
     for place in (folder, folder / "empty"):
-        chunk = [Extracted(f"new{i}", USED, [numbers(i)]) for i in range(10)]
+        chunk = [numbers(i) for i in range(10)]
 
-        def add(place: Path = place, chunk: list[Extracted] = chunk) -> None:
+        def add(place: Path = place, chunk: list[Part] = chunk) -> None:
             store = open_store(place)
-            store.add(chunk, "none")
+            for number, value in enumerate(chunk):
+                store.add(f"new{number}", USED, "none", [value])
+            store.finish()
             store.write_metadata()
 
         taken.append(seconds(add))

@@ -4,7 +4,7 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,6 +126,12 @@ def render_late(path: Path) -> Path:
     return path
 
 
+def render_paused(path: Path) -> Path:
+    """Two seconds of video with a pause of a minute in the middle."""
+    stamps = [40 * i + 60_000 * (i >= 25) for i in range(50)]
+    return render(path, noisy_frames(50), stamps=stamps)
+
+
 def render_sound(path: Path) -> Path:
     """A second of silence, and no picture."""
     with av.open(str(path), "w") as container:
@@ -177,6 +183,44 @@ def trim_without_encoding(source: Path, path: Path, first_frame: int) -> Path:
                 packet.dts -= offset
                 packet.stream = copy
                 new.mux(packet)
+    return path
+
+
+def remux(
+    source: Path,
+    path: Path,
+    restamp: Callable[[int, av.Packet], object] = lambda index, packet: None,
+    first: int = 0,
+) -> Path:
+    """Copy the packets of a video from `first` on, with other stamps, without encoding."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = old.streams.video[0]
+        copy = new.add_stream_from_template(stream)
+        annex = path.suffix in (".avi", ".asf") and stream.codec_context.name == "h264"
+        start_codes = annex and av.BitStreamFilterContext("h264_mp4toannexb", stream)
+        for index, packet in enumerate(old.demux(stream)):
+            if packet.size and index >= first:
+                restamp(index, packet)
+                for part in start_codes.filter(packet) if start_codes else [packet]:
+                    part.stream = copy
+                    new.mux(part)
+    return path
+
+
+def render_repeats(path: Path) -> Path:
+    """Five pictures in two seconds of NUT, each shown ten times by empty packets."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", 25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.max_b_frames = 0
+        for index, image in enumerate(noisy_frames(5)):
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
+            frame.pts, frame.time_base = 10 * index, Fraction(1, 25)
+            repeats = [av.Packet(b"") for _ in range(9)]
+            for number, packet in enumerate(repeats, 10 * index + 1):
+                packet.stream, packet.time_base = stream, Fraction(1, 25)
+                packet.pts = packet.dts = number
+            container.mux(stream.encode(frame) + repeats)
     return path
 
 
@@ -235,7 +279,9 @@ def make_broken(folder: Path) -> dict[str, tuple[str, str]]:
         if "fragment" not in name:
             file = folder / f"hole_{name}"
             file.write_bytes(zeroed(content, 0.4, 0.5))
-            expected[file.name] = ("partial", "corrupt-frames")
+            # Matroska ends in a frame that refers to a missing one
+            reason = "truncated" if name.endswith("mkv") else "corrupt-frames"
+            expected[file.name] = ("partial", reason)
     faststart = (folder / "faststart.mp4").read_bytes()
     (folder / "large_hole.mp4").write_bytes(zeroed(faststart, 0.3, 0.95))
     expected["large_hole.mp4"] = ("quarantined", "corrupt-frames")

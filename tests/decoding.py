@@ -1,27 +1,53 @@
 """All frames of one video at once, and its outcome, at the size of the rendered clips."""
 
+from itertools import pairwise
+
 import numpy as np
 
-from vd.data.decode import FrameSettings, Position, decode_stretch
-from vd.data.outcome import outcome_of
+from vd.data.decode import FrameSettings, decode
+from vd.data.outcome import Outcome
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
 
 
-def decode(path, seconds=60.0, settings=SMALL):
+class Recorder:
+    """A sink that notes all calls."""
+
+    def __init__(self) -> None:
+        self.headers: list[Outcome] = []
+        self.images: list[np.ndarray] = []
+        self.seconds: list[float] = []
+        self.frames: list[int] = []
+        self.stretches: list[int] = []  # frames kept at the end of each
+
+    def header(self, header):
+        self.headers.append(header)
+
+    def keep(self, images, seconds, frames):
+        self.images.append(images)
+        self.seconds.append(seconds)
+        self.frames.append(frames)
+
+    def stretch(self):
+        self.stretches.append(len(self.seconds))
+
+
+def record(path, settings=SMALL, **options):
+    """What a file gave, and its outcome."""
+    sink = Recorder()
+    result = decode(path, settings, sink, **options)
+    assert all(a < b for a, b in pairwise(sink.seconds))
+    assert sink.frames == sorted(sink.frames)
+    return sink, result
+
+
+def decode_all(path, settings=SMALL):
     """All kept images of a file, and its outcome."""
-    images, tallies, position = [], [], Position()
-    while position is not None:
-        stretch = decode_stretch(path, settings, position, seconds, images.append)
-        tallies.append(stretch.tally)
-        position = stretch.next
-        assert len(tallies) < 100
+    sink, result = record(path, settings)
     shape = len(settings.streams), settings.height, settings.width, 3
-    images_FxSxHxWx3 = np.array(images, np.uint8).reshape(-1, *shape)
-    assert all(image.dtype == np.uint8 and image.shape == shape for image in images)
-    assert len(images_FxSxHxWx3) == sum(tally.kept for tally in tallies)
-    return images_FxSxHxWx3, outcome_of(tallies)
+    assert all(i.dtype == np.uint8 and i.shape == shape for i in sink.images)
+    return np.array(sink.images, np.uint8).reshape(-1, *shape), result
 
 
-def outcome(path, **options):
-    return decode(path, **options)[1]
+def outcome(path, settings=SMALL):
+    return decode(path, settings)

@@ -9,7 +9,7 @@ from vd.config import Config, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.evaluation.predictions import Predictions
-from vd.features.shards import PART_FRAMES, Extracted
+from vd.features.shards import PART_FRAMES, Part
 from vd.features.store import FeatureStore
 from vd.training.checkpoints import ignore_event
 from vd.training.feature_set import FeatureSet
@@ -61,10 +61,28 @@ def features_of(video, frames, views=2, signal=1.0):
     return features.astype(np.float16)
 
 
+def seconds_of(frames):
+    """The seconds of a video's frames: 8 a second, with a gap in the middle."""
+    seconds_F = np.arange(frames) / 8
+    seconds_F[frames // 2 :] += 1 / 3
+    return seconds_F
+
+
 def in_parts(features_VxFxSxD):
     """The parts of a video's features, as extraction stores them."""
-    for start in range(0, features_VxFxSxD.shape[1], PART_FRAMES):
-        yield features_VxFxSxD[:, start : start + PART_FRAMES]
+    seconds_F = seconds_of(features_VxFxSxD.shape[1])
+    for start in range(0, len(seconds_F), PART_FRAMES):
+        frames = slice(start, start + PART_FRAMES)
+        yield Part(features_VxFxSxD[:, frames], seconds_F[frames])
+
+
+def fill(store, videos):
+    """Add videos to a store: arguments of `FeatureStore.add` each."""
+    try:
+        for video in videos:
+            store.add(*video)
+    finally:
+        store.finish()
 
 
 def open_store(cache_dir, **description):
@@ -74,17 +92,11 @@ def open_store(cache_dir, **description):
 def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0, devices=()):
     """A feature set of `videos`, stored and read back."""
     store = open_store(cache_dir)
-    chunk = [
-        Extracted(
-            video.id,
-            Outcome("used"),
-            in_parts(features_of(video, frames(i), signal=signal)),
-        )
-        for i, video in enumerate(videos)
-        if video.id not in store.rows
-    ]
-    if chunk:
-        store.add(chunk, "test")
+    for i, video in enumerate(videos):
+        if video.id not in store.rows:
+            features = features_of(video, frames(i), signal=signal)
+            store.add(video.id, Outcome("used"), "test", in_parts(features))
+    store.finish()
     return FeatureSet(videos, store, devices)
 
 

@@ -18,7 +18,7 @@ from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.files import read_csv
 
-USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264", 0.0)
+USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264", 0.0, 2.0)
 
 
 def make_set(root):
@@ -118,7 +118,7 @@ def test_damage_that_only_shows_in_the_work_is_found_too(tmp_path, capsys):
 
 def test_a_catalog_with_other_columns_is_made_again(tmp_path, capsys):
     Catalog(tmp_path).add_outcomes({"a": USED})
-    execute(tmp_path / "catalog.sqlite", "ALTER TABLE outcomes ADD COLUMN more TEXT")
+    execute(tmp_path / "catalog.sqlite", "ALTER TABLE outcomes_2 ADD COLUMN more TEXT")
     assert Catalog(tmp_path).outcomes() == {"a": USED}
     Catalog(tmp_path).add_outcomes({"b": USED})
     assert Catalog(tmp_path).outcomes() == {"b": USED}
@@ -133,13 +133,15 @@ def test_a_catalog_that_cannot_be_locked_is_renamed_with_its_journal(
     Catalog(tmp_path).add_outcomes({"a": USED})
     with contextlib.closing(sqlite3.connect(path)) as holder:
         holder.execute("BEGIN EXCLUSIVE")
-        holder.execute("DELETE FROM outcomes")  # a journal stands beside the file
+        holder.execute("DELETE FROM outcomes_2")  # a journal stands beside the file
         assert Catalog(tmp_path).outcomes() == {}
         Catalog(tmp_path).add_outcomes({"b": USED})
         holder.rollback()
     assert "catalog.sqlite cannot be locked" in capsys.readouterr().err
     assert Catalog(tmp_path).outcomes() == {"b": USED}
-    aside = execute(tmp_path / "catalog.sqlite.damaged", "SELECT sha256 FROM outcomes")
+    aside = execute(
+        tmp_path / "catalog.sqlite.damaged", "SELECT sha256 FROM outcomes_2"
+    )
     assert aside == [("a",)]
 
 

@@ -1,5 +1,6 @@
 """Extraction: whatever kills, fills or damages it, a rerun ends with the same records."""
 
+import json
 import re
 import shutil
 import signal
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.rendering.clips import render_episode
-from tests.broken import grey_frames, noisy_frames, render, render_late
+from tests.broken import grey_frames, noisy_frames, render, render_late, render_paused
 from tests.command_line import VD, vd
 from tests.fabricated import write_tiny_backbone
 from vd.config import (
@@ -20,13 +21,14 @@ from vd.config import (
     DataConfig,
 )
 from vd.data.catalog import identify
-from vd.data.decode import FrameSettings, decode_stretch
+from vd.data.decode import FrameSettings, read_header
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 from vd.features.store import open_store
+from vd.files import read_csv
 
 CHUNK = 4  # videos a shard, so that 32 clips are several
 SCRIPT = f"""
@@ -53,12 +55,12 @@ def shards(cache):
 
 
 def records(store):
-    """The checksum of each video's records as its index has it, and its features."""
+    """The bytes of each video's features, and of their seconds."""
     return {
-        row.id: (
-            row.sha256,
-            [store.read(row.id, v).tobytes() for v in range(row.views)],
-        )
+        row.id: [
+            *(store.read(row.id, view).tobytes() for view in range(row.views)),
+            store.seconds(row.id).tobytes(),
+        ]
         for row in store.rows.values()
     }
 
@@ -96,7 +98,7 @@ def test_kills_at_random_moments_change_no_byte(clips, backbone, tmp_path, undis
     assert records(store) == undisturbed
     assert len(ledger.usable()) == 32
     assert not list(store.directory.glob("*.tmp-*"))
-    assert not store.verify()
+    assert not store.recover(verify=True)
 
 
 @pytest.mark.slow
@@ -258,7 +260,7 @@ def test_a_lost_shard_or_index_is_made_again_by_a_plain_rerun(
     assert f"extracting {CHUNK} videos" in printed
     assert {path: path.read_bytes() for path in others} == others
     assert records(store) == undisturbed
-    assert store.verify() == []
+    assert store.recover(verify=True) == []
     extraction(clips, backbone, tmp_path)
     assert "warning" not in capsys.readouterr().err
 
@@ -372,10 +374,32 @@ def test_one_header_that_says_weeks_does_not_tell_of_all(
     late = render_late(root / "train" / "violent" / "late.mkv")
     assert header_duration(late) > 10**6
     store, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
-    assert {e.outcome.outcome for e in ledger.entries} == {"used", "partial"}
+    assert {e.outcome.outcome for e in ledger.entries} == {"used"}
     printed = re.search(r"about ([\d,]+) images", capsys.readouterr().err)[1]
     true = sum(2 * row.frames for row in store.rows.values())
     assert int(printed.replace(",", "")) < 2 * true
+
+
+def test_seconds_and_gaps_are_stored(backbone, tmp_path):
+    root = tmp_path / "set"
+    for name in ("violent", "normal"):
+        (root / name).mkdir(parents=True)
+    render_paused(root / "violent" / "a.mkv")
+    render(root / "normal" / "a.mp4", noisy_frames(50))
+    store, ledger = extraction(root, backbone, tmp_path / "cache")
+    (paused,) = (e for e in ledger.entries if e.video.label)
+    ((start, length),) = paused.outcome.gaps
+    assert (start, length) == pytest.approx((1.0, 60.0))
+    seconds_F = store.seconds(paused.video.id)
+    assert len(seconds_F) == store.rows[paused.video.id].frames
+    assert seconds_F[0] == 0
+    assert (np.diff(seconds_F) > 0).all()
+    assert np.sum(seconds_F < 1) == pytest.approx(8, abs=1)
+    assert seconds_F[seconds_F > 1][0] == pytest.approx(61.0)
+    rows = read_csv(tmp_path / "cache" / "ledger.csv")
+    gaps = {row["path"]: row["gaps"] for row in rows}
+    assert json.loads(gaps.pop("violent/a.mkv")) == [[start, length]]
+    assert set(gaps.values()) == {""}
 
 
 def test_a_liar_among_two_files_stops_nothing(backbone, tmp_path, capsys):
@@ -385,7 +409,7 @@ def test_a_liar_among_two_files_stops_nothing(backbone, tmp_path, capsys):
     render_late(root / "violent" / "late.mkv")
     render(root / "normal" / "a.mp4", noisy_frames(50))
     _, ledger = extraction(root, backbone, tmp_path / "cache", preset="fast")
-    assert {e.outcome.outcome for e in ledger.entries} == {"used", "partial"}
+    assert {e.outcome.outcome for e in ledger.entries} == {"used"}
     assert promised_images(capsys.readouterr().err) < 100_000  # not 70 million
 
 
@@ -413,7 +437,7 @@ def test_the_promise_knows_slow_videos_and_those_that_say_no_length(
 
 
 def header_duration(path):
-    return decode_stretch(path, FrameSettings(), seconds=0).tally.header.duration
+    return read_header(path, FrameSettings()).duration
 
 
 def promised_images(printed):

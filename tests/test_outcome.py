@@ -1,5 +1,6 @@
 """Outcomes: the rule by hand, and an outcome whatever the damage."""
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -7,8 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.broken import cut, flipped, noisy_frames, render, zeroed
-from tests.decoding import decode
-from vd.data.outcome import Outcome, Reason, Tally, outcome_of
+from tests.decoding import decode_all
+from vd.data.outcome import (
+    Counts,
+    Outcome,
+    Reason,
+    outcome_from_row,
+    outcome_of,
+    outcome_row,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,18 +34,47 @@ from vd.data.outcome import Outcome, Reason, Tally, outcome_of
 @pytest.mark.parametrize("frames", [100, 0])  # by the header; 0: by time alone
 def test_the_rule_of_outcomes(good, faults, expected, frames):
     header = Outcome("quarantined", "", frames, fps=25.0, duration=4.0)
-    last = (good + faults - 1) / 25 if good else 0.0
-    result = outcome_of([Tally(header, good, faults, last, kept=good // 3)])
+    packets = good + faults
+    reached = packets / 25 if good else 0.0
+    counts = Counts(good, good // 3, packets, faults, reached=reached)
+    result = outcome_of(header, counts)
     assert (result.outcome, result.reason, result.frames) == (*expected, good)
 
 
-def test_two_frames_may_lack_in_a_short_video_and_stretches_add_up():
+def test_two_frames_may_be_missing_in_a_short_video():
     header = Outcome("quarantined", "", 10, fps=5.0, duration=2.0)
-    parts = [Tally(header, 5, 0, 0.8, 4), Tally(header, 3, 0, 1.4, 3)]
-    assert outcome_of(parts).outcome == "used"
-    assert outcome_of(parts[:1]).outcome == "partial"
-    vanished = Tally(Outcome("quarantined", "missing"))
-    assert outcome_of([*parts, vanished]).reason == "missing"
+    assert outcome_of(header, Counts(8, 7, 8, reached=1.6)).outcome == "used"
+    assert outcome_of(header, Counts(7, 6, 7, reached=1.4)).outcome == "partial"
+    assert outcome_of(header, Counts(8, 0, 8, reached=1.6)).reason == "too-short"
+    assert outcome_of(header, Counts(0, 0, 0, encrypted=True)).reason == "encrypted"
+
+
+def test_packets_that_give_no_frame_are_not_missing():
+    header = Outcome("quarantined", "", 100, fps=25.0, duration=4.0)
+    assert outcome_of(header, Counts(60, 20, 100, reached=4.0)).outcome == "used"
+
+
+def test_a_row_gives_its_outcome_back_and_rows_of_before_stay_readable():
+    gaps = ((1.5, 30.0), (40.0, 0.75))
+    result = Outcome(
+        "used", "", 50, 64, 48, 25.0, 2.0, "h264", 9.5, 32.75, gaps, "stamps"
+    )
+    row = outcome_row(result)
+    assert row["gaps"] == "[[1.5, 30.0], [40.0, 0.75]]"
+    text = {name: str(value) for name, value in row.items()}
+    assert outcome_from_row(row) == outcome_from_row(text) == result
+    for name in ("brightness", "span", "gaps", "clock"):
+        del row[name]
+    old = replace(result, brightness=None, span=2.0, gaps=(), clock="")
+    assert outcome_from_row(row) == old
+    for wrong in (
+        {"gaps": "[[1, NaN]]"},
+        {"fps": "inf"},
+        {"reason": "?"},
+        {"gaps": "[1]"},
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            outcome_from_row(outcome_row(result) | wrong)
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +105,16 @@ damages = st.one_of(
 @given(
     name=st.sampled_from(["a.mp4", "a.avi", "a.mkv", "a.ts"]),
     damages=st.lists(damages, min_size=1, max_size=3),
-    seconds=st.sampled_from([0.5, 60.0]),
 )
 def test_whatever_the_damage_there_is_an_outcome(
-    good_files, tmp_path_factory, name, damages, seconds
+    good_files, tmp_path_factory, name, damages
 ):
     content = good_files[name]
     for damage in damages:
         content = damage(content)
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)
-    images, result = decode(path, seconds)
+    images, result = decode_all(path)
     assert result.outcome in ("used", "partial", "quarantined")
     assert result.reason in get_args(Reason)
     assert (result.outcome == "used") == (result.reason == "")

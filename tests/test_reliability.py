@@ -47,8 +47,9 @@ prints this page.
   were decoded, and the frames before and after the fault are used. `quarantined`: nothing is used; the third column
   gives the reason.
 - A file that FFmpeg cannot open is `truncated` if it begins like a video container, otherwise `not-a-video`.
-- A worker that hangs is ended at its deadline (`timeout`). A worker that crashes is replaced, and its video is
-  tried once more (then `corrupt-frames`): `tests/test_workers.py`.
+- A worker that hangs is ended at its deadline (`timeout`), one that crashes is replaced (`corrupt-frames`). Its video
+  is decoded once more: `partial` if both passes end at the same frame and gave at least half of the expected ones,
+  else `quarantined` (`tests/test_workers.py`).
 - A file without permission to read is `unreadable`. Root can read every file, so a separate test covers it.
 - `truncated`: the end is missing according to the header or the index, or the file ends in a broken frame.
 - Known limits: a cut GIF, MPEG transport or program stream, raw MPEG, Motion JPEG or WMV can count as whole, because

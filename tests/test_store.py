@@ -16,29 +16,37 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fabricated import features_of, in_parts, make_videos, open_store
+from tests.fabricated import (
+    features_of,
+    fill,
+    in_parts,
+    make_videos,
+    open_store,
+    seconds_of,
+)
 from tests.unprivileged import open_folder, unprivileged
 from vd.data.outcome import Outcome
 from vd.errors import VdError
-from vd.features.shards import PART_FRAMES, Extracted, RecordFormat, Spool
+from vd.features.shards import PART_FRAMES, Part, RecordFormat, Spool
 from vd.files import lock, read_csv, write_csv
 
 USED = Outcome("used", "", 50, 320, 240, 25.0, 2.0, "h264")
 
 
 def chunk(videos, frames=5):
-    return [Extracted(v.id, USED, in_parts(features_of(v, frames))) for v in videos]
+    return [(v.id, USED, "test", in_parts(features_of(v, frames))) for v in videos]
 
 
 def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
     videos = make_videos(5)
-    open_store(tmp_path).add(chunk(videos), "test")
+    fill(open_store(tmp_path), chunk(videos))
     store = open_store(tmp_path)
     for video in videos:
         for view, expected in enumerate(features_of(video, 5)):
             np.testing.assert_array_equal(
                 store.read(video.id, view), expected.reshape(5, -1)
             )
+        np.testing.assert_array_equal(store.seconds(video.id), seconds_of(5))
     assert store.rows["v0"].outcome == USED
 
 
@@ -49,7 +57,7 @@ def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
 def test_wrong_metadata_is_written_again(tmp_path, edit):
     videos = make_videos(3)
     store = open_store(tmp_path)
-    store.add(chunk(videos), "test")
+    fill(store, chunk(videos))
     store.write_metadata()
     path = store.directory / "dataset_info.json"
     before = path.read_text()
@@ -61,7 +69,7 @@ def test_wrong_metadata_is_written_again(tmp_path, edit):
 
 def test_names_that_are_none_of_the_stores_are_let_alone(tmp_path):
     store = open_store(tmp_path)
-    store.add(chunk(make_videos(3)), "test")
+    fill(store, chunk(make_videos(3)))
     for name in ("index-00000.csv", "features-videos.array_record-00000"):
         copy = store.directory / name.replace("00000", "00bak")
         copy.write_bytes((store.directory / name).read_bytes())
@@ -75,7 +83,7 @@ def test_a_long_video_is_several_records_read_only_where_asked(tmp_path):
     frames = 2 * PART_FRAMES + 7
     before, long, after = make_videos(3)
     store = open_store(tmp_path)
-    store.add([*chunk([before]), *chunk([long], frames), *chunk([after])], "test")
+    fill(store, [*chunk([before]), *chunk([long], frames), *chunk([after])])
     store = open_store(tmp_path)
     for view, expected in enumerate(features_of(long, frames)):
         whole = store.read(long.id, view)
@@ -85,11 +93,12 @@ def test_a_long_video_is_several_records_read_only_where_asked(tmp_path):
             np.testing.assert_array_equal(
                 store.read(long.id, view, window), whole[window]
             )
-    assert store.rows[long.id].records == 3 * 2
+    np.testing.assert_array_equal(store.seconds(long.id), seconds_of(frames))
+    assert store.rows[long.id].parts == 3
     np.testing.assert_array_equal(
         store.read(after.id, 1), features_of(after, 5)[1].reshape(5, -1)
     )
-    assert store.verify() == []
+    assert store.recover(verify=True) == []
 
 
 def test_a_spool_gives_back_what_came_in_pieces_from_the_disk_too(
@@ -97,18 +106,24 @@ def test_a_spool_gives_back_what_came_in_pieces_from_the_disk_too(
 ):
     monkeypatch.setattr("vd.features.shards._SPOOL_BYTES", 1000)
     features = features_of(make_videos(1)[0], PART_FRAMES + 88)
+    seconds_F = seconds_of(PART_FRAMES + 88)
     spool = Spool(tmp_path)
     for start in range(0, features.shape[1], 240):
-        spool.append(features[:, start : start + 240])
+        frames = slice(start, start + 240)
+        spool.append(Part(features[:, frames], seconds_F[frames]))
     parts = list(spool.parts())
     spool.close()
-    assert [part.shape[1] for part in parts] == [PART_FRAMES, 88]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), features)
+    assert [len(part.seconds_F) for part in parts] == [PART_FRAMES, 88]
+    back = np.concatenate([part.features_VxFxSxD for part in parts], axis=1)
+    np.testing.assert_array_equal(back, features)
+    np.testing.assert_array_equal(
+        np.concatenate([part.seconds_F for part in parts]), seconds_F
+    )
 
 
 def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
     store = open_store(tmp_path)
-    store.add(chunk(make_videos(3)), "test")
+    fill(store, chunk(make_videos(3)))
     store.write_metadata()
     source = tfds.builder_from_directory(store.directory).as_data_source("videos")
     assert len(source) == 6
@@ -117,13 +132,17 @@ def test_plain_tfds_opens_it_without_tensorflow(tmp_path):
     np.testing.assert_array_equal(
         source[3]["features"], features_of(make_videos(2)[1], 5)[1]
     )
+    assert source[3]["seconds"].dtype == np.float64
+    np.testing.assert_array_equal(source[3]["seconds"], seconds_of(5))
     assert "tensorflow" not in sys.modules
 
 
 def test_the_bytes_of_a_record_are_the_same_in_every_process():
     form = RecordFormat(2, 3)
-    for record in form.serialize("v0", 0, np.zeros((2, 4, 2, 3), np.float16)):
-        places = [record.rindex(key) for key in (b"features", b"id", b"part", b"view")]
+    part = Part(np.zeros((2, 4, 2, 3), np.float16), np.zeros(4))
+    keys = b"features", b"id", b"part", b"seconds", b"view"
+    for record in form.serialize("v0", 0, part):
+        places = [record.rindex(key) for key in keys]
         assert places == sorted(places)
 
 
@@ -132,24 +151,31 @@ def test_the_bytes_of_a_record_are_the_same_in_every_process():
 def test_a_record_is_what_tfds_reads_in_it_and_no_other(data):
     streams, dim, frames = (data.draw(st.integers(1, 4)) for _ in range(3))
     form = RecordFormat(streams, dim)
-    part = data.draw(hnp.arrays(np.float16, (2, frames, streams, dim)))
+    part = Part(
+        data.draw(hnp.arrays(np.float16, (2, frames, streams, dim))),
+        data.draw(hnp.arrays(np.float64, frames)),
+    )
     for view, record in enumerate(form.serialize("v0", 7, part)):
-        name, features = form.parse(record)
+        features_FxSD, seconds_F = form.parse(record, "v0", view, 7)
         theirs = form.features.deserialize_example_np(record)
-        assert name == ("v0", view, 7)
         assert (theirs["id"], theirs["view"], theirs["part"]) == (b"v0", view, 7)
         flat = theirs["features"].reshape(frames, -1)
-        np.testing.assert_array_equal(features, flat)
+        np.testing.assert_array_equal(features_FxSD, flat)
+        np.testing.assert_array_equal(seconds_F, theirs["seconds"])
+        cut = record[: data.draw(st.integers(0, len(record) - 1))]
         with pytest.raises((DecodeError, ValueError, LookupError)):
-            form.parse(record[: data.draw(st.integers(0, len(record) - 1))])
+            form.parse(cut, "v0", view, 7)
+        for other in (("v1", view, 7), ("v0", 1 - view, 7), ("v0", view, 8)):
+            with pytest.raises(ValueError, match="another record"):
+                form.parse(record, *other)
 
 
 def test_grows_by_shards_and_keeps_quarantined_outcomes(tmp_path):
     store = open_store(tmp_path)
-    store.add(chunk(make_videos(2)), "test")
+    fill(store, chunk(make_videos(2)))
     assert len(store.read("v0", 0)) == 5
-    store.add([Extracted("bad", Outcome("quarantined", "truncated"))], "test")
-    store.add(chunk(make_videos(2, "w"), frames=7), "test")
+    fill(store, [("bad", Outcome("quarantined", "truncated"), "test")])
+    fill(store, chunk(make_videos(2, "w"), frames=7))
     assert len(store.read("w1", 1)) == 7
     again = open_store(tmp_path)
     assert again.rows["bad"].outcome == Outcome("quarantined", "truncated")
@@ -159,8 +185,8 @@ def test_grows_by_shards_and_keeps_quarantined_outcomes(tmp_path):
 
 def test_a_retried_video_replaces_its_row(tmp_path):
     store = open_store(tmp_path)
-    store.add([Extracted("v0", Outcome("quarantined", "timeout"))], "test")
-    store.add(chunk(make_videos(1)), "test")
+    fill(store, [("v0", Outcome("quarantined", "timeout"), "test")])
+    fill(store, chunk(make_videos(1)))
     assert open_store(tmp_path).rows["v0"].outcome == USED
     assert len(open_store(tmp_path).read("v0", 0)) == 5
 
@@ -169,16 +195,15 @@ def test_another_description_is_another_folder(tmp_path):
     assert open_store(tmp_path).directory != open_store(tmp_path, gap=0.2).directory
 
 
-def test_a_shard_without_its_index_is_not_used_and_is_deleted(tmp_path):
+def test_a_shard_without_its_index_is_not_used_and_is_replaced(tmp_path):
     store = open_store(tmp_path)
-    store.add(chunk(make_videos(2)), "test")
+    fill(store, chunk(make_videos(2)))
     torn = store.directory / "features-videos.array_record-00001"
     torn.write_bytes(b"half")
     again = open_store(tmp_path)
     assert set(again.rows) == {"v0", "v1"}
     again.recover()
-    assert not torn.exists()
-    again.add(chunk(make_videos(1, "w")), "test")
+    fill(again, chunk(make_videos(1, "w")))
     assert len(open_store(tmp_path).read("w0", 0)) == 5
 
 
@@ -186,9 +211,9 @@ def test_a_writer_that_waited_takes_in_what_another_added(tmp_path):
     late = open_store(tmp_path)
     other = open_store(tmp_path)
     for name in ("v", "w"):
-        other.add(chunk(make_videos(1, name)), "test")
+        fill(other, chunk(make_videos(1, name)))
     late.recover()
-    late.add(chunk(make_videos(1, "x")), "test")
+    fill(late, chunk(make_videos(1, "x")))
     again = open_store(tmp_path)
     assert [len(again.read(name, 1)) for name in ("v0", "w0", "x0")] == [5, 5, 5]
 
@@ -196,12 +221,12 @@ def test_a_writer_that_waited_takes_in_what_another_added(tmp_path):
 def test_a_lost_index_costs_its_own_shard_alone(tmp_path):
     store = open_store(tmp_path)
     for name in ("v", "w"):
-        store.add(chunk(make_videos(1, name)), "test")
+        fill(store, chunk(make_videos(1, name)))
     (store.directory / "index-00000.csv").unlink()
     again = open_store(tmp_path)
     assert set(again.rows) == {"w0"}
     again.recover()
-    again.add(chunk(make_videos(2, "x")), "test")
+    fill(again, chunk(make_videos(2, "x")))
     last = open_store(tmp_path)
     assert set(last.rows) == {"w0", "x0", "x1"}
     for video in (*make_videos(1, "w"), *make_videos(2, "x")):
@@ -212,16 +237,16 @@ def test_a_lost_index_costs_its_own_shard_alone(tmp_path):
 def test_what_may_not_be_read_is_not_damaged():
     with open_folder() as folder:
         store = open_store(folder)
-        store.add(chunk(make_videos(2)), "test")
+        fill(store, chunk(make_videos(2)))
         before = {path: path.read_bytes() for path in store.directory.iterdir()}
         for name in ("index-00000.csv", "features-videos.array_record-00000"):
             (store.directory / name).chmod(0)
             with unprivileged(), pytest.raises(VdError, match=f"{name} cannot be read"):
-                open_store(folder).verify()
+                open_store(folder).recover(verify=True)
             (store.directory / name).chmod(0o644)
         after = {path: path.read_bytes() for path in store.directory.iterdir()}
         assert after == before
-        assert open_store(folder).verify() == []
+        assert open_store(folder).recover(verify=True) == []
 
 
 def _write_for_ever(folder):
@@ -229,7 +254,7 @@ def _write_for_ever(folder):
     store.recover()
     number = sum(1 for _ in store.rows)
     while True:
-        store.add(chunk(make_videos(4, f"k{number}-")), "test")
+        fill(store, chunk(make_videos(4, f"k{number}-")))
         number += 4
 
 
@@ -271,9 +296,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path):
         pytest.skip("needs the right to mount a small file system")
     try:
         store = open_store(small)
-        store.add(chunk(make_videos(2)), "test")
+        fill(store, chunk(make_videos(2)))
         with pytest.raises(VdError, match=r"cannot be written.*free some space"):
-            store.add(chunk(make_videos(64, "big"), frames=100), "test")
+            fill(store, chunk(make_videos(64, "big"), frames=100))
         assert set(open_store(small).rows) == {"v0", "v1"}
         assert not list(store.directory.glob("*.tmp-*"))
     finally:
@@ -294,7 +319,7 @@ def test_a_second_writer_is_told_who_holds_the_store(tmp_path):
 
 def test_an_index_that_names_another_videos_record_gives_no_features(tmp_path):
     store = open_store(tmp_path)
-    store.add(chunk(make_videos(2)), "test")
+    fill(store, chunk(make_videos(2)))
     path = store.directory / "index-00000.csv"
     head, first, second = path.read_text().splitlines()
     swapped = first.replace("v0,", "v1,"), second.replace("v1,", "v0,")
@@ -307,8 +332,8 @@ def test_an_index_that_names_another_videos_record_gives_no_features(tmp_path):
 def test_an_edited_index_never_gives_another_videos_features(tmp_path, damage):
     videos = make_videos(4)
     store = open_store(tmp_path)
-    store.add(chunk(videos), "test")
-    store.add(chunk(make_videos(2, "w")), "test")
+    fill(store, chunk(videos))
+    fill(store, chunk(make_videos(2, "w")))
     path = store.directory / "index-00000.csv"
     head, *rows = path.read_text().splitlines()
     if damage == "drop":
@@ -321,9 +346,9 @@ def test_an_edited_index_never_gives_another_videos_features(tmp_path, damage):
     with pytest.raises(VdError, match=r"vd extract"):
         open_store(tmp_path).read("v1", 0)
     store = open_store(tmp_path)
-    store.verify()
+    store.recover(verify=True)
     assert set(store.rows) == {"w0", "w1"}
-    store.add(chunk(videos), "test")
+    fill(store, chunk(videos))
     for video in [*videos, *make_videos(2, "w")]:
         np.testing.assert_array_equal(
             open_store(tmp_path).read(video.id, 0),
@@ -333,11 +358,11 @@ def test_an_edited_index_never_gives_another_videos_features(tmp_path, damage):
 
 def test_an_index_of_today_with_sealed_rows_is_read_and_appended_to(tmp_path):
     store = open_store(tmp_path)
-    store.add(chunk(make_videos(2)), "test")
+    fill(store, chunk(make_videos(2)))
     path = store.directory / "index-00000.csv"
     write_csv(path, [{**row, "row_sha256": "0" * 16} for row in read_csv(path)])
     store = open_store(tmp_path)
     assert store.damaged == []
-    store.add(chunk(make_videos(2, "w")), "test")
-    assert store.verify() == []
+    fill(store, chunk(make_videos(2, "w")))
+    assert store.recover(verify=True) == []
     assert len(open_store(tmp_path).read("v1", 0)) == 5

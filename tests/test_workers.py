@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.broken import (
     render_slow,
 )
 from vd.config import DecodeConfig
+from vd.data import workers
 from vd.data.decode import FrameSettings
 from vd.data.workers import decode_pool, decode_videos, read_headers
 from vd.errors import VdError
@@ -51,6 +53,60 @@ if __name__ == "__main__":
 """
 
 
+class Faulty(type(Path())):
+    """A path whose decoding stops at a frame: at another one in each pass, then at none.
+
+    `at` are numbers of frames; `kind` is `hang`, `crash`, `full` (crash when two other
+    workers wait with a finished stretch) or `wait` (crash while the first stretch waits).
+    """
+
+    def __new__(cls, path, kind, *at):
+        self = super().__new__(cls, path)
+        self.kind, self.at = kind, at
+        self.passes = Path(f"{path}.passes")
+        self.passes.write_text("")
+        return self
+
+    def __reduce__(self):
+        return _spoil, (str(self), self.kind, self.at)
+
+
+def _spoil(path, kind, at):
+    """In the worker, as it takes the task: have the decoding of a path stop."""
+    passes = Path(f"{path}.passes")
+    number = len(passes.read_text())
+    passes.write_text("x" * (number + 1))
+    intact = workers.decode
+
+    def stopping(other, settings, sink, *options):
+        keep, stretch = sink.keep, sink.stretch
+
+        def crash_waiting():
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            stretch()
+
+        def keep_or_stop(images, seconds, frames):
+            if number < len(at) and frames > at[number]:
+                folder = Path(sink._name).parent
+                while kind == "full" and len(list(folder.glob("*.frames"))) < 2:
+                    time.sleep(0.01)
+                if kind == "hang":
+                    time.sleep(1000)
+                os.kill(os.getpid(), signal.SIGKILL)
+            keep(images, seconds, frames)
+
+        if str(other) == path:
+            workers.decode = intact
+            if kind != "wait":
+                sink.keep = keep_or_stop
+            elif number < len(at):
+                sink.stretch = crash_waiting
+        return intact(other, settings, sink, *options)
+
+    workers.decode = stopping
+    return Path(path)
+
+
 def decode(paths, workers=2, deadline_seconds=60, stretch_seconds=30.0, **options):
     limits = DecodeConfig(deadline_seconds, workers)
     with decode_pool(SMALL, limits, len(paths), stretch_seconds) as pool:
@@ -70,6 +126,12 @@ def clip(tmp_path_factory):
 def slow(tmp_path_factory):
     """A clip of 11 s of decoding."""
     return render_slow(tmp_path_factory.mktemp("slow") / "slow.mkv", 1500)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A clip of 110 frames at 25 a second."""
+    return render(tmp_path_factory.mktemp("long") / "long.mkv", noisy_frames(110))
 
 
 def workers_of(parent: int) -> list[int]:
@@ -157,21 +219,128 @@ def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
     assert found == [("used", ""), *expected.values(), ("used", "")]
     kinds = [kind for kind, _ in found]
     assert sum(map(kinds.count, ("used", "partial", "quarantined"))) == len(paths)
-    alone, _ = decoding.decode(clip)
+    alone, _ = decoding.decode_all(clip)
     for piece in (pieces[0], pieces[-1]):
         np.testing.assert_array_equal(piece.images, alone)
 
 
-def test_a_long_video_comes_in_stretches(tmp_path, clip):
-    long = render(tmp_path / "long.mkv", noisy_frames(110))
+def test_a_long_video_comes_in_stretches(clip, long):
     pieces = list(decode([clip, long, clip], stretch_seconds=1.0))
     assert [piece.index for piece in pieces] == [0, 0, 1, 1, 1, 1, 1, 2, 2]
     assert [piece.outcome is not None for piece in pieces] == [
         *(False, True), *(False, False, False, False, True), *(False, True)
     ]  # fmt: skip
-    whole, _ = decoding.decode(long)
+    whole, _ = decoding.decode_all(long)
     parts = np.concatenate([piece.images for piece in pieces if piece.index == 1])
     np.testing.assert_array_equal(parts, whole)
+
+
+def test_the_first_video_in_line_has_a_worker_whatever_the_others_do(long):
+    """It crashes in its second stretch, when all other workers are full."""
+    first = Faulty(long, "full", 60)
+    pieces = list(decode([first, *[long] * 4], workers=3, stretch_seconds=1.0))
+    assert first.passes.read_text() == "xx"
+    assert outcomes(pieces) == [("used", "")] * 5
+    assert [piece.index for piece in pieces] == np.repeat(range(5), 5).tolist()
+    whole, _ = decoding.record(long)
+    for index in range(5):
+        images = [piece.images for piece in pieces if piece.index == index]
+        np.testing.assert_array_equal(np.concatenate(images), whole.images)
+        seconds = [piece.seconds for piece in pieces if piece.index == index]
+        np.testing.assert_array_equal(np.concatenate(seconds), whole.seconds)
+
+
+def test_a_stretch_that_waits_while_its_worker_crashes_comes_again(long):
+    waiting = Faulty(long, "wait", 0)
+    with decode_pool(SMALL, DecodeConfig(60, 2), 2, stretch_seconds=1.0) as pool:
+        pieces = decode_videos([long, waiting], pool)
+        collected = [next(pieces)]
+        while len(list(pool.folder.glob("*.frames"))) < 2:
+            time.sleep(0.01)
+        time.sleep(1)  # it crashes
+        collected += pieces
+    assert waiting.passes.read_text() == "xx"
+    assert outcomes(collected) == [("used", "")] * 2
+    one, other = (
+        np.concatenate([piece.images for piece in collected if piece.index == index])
+        for index in (0, 1)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+LOST = {
+    "hangs twice at one frame": ("hang", (80, 80), ("partial", "timeout"), 2),
+    "hangs once": ("hang", (80,), ("used", ""), 2),
+    "hangs early": ("hang", (40, 40), ("quarantined", "timeout"), 1),
+    "hangs here and there": ("hang", (80, 90), ("quarantined", "timeout"), 2),
+    "hangs there and here": ("hang", (90, 60), ("quarantined", "timeout"), 2),
+    "crashes twice at one frame": ("crash", (80, 80), ("partial", "corrupt-frames"), 2),
+    "crashes early": ("crash", (40, 40), ("quarantined", "corrupt-frames"), 2),
+    "crashes here and there": ("crash", (80, 70), ("quarantined", "corrupt-frames"), 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_images", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "at", "outcome", "passes"), LOST.values(), ids=list(LOST)
+)
+def test_a_video_that_stops_counts_if_it_stops_at_the_same_frame_again(
+    clip, long, kind, at, outcome, passes, keep_images
+):
+    video = Faulty(long, kind, *at)
+    options = {"stretch_seconds": 1.0, "deadline_seconds": 1}
+    pieces = list(decode([video, clip], keep_images=keep_images, **options))
+    assert outcomes(pieces) == [outcome, ("used", "")]
+    assert len(video.passes.read_text()) == passes
+    result = next(piece.outcome for piece in pieces if piece.outcome)
+    assert (result.width, result.height, result.codec) == (64, 48, "h264")
+    if outcome[0] == "partial":
+        assert 75 <= result.frames <= 80
+        assert result.duration == pytest.approx(result.frames / 25, abs=0.15)
+        if keep_images:
+            images = np.concatenate([p.images for p in pieces if p.index == 0])
+            whole, _ = decoding.decode_all(long)
+            np.testing.assert_array_equal(images, whole[: len(images)])
+            assert len(images) == 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "at", "frames", "passes"),
+    [("hang", (40, 40), 40, 1), ("crash", (40, 30), 40, 2), ("crash", (40, 80), 80, 2)],
+)
+def test_without_confirmation_a_video_gives_what_came(
+    clip, long, kind, at, frames, passes
+):
+    video = Faulty(long, kind, *at)
+    options = {"stretch_seconds": 1.0, "deadline_seconds": 1}
+    pieces = list(decode([video, clip], confirm=False, **options))
+    reason = "timeout" if kind == "hang" else "corrupt-frames"
+    assert outcomes(pieces) == [("partial", reason), ("used", "")]
+    assert len(video.passes.read_text()) == passes
+    result = next(piece.outcome for piece in pieces if piece.outcome)
+    assert frames - 5 <= result.frames <= frames
+    images = np.concatenate([piece.images for piece in pieces if piece.index == 0])
+    whole, _ = decoding.decode_all(long)
+    np.testing.assert_array_equal(images, whole[: len(images)])
+    assert len(images) >= min(frames // 25 * 8, 8)
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_slow_consumer_is_no_timeout_and_few_stretches_wait_for_it(long):
+    ended, most = [], 0
+    with decode_pool(SMALL, DecodeConfig(1, 2), 8, stretch_seconds=1.0) as pool:
+        for number, piece in enumerate(decode_videos([long] * 8, pool)):
+            ended += outcomes([piece])
+            for _ in range(31 if number == 2 else 1):  # once three deadlines
+                time.sleep(0.1)
+                maps = Path("/proc/self/maps").read_text()
+                mapped = maps.count(f"{pool.folder}/")
+                most = max(most, mapped + len(list(pool.folder.glob("*.images"))))
+    assert ended == [("used", "")] * 8
+    assert 3 <= most <= 2 + 2 + 1  # one of them is the consumer's
 
 
 def test_images_are_left_out_on_request(clip):
@@ -184,18 +353,14 @@ def test_nothing_to_decode():
     assert list(decode([])) == []
 
 
-@pytest.mark.parametrize("pools", [1, 2])
-def test_images_of_two_calls_at_once_do_not_mix(tmp_path, pools):
+def test_images_of_two_calls_at_once_do_not_mix(tmp_path):
     dark = render_lossless(tmp_path / "dark.mkv", grey_frames(20))
     bright = render_lossless(tmp_path / "bright.mkv", list(grey_frames(50))[30:])
     calls = decode([dark] * 4, workers=1), decode([bright] * 4, workers=1)
-    with decode_pool(SMALL, DecodeConfig(), 8) as pool:
-        if pools == 1:
-            calls = decode_videos([dark] * 4, pool), decode_videos([bright] * 4, pool)
-        for one, other in zip(*calls, strict=True):
-            assert one.images[:, 0].max() < 40
-            assert other.images[:, 0].min() >= 60
-            assert len(one.images) == len(other.images) == 6
+    for one, other in zip(*calls, strict=True):
+        assert one.images[:, 0].max() < 40
+        assert other.images[:, 0].min() >= 60
+        assert len(one.images) == len(other.images) == 6
 
 
 @pytest.mark.slow
@@ -293,7 +458,7 @@ def test_decoded_frames_that_vanish_are_an_error_not_a_video_without_frames(
         pieces = decode_videos([clip] * 4, pool)
         assert len(next(pieces).images) == 16
         time.sleep(2)  # the next ones are decoded
-        for path in list(pool.folder.rglob("*.rgb")):
+        for path in list(pool.folder.rglob("*.images")):
             damage(path)
         with pytest.raises(VdError, match="another program removed them"):
             list(pieces)
@@ -347,7 +512,7 @@ def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
         pieces = decode_videos([clip] * 2, pool)
         whole = 16 * 2 * 48 * 64 * 3  # bytes of two seconds of both streams
         ended = time.monotonic() + 30
-        while [p.stat().st_size for p in pool.folder.rglob("*.rgb")] != [whole] * 2:
+        while [p.stat().st_size for p in pool.folder.rglob("*.images")] != [whole] * 2:
             assert time.monotonic() < ended
             time.sleep(0.05)
         assert len(list(pieces)) == 2

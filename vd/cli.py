@@ -309,7 +309,9 @@ class Report(Settings):
 class Predict:
     """Probability of violence of video files: a JSON line each on standard output."""
 
-    files: tyro.conf.Positional[tuple[Path, ...]]
+    files: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
+    ]
     """Video files."""
     checkpoint_dir: Path
     """The run folder."""
@@ -327,15 +329,27 @@ class Predict:
         prepare_jax()
         failed = False
         predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
-        for prediction in predictor.predict(self.files):
-            row: dict[str, Any] = {
-                "path": str(prediction.path),
+        predictions = predictor.predict([Path(name) for name in self.files])
+        for name, prediction in zip(self.files, predictions, strict=True):
+            outcome = prediction.outcome
+            if prediction.probability is None:
+                failed = True
+                say(f"{name} could not be predicted: {outcome.reason}")
+            elif outcome.outcome == "partial":
+                say(
+                    f"{name} is partial ({outcome.reason}): predicted from the "
+                    f"{outcome.frames} frames that could be decoded"
+                )
+            row = {
+                "path": name,  # as it was given
                 "probability": prediction.probability,
                 "label": prediction.label,
+                "outcome": outcome.outcome,
+                "reason": outcome.reason,
+                "frames": outcome.frames,
+                "duration": outcome.duration,
+                "gaps": outcome.gaps,
             }
-            if prediction.probability is None:
-                failed, row["reason"] = True, prediction.outcome.reason
-                say(f"{prediction.path} could not be predicted: {row['reason']}")
             print(json.dumps(row), flush=True)
         return SOME_FAILED if failed else 0
 

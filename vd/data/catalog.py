@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from vd.console import SLICE_SECONDS, say, track
 from vd.data.manifest import Video
-from vd.data.outcome import Outcome, check_file
+from vd.data.outcome import Outcome, check_file, outcome_from_row, outcome_row
 from vd.errors import VdError
 from vd.files import explaining
 
@@ -25,10 +25,10 @@ _TABLES = """
     CREATE TABLE IF NOT EXISTS hashes (
         path BLOB PRIMARY KEY,  -- bytes, for names that are not UTF-8
         size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT);
-    CREATE TABLE IF NOT EXISTS outcomes (
+    CREATE TABLE IF NOT EXISTS outcomes_2 (  -- "outcomes" was an earlier decoder's
         sha256 TEXT PRIMARY KEY, outcome TEXT, reason TEXT, frames INTEGER,
         width INTEGER, height INTEGER, fps REAL, duration REAL, codec TEXT,
-        brightness REAL);
+        brightness REAL, span REAL, gaps TEXT, clock TEXT);
     CREATE TABLE IF NOT EXISTS fingerprints (
         sha256 TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL,
         letterbox REAL);
@@ -69,14 +69,17 @@ class Catalog:
 
     def outcomes(self) -> dict[str, Outcome]:
         """All outcomes by content hash."""
-        columns = ", ".join(field.name for field in dataclasses.fields(Outcome))
-        rows = self.select(f"SELECT sha256, {columns} FROM outcomes")
-        return {sha256: Outcome(*values) for sha256, *values in rows}
+        names = [field.name for field in dataclasses.fields(Outcome)]
+        rows = self.select(f"SELECT sha256, {', '.join(names)} FROM outcomes_2")
+        return {
+            sha256: outcome_from_row(dict(zip(names, values, strict=True)))
+            for sha256, *values in rows
+        }
 
     def add_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
         """Add outcomes by content hash."""
-        rows = [(key, *dataclasses.astuple(value)) for key, value in outcomes.items()]
-        self.insert("outcomes", rows)
+        rows = [(key, *outcome_row(value).values()) for key, value in outcomes.items()]
+        self.insert("outcomes_2", rows)
 
     def _run(self, work: Callable[[sqlite3.Connection], _T], again: bool = True) -> _T:
         """Do `work` in one transaction; once more on a new catalog if this is damaged."""

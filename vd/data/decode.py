@@ -5,10 +5,12 @@ Anything here may hang or crash on a broken file, so it runs in a worker process
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import av
 import cv2
@@ -16,16 +18,48 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
-from vd.data.outcome import Outcome, Tally, check_file, read_header, why_not_opened
+from vd.data.clock import Clock, Timed
+from vd.data.outcome import (
+    PICTURE,
+    Counts,
+    Outcome,
+    check_file,
+    is_scrambled,
+    outcome_of,
+    select_stream,
+    why_not_opened,
+)
 from vd.data.streams import STREAMS, Image
 
-_ROUNDING = 1e-3  # seconds: some containers round time stamps to it
-_MARGINS = 2.0, 20.0, math.inf  # seconds to seek ahead of a stretch; the last: no seek
-_HOLE_STEPS, _HOLE_SECONDS = 10, 0.5  # a longer step to the next frame is a hole
+# Seconds to which some containers round time stamps. Not 1 ms sharp: frames of 24 and 30
+# fps over 1.001 lie exactly so far before a slot, where a float decides.
+_ROUNDING = 1.01e-3
+_COARSE = 1 / 5000  # seconds: time bases above it round the times of common rates
+_TIE = 2 * _ROUNDING  # seconds: two distances that rounding can make unequal
+_NEAR = 0.025 + _ROUNDING  # seconds: how early the last later frame may be
 _READING_ERRORS = 50  # in a row, after which the rest of a file is given up
+_PACKETS_AHEAD = 32  # read to see whether stamps are in the order of decoding
+_MOST_IN_DECODER = 16  # frames that a decoder may reorder
 
-Keep = Callable[[UInt8[np.ndarray, "S H W 3"]], object]
 _Sizes = dict[int | None, Image]  # a frame by `Stream.side`
+
+
+class Sink:
+    """Takes what a video gives, in order; this one does nothing with it."""
+
+    def header(self, header: Outcome) -> None:
+        """The header, once, before the first frame."""
+
+    def keep(
+        self, images: UInt8[np.ndarray, "S H W 3"] | None, seconds: float, frames: int
+    ) -> None:
+        """The streams of a kept frame (None when only counting), and its time.
+
+        `seconds` count from the first decoded frame; `frames` were decoded so far.
+        """
+
+    def stretch(self) -> None:
+        """A stretch of the video has passed; may wait. Not called at the end."""
 
 
 @dataclass(frozen=True)
@@ -40,49 +74,38 @@ class FrameSettings:
     max_pixels: int = 7680 * 4320  # of a source frame; larger ones are refused
 
 
-class Position(NamedTuple):
-    """Where the next stretch of a video begins; `origin` is its first frame's time stamp."""
-
-    seconds: float = 0.0
-    origin: int | None = None
-
-
-class Stretch(NamedTuple):
-    """The tally of one stretch of a video, and where the next one begins."""
-
-    tally: Tally
-    next: Position | None = None  # None: the video has ended
-
-
-def decode_stretch(
+def decode(
     path: Path,
     settings: FrameSettings,
-    position: Position = Position(),  # noqa: B008  # immutable
-    seconds: float = 30.0,
-    keep: Keep | None = None,
-) -> Stretch:
-    """Decode the frames of [position, position + seconds); `seconds` must be whole slots.
+    sink: Sink | None = None,
+    images: bool = True,
+    stretch_seconds: float = 30.0,
+) -> Outcome:
+    """Decode a video in one pass, from its first frame to its last; its outcome.
 
-    With 0 seconds it reads the header alone.
-
-    A frame is kept if it is the first in its slot of 1 / frames_per_second. Its later frame
-    is the first one at least `motion_gap_seconds` less half a usual step after it. A frame
-    without a later one is not kept. Damaged frames are counted and left out. `keep` receives
-    the streams of each kept frame; without it frames are only counted. Never raises for a
-    bad file: `tally.header.reason` says why it was refused.
+    A frame is kept if it is the first in its slot of 1 / frames_per_second and another one
+    follows it about `motion_gap_seconds` later. Damaged frames are counted and left out.
+    With `images` false, frames are only counted. Never raises for a bad file.
     """
     if reason := check_file(path):
-        return Stretch(Tally(Outcome("quarantined", reason)))
+        return Outcome("quarantined", reason)
+    keeper = _Keeper(settings, sink or Sink(), images and sink is not None)
     try:
-        for margin in _MARGINS:
-            with _open(path) as container:
-                keeper = _Keeper(settings, keep)
-                stretch = _decode(container, keeper, position, seconds, margin)
-            if stretch is not None:
-                return stretch
+        with _open(path) as container:
+            return _decode(container, keeper, stretch_seconds)
     except av.error.FFmpegError as error:
-        reason = why_not_opened(path, error)
-    return Stretch(Tally(Outcome("quarantined", reason)))
+        return Outcome("quarantined", why_not_opened(path, error))
+
+
+def read_header(path: Path, settings: FrameSettings) -> Outcome:
+    """The header of a video, quarantined so far; never raises for a bad file."""
+    if reason := check_file(path):
+        return Outcome("quarantined", reason)
+    try:
+        with _open(path) as container:
+            return select_stream(container, settings.max_pixels)[1]
+    except av.error.FFmpegError as error:
+        return Outcome("quarantined", why_not_opened(path, error))
 
 
 def _open(path: Path) -> Any:
@@ -90,70 +113,58 @@ def _open(path: Path) -> Any:
     return av.open(str(path.absolute()), metadata_errors="replace")
 
 
-def _decode(
-    container: Any,
-    keeper: "_Keeper",
-    position: Position,
-    seconds: float,
-    margin: float,
-) -> Stretch | None:
-    """Decode a stretch from `margin` seconds ahead; None if seeking landed too late."""
-    settings = keeper.settings
-    stream, header = read_header(container, settings.max_pixels)
-    if header.reason or not seconds:
-        return Stretch(Tally(header))
-    stream.thread_type = "NONE"  # processes are the parallelism
-    if header.codec == "mjpeg":  # otherwise it fills in the rest of a cut picture
-        stream.codec_context.options = {"err_detect": "explode"}
-    landed = position.origin is None or position.seconds <= margin
-    if not landed and not _seek(container, stream, position, margin):
-        return None
-    slots = round(seconds * settings.frames_per_second)
-    first_slot = round(position.seconds * settings.frames_per_second)
-    clock = _Clock(stream.time_base, header.fps, position.origin)
-    keeper.usual_step = 1 / header.fps
-    slot = -1 if position.seconds else 0  # of the previous frame
-    good, last = 0, 0.0
-    after = None
+def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcome:
+    """Decode the best stream of an open file."""
+    stream, header = select_stream(container, keeper.settings.max_pixels)
+    if header.reason:
+        return replace(header, frames=0)
+    keeper.sink.header(header)
+    if not _open_decoder(stream):
+        return replace(header, reason="corrupt-frames", frames=0)
     reader = _Reader(container, stream)
-    for frame in reader.frames():
-        if frame is None:
-            if slot >= first_slot and after is None:
-                reader.fault()
-            continue
-        # the header may give a smaller size
-        if frame.width * frame.height > settings.max_pixels:
-            return Stretch(Tally(replace(header, reason="too-large")))
-        time = clock(frame)
-        landed = landed or time <= position.seconds - margin / 2
-        if not landed:
-            return None
-        slot = math.floor((time + _ROUNDING) * settings.frames_per_second)
-        if slot < first_slot:
-            continue
-        if slot >= first_slot + slots:
-            after = after or Position(slot // slots * seconds, clock.origin)
-        if frame.is_corrupt:
-            if after is None:
-                reader.fault()
-        elif after is None:
-            if position.origin is None and not good:
+    clock = Clock(stream.time_base, header.fps, hold=_Picture.sizes)
+    keeper.grid = header.fps if stream.time_base > _COARSE else 0.0
+    stretch_end = stretch_seconds
+    for frame, stamp in reader.frames():
+        picture = _Picture(frame, keeper.convert)
+        if picture.usable:
+            # the header may give a smaller size
+            if frame.width * frame.height > keeper.settings.max_pixels:
+                return replace(header, reason="too-large", frames=0)
+            if header.brightness is None:
                 header = replace(header, brightness=_brightness(frame))
-            good, last = good + 1, time
-            keeper.see(frame, time, slot)
-        else:
-            keeper.see(frame, time)
-        if after is not None and not keeper.waiting:
-            break
-    if not landed:
-        return None
-    holes = 0
-    if not header.frames:  # otherwise the frame count shows them
-        holes = clock.holes(position.seconds, position.seconds + seconds)
-    faults, tail = reader.faults(header, ended=after is None)
-    end = reader.end - clock.start if stream.duration is None else 0.0
-    tally = Tally(header, good, faults + holes, last, keeper.kept, end, tail)
-    return Stretch(tally, after)
+        for timed in clock.add(picture, stamp):
+            keeper.see(timed, reader.good)
+            if timed.seconds >= stretch_end:
+                stretches = timed.seconds // stretch_seconds + 1
+                stretch_end = stretches * stretch_seconds
+                keeper.sink.stretch()
+    for timed in clock.finish():
+        keeper.see(timed, reader.good)
+    keeper.finish(reader.good)
+    counts = reader.counts(header, keeper.kept, clock.reach)
+    if container.format.name == PICTURE and counts.packets < 2:
+        return Outcome("quarantined", "not-a-video")
+    return replace(
+        outcome_of(header, counts),
+        duration=clock.duration,
+        span=clock.span,
+        gaps=tuple(clock.gaps),
+        clock="stamps" if clock.has_stamps else "rate",
+    )
+
+
+def _open_decoder(stream: Any) -> bool:
+    """Whether the decoder of a stream can be opened."""
+    stream.thread_type = "NONE"  # processes are the parallelism
+    context = stream.codec_context
+    if context.name == "mjpeg":  # otherwise it fills in the rest of a cut picture
+        context.options = {"err_detect": "explode"}
+    try:
+        context.open(strict=False)
+    except av.error.FFmpegError:
+        return False
+    return True
 
 
 def _brightness(frame: Any) -> float | None:
@@ -164,47 +175,95 @@ def _brightness(frame: Any) -> float | None:
         return None
 
 
-def _seek(container: Any, stream: Any, position: Position, margin: float) -> bool:
-    """Seek to a key frame `margin` seconds ahead; whether the container can."""
-    ahead = round((position.seconds - margin) / stream.time_base)
-    try:
-        container.seek(position.origin + ahead, stream=stream)
-    except (av.error.FFmpegError, OverflowError):
-        return False
-    return True
+class _Picture:
+    """A decoded frame, None for a repeat; once converted, it frees the decoder's buffer."""
+
+    def __init__(self, frame: Any, convert: Callable[[Any], _Sizes]) -> None:
+        self.usable = frame is not None and not frame.is_corrupt
+        self._frame, self._convert = frame, convert
+        self._sizes: _Sizes = {}
+
+    def sizes(self) -> _Sizes:
+        """The frame in each size that a stream sees."""
+        if self._frame is not None:
+            self._sizes, self._frame = self._convert(self._frame), None
+        return self._sizes
 
 
 class _Keeper:
-    """Pairs each kept frame with its later one, and hands their streams to `keep`.
+    """Pairs each kept frame with its later one, and hands their streams to the sink.
 
-    Converts only the frames of pairs; without `keep` it counts pairs and converts none.
+    Converts only the frames of pairs; without images it counts pairs and converts none.
     """
 
-    def __init__(self, settings: FrameSettings, keep: Keep | None) -> None:
-        self.settings = settings
-        self.usual_step = 0.0  # seconds from a frame to the next
+    def __init__(self, settings: FrameSettings, sink: Sink, images: bool) -> None:
+        self.settings, self.sink = settings, sink
+        self.grid = 0.0  # frames a second at which rounded time stamps lie
         self.kept = 0
-        self.waiting: list[tuple[float, _Sizes]] = []
+        self._waiting: deque[Timed[_Picture]] = deque()  # for their later frames
+        self._last: Timed[_Picture] | None = None
         self._slot = -1
-        self._keep = keep
-        sides = {STREAMS[name].side for name in settings.streams if keep is not None}
-        # one for each size, because it keeps its tables from frame to frame
+        self._images = images
+        sides = {STREAMS[name].side for name in settings.streams if images}
+        # one a size, because it keeps its tables from frame to frame
         self._reformatters = {side: VideoReformatter() for side in sides}
 
-    def see(self, frame: Any, time: float, slot: int = -1) -> None:
-        """Take a frame as the later one of those waiting; keep it if its slot is new."""
-        image = None
-        gap = self.settings.motion_gap_seconds - 0.5 * self.usual_step - _ROUNDING
-        while self.waiting and time >= self.waiting[0][0] + gap:
-            image = self._convert(frame) if image is None else image
-            earlier = self.waiting.pop(0)[1]
-            self.kept += 1
-            if self._keep is not None:
-                self._keep(self._streams(earlier, image))
+    def see(self, timed: Timed[_Picture], frames: int) -> None:
+        """Take a frame as the later one of those waiting; keep it if its slot is new.
+
+        Later is the frame nearest to `motion_gap_seconds` later, of two as near the earlier
+        one.
+        """
+        if timed.after_gap:
+            self.finish(frames)
+        if not timed.frame.usable:
+            return
+        while self._waiting and timed.seconds >= self._target() - _ROUNDING:
+            late = timed.seconds - self._target()
+            self._keep(self._last_if(late + _TIE) or timed, frames)
+        slot = math.floor(
+            self._unrounded(timed.seconds) * self.settings.frames_per_second
+        )
         if slot > self._slot:
             self._slot = slot
-            image = self._convert(frame) if image is None else image
-            self.waiting.append((time, image))
+            self._waiting.append(timed)
+        self._last = timed
+
+    def finish(self, frames: int) -> None:
+        """No frame follows, or a gap: the last one may still be the later one."""
+        while self._waiting:
+            if later := self._last_if(_NEAR):
+                self._keep(later, frames)
+            else:
+                self._waiting.popleft()
+        self._last = None
+
+    def _target(self) -> float:
+        """When the later frame of the first waiting one should come."""
+        return self._waiting[0].seconds + self.settings.motion_gap_seconds
+
+    def _last_if(self, seconds: float) -> Timed[_Picture] | None:
+        """The last frame, if it is later than the first waiting one and so early for it."""
+        last = self._last
+        if last is None or last.seconds <= self._waiting[0].seconds:
+            return None
+        return last if self._target() - last.seconds <= seconds else None
+
+    def _unrounded(self, seconds: float) -> float:
+        """The time at which a frame lies on the grid of its rate, or after rounding."""
+        if self.grid:
+            exact = round(seconds * self.grid) / self.grid
+            seconds = exact if abs(exact - seconds) < _ROUNDING else seconds
+        return seconds + _ROUNDING
+
+    def _keep(self, later: Timed[_Picture], frames: int) -> None:
+        """Hand over the first waiting frame."""
+        earlier = self._waiting.popleft()
+        images = None
+        if self._images:
+            images = self._streams(earlier.frame.sizes(), later.frame.sizes())
+        self.kept += 1
+        self.sink.keep(images, earlier.seconds, frames)
 
     def _streams(self, earlier: _Sizes, later: _Sizes) -> UInt8[np.ndarray, "S H W 3"]:
         """The image of each stream, in the size of the settings."""
@@ -218,7 +277,7 @@ class _Keeper:
             images.append(image)
         return np.stack(images)
 
-    def _convert(self, frame: Any) -> _Sizes:
+    def convert(self, frame: Any) -> _Sizes:
         """A frame in each size that a stream sees."""
         height, width = self.settings.height, self.settings.width
         return {
@@ -242,91 +301,131 @@ def _upright(
 
 
 class _Reader:
-    """Decodes one stream; counts its faults, and notes where all streams end."""
+    """Decodes one stream; counts its packets and faults, and notes where it ends."""
 
     def __init__(self, container: Any, stream: Any) -> None:
+        self.good = 0  # frames decoded so far
         self._container, self._stream = container, stream
-        self.end = 0.0  # seconds at which the last packet of all streams ends
+        self._end = 0.0  # seconds, of all streams if the one has no own duration
         self._packets = 0  # read so far, of the one stream
         self._cut = False  # whether the last of them is incomplete
+        self._started = False  # whether one of them begins a group of pictures
+        self._encrypted = False
         self._faults: list[int] = []  # the value of `_packets` at each fault
+        # Of the packets in the decoder, if they are in the order of decoding.
+        self._stamps: deque[int | None] | None = None
 
-    def frames(self) -> Iterator[Any]:
-        """Decoded frames; None for each packet that cannot be read or decoded."""
+    def frames(self) -> Iterator[tuple[Any, int | None]]:
+        """Decoded frames with their time stamps, from the first good one on.
+
+        None stands for an empty packet, by which Theora shows the last frame once more.
+        """
+        packets = self._read()
+        ahead: list[Any] = []
+        if self._stream.codec_context.reorder_depth:
+            ahead = list(islice(packets, _PACKETS_AHEAD))
+            self._stamps = deque() if _in_decoding_order(ahead) else None
+        for packet in chain(ahead, packets):
+            if packet is not None and not packet.size and packet.dts is not None:
+                if self.good:
+                    yield None, packet.dts
+                continue
+            for frame in self._decode(packet):
+                stamp = self._stamp(frame)
+                if frame.is_corrupt:
+                    self._fault()
+                self.good += not frame.is_corrupt
+                if self.good:
+                    yield frame, stamp
+
+    def counts(self, header: Outcome, kept: int, reach: float) -> Counts:
+        """What decoding came to, with frames kept and the reach of the clock.
+
+        Frames after the last fault can be missing without the index showing it, and nothing
+        follows an incomplete packet.
+        """
+        start = float((self._stream.start_time or 0) * self._stream.time_base)
+        ends = self._cut or not header.frames
+        return Counts(
+            good=self.good,
+            kept=kept,
+            packets=self._packets,
+            faults=len(self._faults),
+            tail=self._faults.count(self._packets) if ends else 0,
+            reached=max(reach, self._end - start),
+            encrypted=self._encrypted
+            or (not self._packets and is_scrambled(self._container)),
+        )
+
+    def _read(self) -> Iterator[Any]:
+        """The packets of the stream; None for each that cannot be read."""
         packets = self._container.demux()
         errors = 0
         while errors < _READING_ERRORS:
             try:
                 packet = next(packets)
-                errors = 0
-                self._note(packet)
-                if packet.stream is self._stream:
-                    yield from packet.decode()
             except (StopIteration, av.error.EOFError):
                 return
             except av.error.FFmpegError:
                 errors += 1
                 packets = self._container.demux()  # reading may go on after the fault
-                yield None
+                if self._container.format.name != "mpjpeg":  # has no other end
+                    yield None
+                continue
+            errors = 0
+            own = packet.stream is self._stream
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None and (own or self._stream.duration is None):
+                seconds = (stamp + (packet.duration or 0)) * packet.time_base
+                self._end = max(self._end, float(seconds))
+            if own:
+                yield packet
 
-    def fault(self) -> None:
-        """Count the current frame as damaged or missing."""
-        self._faults.append(self._packets)
-
-    def faults(self, header: Outcome, ended: bool) -> tuple[int, int]:
-        """The number of faults; and if the file has `ended`, how many of them end it.
-
-        Frames after the last fault can be missing without the index showing it, and nothing
-        follows an incomplete packet.
-        """
-        last = ended and (self._cut or not header.frames)
-        return len(self._faults), self._faults.count(self._packets) if last else 0
-
-    def _note(self, packet: Any) -> None:
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is not None and packet.time_base is not None:
-            seconds = (stamp + (packet.duration or 0)) * packet.time_base
-            self.end = max(self.end, float(seconds))
-        if packet.stream is self._stream and packet.size:
+    def _decode(self, packet: Any) -> list[Any]:
+        """The frames that a packet completes."""
+        if packet is None:
+            self._fault()
+            return []
+        if packet.size:
             self._packets += 1
             self._cut = packet.is_corrupt
+            self._started = self._started or packet.is_keyframe
+            self._encrypted |= packet.has_sidedata("encryption_info")
+            if self._stamps is not None:
+                self._stamps.append(packet.dts)
+        try:
+            frames: list[Any] = packet.decode()
+        except av.error.EOFError:
+            return []
+        except av.error.FFmpegError:
+            self._fault()
+            if self._stamps:
+                self._stamps.pop()
+            return []
+        return frames
+
+    def _fault(self) -> None:
+        """Count a frame as damaged or missing, unless it precedes all key frames."""
+        if self._started or self.good:
+            self._faults.append(self._packets)
+
+    def _stamp(self, frame: Any) -> int | None:
+        """The time stamp of a frame: the earliest in the decoder if those are out of order."""
+        if not self._stamps:
+            stamp: int | None = frame.dts if frame.pts is None else frame.pts
+            return stamp
+        while len(self._stamps) > _MOST_IN_DECODER:  # of packets that gave no frame
+            self._stamps.popleft()
+        return self._stamps.popleft()
 
 
-class _Clock:
-    """Seconds since a video's first frame, from time stamps, else from the frame rate."""
+def _in_decoding_order(packets: list[Any]) -> bool:
+    """Whether time stamps say when packets are decoded, as AVI and ASF have them.
 
-    def __init__(self, time_base: Any, fps: float, origin: int | None) -> None:
-        self.origin = origin
-        self._time_base = time_base
-        self._step = 1 / fps
-        self._times: list[float] = []
-
-    @property
-    def start(self) -> float:
-        """The first frame's time stamp in seconds."""
-        return float((self.origin or 0) * self._time_base)
-
-    def __call__(self, frame: Any) -> float:
-        """The time of the next frame, always later than the previous one."""
-        stamp = frame.pts if frame.pts is not None else frame.dts
-        self.origin = stamp if self.origin is None else self.origin
-        previous = self._times[-1] if self._times else -self._step
-        seconds = previous
-        if stamp is not None:
-            seconds = float((stamp - self.origin) * self._time_base)
-        if seconds <= previous:
-            seconds = previous + self._step
-        self._times.append(seconds)
-        return seconds
-
-    def holes(self, begin: float, end: float) -> int:
-        """Number of steps that end in [begin, end) and are far longer than usual.
-
-        Lost data and a paused camera look alike, so a hole makes a video partial and never
-        loses it.
-        """
-        if len(self._times) < 2:
-            return 0
-        steps, ends = np.diff(self._times), np.array(self._times[1:])
-        least = max(_HOLE_STEPS * np.median(steps), _HOLE_SECONDS)
-        return int(np.sum((steps > least) & (begin <= ends) & (ends < end)))
+    FFmpeg then takes the next packet's for the time at which a frame is shown.
+    """
+    stamped = [packet for packet in packets if packet is not None and packet.size]
+    return all(
+        after.dts is not None and packet.pts in (None, after.dts)
+        for packet, after in pairwise(stamped)
+    )

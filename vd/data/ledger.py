@@ -15,7 +15,7 @@ from vd.console import say, track
 from vd.data.catalog import Catalog
 from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES, SPLITS, Video
-from vd.data.outcome import Outcome, check_file
+from vd.data.outcome import Outcome, check_file, outcome_row
 from vd.data.workers import decode_pool, decode_videos
 from vd.errors import LOSS_GAP, VdError
 
@@ -49,7 +49,11 @@ class Ledger:
                 "split": entry.video.split,
                 "group": entry.video.group,
                 # the brightness only serves slices of evaluations
-                **{k: v for k, v in vars(entry.outcome).items() if k != "brightness"},
+                **{
+                    key: value
+                    for key, value in outcome_row(entry.outcome).items()
+                    if key != "brightness"
+                },
                 "sha256": entry.video.id,
             }
             for entry in self.entries

@@ -1,11 +1,13 @@
 """Whether a file is a video, and its outcome: used, partial or quarantined, and why."""
 
+import json
 import math
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +17,7 @@ Ending = Literal["used", "partial", "quarantined"]
 Reason = Literal[
     "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
     "too-short", "unreadable", "not-a-regular-file", "too-large", "missing", "changed",
+    "encrypted",
 ]  # fmt: skip
 
 _CONTAINERS = re.compile(  # the first bytes of files that FFmpeg should open
@@ -26,6 +29,13 @@ _OF_A_PATH = frozenset(
     ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
 )
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # formats of pictures and texts
+PICTURE = "jpeg_pipe"  # the format of a JPEG picture, and of raw Motion JPEG
+_PICTURES = (
+    av.stream.Disposition.attached_pic
+    | av.stream.Disposition.still_image
+    | av.stream.Disposition.timed_thumbnails
+)
+_TS_BYTES = 188 * 4096  # of a transport stream that are looked at
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # may be missing in a used video, as headers are inexact
 _TOLERATED_SHARE = 0.05  # or this share of its frames
@@ -42,9 +52,12 @@ class Outcome:
     width: int = 0
     height: int = 0
     fps: float = 0.0
-    duration: float = 0.0  # seconds, by its header
+    duration: float = 0.0  # seconds without the gaps; of a header what it claims
     codec: str = ""
     brightness: float | None = None  # mean grey of the first frame, 0 to 255
+    span: float = 0.0  # seconds from the first frame to the end, gaps included
+    gaps: tuple[tuple[float, float], ...] = ()  # start and length in seconds
+    clock: Literal["", "stamps", "rate"] = ""  # rate: no frame has a time stamp
 
     @property
     def of_content(self) -> bool:
@@ -53,18 +66,16 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Counts of one decoded stretch of a file."""
+class Counts:
+    """What the decoding of a stream came to."""
 
-    header: Outcome  # `frames` is 0 if unknown; has a `reason` if the file is refused
     good: int = 0  # frames decoded
-    faults: int = 0  # frames that are damaged or undecodable, and holes in time
-    last: float = 0.0  # seconds from the file's first frame to the stretch's last
-    kept: int = 0  # frames that were kept, each with a later one
-    end: float = (
-        0.0  # seconds to the end of all streams, if the header has no own length
-    )
+    kept: int = 0  # of these, each with a later one
+    packets: int = 0  # read
+    faults: int = 0  # packets and frames that are damaged
     tail: int = 0  # how many of the faults end the file
+    reached: float = 0.0  # seconds from the first frame to the end of what was read
+    encrypted: bool = False
 
 
 def check_file(path: Path) -> Reason:
@@ -95,7 +106,16 @@ def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
         return "unreadable"
 
 
-def read_header(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
+def is_scrambled(container: Any) -> bool:
+    """Whether packets of an MPEG transport stream are; FFmpeg drops them in silence."""
+    if container.format.name != "mpegts":
+        return False
+    with open(container.name, "rb") as handle:
+        headers = handle.read(_TS_BYTES)[3::188]
+    return any(byte & 0xC0 for byte in headers)
+
+
+def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     """The video stream of an open file and its header, quarantined so far.
 
     `frames` is 0 if the header does not give it; a `reason` says why there is nothing to
@@ -106,12 +126,13 @@ def read_header(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
         reason = why_not_opened(Path(container.name))
         return None, Outcome("quarantined", reason)
     known = any((streams.video, streams.audio))
-    if not known or container.format.name.endswith(_NO_VIDEOS):
+    name = container.format.name
+    if not known or (name.endswith(_NO_VIDEOS) and name != PICTURE):
         return None, Outcome("quarantined", "not-a-video")
-    for stream in streams.video:
-        context = stream.codec_context
-        picture = stream.disposition & av.stream.Disposition.attached_pic
-        if context is not None and not picture:  # None: an unknown codec
+    best = streams.best("video")  # a cover of one frame can be that
+    for stream in sorted(streams.video, key=lambda s: (s.frames == 1, s is not best)):
+        context = stream.codec_context  # None: an unknown codec
+        if context is not None and not stream.disposition & _PICTURES:
             break
     else:
         return None, Outcome("quarantined", "no-video-stream")
@@ -119,17 +140,16 @@ def read_header(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     fps = rate if 0 < rate <= 1000 else 25.0
     duration = float((stream.duration or 0) * stream.time_base)
     duration = max(duration or _duration_of_all(container, stream), 0.0)
-    frames = max(stream.frames, 0)
-    if "mp4" in container.format.name:
-        frames = min(frames, round(duration * fps))  # an edit list hides some
+    frames = 0 if name == "ivf" else max(stream.frames, 0)  # which can be a time
+    index = stream.index_entries
+    if "mp4" in name:
+        frames = min(frames, len(index) or frames)  # an edit list hides some
     else:
         duration = max(
             duration, frames / fps
         )  # FFmpeg shortens the duration of a cut AVI
-        index = (
-            stream.index_entries
-        )  # without the frames that the writer of an AVI skipped
-        if "avi" in container.format.name and len(index):
+        # the index is without the frames that the writer of an AVI skipped
+        if "avi" in name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
             frames = len(index) if whole else frames
     width, height = context.width, context.height
@@ -153,49 +173,64 @@ def _duration_of_all(container: Any, stream: Any) -> float:
     return round(end - start, 6) if 0 < start < end else end
 
 
-def outcome_of(tallies: Sequence[Tally]) -> Outcome:
-    """The outcome of a file from the tallies of all its stretches, the first one first.
+def expected_frames(header: Outcome) -> int:
+    """How many frames a file should give by its header; 0 if it does not say."""
+    return header.frames or round(header.duration * header.fps)
+
+
+def outcome_of(header: Outcome, counts: Counts) -> Outcome:
+    """The outcome of a file from its header and what was decoded.
 
     Used: no fault, and at most 2 frames or 5 % are missing. Otherwise partial if at least
     half of the frames were decoded, else quarantined; the reason is truncated if the end is
     missing, else corrupt-frames. If the header gives only the end of the longest stream, a
     file is truncated only if every stream ends early: sound may outlast the picture.
     """
-    header = tallies[0].header
-    good = sum(tally.good for tally in tallies)
-    known = replace(header, frames=good)
-    for tally in tallies:
-        if tally.header.reason:
-            return replace(known, reason=tally.header.reason)
-    faults = sum(tally.faults for tally in tallies)
-    reached = max(max(tally.last + 1 / header.fps, tally.end) for tally in tallies)
-    unreached = round((header.duration - reached) * header.fps)  # frames
-    if good <= header.frames:
-        expected, missing = header.frames, header.frames - good
+    known = replace(header, frames=counts.good)
+    unreached = round((header.duration - counts.reached) * header.fps)  # frames
+    if counts.packets <= header.frames:
+        expected, missing = header.frames, header.frames - counts.packets
     else:  # no count, or only that of the first fragment: by time
-        expected = round(header.duration * header.fps)
-        missing = unreached + faults
+        expected, missing = round(header.duration * header.fps), unreached
+    missing += counts.faults
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    kept = any(tally.kept for tally in tallies)
-    if missing <= tolerated and not faults:
-        if not kept:
+    damaged = counts.faults or counts.encrypted or (counts.packets and not counts.good)
+    if missing <= tolerated and not damaged:
+        if not counts.kept:
             return replace(known, reason="too-short")
         return replace(known, outcome="used")
-    cut = unreached > tolerated or faults == tallies[-1].tail > 0
+    cut = unreached > tolerated or counts.faults == counts.tail > 0
     reason: Reason = "truncated" if cut else "corrupt-frames"
-    enough = kept and missing <= (1 - _LEAST_SHARE) * expected
+    if counts.encrypted:
+        reason = "encrypted"
+    enough = counts.kept and missing <= (1 - _LEAST_SHARE) * expected
     return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
 
 
-def outcome_from_row(row: Mapping[str, str]) -> Outcome:
-    """An outcome from its CSV form; raises `ValueError` or `KeyError` for anything else."""
+def outcome_row(outcome: Outcome) -> dict[str, Any]:
+    """An outcome by column, for CSV and the catalog: `gaps` as JSON [[start, length], …]."""
+    return {**vars(outcome), "gaps": json.dumps(outcome.gaps) if outcome.gaps else ""}
+
+
+def outcome_from_row(row: Mapping[str, Any]) -> Outcome:
+    """An outcome from its row; raises `ValueError` or `KeyError` for anything else.
+
+    Older rows have no brightness, span, gaps or clock.
+    """
     if row["outcome"] not in get_args(Ending) or row["reason"] not in get_args(Reason):
         raise ValueError(f"{row['outcome']!r}, {row['reason']!r} is not an outcome")
     counts = {name: int(row[name]) for name in ("frames", "width", "height")}
     numbers = {name: float(row[name]) for name in ("fps", "duration")}
-    if row.get("brightness"):  # older rows have none
+    numbers["span"] = float(row.get("span") or numbers["duration"])
+    if row.get("brightness") not in (None, ""):
         numbers["brightness"] = float(row["brightness"])
-    if not all(map(math.isfinite, numbers.values())):
-        raise ValueError("fps, duration or brightness is not a finite number")
-    values = {"codec": row["codec"], **counts, **numbers}
-    return Outcome(row["outcome"], row["reason"], **values)  # type: ignore[arg-type]
+    gaps = tuple((float(s), float(t)) for s, t in json.loads(row.get("gaps") or "[]"))
+    if not all(map(math.isfinite, (*numbers.values(), *chain(*gaps)))):
+        raise ValueError("fps, brightness or a time is not a finite number")
+    values = {
+        "codec": row["codec"],
+        "clock": row.get("clock") or "",
+        **counts,
+        **numbers,
+    }
+    return Outcome(row["outcome"], row["reason"], gaps=gaps, **values)

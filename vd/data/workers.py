@@ -1,11 +1,14 @@
 """Decoding in worker processes: one that is stuck is ended, one that crashes is replaced.
 
 The processes are Pebble's, and spawned because JAX runs threads and a fork could hang. None
-outlives its parent. Frames come back as files in shared memory, not through the pipe.
+outlives its parent. A worker decodes a video in one pass. Each stretch of it comes back as
+files in shared memory: renaming them hands the stretch over, and the worker decodes on when
+they have been removed. No lock is held meanwhile that a killed worker could keep.
 """
 
 import contextlib
 import fcntl
+import json
 import math
 import multiprocessing
 import os
@@ -18,80 +21,108 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import islice
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
-from vd.console import SLICE_SECONDS, check_interrupt
-from vd.data.decode import (
-    FrameSettings,
-    Position,
-    Stretch,
-    decode_stretch,
+from vd.console import check_interrupt, result_of
+from vd.data.clock import Clock
+from vd.data.decode import FrameSettings, Sink, decode, read_header
+from vd.data.outcome import (
+    Outcome,
+    Reason,
+    expected_frames,
+    outcome_from_row,
+    outcome_row,
 )
-from vd.data.outcome import Outcome, Reason, Tally, outcome_of
 from vd.errors import VdError
 
 _HEADER_SECONDS = 15.0  # at most: a hanging video must not delay the start
 _AHEAD, _AHEAD_WITHOUT_IMAGES = 2, 32  # videos decoded beyond those in the workers
 _TASKS_A_WORKER = 200  # decoders leak memory
 _LONGEST_TICK = 1.0
+_POLL_SECONDS = 0.01
+_LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
+_STUCK_SHARE = 0.1  # of the deadline, in which a decoder that is stuck gives no frame
+_RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
 _SHARED_MEMORY = Path("/dev/shm")
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
 
 @dataclass
 class DecodePool:
-    """Decoding processes, their settings, and the deadlines of their tasks."""
+    """Decoding processes and their tasks; for one `decode_videos` at a time.
+
+    Pebble has at most one task for each worker, so every task has one. The others wait in a
+    line of ours, where a second pass goes to the front.
+    """
 
     processes: ProcessPool
     workers: int
     settings: FrameSettings
-    stretch_seconds: float  # of a video, at most, in one task
-    deadline_seconds: float  # of a task
+    stretch_seconds: float  # of a video, handed over at once
+    deadline_seconds: float  # of decoding a stretch
     folder: Path  # for frames on their way from a worker
-    _left: dict[Any, float] = field(default_factory=dict)  # seconds of each open task
+    _line: deque["_Video"] = field(default_factory=deque)
+    _running: list["_Video"] = field(default_factory=list)
     _ticked: float = field(default_factory=time.monotonic)
 
-    def schedule(
-        self, function: Callable[..., Any], *args: Any, seconds: float = math.inf
-    ) -> Any:
-        """Have a worker call a function; its deadline is the pool's, or less `seconds`."""
+    def schedule(self, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """Have a worker call a function; gives a future."""
         try:
-            task = self.processes.schedule(function, args=list(args))
+            return self.processes.schedule(function, [*arguments], **options)
         except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
             raise BrokenProcessPool(str(error)) from error
-        # a task may begin just before a tick, which counts in full
-        self._left[task] = min(seconds, self.deadline_seconds) + _LONGEST_TICK
-        return task
 
-    def wait(self, task: Any) -> None:
-        """Wait for a task, and cancel every running task that is past its deadline.
+    def add(self, video: "_Video") -> None:
+        """Start a video, or put it at the end of the line."""
+        self._line.append(video)
+        self._start()
 
-        Deadlines are counted in ticks of at most a second while somebody waits, so a pause
-        of the whole program (Ctrl-Z, a sleeping laptop) is not a video's timeout.
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Wait until `ready`; meanwhile videos are started, ended and cancelled."""
+        self._step(0.0)  # a worker may have become free
+        while not ready():
+            self._step(_POLL_SECONDS)
+
+    def _start(self) -> None:
+        while self._line and len(self._running) < self.workers:
+            self._running.append(self._line.popleft())
+            self._running[-1].start()
+
+    def _step(self, seconds: float) -> None:
+        """Wait so long at most, settle passes that ended, count the time of the others.
+
+        Time is counted in ticks of at most a second while somebody waits. So neither a pause
+        of the whole program (Ctrl-Z, a sleeping laptop) nor a slow consumer is a timeout.
         """
-        while not task.done():
-            check_interrupt()
-            wait([task], SLICE_SECONDS)
-            now = time.monotonic()
-            tick = min(now - self._ticked, _LONGEST_TICK)
-            self._ticked = now
-            for other in [other for other in self._left if other.running()]:
-                self._left[other] -= tick
-                if self._left[other] < 0:
-                    other.cancel()  # Pebble ends its process
-        self._left.pop(task, None)
+        check_interrupt()
+        futures = [video.future for video in self._running]
+        # a cancelled one is among them when its process has ended, and not before
+        done = wait(futures, seconds, FIRST_COMPLETED).done
+        now = time.monotonic()
+        tick = min(now - self._ticked, _LONGEST_TICK)
+        self._ticked = now
+        for video in list(self._running):
+            if video.future in done:
+                self._running.remove(video)
+                video.end()
+                if video.outcome is None:  # a second pass
+                    self._line.appendleft(video)
+            elif video.future.running():
+                video.tick(tick)
+        self._start()
 
 
 @dataclass(frozen=True)
@@ -100,6 +131,7 @@ class Decoded:
 
     index: int
     images: UInt8[np.ndarray, "F S H W 3"]
+    seconds: Float64[np.ndarray, "F"]  # from the video's first frame
     outcome: Outcome | None
 
 
@@ -117,7 +149,7 @@ def decode_pool(
     workers = max(1, min(decode.decode_workers or usable_cores(), videos))
     frames = stretch_seconds * settings.frames_per_second * len(settings.streams)
     stretch_bytes = frames * settings.height * settings.width * 3
-    with _exchange_folder((workers + _AHEAD) * stretch_bytes) as folder:
+    with _exchange_folder((workers + _AHEAD + 1) * stretch_bytes) as folder:
         processes = ProcessPool(
             max_workers=workers,
             max_tasks=_TASKS_A_WORKER,
@@ -144,18 +176,28 @@ def decode_pool(
 
 
 def decode_videos(
-    paths: Sequence[Path], pool: DecodePool, keep_images: bool = True
+    paths: Sequence[Path],
+    pool: DecodePool,
+    keep_images: bool = True,
+    confirm: bool = True,
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
     The workers begin with the first videos at once, and a few videos are always decoded
-    ahead, so memory is bounded. Each stretch of a video has the pool's deadline. A video
-    that misses it is quarantined as timeout; one that crashes its worker twice, as
-    corrupt-frames. Raises `VdError` if decoded frames cannot be stored.
+    ahead, so memory is bounded. Without `keep_images` each video is one piece without frames.
+
+    A video whose decoding misses the pool's deadline (timeout) or crashes (corrupt-frames) is
+    decoded once more. If both passes end at the same frame and gave at least half of the
+    expected ones, it is partial, else quarantined. So the outcome does not depend on the
+    machine's load. Without `confirm` what was handed over counts, and only a crash is tried
+    again. Raises `VdError` if decoded frames cannot be stored.
     """
-    most = pool.workers + (_AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES)
-    videos = (_Video(i, path, pool, keep_images) for i, path in enumerate(paths))
-    return _in_order(deque(islice(videos, most)), videos)
+    ahead = _AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES
+    videos = (
+        _Video(index, path, pool, keep_images, confirm)
+        for index, path in enumerate(paths)
+    )
+    return _in_order(deque(islice(videos, pool.workers + ahead)), videos)
 
 
 def _in_order(
@@ -167,101 +209,177 @@ def _in_order(
         started.extend(islice(videos, 1))
 
 
-class _Video:
-    """A video that is decoded stretch by stretch; the first one starts at once."""
-
-    def __init__(
-        self, index: int, path: Path, pool: DecodePool, keep_images: bool
-    ) -> None:
-        self._index, self._path, self._pool = index, path, pool
-        self._target = pool.folder / f"{uuid.uuid4().hex}.rgb" if keep_images else None
-        self._tallies: list[Tally] = []
-        self._task = self._start(Position())
-
-    def pieces(self) -> Iterator[Decoded]:
-        """The images of each stretch, and the outcome with the last one."""
-        position: Position | None = Position()
-        crashed = False
-        while position is not None:
-            self._pool.wait(self._task)
-            try:
-                stretch: Stretch = self._task.result()
-            except CancelledError:
-                yield self._lost("timeout")
-                return
-            except ProcessExpired:
-                if crashed:
-                    yield self._lost("corrupt-frames")
-                    return
-                crashed = True
-                self._task = self._start(position)
-                continue
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise _exchange_error(self._pool, reason) from error
-            except Exception as error:
-                error.add_note(f"while decoding {self._path}")
-                raise
-            images = self._collect(stretch.tally.kept)
-            self._tallies.append(stretch.tally)
-            position = stretch.next
-            if position is not None:
-                self._task = self._start(position)
-            outcome = outcome_of(self._tallies) if position is None else None
-            yield Decoded(self._index, images, outcome)
-
-    def _start(self, position: Position) -> Any:
-        pool = self._pool
-        arguments = self._path, pool.settings, position, pool.stretch_seconds
-        return pool.schedule(_decode, *arguments, self._target)
-
-    def _collect(self, count: int) -> UInt8[np.ndarray, "F S H W 3"]:
-        """The images that a worker wrote, read-only and without a copy; removes their file.
-
-        Raises `VdError` unless there are `count`.
-        """
-        settings = self._pool.settings
-        shape = len(settings.streams), settings.height, settings.width, 3
-        images: np.ndarray = np.zeros((0, *shape), np.uint8)
-        if self._target is None:
-            return images
-        try:
-            if count:  # an empty file cannot be mapped
-                images = np.memmap(self._target, np.uint8, "r").reshape(count, *shape)
-            self._target.unlink(missing_ok=count == 0)
-        except (OSError, ValueError) as error:  # gone, or cut
-            reason = "another program removed them"
-            raise _exchange_error(self._pool, reason) from error
-        return np.asarray(images)
-
-    def _lost(self, reason: Reason) -> Decoded:
-        """The last piece of a video whose worker was lost."""
-        tallies = self._tallies
-        known = outcome_of(tallies) if tallies else Outcome("quarantined")
-        outcome = replace(known, outcome="quarantined", reason=reason)
-        return Decoded(self._index, self._collect(0), outcome)
-
-
 def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
     """What the header of each video says; one that hangs or crashes is unreadable."""
-    tasks = [
-        pool.schedule(
-            decode_stretch,
-            path,
-            pool.settings,
-            Position(),
-            0.0,
-            seconds=_HEADER_SECONDS,
-        )
-        for path in paths
+    limit = min(_HEADER_SECONDS, pool.deadline_seconds)
+    headers = [Outcome("quarantined", "unreadable")] * len(paths)
+    futures = [
+        pool.schedule(read_header, path, pool.settings, timeout=limit) for path in paths
     ]
-    for task in tasks:
-        pool.wait(task)
-    lost = Outcome("quarantined", "unreadable")
-    return [
-        lost if task.cancelled() or task.exception() else task.result().tally.header
-        for task in tasks
-    ]
+    for index, future in enumerate(futures):
+        with contextlib.suppress(TimeoutError, ProcessExpired):
+            headers[index] = result_of(future)
+    return headers
+
+
+@dataclass(eq=False)
+class _Video:
+    """A video that is decoded in one pass, and in a second one if its worker was lost."""
+
+    index: int
+    path: Path
+    pool: DecodePool
+    keep_images: bool
+    confirm: bool
+    outcome: Outcome | None = None  # when no other pass follows
+    _given: int = 0  # stretches that the consumer has, whichever pass they are of
+    _lost_passes: list[np.ndarray] = field(default_factory=list)  # their records
+
+    def __post_init__(self) -> None:
+        self.pool.add(self)
+
+    def start(self) -> None:
+        """Start a pass, from the first frame."""
+        pool = self.pool
+        self._name = str(pool.folder / uuid.uuid4().hex)  # of its files
+        self._records: list[np.ndarray] = []  # of each stretch of this pass
+        # it may begin just before a tick, which counts in full
+        self._left = pool.deadline_seconds + _LONGEST_TICK
+        options = pool.stretch_seconds, self._name, self.keep_images
+        self.future = pool.schedule(_decode, self.path, pool.settings, *options)
+
+    def pieces(self) -> Iterator[Decoded]:
+        """The frames of each stretch, and the outcome with the last one."""
+        while self.outcome is None:
+            self.pool.wait(lambda: self.outcome is not None or self._is_waiting())
+            if self._is_waiting():
+                images, seconds = self._collect("frames")
+                self._given = len(self._records)
+                yield Decoded(self.index, images, seconds, None)
+        yield Decoded(self.index, *self._rest, self.outcome)
+
+    def tick(self, seconds: float) -> None:
+        """Count the time of a stretch that is not complete; cancel when it is over."""
+        self._drop_unwanted()
+        if not self._is_waiting():
+            self._left -= seconds
+            if self._left < 0:
+                self.future.cancel()  # Pebble ends its process
+
+    def end(self) -> None:
+        """Take the last stretch and the outcome, unless a second pass is needed."""
+        self._drop_unwanted()
+        try:
+            outcome = self.future.result()
+        except CancelledError:
+            self.outcome = self._lost("timeout")
+        except ProcessExpired:
+            self.outcome = self._lost("corrupt-frames")
+        except OSError as error:
+            raise _exchange_error(self.pool, error.strerror or str(error)) from error
+        except Exception as error:
+            error.add_note(f"while decoding {self.path}")
+            raise
+        else:
+            self._rest = self._collect("frames.part")
+            self.outcome = outcome
+        Path(f"{self._name}.header").unlink(missing_ok=True)
+
+    def _lost(self, reason: Reason) -> Outcome | None:
+        """Take what a lost worker has written; None if a second pass is needed."""
+        crashed = reason == "corrupt-frames"
+        if self._is_waiting():
+            self._file("frames").rename(self._file("frames.part"))
+        stuck = crashed or self._is_stuck()
+        images, seconds = self._collect("frames.part", is_lost=True)
+        header = Outcome("quarantined", reason)
+        with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or cut
+            row = json.loads(Path(f"{self._name}.header").read_text())
+            header = replace(outcome_from_row(row), reason=reason)
+        records = np.concatenate(self._records)
+        frames = int(records["frames"].max(initial=0))
+        enough = stuck and frames >= _LEAST_SHARE * expected_frames(header)
+        passes = self._lost_passes
+        passes.append(records)
+        if len(passes) == 1 and (crashed or (self.confirm and enough)):
+            return None
+        if self.confirm:
+            counts = enough and len(passes) == 2 and np.array_equal(passes[0], records)
+        else:
+            records = max(passes, key=len)
+            counts = True
+        counts = counts and len(records) > 0
+        is_new = counts and len(self._records) > self._given
+        self._rest = (images, seconds) if is_new else (images[:0], seconds[:0])
+        return _partial(header, records) if counts else replace(header, frames=frames)
+
+    def _is_stuck(self) -> bool:
+        """Whether no frame came for a while: a slow decoder ends anywhere."""
+        with contextlib.suppress(FileNotFoundError):
+            written = self._file("frames.part").stat().st_mtime
+            return time.time() - written > _STUCK_SHARE * self.pool.deadline_seconds
+        return False
+
+    def _file(self, ending: str) -> Path:
+        """A file of the stretch that a worker decodes, or that is complete."""
+        return Path(f"{self._name}.{len(self._records)}.{ending}")
+
+    def _is_waiting(self) -> bool:
+        """Whether a complete stretch waits for the consumer."""
+        return not self._is_unwanted() and self._file("frames").exists()
+
+    def _is_unwanted(self) -> bool:
+        return not self.keep_images or len(self._records) < self._given
+
+    def _drop_unwanted(self) -> None:
+        """Collect the stretches that are not for the consumer, or that it has."""
+        while self._is_unwanted() and self._file("frames").exists():
+            self._collect("frames")
+
+    def _collect(
+        self, ending: str, is_lost: bool = False
+    ) -> tuple[UInt8[np.ndarray, "F S H W 3"], Float64[np.ndarray, "F"]]:
+        """The images of a stretch, without a copy, and their seconds; removes its files.
+
+        Of a lost pass, the frames that are complete. Raises `VdError` when some are missing
+        otherwise.
+        """
+        settings = self.pool.settings
+        shape = len(settings.streams), settings.height, settings.width, 3
+        images: np.ndarray = np.zeros((0, *shape), np.uint8)
+        records = np.zeros(0, _RECORD)
+        try:
+            content = self._file(ending).read_bytes()
+            count = len(content) // _RECORD.itemsize
+            if self.keep_images:
+                file = self._file("images")
+                written = file.stat().st_size // math.prod(shape)
+                if written != count and not is_lost:
+                    raise ValueError
+                count = min(count, written)
+                if count:  # an empty file cannot be mapped
+                    images = np.memmap(file, np.uint8, "r", shape=(count, *shape))
+                file.unlink()
+            records = np.frombuffer(content, _RECORD, count)
+            self._file(ending).unlink()
+        except (OSError, ValueError) as error:  # gone, or cut
+            if not is_lost:
+                reason = "another program removed them"
+                raise _exchange_error(self.pool, reason) from error
+        self._records.append(records)
+        self._left = self.pool.deadline_seconds
+        return np.asarray(images), records["seconds"][: len(images)].copy()
+
+
+def _partial(header: Outcome, records: np.ndarray) -> Outcome:
+    """The outcome of a video that gave these frames before its worker was lost."""
+    clock = Clock[None](Fraction(1, 1000), header.fps, lambda _: None)
+    for milliseconds in (1000 * records["seconds"]).round().astype(int).tolist():
+        clock.add(None, milliseconds)
+    clock.finish()
+    known = replace(header, outcome="partial", frames=int(records["frames"][-1]))
+    gaps = tuple(clock.gaps)
+    return replace(known, duration=clock.duration, span=clock.span, gaps=gaps)
 
 
 def _exchange_error(pool: DecodePool, reason: str) -> VdError:
@@ -271,20 +389,51 @@ def _exchange_error(pool: DecodePool, reason: str) -> VdError:
     )
 
 
+class _Handover(Sink):
+    """In the worker: writes kept frames, and renames a file when a stretch is complete.
+
+    A frame is written at once, so that it stays when the process is killed.
+    """
+
+    def __init__(self, name: str, keep_images: bool) -> None:
+        self._name, self._keep_images = name, keep_images
+        self._stretch = 0
+        self._open()
+
+    def _open(self) -> None:
+        base = f"{self._name}.{self._stretch}"
+        if self._keep_images:
+            self._images = open(f"{base}.images", "wb")  # noqa: SIM115
+        self._records = open(f"{base}.frames.part", "wb", buffering=0)  # noqa: SIM115
+
+    def header(self, header: Outcome) -> None:
+        """Write the header, which is known of a lost video too then."""
+        Path(f"{self._name}.header").write_text(json.dumps(outcome_row(header)))
+
+    def keep(
+        self, images: UInt8[np.ndarray, "S H W 3"] | None, seconds: float, frames: int
+    ) -> None:
+        """Write a frame's images, then its record."""
+        if images is not None:
+            self._images.write(images.data)
+            self._images.flush()
+        self._records.write(np.array((seconds, frames), _RECORD).tobytes())
+
+    def stretch(self) -> None:
+        """Hand over a stretch, and wait until it has been collected."""
+        file = f"{self._name}.{self._stretch}.frames"
+        os.rename(f"{file}.part", file)
+        while os.path.exists(file):
+            time.sleep(_POLL_SECONDS)
+        self._stretch += 1
+        self._open()
+
+
 def _decode(
-    path: Path,
-    settings: FrameSettings,
-    position: Position,
-    seconds: float,
-    target: Path | None,
-) -> Stretch:
-    """In the worker: decode a stretch, and write its images one after another."""
-    if target is None:
-        return decode_stretch(path, settings, position, seconds)
-    with open(target, "wb") as handle:
-        return decode_stretch(
-            path, settings, position, seconds, lambda image: handle.write(image.data)
-        )
+    path: Path, settings: FrameSettings, seconds: float, name: str, keep_images: bool
+) -> Outcome:
+    """In the worker: decode a video, and write what it gives into files of this name."""
+    return decode(path, settings, _Handover(name, keep_images), keep_images, seconds)
 
 
 def _start_worker(parent: int) -> None:

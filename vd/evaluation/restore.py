@@ -84,9 +84,9 @@ def check_features(backbone: Backbone, run_dir: Path) -> None:
     trained_on = read_config(run_dir)["identity"]["features"]
     if fingerprint(features_description(backbone)) != trained_on:
         raise VdError(
-            f"{run_dir} was trained on other features than {backbone.name} gives now; put "
-            "back its backbone.onnx and config.json, or use the version of vd that "
-            "trained it."
+            f"{run_dir} was trained on other features than {backbone.name} gives in this "
+            "version of vd; run its training command with a new --checkpoint-dir, which "
+            "extracts and trains again, or put back its backbone.onnx if that has changed."
         )
 
 

@@ -17,16 +17,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vd.config import Config
 from vd.console import SLICE_SECONDS, check_interrupt, say
 from vd.data.manifest import Video
-from vd.data.workers import decode_pool, decode_videos
+from vd.data.workers import decode_pool
 from vd.errors import VdError
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
 from vd.features.extract import StretchDone, extract_videos
+from vd.features.shards import ShardWriter
 from vd.features.store import FeatureStore, open_store
 from vd.files import temporary
 
@@ -36,12 +37,8 @@ _RESTARTS = 8  # of one replica
 _HEALTH_SECONDS = 20.0
 
 
-class _Chunk(NamedTuple):
-    """A finished chunk: its shard, the rows of its index, and its stretches."""
-
-    shard: Path
-    rows: list[dict[str, Any]]
-    stretches: list[StretchDone]
+# of videos that are finished: their shard, the rows of its index, and their stretches
+_Chunk = tuple[Path, list[dict[str, Any]], list[StretchDone]]
 
 
 class _Replica:
@@ -65,19 +62,17 @@ class _Replica:
                 f"see {folder.parent}; install the same packages and mount the same folders "
                 "on all nodes."
             )
-        shard = self._store.new_shard(folder / uuid.uuid4().hex)
-        backbone, engine = self._backbone, self._engine
-        paths = [video.path for video in videos]
-        stretches: list[StretchDone] = []
-        with decode_pool(backbone.frames, self._decode, len(videos)) as pool:
-            decoded = decode_videos(paths, pool)
-            for item in extract_videos(
-                videos, decoded, folder, engine, backbone.views, stretches.append
-            ):
-                shard.add(item, engine.name)
+        shard = ShardWriter(folder / uuid.uuid4().hex, self._store.format)
+        views = self._backbone.views
+        with decode_pool(self._backbone.frames, self._decode, len(videos)) as pool:
+            stretches = [
+                stretch._replace(video=first + stretch.video)
+                for stretch in extract_videos(
+                    videos, pool, self._engine, views, folder, shard.add
+                )
+            ]
         shard.close()
-        done = [each._replace(video=first + each.video) for each in stretches]
-        return _Chunk(shard.path, shard.rows, done)
+        return shard.path, shard.rows, stretches
 
 
 def extract_on_ray(
@@ -94,10 +89,9 @@ def extract_on_ray(
 
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for chunk in _chunks(ray, videos, store, config, folder):
-                if chunk.rows:
-                    store.adopt(chunk.shard, chunk.rows)
-                yield from chunk.stretches
+            for shard, rows, stretches in _chunks(ray, videos, store, config, folder):
+                store.adopt(shard, rows)
+                yield from stretches
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, VdError) else error from None
         except RayActorError as error:

@@ -7,13 +7,13 @@ gives the features of any videos without a store, for prediction.
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float16, Float64
 from rich.filesize import decimal
 
 from vd.config import Config, DecodeConfig, ExecutorConfig
@@ -32,7 +32,7 @@ from vd.data.workers import (
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.engines import Engine, make_engine
-from vd.features.shards import Extracted, Part, Spool
+from vd.features.shards import Part, Spool
 from vd.features.store import FeatureStore, open_store
 from vd.files import lock, write_csv
 
@@ -49,13 +49,12 @@ class StretchDone(NamedTuple):
     outcome: Outcome | None
 
 
-@dataclass(frozen=True)
-class VideoFeatures:
-    """The features of one video, or the reason why there are none."""
+class VideoFeatures(NamedTuple):
+    """A video's plain view, as the store reads it; without frames if it is quarantined."""
 
-    index: int
     outcome: Outcome
-    features_VxFxSxD: Part | None
+    features_FxSD: Float16[np.ndarray, "F SD"]
+    seconds_F: Float64[np.ndarray, " F"]  # from the first decoded frame
 
 
 def extract(
@@ -69,10 +68,10 @@ def extract(
     """Bring the store up to date with `videos`; returns it and the ledger.
 
     Videos with stored features are skipped by content hash; `verify` first reads every
-    record against its checksum and drops damaged shards. Files that `vd scan` quarantined
-    are not decoded again. The engine is built only when a video is missing. Raises `VdError`
-    when the disk is too small; with `only_stored` when a video has no features. Waits for
-    another process that writes into the store.
+    record and drops damaged shards. Files that `vd scan` quarantined are not decoded again.
+    The engine is built only when a video is missing. Raises `VdError` when the disk is too
+    small; with `only_stored` when a video has no features. Waits for another process that
+    writes into the store.
     """
     dim = backbone.dim or make_engine(backbone, config.backbone.engine).dim
     store = open_store(config.data.cache_dir, backbone, dim)
@@ -89,17 +88,11 @@ def extract(
             f"{len(videos)} videos, and several processes extract none; run vd extract "
             "with the same --cache-dir first."
         )
-    if verify:
-        with lock(store.lock_file, "vd extract", wait=True):
-            store.verify()
-    if decoding.pending(stored()):
-        with lock(store.lock_file, "vd extract", wait=True):
-            store.recover()  # another writer may have added shards
-            engine = make_engine(backbone, config.backbone.engine)
+    if verify or decoding.pending(stored()):
+        with lock(store.directory / ".lock", "vd extract", wait=True):
+            store.recover(verify)  # another writer may have added shards
             while missing := decoding.pending(stored()):
-                _extract_missing(
-                    missing, store, backbone, engine, decoding, config, executor
-                )
+                _extract_missing(missing, store, backbone, decoding, config, executor)
     store.write_metadata()  # also when the files were deleted
     ledger = decoding.ledger(stored())
     write_csv(config.data.cache_dir / "ledger.csv", ledger.rows())
@@ -110,28 +103,27 @@ def _extract_missing(
     videos: Sequence[Video],
     store: FeatureStore,
     backbone: Backbone,
-    engine: Engine,
     decoding: DecodingPass,
     config: Config,
     executor: ExecutorConfig,
 ) -> None:
     """Print the estimate, extract the videos, record their outcomes in `decoding`."""
-    paths = [video.path for video in videos]
-    with decode_pool(backbone.frames, config.decode, len(paths)) as pool:
+    engine = make_engine(backbone, config.backbone.engine)
+    with decode_pool(backbone.frames, config.decode, len(videos)) as pool:
         frames = _estimate(videos, pool, store, backbone, engine)
         if executor.executor == "local":
-            decoded = decode_videos(paths, pool)
-            with _progress(videos, decoding, frames) as done:
-                extracted = extract_videos(
-                    videos, decoded, store.directory, engine, backbone.views, done
-                )
-                store.add(extracted, engine.name)
+            stretches = extract_videos(
+                videos, pool, engine, backbone.views, store.directory, store.add
+            )
+            try:
+                _follow(stretches, videos, decoding, frames)
+            finally:
+                store.finish()
             return
     from vd.features.cluster import extract_on_ray
 
-    with _progress(videos, decoding, frames) as done:
-        for stretch in extract_on_ray(videos, store, config, executor.ray_address):
-            done(stretch)
+    stretches = extract_on_ray(videos, store, config, executor.ray_address)
+    _follow(stretches, videos, decoding, frames)
 
 
 def _estimate(
@@ -179,99 +171,94 @@ def _estimate(
     return frames
 
 
-@contextmanager
-def _progress(
-    videos: Sequence[Video], decoding: DecodingPass, frames_per_video: float
-) -> Iterator[Callable[[StretchDone], None]]:
-    """Show a progress bar; yields what is called for each stretch.
+def _follow(
+    stretches: Iterable[StretchDone],
+    videos: Sequence[Video],
+    decoding: DecodingPass,
+    frames_per_video: float,
+) -> None:
+    """Show the progress of the stretches; `decoding` takes the videos' outcomes.
 
-    `decoding` takes the outcomes. The time left is by frames: a video that has not ended
-    counts as `frames_per_video`, or not at all while that is 0, unknown.
+    The time left is by frames: a video that has not ended counts as `frames_per_video`, or
+    not at all while that is 0, unknown.
     """
     lost, frames, ended = [0, 0], 0, 0
     expected = frames_per_video * len(videos)
-
-    def done(stretch: StretchDone) -> None:
-        nonlocal frames, ended, expected
-        frames += stretch.frames
-        if stretch.outcome is not None:
-            ended += 1
-            expected = frames + frames_per_video * (len(videos) - ended)
-            video = videos[stretch.video]
-            lost[video.label] += stretch.outcome.outcome == "quarantined"
-            decoding.take(video, stretch.outcome)
-        note = f", {frames / ticker.seconds():.0f} frames/s"
-        if any(lost):
-            note += (
-                f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} non-violent)"
-            )
-        share = frames / max(frames, expected) if frames_per_video else None
-        ticker.advance(int(stretch.outcome is not None), note, share)
-
     with track("extracting", len(videos), "videos") as ticker:
-        yield done
+        for stretch in stretches:
+            frames += stretch.frames
+            if stretch.outcome is not None:
+                ended += 1
+                expected = frames + frames_per_video * (len(videos) - ended)
+                video = videos[stretch.video]
+                lost[video.label] += stretch.outcome.outcome == "quarantined"
+                decoding.take(video, stretch.outcome)
+            note = f", {frames / ticker.seconds():.0f} frames/s"
+            if any(lost):
+                note += f", quarantined {sum(lost)} ({lost[1]} violent, {lost[0]} non-violent)"
+            share = frames / max(frames, expected) if frames_per_video else None
+            ticker.advance(stretch.outcome is not None, note, share)
 
 
 def extract_videos(
     videos: Sequence[Video],
-    decoded: Iterable[Decoded],
-    spool_folder: Path,
+    pool: DecodePool,
     engine: Engine,
     views: Sequence[str],
-    done: Callable[[StretchDone], None],
-) -> Iterator[Extracted]:
-    """Features of the videos for the store; `done` is called after every stretch.
+    spool_folder: Path,
+    add: Callable[[str, Outcome, str, Iterable[Part]], None],
+) -> Iterator[StretchDone]:
+    """Decode videos, make their features and `add` them to a shard; yields every stretch.
 
-    For a video's last one, when the video is stored. Outcomes of a path rather than of the
-    content (unreadable, changed since it was hashed) are not stored: another copy may be
-    good.
+    Outcomes of a path rather than of the content (unreadable, changed since it was hashed)
+    are not stored: another copy may be good.
     """
-    with closing(Spool(spool_folder)) as spool:
-        for piece in decoded:
-            video, outcome = videos[piece.index], piece.outcome
-            features_VxFxSxD = _run_views(piece.images, engine, views, video.path)
-            spool.append(features_VxFxSxD)
-            if outcome is not None:
-                outcome = settled(video, outcome)
-                if video.id and outcome.of_content:
-                    used = outcome.outcome != "quarantined"
-                    yield Extracted(video.id, outcome, spool.parts() if used else ())
-                spool.clear()
-            done(StretchDone(piece.index, features_VxFxSxD.shape[1], outcome))
+    decoded = decode_videos([video.path for video in videos], pool)
+    for index, pieces in groupby(decoded, lambda piece: piece.index):
+        video = videos[index]
+        with closing(Spool(spool_folder)) as spool:
+            for piece in pieces:
+                spool.append(_run_views(piece, engine, views, video.path))
+                outcome = piece.outcome
+                if outcome is not None:
+                    outcome = settled(video, outcome)
+                    if video.id and outcome.of_content:
+                        used = outcome.outcome != "quarantined"
+                        parts = spool.parts() if used else ()
+                        add(video.id, outcome, engine.name, parts)
+                yield StretchDone(index, len(piece.seconds), outcome)
 
 
 def video_features(
-    paths: Sequence[Path],
-    backbone: Backbone,
-    engine: Engine,
-    decode: DecodeConfig,
-    views: Sequence[str],
+    paths: Sequence[Path], backbone: Backbone, engine: Engine, decode: DecodeConfig
 ) -> Iterator[VideoFeatures]:
-    """Features of each video in the views, in order, in the float16 of the store."""
-    parts: list[Part] = []
+    """Features of each video, in order; of one that stops early, those up to there."""
+    size = len(backbone.streams) * engine.dim
+    features, seconds = [], []
     with decode_pool(backbone.frames, decode, len(paths)) as pool:
-        for piece in decode_videos(paths, pool):
-            parts.append(_run_views(piece.images, engine, views, paths[piece.index]))
-            if piece.outcome is None:
-                continue
-            used = piece.outcome.outcome != "quarantined"
-            features = np.concatenate(parts, axis=1) if used else None
-            parts = []
-            yield VideoFeatures(piece.index, piece.outcome, features)
+        for piece in decode_videos(paths, pool, confirm=False):
+            part = _run_views(piece, engine, ("plain",), paths[piece.index])
+            features.append(part.features_VxFxSxD.reshape(-1, size))
+            seconds.append(part.seconds_F)
+            if piece.outcome is not None:
+                frames = 0 if piece.outcome.outcome == "quarantined" else None
+                yield VideoFeatures(
+                    piece.outcome,
+                    np.concatenate(features)[:frames],
+                    np.concatenate(seconds)[:frames],
+                )
+                features, seconds = [], []
 
 
 def _run_views(
-    images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"],
-    engine: Engine,
-    views: Sequence[str],
-    path: Path,
+    piece: Decoded, engine: Engine, views: Sequence[str], path: Path
 ) -> Part:
     """Features of a stretch's images in each view, plain or mirrored.
 
     Raises `VdError` when the values do not fit into float16.
     """
-    frames, streams = images_FxSxHxWx3.shape[:2]
-    flat = images_FxSxHxWx3.reshape(frames * streams, *images_FxSxHxWx3.shape[2:])
+    frames, streams = piece.images.shape[:2]
+    flat = piece.images.reshape(frames * streams, *piece.images.shape[2:])
     features_V = []
     for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
@@ -285,4 +272,4 @@ def _run_views(
             )
         stored = features.astype(np.float16)
         features_V.append(stored.reshape(frames, streams, engine.dim))
-    return np.stack(features_V)
+    return Part(np.stack(features_V), piece.seconds)

@@ -2,35 +2,35 @@
 
 CACHE/features/<fingerprint>/1.0.0/ holds `features-videos.array_record-00017`, a shard of
 up to 64 videos, and `index-00017.csv`, which is written after it: a shard without an index
-is incomplete and is deleted. Path, label, split and group are joined by content hash, so
-new labels rewrite nothing. Any TFDS reader opens the directory:
+is not read. Path, label, split and group are joined by content hash, so new labels rewrite
+nothing. Any TFDS reader opens the directory:
 `tfds.builder_from_directory(dir).as_data_source("videos")`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
-from jaxtyping import Float16, Int
+from jaxtyping import Float16, Float64, Int
 
 from vd.console import say, track
+from vd.data.outcome import Outcome, outcome_from_row
 from vd.data.streams import stream_settings
 from vd.errors import VdError
 from vd.features.shards import (
     PART_FRAMES,
-    Extracted,
+    Part,
     RecordFormat,
     ShardWriter,
     StoredVideo,
-    is_intact,
-    stored_video,
 )
 from vd.files import (
     explaining,
@@ -42,24 +42,22 @@ from vd.files import (
     write_csv,
     write_json,
     write_text,
-    writing,
 )
 
 if TYPE_CHECKING:
     from vd.features.backbone import Backbone
 
-_FORMAT = 1  # of the records; another number is another fingerprint
+_FORMAT = 2  # of the records; another number is another fingerprint
 _SPLIT = "videos"  # TFDS reserves "all"
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"  # new shards rename nothing
-_DIGITS = "[0-9]" * 5
 
 
 class FeatureStore:
     """The features of one fingerprint under `cache_dir`, read at random by content hash.
 
     `description` is everything that the features depend on; a frame has the shape
-    `streams` × `dim`. Opening reads only the indexes. A shard that is missing or has a
-    damaged index is listed in `damaged` and counts as empty.
+    `streams` × `dim`. Opening reads only the indexes. A shard that is missing or damaged,
+    or whose index is, counts as empty and is listed in `damaged`.
     """
 
     def __init__(
@@ -72,75 +70,81 @@ class FeatureStore:
         self.rows: dict[str, StoredVideo] = {}
         self.lengths: list[int] = []  # records of each shard
         self.damaged: list[int] = []
-        self._format = RecordFormat(streams, dim)
+        self.format = RecordFormat(streams, dim)
+        self._writer: ShardWriter | None = None
         self._read_new_indexes()
 
-    @property
-    def lock_file(self) -> Path:
-        """The lock of the only writer."""
-        return self.directory / ".lock"
-
-    def recover(self) -> None:
+    def recover(self, verify: bool = False) -> list[int]:
         """Drop damaged shards and remove what killed writers left. The caller holds the lock.
 
-        Shards that another writer added meanwhile are read first.
+        Shards that another writer added meanwhile are read first; with `verify` every
+        record is read. Returns the numbers of the dropped shards.
         """
         self._read_new_indexes()
-        for number in self.damaged:
-            self._drop(number)
-        self.damaged = []
+        if verify:
+            self._verify()
+        dropped, self.damaged = sorted(set(self.damaged)), []
+        for number in dropped:
+            say(
+                f"warning: shard {number} of {self.directory} is missing or damaged; its "
+                "videos will be extracted again"
+            )
+            self._index(number).unlink(missing_ok=True)
+            self._shard(number).unlink(missing_ok=True)
+        if dropped:
+            self.rows, self.lengths = {}, []
+            self._read_new_indexes()
         remove_orphans(self.directory)
-        for shard in self.directory.glob(self._shard(0).name[:-5] + _DIGITS):
-            if int(shard.name[-5:]) >= len(self.lengths):
-                say(f"removing {shard.name}, which is incomplete: it has no index")
-                shard.unlink()
-
-    def verify(self) -> list[int]:
-        """Drop shards whose records do not match their checksums; the caller has the lock."""
-        dropped = list(self.damaged)
-        self.recover()
-        with track("verifying", len(self.lengths), "shards") as ticker:
-            for number in range(len(self.lengths)):
-                rows = self._read_index(number)
-                if rows is None or not is_intact(self._shard(number), rows):
-                    self._drop(number)
-                    dropped.append(number)
-                ticker.advance()
-        say(f"verified {len(self.lengths)} shards: {len(dropped) or 'none'} damaged")
-        self.rows, self.lengths = {}, []
-        self._read_new_indexes()
         return dropped
 
-    def add(self, videos: Iterable[Extracted], engine: str) -> None:
-        """Append videos as they come. The caller holds the lock.
+    def _verify(self) -> None:
+        """Read every record; the shards of unreadable ones are damaged."""
+        with track("verifying", len(self.rows), "videos") as ticker:
+            for row in self.rows.values():
+                try:
+                    for part, view in product(range(row.parts), range(row.views)):
+                        self._read_part(row, view, part)
+                except VdError:
+                    self.damaged.append(row.shard)
+                ticker.advance()
+        count = len(set(self.damaged)) or "none"
+        say(f"verified {len(self.lengths)} shards: {count} damaged")
 
-        A shard gets its name when it is complete on the disk, then its index. At the end,
-        also by an interrupt, the last shard is closed with what it has. Raises `VdError`
-        when the disk is full; the shards before stay.
+    def add(
+        self, video_id: str, outcome: Outcome, engine: str, parts: Iterable[Part] = ()
+    ) -> None:
+        """Append a video as `ShardWriter.add` does. The caller holds the lock.
+
+        A full shard becomes part of the store; call `finish` after the last video, also
+        after an error. Raises `VdError` when the disk is full; the shards before stay.
         """
-        shard: ShardWriter | None = None
-        try:
-            for item in videos:
-                shard = shard or self.new_shard(
-                    temporary(self._shard(len(self.lengths)))
-                )
-                shard.add(item, engine)
-                if shard.full:
-                    full, shard = shard, None
-                    self._finish(full)
-        finally:
-            if shard is not None:
-                self._finish(shard)
+        if self._writer is None:
+            path = temporary(self._shard(len(self.lengths)))
+            self._writer = ShardWriter(path, self.format)
+        self._writer.add(video_id, outcome, engine, parts)
+        if self._writer.full:
+            self.finish()
 
-    def new_shard(self, path: Path) -> ShardWriter:
-        """A writer for a shard at any `path`; `adopt` makes the shard part of the store."""
-        return ShardWriter(path, self._format)
+    def finish(self) -> None:
+        """Close the shard that is being written, and make it part of the store."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+                self.adopt(writer.path, writer.rows)
+            finally:
+                writer.path.unlink(missing_ok=True)
 
     def adopt(self, shard: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add a finished shard of the same file system. The caller holds the lock."""
+        """Give a finished shard its name, then its index, unless it holds no video.
+
+        It lies in the same file system. The caller holds the lock.
+        """
+        if not rows:
+            return
         number, size = len(self.lengths), shard.stat().st_size
         with explaining(self._shard(number)):
-            publish(shard, self._shard(number))
+            publish(shard, self._shard(number))  # replaces one that has no index
         write_csv(self._index(number), [{**row, "shard_bytes": size} for row in rows])
         self._read_new_indexes()
 
@@ -157,18 +161,14 @@ class FeatureStore:
         hold them are read. Raises `IndexError` for a frame past the end, `VdError` when the
         video is not in the store or its records are damaged.
         """
-        if (stored := self.rows.get(video_id)) is None:
-            raise VdError(
-                f"{self.directory} has no features of the video with the hash "
-                f"{video_id:.12}; run vd extract to make them."
-            )
+        stored = self._stored(video_id)
         first, last = 0, stored.frames - 1
         if frames_L is not None:
             first, last = int(frames_L.min()), int(frames_L.max())
         if last >= stored.frames:
             raise IndexError("a frame past the end of its video")
         numbers = range(first // PART_FRAMES, last // PART_FRAMES + 1)
-        parts = [self._read_part(stored, view, number) for number in numbers]
+        parts = [self._read_part(stored, view, number)[0] for number in numbers]
         features_FxSD = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if frames_L is None:
             return features_FxSD
@@ -176,52 +176,52 @@ class FeatureStore:
         # "wrap" writes into `out` directly, "raise" makes a copy
         return features_FxSD.take(places_L, axis=0, out=out, mode="wrap")
 
+    def seconds(self, video_id: str) -> Float64[np.ndarray, " F"]:
+        """Time of each stored frame of a video, from its first decoded one; as `read`."""
+        stored = self._stored(video_id)
+        parts = [self._read_part(stored, 0, part) for part in range(stored.parts)]
+        return np.concatenate([seconds_F for _, seconds_F in parts])
+
+    def _stored(self, video_id: str) -> StoredVideo:
+        if (stored := self.rows.get(video_id)) is None:
+            raise VdError(
+                f"{self.directory} has no features of the video with the hash "
+                f"{video_id:.12}; run vd extract to make them."
+            )
+        return stored
+
     def _read_part(
         self, stored: StoredVideo, view: int, part: int
-    ) -> Float16[np.ndarray, "F SD"]:
-        """One record, if it is the one that the index names."""
+    ) -> tuple[Float16[np.ndarray, "F SD"], Float64[np.ndarray, " F"]]:
+        """Features and seconds of the record that the index names."""
         start = sum(self.lengths[: stored.shard]) + stored.first
-        with self._explaining_damage():
-            record = self._source[start + part * stored.views + view]
-            name, features_FxSD = self._format.parse(record)
-            if name != (stored.id, view, part):
-                raise ValueError("its index names another record")
-        return features_FxSD
-
-    def write_metadata(self) -> None:
-        """Write the description, and the two JSON files by which TFDS opens the directory."""
-        if not self.lengths:
-            return
-        split = {
-            "filepathTemplate": _TEMPLATE,
-            "name": _SPLIT,
-            "shardLengths": [str(length) for length in self.lengths],
-        }
-        info = {
-            "fileFormat": "array_record",
-            "name": "features",
-            "splits": [split],
-            "version": "1.0.0",
-        }
-        write_json(self.directory.parent / "fingerprint.json", self.description)
-        write_text(self.directory / "features.json", self._format.description)
-        write_text(self.directory / "dataset_info.json", json.dumps(info, indent=2))
-
-    def open(self) -> None:
-        """Open the shards once, before several threads read."""
-        with self._explaining_damage():
-            self._source  # noqa: B018  # a cached property
-
-    @contextmanager
-    def _explaining_damage(self) -> Iterator[None]:
         try:
-            yield
+            record = self._source[start + part * stored.views + view]
+            return self.format.parse(record, stored.id, view, part)
         except (DecodeError, RuntimeError, ValueError, LookupError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
                 f"{self.directory} is damaged ({reason}); run vd extract --verify, which "
                 "extracts the damaged videos again."
             ) from error
+
+    def write_metadata(self) -> None:
+        """Write the description, and the two JSON files by which TFDS opens the directory."""
+        lengths = [str(length) for length in self.lengths]
+        split = {"name": _SPLIT, "shardLengths": lengths, "filepathTemplate": _TEMPLATE}
+        info = {
+            "name": "features",
+            "version": "1.0.0",
+            "fileFormat": "array_record",
+            "splits": [split],
+        }
+        write_json(self.directory.parent / "fingerprint.json", self.description)
+        write_text(self.directory / "features.json", self.format.description)
+        write_text(self.directory / "dataset_info.json", json.dumps(info, indent=2))
+
+    def open(self) -> None:
+        """Open the shards once, before several threads read."""
+        self._source  # noqa: B018  # a cached property
 
     @cached_property
     def _source(self) -> Any:
@@ -237,51 +237,43 @@ class FeatureStore:
     def _index(self, number: int) -> Path:
         return self.directory / f"index-{number:05d}.csv"
 
-    def _drop(self, number: int) -> None:
-        """Replace a damaged shard by an empty one: the numbers of the others stay."""
-        say(
-            f"warning: shard {number} of {self.directory} is missing or damaged; its videos "
-            "will be extracted again"
-        )
-        with writing(self._shard(number)) as path:
-            self.new_shard(path).close()
-        write_text(self._index(number), "id\n")
-
-    def _finish(self, shard: ShardWriter) -> None:
-        """Adopt a shard, unless an error interrupted the writing of a video."""
-        try:
-            shard.close()
-            if shard.complete and shard.rows:
-                self.adopt(shard.path, shard.rows)
-        finally:
-            shard.path.unlink(missing_ok=True)
-
     def _read_new_indexes(self) -> None:
         """Read the indexes that were added since, up to the last one."""
-        indexes = self.directory.glob(f"index-{_DIGITS}.csv")
+        indexes = self.directory.glob(f"index-{'[0-9]' * 5}.csv")
         last = max((int(path.stem[-5:]) for path in indexes), default=-1)
         for number in range(len(self.lengths), last + 1):
             rows = self._read_index(number)
-            if rows is None:
-                self.damaged.append(number)
-                rows = []
             self.rows |= {row.id: row for row in rows}  # a later row replaces another
-            self.lengths.append(sum(row.records for row in rows))
+            self.lengths.append(sum(row.parts * row.views for row in rows))
             self.__dict__.pop("_source", None)  # which has fewer shards
 
-    def _read_index(self, number: int) -> list[StoredVideo] | None:
-        """The rows of one shard; None when the shard or its index is missing or damaged."""
-        path = self._index(number)
+    def _read_index(self, number: int) -> list[StoredVideo]:
+        """The rows of one shard; none when it has been dropped, or now counts as damaged."""
+        index, shard = self._index(number), self._shard(number)
+        if not index.exists() and not shard.exists():
+            return []
         try:
-            with reading(path):
-                size = self._shard(number).stat().st_size
-                complete = path.read_bytes().endswith(b"\n")
-            rows = read_csv(path)
-            if complete and all(int(r.get("shard_bytes", size)) == size for r in rows):
-                return [stored_video(row, number) for row in rows]
+            with reading(index):
+                rows = read_csv(index)
+            with reading(shard), shard.open("rb") as handle:
+                size = handle.seek(0, os.SEEK_END)
+            if rows and all(int(row["shard_bytes"]) == size for row in rows):
+                return [
+                    StoredVideo(
+                        id=row["id"],
+                        shard=number,
+                        first=int(row["first"]),
+                        views=int(row["views"]),
+                        frames=int(row["stored_frames"]),
+                        outcome=outcome_from_row(row),
+                        engine=row["engine"],
+                    )
+                    for row in rows
+                ]
         except (FileNotFoundError, LookupError, ValueError, TypeError):
             pass
-        return None
+        self.damaged.append(number)
+        return []
 
 
 def open_store(cache_dir: Path, backbone: "Backbone", dim: int) -> FeatureStore:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float16, Float64
+from jaxtyping import Float64
 
 from vd import plots
 from vd.config import DecodeConfig, EngineName
@@ -18,9 +19,11 @@ from vd.errors import VdError
 from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
-from vd.features.extract import video_features
+from vd.features.extract import VideoFeatures, video_features
 from vd.models.scoring import score
 from vd.training.run_folder import read_config
+
+_ROUNDING = 1e-6  # seconds
 
 
 @dataclass(frozen=True)
@@ -73,48 +76,61 @@ class Predictor:
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction]:
         """Probability of violence of each file, in order, as each is done."""
         restored = self._restored
-        for index, outcome, features_FxD in self._features(paths):
+        for path, video in zip(paths, self._features(paths), strict=True):
             probability = label = None
-            if features_FxD is not None:
-                logit_N = score(restored.head, restored.params, [[features_FxD]])
+            if len(video.seconds_F):
+                logit_N = score(restored.head, restored.params, [[video.features_FxSD]])
                 probability = float(restored.calibration.probability(logit_N)[0])
                 label = CLASSES[probability >= restored.calibration.threshold]
-            yield Prediction(paths[index], outcome, probability, label)
+            yield Prediction(path, video.outcome, probability, label)
 
     def timeline(
         self, path: Path, window_seconds: float = 2.0, stride_seconds: float = 0.25
     ) -> Timeline | None:
         """Probability in sliding windows over one video; None when it cannot be decoded.
 
-        Stored frames are taken to be evenly spaced over the video.
+        No window spans a gap in the video's time.
         """
-        ((_, outcome, features_FxD),) = self._features([path])
-        if features_FxD is None:
+        (video,) = self._features([path])
+        if not len(video.seconds_F):
             return None
-        rate = min(FrameSettings().frames_per_second, outcome.fps)
-        length = max(1, min(round(window_seconds * rate), len(features_FxD)))
-        stride = max(1, round(stride_seconds * rate))
-        starts = np.arange(0, len(features_FxD) - length + 1, stride)
-        windows = ([features_FxD[start : start + length]] for start in starts)
+        middle_W, windows = sliding_windows(
+            video.seconds_F, video.outcome.gaps, window_seconds, stride_seconds
+        )
         restored = self._restored
-        logit_W = score(restored.head, restored.params, windows)
+        one_by_one = ([video.features_FxSD[window]] for window in windows)
+        logit_W = score(restored.head, restored.params, one_by_one)
         probability_W = restored.calibration.probability(logit_W)
-        middles_W = (starts + length / 2) / rate
-        return Timeline(middles_W, probability_W, restored.calibration.threshold)
+        return Timeline(middle_W, probability_W, restored.calibration.threshold)
 
-    def _features(
-        self, paths: Sequence[Path]
-    ) -> Iterator[tuple[int, Outcome, Float16[np.ndarray, "F D"] | None]]:
-        """Features of the plain view of each file, streams side by side as in the store."""
-        plain = self._backbone.views[:1]
-        for one in video_features(
-            paths, self._backbone, self._engine, self._decode, plain
-        ):
-            features_FxD = None
-            if one.features_VxFxSxD is not None:
-                plain_FxSxD = one.features_VxFxSxD[0]
-                features_FxD = plain_FxSxD.reshape(len(plain_FxSxD), -1)
-            yield one.index, one.outcome, features_FxD
+    def _features(self, paths: Sequence[Path]) -> Iterator[VideoFeatures]:
+        return video_features(paths, self._backbone, self._engine, self._decode)
+
+
+def sliding_windows(
+    seconds_F: Float64[np.ndarray, " F"],
+    gaps: Sequence[tuple[float, float]],
+    length: float,
+    stride: float,
+) -> tuple[Float64[np.ndarray, " W"], list[slice]]:
+    """Middles, in seconds, and frames of windows of `length` seconds, each `stride` seconds.
+
+    None spans a gap (start, length); a piece between gaps that is shorter is one window.
+    """
+    step = 1 / FrameSettings().frames_per_second
+    cuts = np.searchsorted(seconds_F, [start + gap / 2 for start, gap in gaps])
+    middles, windows = [], []
+    for first, end in pairwise([0, *cuts, len(seconds_F)]):
+        if first == end:
+            continue
+        begin, span = seconds_F[first], seconds_F[end - 1] - seconds_F[first] + step
+        window = min(length, span)
+        for start in begin + np.arange(0, span - window + _ROUNDING, stride):
+            frames = slice(*np.searchsorted(seconds_F, [start, start + window]))
+            if frames.start < frames.stop:  # a slow video has windows without a frame
+                middles.append(start + window / 2)
+                windows.append(frames)
+    return np.array(middles), windows
 
 
 def draw_timeline(

@@ -1,0 +1,282 @@
+"""Times of frames in whole files: every kind of stamp and container, and what is no fault."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from tests.broken import (
+    LEVEL,
+    cut,
+    grey_frames,
+    noisy_frames,
+    remux,
+    render,
+    render_lossless,
+    render_repeats,
+    trim_without_encoding,
+)
+from tests.decoding import SMALL, decode_all, outcome, record
+from vd.data.decode import decode
+
+KEPT = [
+    0,
+    4,
+    7,
+    10,
+    13,
+    16,
+    19,
+    22,
+    25,
+    29,
+    32,
+    35,
+    38,
+    41,
+    44,
+    47,
+]  # of 50 at 25 a second
+
+
+def shifted(seconds):
+    """Restamps packets so many seconds later."""
+
+    def restamp(index, packet):
+        packet.pts += int(seconds / packet.time_base)
+        packet.dts += int(seconds / packet.time_base)
+
+    return restamp
+
+
+def assert_50_frames_in_2_seconds(path):
+    sink, result = record(path)
+    assert (result.outcome, result.reason, result.frames) == ("used", "", 50)
+    assert sink.seconds == pytest.approx([index / 25 for index in KEPT], abs=1e-3)
+    assert result.duration == pytest.approx(2.0, abs=2e-3)
+    assert result.gaps == ()
+    return sink, result
+
+
+@pytest.mark.parametrize("fps", [25, 30, Fraction(30000, 1001), Fraction(24000, 1001)])
+def test_the_same_frames_are_kept_in_every_container(tmp_path, fps):
+    source = render(tmp_path / "a.mp4", noisy_frames(150), fps=fps, b_frames=2)
+    first, result = record(source)
+    assert (result.frames, result.clock) == (150, "stamps")
+    for suffix in ("mkv", "ts", "avi", "mov", "flv", "asf"):
+        sink, other = record(remux(source, tmp_path / f"a.{suffix}"))
+        assert (other.outcome, other.frames) == ("used", 150), suffix
+        assert sink.seconds == pytest.approx(first.seconds, abs=1.01e-3), suffix
+        assert other.duration == pytest.approx(result.duration, abs=2e-3), suffix
+        np.testing.assert_array_equal(sink.images, first.images, suffix)
+
+
+def test_the_rate_that_a_header_claims_moves_no_frame(tmp_path):
+    source = render(tmp_path / "a.avi", noisy_frames(50), codec="mpeg4", b_frames=0)
+    matroska = remux(source, tmp_path / "a.mkv")
+    again = remux(matroska, tmp_path / "b.avi")
+    rates = [outcome(path).fps for path in (source, matroska, again)]
+    assert rates == [25, 25, 1000]
+    images = [decode_all(path)[0] for path in (source, matroska, again)]
+    np.testing.assert_array_equal(images[1], images[0])
+    np.testing.assert_array_equal(images[2], images[0])
+
+
+@pytest.mark.parametrize("suffix", ["avi", "asf"])
+def test_stamps_in_the_order_of_decoding_are_put_in_order(tmp_path, suffix):
+    source = render(tmp_path / "a.mp4", noisy_frames(50), b_frames=3)
+    assert_50_frames_in_2_seconds(remux(source, tmp_path / f"a.{suffix}"))
+
+
+def test_a_stream_without_stamps_goes_by_its_rate(tmp_path):
+    source = render(tmp_path / "a.mp4", noisy_frames(50))
+    with av.open(str(source)) as container:
+        stream = container.streams.video[0]
+        filters = av.BitStreamFilterContext("h264_mp4toannexb", stream)
+        packets = [
+            p for packet in container.demux(stream) for p in filters.filter(packet)
+        ]
+        content = b"".join(map(bytes, packets))
+    path = tmp_path / "a.h264"
+    path.write_bytes(content)
+    _, result = assert_50_frames_in_2_seconds(path)
+    assert result.clock == "rate"
+    assert outcome(source).clock == "stamps"
+
+
+def test_joined_recordings_are_decoded_to_the_end(tmp_path):
+    colours, content = [10, 70, 130, 190], b""
+    for colour in colours:
+        images = [np.full((48, 64, 3), colour, np.uint8)] * 500
+        part = render(tmp_path / "part.ts", images, codec="mpeg2video")
+        content += part.read_bytes()
+    path = tmp_path / "joined.ts"
+    path.write_bytes(content)
+    sink, result = record(path)
+    assert (result.outcome, result.frames) == ("used", 2000)
+    assert result.duration == pytest.approx(80.0, abs=1e-3)
+    levels = [image[0].mean() for image in sink.images]
+    assert len(levels) == 640
+    for index, colour in enumerate(colours):
+        assert levels[160 * index + 80] == pytest.approx(colour, abs=3)
+    assert len(sink.stretches) == 2  # at 30 and 60 s
+
+
+def test_a_clock_that_jumps_an_hour_adds_no_hour(tmp_path):
+    source = render(tmp_path / "a.ts", noisy_frames(50), b_frames=2)
+    later = remux(source, tmp_path / "b.ts", shifted(3600))
+    path = tmp_path / "joined.ts"
+    path.write_bytes(source.read_bytes() + later.read_bytes())
+    sink, result = record(path)
+    assert (result.outcome, result.frames) == ("used", 100)
+    assert result.duration == pytest.approx(4.0, abs=1e-3)
+    ((start, length),) = result.gaps
+    assert start == pytest.approx(2.0, abs=1e-3)
+    assert result.span == pytest.approx(length + 4.0)
+    assert len(sink.seconds) == 32
+    assert len(sink.stretches) == 1  # and not 120
+
+
+def test_one_stamp_far_ahead_loses_no_frame(tmp_path):
+    source = render(tmp_path / "a.mp4", noisy_frames(50), b_frames=0)
+
+    def restamp(index, packet):
+        if index == 20:
+            packet.pts += int(40 / packet.time_base)
+
+    assert_50_frames_in_2_seconds(remux(source, tmp_path / "a.mkv", restamp))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_a_pause_is_a_gap_and_no_fault(tmp_path, suffix):
+    stamps = [40 * i for i in range(25)] + [30_000 + 40 * i for i in range(25, 50)]
+    path = render(tmp_path / f"a.{suffix}", noisy_frames(50), stamps=stamps, b_frames=2)
+    _, result = record(path)
+    assert (result.outcome, result.frames) == ("used", 50)
+    assert result.gaps == (pytest.approx((1.0, 30.0), abs=2e-3),)
+    assert result.duration == pytest.approx(2.0, abs=2e-3)
+    assert result.span == pytest.approx(32.0, abs=2e-3)
+
+
+def test_no_motion_spans_a_gap(tmp_path):
+    stamps = [40 * i for i in range(25)] + [30_000 + 40 * i for i in range(25, 50)]
+    path = render_lossless(tmp_path / "a.mkv", grey_frames(50), stamps=stamps)
+    images, _ = decode_all(path)
+    rgb, motion = images[:, :, 0, 0, 0].astype(int).T
+    steps = (motion - 127) // LEVEL
+    assert list(rgb // LEVEL) == [
+        0,
+        4,
+        7,
+        10,
+        13,
+        16,
+        19,
+        22,
+        25,
+        29,
+        32,
+        35,
+        38,
+        41,
+        44,
+        47,
+    ]
+    assert set(steps) == {2}
+
+
+def test_packets_that_repeat_a_frame_are_no_faults(tmp_path):
+    result = outcome(render_repeats(tmp_path / "a.nut"))  # as Theora has them
+    assert (result.outcome, result.frames) == ("used", 5)
+    assert result.duration == pytest.approx(2.0)
+
+
+def test_a_decoder_that_does_not_open_is_a_fault_at_once(tmp_path):
+    path = render_lossless(tmp_path / "a.mkv", noisy_frames(5))
+    with av.open(str(path)) as container:
+        tables = bytes(container.streams.video[0].codec_context.extradata)
+    path.write_bytes(path.read_bytes().replace(tables, bytes(len(tables))))
+    result = outcome(path)
+    assert (result.outcome, result.reason) == ("quarantined", "corrupt-frames")
+
+
+@pytest.mark.parametrize("container", ["mjpeg", "mpjpeg"])
+@pytest.mark.parametrize("marker", [b"\xff\xe0", b"\xff\xfe"])
+def test_raw_and_multipart_motion_jpeg_are_videos(tmp_path, container, marker):
+    path = tmp_path / "a.mjpeg"
+    with av.open(str(path), "w", container) as new:
+        stream = new.add_stream("mjpeg", 25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        for image in noisy_frames(50):
+            new.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        new.mux(stream.encode(None))
+    assert_50_frames_in_2_seconds(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_picture_before_the_video_is_passed_over(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as new:
+        cover, stream = new.add_stream("mjpeg", 25), new.add_stream("libx264", 25)
+        cover.pix_fmt, stream.pix_fmt = "yuvj420p", "yuv420p"
+        for each in (cover, stream):
+            each.height, each.width = 48, 64
+        for index, image in enumerate(noisy_frames(50)):
+            for each in (cover, stream):
+                if index == 0 or each is stream:
+                    frame = av.VideoFrame.from_ndarray(image, "rgb24")
+                    new.mux(each.encode(frame.reformat(format=each.pix_fmt)))
+        new.mux(cover.encode(None))
+        new.mux(stream.encode(None))
+    _, result = assert_50_frames_in_2_seconds(path)
+    assert result.codec == "h264"
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_frames_that_an_edit_list_hides_are_not_missing(tmp_path, b_frames):
+    path = render(tmp_path / "a.mp4", noisy_frames(50), gop=250, b_frames=b_frames)
+    result = outcome(trim_without_encoding(path, tmp_path / "b.mp4", first_frame=40))
+    assert (result.outcome, result.frames) == ("used", 10)
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [
+        *(("libx264", suffix) for suffix in ("ts", "mkv", "avi", "mp4", "flv")),
+        *(("mpeg2video", suffix) for suffix in ("ts", "mkv", "avi", "mpg")),
+        *(("mpeg4", suffix) for suffix in ("mkv", "avi", "mp4")),
+    ],
+)
+def test_a_copy_that_begins_within_a_group_of_pictures_is_whole(
+    tmp_path, codec, suffix
+):
+    source = render(tmp_path / "a.mp4", noisy_frames(100), codec=codec, gop=25)
+    result = outcome(remux(source, tmp_path / f"b.{suffix}", first=10))
+    assert (result.outcome, result.reason) == ("used", "")
+    assert 75 <= result.frames <= 90
+
+
+def test_an_encrypted_file_is_called_so(tmp_path):
+    key = {"encryption_key": "76a6c65c5ea762046bd749a2e632ccbb"}
+    kid = {"encryption_kid": "a7e61c373e219033c21091fa607bf3b8"}
+    scheme = {"encryption_scheme": "cenc-aes-ctr", **key, **kid}
+    path = render(tmp_path / "a.mp4", noisy_frames(50), **scheme)
+    assert outcome(path).reason == "encrypted"
+    stream = bytearray(render(tmp_path / "a.ts", noisy_frames(50)).read_bytes())
+    for packet in range(0, len(stream), 188):
+        if stream[packet + 1] & 0x1F == 1:  # of the video
+            stream[packet + 3] |= 0x80
+            stream[packet + 4 : packet + 188] = bytes(184)
+    path = tmp_path / "scrambled.ts"
+    path.write_bytes(stream)
+    assert outcome(path).reason == "encrypted"
+
+
+def test_a_cut_file_gives_what_it_has(tmp_path):
+    path = render(tmp_path / "a.mp4", noisy_frames(50), movflags="faststart")
+    path.write_bytes(cut(path.read_bytes(), 0.65))
+    result = decode(path, SMALL)
+    assert (result.outcome, result.reason) == ("partial", "truncated")
+    assert 25 < result.frames < 45
+    assert result.duration == pytest.approx(result.frames / 25)
