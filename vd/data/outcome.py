@@ -194,7 +194,7 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
         expected, missing = round(header.duration * header.fps), unreached
     missing += counts.faults
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    damaged = counts.faults or counts.encrypted or counts.packets and not counts.good
+    damaged = counts.faults or counts.encrypted or (counts.packets and not counts.good)
     if missing <= tolerated and not damaged:
         if not counts.kept:
             return replace(known, reason="too-short")
