@@ -24,7 +24,7 @@ from vd.data.outcome import (
     Counts,
     Outcome,
     check_file,
-    is_scrambled,
+    is_encrypted,
     outcome_of,
     select_stream,
     why_not_opened,
@@ -87,30 +87,25 @@ def decode(
     follows it about `motion_gap_seconds` later. Damaged frames are counted and left out.
     With `images` false, frames are only counted. Never raises for a bad file.
     """
-    if reason := check_file(path):
-        return Outcome("quarantined", reason)
     keeper = _Keeper(settings, sink or Sink(), images and sink is not None)
-    try:
-        with _open(path) as container:
-            return _decode(container, keeper, stretch_seconds)
-    except av.error.FFmpegError as error:
-        return Outcome("quarantined", why_not_opened(path, error))
+    return _open(path, lambda container: _decode(container, keeper, stretch_seconds))
 
 
 def read_header(path: Path, settings: FrameSettings) -> Outcome:
     """The header of a video, quarantined so far; never raises for a bad file."""
+    return _open(path, lambda file: select_stream(file, settings.max_pixels)[1])
+
+
+def _open(path: Path, read: Callable[[Any], Outcome]) -> Outcome:
+    """What `read` makes of an opened file, or why it cannot be opened."""
     if reason := check_file(path):
         return Outcome("quarantined", reason)
     try:
-        with _open(path) as container:
-            return select_stream(container, settings.max_pixels)[1]
+        # by its absolute path: FFmpeg takes `12:30.mp4` for an address
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+            return read(container)
     except av.error.FFmpegError as error:
         return Outcome("quarantined", why_not_opened(path, error))
-
-
-def _open(path: Path) -> Any:
-    """Open a file by its absolute path: FFmpeg takes `12:30.mp4` for an address."""
-    return av.open(str(path.absolute()), metadata_errors="replace")
 
 
 def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcome:
@@ -221,9 +216,8 @@ class _Keeper:
         while self._waiting and timed.seconds >= self._target() - _ROUNDING:
             late = timed.seconds - self._target()
             self._keep(self._last_if(late + _TIE) or timed, frames)
-        slot = math.floor(
-            self._unrounded(timed.seconds) * self.settings.frames_per_second
-        )
+        seconds = self._unrounded(timed.seconds) + _ROUNDING
+        slot = math.floor(seconds * self.settings.frames_per_second)
         if slot > self._slot:
             self._slot = slot
             self._waiting.append(timed)
@@ -250,11 +244,9 @@ class _Keeper:
         return last if self._target() - last.seconds <= seconds else None
 
     def _unrounded(self, seconds: float) -> float:
-        """The time at which a frame lies on the grid of its rate, or after rounding."""
-        if self.grid:
-            exact = round(seconds * self.grid) / self.grid
-            seconds = exact if abs(exact - seconds) < _ROUNDING else seconds
-        return seconds + _ROUNDING
+        """A time before its container rounded it, if it was on the grid of the rate."""
+        exact = round(seconds * self.grid) / self.grid if self.grid else seconds
+        return exact if abs(exact - seconds) < _ROUNDING else seconds
 
     def _keep(self, later: Timed[_Picture], frames: int) -> None:
         """Hand over the first waiting frame."""
@@ -354,7 +346,7 @@ class _Reader:
             tail=self._faults.count(self._packets) if ends else 0,
             reached=max(reach, self._end - start),
             encrypted=self._encrypted
-            or (not self._packets and is_scrambled(self._container)),
+            or (not self.good and is_encrypted(self._container)),
         )
 
     def _read(self) -> Iterator[Any]:
@@ -376,8 +368,8 @@ class _Reader:
             own = packet.stream is self._stream
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None and (own or self._stream.duration is None):
-                seconds = (stamp + (packet.duration or 0)) * packet.time_base
-                self._end = max(self._end, float(seconds))
+                end = (stamp + (packet.duration or 0)) * (packet.time_base or 0)
+                self._end = max(self._end, float(end))
             if own:
                 yield packet
 

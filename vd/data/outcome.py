@@ -106,13 +106,15 @@ def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
         return "unreadable"
 
 
-def is_scrambled(container: Any) -> bool:
-    """Whether packets of an MPEG transport stream are; FFmpeg drops them in silence."""
+def is_encrypted(container: Any) -> bool:
+    """Whether a file of which no frame can be decoded names a protection.
+
+    FFmpeg drops the scrambled packets of an MPEG transport stream in silence.
+    """
     if container.format.name != "mpegts":
-        return False
+        return "ASF_Protection_Type" in container.metadata
     with open(container.name, "rb") as handle:
-        headers = handle.read(_TS_BYTES)[3::188]
-    return any(byte & 0xC0 for byte in headers)
+        return any(byte & 0xC0 for byte in handle.read(_TS_BYTES)[3::188])
 
 
 def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
