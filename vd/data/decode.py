@@ -118,7 +118,7 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
         return replace(header, reason="corrupt-frames", frames=0)
     reader = _Reader(container, stream)
     clock = Clock(stream.time_base, header.fps, hold=_Picture.sizes)
-    keeper.grid = header.fps if stream.time_base > _COARSE else 0.0
+    keeper.grid = _grid(header.fps) if stream.time_base > _COARSE else 0.0
     stretch_end = stretch_seconds
     for frame, stamp in reader.frames():
         picture = _Picture(frame, keeper.convert)
@@ -168,6 +168,12 @@ def _brightness(frame: Any) -> float | None:
         return float(frame.to_ndarray(format="gray").mean())
     except (av.error.FFmpegError, ValueError):
         return None
+
+
+def _grid(fps: float) -> float:
+    """A rate, exact if it is one of television's: FLV gives 29.9697 for 30 / 1.001."""
+    exact = round(fps * 1.001) / 1.001
+    return exact if abs(exact / fps - 1) < 1e-4 else fps
 
 
 class _Picture:
@@ -304,8 +310,8 @@ class _Reader:
         self._started = False  # whether one of them begins a group of pictures
         self._encrypted = False
         self._faults: list[int] = []  # the value of `_packets` at each fault
-        # Of the packets in the decoder, if they are in the order of decoding.
-        self._stamps: deque[int | None] | None = None
+        self._queued = ""  # which stamps of packets wait for the frames, if any
+        self._queue: deque[int | None] = deque()
 
     def frames(self) -> Iterator[tuple[Any, int | None]]:
         """Decoded frames with their time stamps, from the first good one on.
@@ -316,7 +322,7 @@ class _Reader:
         ahead: list[Any] = []
         if self._stream.codec_context.reorder_depth:
             ahead = list(islice(packets, _PACKETS_AHEAD))
-            self._stamps = deque() if _in_decoding_order(ahead) else None
+            self._queued = _decoding_stamps(ahead)
         for packet in chain(ahead, packets):
             if packet is not None and not packet.size and packet.dts is not None:
                 if self.good:
@@ -383,16 +389,16 @@ class _Reader:
             self._cut = packet.is_corrupt
             self._started = self._started or packet.is_keyframe
             self._encrypted |= packet.has_sidedata("encryption_info")
-            if self._stamps is not None:
-                self._stamps.append(packet.dts)
+            if self._queued:
+                self._queue.append(getattr(packet, self._queued))
         try:
             frames: list[Any] = packet.decode()
         except av.error.EOFError:
             return []
         except av.error.FFmpegError:
             self._fault()
-            if self._stamps:
-                self._stamps.pop()
+            if self._queue:
+                self._queue.pop()
             return []
         return frames
 
@@ -402,22 +408,23 @@ class _Reader:
             self._faults.append(self._packets)
 
     def _stamp(self, frame: Any) -> int | None:
-        """The time stamp of a frame: the earliest in the decoder if those are out of order."""
-        if not self._stamps:
+        """The time stamp of a frame; the first in the queue if frames have no own ones."""
+        if not self._queue:
             stamp: int | None = frame.dts if frame.pts is None else frame.pts
             return stamp
-        while len(self._stamps) > _MOST_IN_DECODER:  # of packets that gave no frame
-            self._stamps.popleft()
-        return self._stamps.popleft()
+        while len(self._queue) > _MOST_IN_DECODER:  # of packets that gave no frame
+            self._queue.popleft()
+        return self._queue.popleft()
 
 
-def _in_decoding_order(packets: list[Any]) -> bool:
-    """Whether time stamps say when packets are decoded, as AVI and ASF have them.
+def _decoding_stamps(packets: list[Any]) -> str:
+    """Which stamps of packets are in the order of decoding, though frames are reordered.
 
-    FFmpeg then takes the next packet's for the time at which a frame is shown.
+    AVI and ASF have no others, and FFmpeg takes the next packet's for the time at which a
+    frame is shown. "": packets have the times of their own frames.
     """
-    stamped = [packet for packet in packets if packet is not None and packet.size]
-    return all(
-        after.dts is not None and packet.pts in (None, after.dts)
-        for packet, after in pairwise(stamped)
-    )
+    packets = [packet for packet in packets if packet is not None and packet.size]
+    shown = [packet.pts for packet in packets if packet.pts is not None]
+    if any(a >= b for a, b in pairwise(shown)):
+        return ""
+    return "pts" if any(packet.dts is None for packet in packets) else "dts"

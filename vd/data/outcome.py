@@ -35,6 +35,7 @@ _PICTURES = (
     | av.stream.Disposition.still_image
     | av.stream.Disposition.timed_thumbnails
 )
+_TS_PACKETS = re.compile(rb"G.{187}G.{187}G", re.DOTALL)
 _TS_BYTES = 188 * 4096  # of a transport stream that are looked at
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # may be missing in a used video, as headers are inexact
@@ -114,7 +115,10 @@ def is_encrypted(container: Any) -> bool:
     if container.format.name != "mpegts":
         return "ASF_Protection_Type" in container.metadata
     with open(container.name, "rb") as handle:
-        return any(byte & 0xC0 for byte in handle.read(_TS_BYTES)[3::188])
+        content = handle.read(_TS_BYTES)
+    first = _TS_PACKETS.search(content)
+    controls = content[first.start() + 3 :: 188] if first else b""
+    return sum(byte & 0xC0 > 0 for byte in controls) > len(controls) / 2
 
 
 def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
