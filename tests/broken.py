@@ -207,6 +207,75 @@ def remux(
     return path
 
 
+def later_by(seconds: float) -> Callable[..., None]:
+    """Sets the stamps of all packets, or of `only` one, so many seconds later."""
+
+    def restamp(index: int, packet: av.Packet, only: int | None = None) -> None:
+        ticks = int(seconds / packet.time_base)
+        if only in (None, index):
+            packet.pts += ticks
+        if only is None:
+            packet.dts += ticks
+
+    return restamp
+
+
+def render_pictures(path: Path, container: str) -> Path:
+    """50 JPEG pictures, one after another or as parts of a message."""
+    with av.open(str(path), "w", container) as new:
+        stream = new.add_stream("mjpeg", 25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        for image in noisy_frames(50):
+            new.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        new.mux(stream.encode(None))
+    return path
+
+
+def render_with_cover(path: Path) -> Path:
+    """50 frames of H.264 as the second stream, behind one JPEG picture."""
+    with av.open(str(path), "w") as new:
+        cover, stream = new.add_stream("mjpeg", 25), new.add_stream("libx264", 25)
+        cover.pix_fmt, stream.pix_fmt = "yuvj420p", "yuv420p"
+        for each in (cover, stream):
+            each.height, each.width = 48, 64
+        for index, image in enumerate(noisy_frames(50)):
+            for each in (cover, stream):
+                if index == 0 or each is stream:
+                    frame = av.VideoFrame.from_ndarray(image, "rgb24")
+                    new.mux(each.encode(frame.reformat(format=each.pix_fmt)))
+        new.mux(cover.encode(None))
+        new.mux(stream.encode(None))
+    return path
+
+
+def render_encrypted(path: Path) -> Path:
+    """MP4 under a key that is nowhere in it."""
+    options = {
+        "encryption_scheme": "cenc-aes-ctr",
+        "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+        "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+    }
+    return render(path, noisy_frames(50), **options)
+
+
+def scrambled(ts: bytes) -> bytes:
+    """An MPEG transport stream whose video packets are marked as scrambled."""
+    content = bytearray(ts)
+    for packet in range(0, len(content), 188):
+        if content[packet + 1] & 0x1F == 1:  # of the video
+            content[packet + 3] |= 0x80
+            content[packet + 4 : packet + 188] = bytes(184)
+    return bytes(content)
+
+
+def without_tables(path: Path) -> Path:
+    """Zero what the decoder of a file needs to open."""
+    with av.open(str(path)) as container:
+        tables = bytes(container.streams.video[0].codec_context.extradata)
+    path.write_bytes(path.read_bytes().replace(tables, bytes(len(tables))))
+    return path
+
+
 def render_repeats(path: Path) -> Path:
     """Five pictures in two seconds of NUT, each shown ten times by empty packets."""
     with av.open(str(path), "w") as container:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.command_line import VD, vd
-from tests.decoding import decode
+from tests.decoding import decode_all
 from tests.fabricated import write_tiny_backbone
 from vd.config import Config, DataConfig
 from vd.data.decode import FrameSettings
@@ -196,7 +196,7 @@ def test_a_stream_is_added_in_one_place(clips):
     with patch.dict(STREAMS):
         exec(code, {})  # noqa: S102
         settings = FrameSettings(height=24, width=32, streams=("rgb", "edges"))
-        images = decode(path, settings=settings)[0]
+        images = decode_all(path, settings=settings)[0]
     expected = cv2.Laplacian(images[0, 0], cv2.CV_8U)
     np.testing.assert_array_equal(images[0, 1], expected)
 

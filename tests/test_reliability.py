@@ -3,13 +3,15 @@
 python -m tests.test_reliability > docs/reliability.md     writes the page again
 """
 
+import glob
 import os
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +19,23 @@ import pytest
 from tests.broken import (
     cut,
     flipped,
+    later_by,
     make_broken,
     noisy_frames,
+    remux,
     render,
+    render_encrypted,
     render_growing,
     render_lossless,
+    render_pictures,
+    render_repeats,
+    render_with_cover,
     render_with_sound,
     rotated,
+    scrambled,
+    trim_without_encoding,
     with_cut_pictures,
+    without_tables,
     zeroed,
 )
 from tests.command_line import vd
@@ -38,30 +49,29 @@ pytestmark = pytest.mark.slow
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
 HEAD = """# Reliability: what becomes of bad files
 
-Each row is a file that `tests/test_reliability.py` makes from a good clip of 50 frames (unless the file's name
-gives another number). `vd scan` decodes all of them at once, beside good clips. The test fails if a row differs
-from this page, if a good clip is affected, or if a worker is left running. `python -m tests.test_reliability`
-prints this page.
+Each row is a kind of file that `tests/test_reliability.py` makes from a good clip. `vd scan` decodes all of them at
+once, beside good clips. The test fails if a file differs from this page, if a good clip is affected, or if a worker is
+left running. `python -m tests.test_reliability` prints this page.
 
 - `used`: no damaged frame, and at most two frames, or 5 %, are missing. `partial`: at least half of the frames
   were decoded, and the frames before and after the fault are used. `quarantined`: nothing is used; the third column
   gives the reason.
-- A file that FFmpeg cannot open is `truncated` if it begins like a video container, otherwise `not-a-video`.
 - A worker that hangs is ended at its deadline (`timeout`), one that crashes is replaced (`corrupt-frames`). Its video
   is decoded once more: `partial` if both passes end at the same frame and gave at least half of the expected ones,
   else `quarantined` (`tests/test_workers.py`).
-- A file without permission to read is `unreadable`. Root can read every file, so a separate test covers it.
-- `truncated`: the end is missing according to the header or the index, or the file ends in a broken frame.
+- Root can read every file, so a separate test covers `unreadable`.
+- A longer step of the time stamps than ten usual ones and half a second is a gap: it is listed, counts for no hour,
+  and is no fault, as a paused camera and lost data look alike.
 - Known limits: a cut GIF, MPEG transport or program stream, raw MPEG, Motion JPEG or WMV can count as whole, because
   nothing that FFmpeg reads in it gives its length; it is `partial`, however much is missing, if the cut breaks a frame.
   Damage inside a GIF ends it there unnoticed. The header of FLV, and of Matroska without a DURATION tag, gives only
   the end of the longest stream. Where sound outlasts the picture, such a file is judged by its sound: a picture that
   ends early counts as whole.
 
-| file | outcome | reason | frames |
-|---|---|---|---|
+| kind | outcome | reason |
+|---|---|---|
 """
-NAMES = (
+FILE_NAMES = (
     "line\nbreak.mp4",
     "'quotes\".mp4",
     "comma,semicolon;.mp4",
@@ -69,6 +79,57 @@ NAMES = (
     "12:30.mp4",
     "caf\udce9.mp4",
 )
+USED = ("used", "")
+PARTIAL = ("partial", "truncated")
+CUT = ("quarantined", "truncated")
+NO_VIDEO = ("quarantined", "not-a-video")
+# (kind, (outcome, reason), patterns of file names)
+KINDS = [
+    ("a whole file in any common container, codec or pixel format", USED,
+     ("good.* faststart.* fragments.* first_fragment.* moov_first.* plain.* a.* mpeg4.* "
+      "vp9.* motion_jpeg.avi grey.* ten_bits.* 1x1.* rotated.*")),
+    ("raw or multipart Motion JPEG", USED, "*.mjpeg"),
+    ("another container than the name says", USED, "mp4_by_another_name.avi"),
+    ("any name that the file system allows", USED, " ".join(map(glob.escape, FILE_NAMES))),
+    ("sound that outlasts the picture, or a late start", USED, "sound_outlasts* begins_*"),
+    ("a variable frame rate, a pause", USED, "variable_rate.mkv paused.*"),
+    ("time stamps that restart, jump, return, or are missing or in the order of decoding", USED,
+     "joined.ts clock_jump.ts one_stamp_ahead.mkv decoding_order.*"),
+    ("a copy that begins within a group of pictures, or whose start is hidden", USED, "trimmed.*"),
+    ("a picture as the first stream", USED, "cover_first.*"),
+    ("packets that repeat the last frame", USED, "repeats*"),
+    ("damage that decoding does not meet", USED, "one_bit_flipped.mp4 50_percent_a.gif"),
+    ("cut in its second half", PARTIAL,
+     "70_percent* 80_percent* 99_percent* 60_percent*.mkv 50_percent_a.ts 50_percent*fragment*"),
+    ("cut in its first half, or where more than half is missing by its header", CUT,
+     "30_percent* 50_percent_faststart.mp4 50_percent_plain.* 60_percent*.flv"),
+    ("without an index, or only a start", CUT, "half.mp4 moov_gone.mp4 only_a_start.mkv start_of_a.*"),
+    ("a hole in the middle", ("partial", "corrupt-frames"), "hole_faststart.mp4 hole_plain.avi"),
+    ("a hole in Matroska, whose last frame refers to a missing one", PARTIAL, "hole_plain.mkv"),
+    ("an end of zeros, or pictures cut short", ("partial", "corrupt-frames"),
+     "end_zeroed.mp4 motion_jpeg_cut_pictures.avi"),
+    ("a hole over half of it", ("quarantined", "corrupt-frames"), "large_hole.mp4"),
+    ("a decoder that does not open", ("quarantined", "corrupt-frames"), "no_tables.mkv"),
+    ("encrypted", ("quarantined", "encrypted"), "encrypted.mp4 scrambled.ts"),
+    ("frames of more than 33 million pixels, also behind a header that claims fewer",
+     ("quarantined", "too-large"), "8192* large_frame*"),
+    ("one or two frames", ("quarantined", "too-short"), "one_frame.mp4 two_frames.mp4"),
+    ("no picture: sound alone, or streams of no known codec", ("quarantined", "no-video-stream"),
+     "sound.mp4 2_percent*"),
+    ("a still picture, a text, a playlist, zeros, a start that is no container's", NO_VIDEO,
+     "picture_* subtitles.mp4 playlist.mp4 text.mp4 zeros.mp4 start_zeroed.mp4"),
+    ("empty", ("quarantined", "empty"), "empty.mp4"),
+    ("missing, or a link to nothing or to itself", ("quarantined", "missing"),
+     "dangling.mp4 loop.mp4"),
+    ("a folder, a pipe, a socket or a device", ("quarantined", "not-a-regular-file"),
+     "folder.mp4 pipe.mp4 socket.mp4 device.mp4"),
+]  # fmt: skip
+FRAMES = {  # of used files that have not 50
+    "50_percent_a.gif": "25",
+    "clock_jump.ts": "100",
+    "joined.ts": "100",
+    "repeats_in_nut.mkv": "5",
+}
 MXF_KEY = bytes.fromhex("060e2b34020501010d01020101020400")
 
 
@@ -107,7 +168,7 @@ def make_all(folder: Path) -> None:
         "vp9.webm": {"codec": "libvpx-vp9"},
     }.items():
         render(folder / name, noisy_frames(50), **options)
-    for name in NAMES:  # each of other content, for copies are decoded once
+    for name in FILE_NAMES:  # each of other content, for copies are decoded once
         box = b"free" + os.fsencode(name)
         (folder / name).write_bytes(good + struct.pack(">I", len(box) + 4) + box)
     _make_ends(folder)
@@ -119,6 +180,42 @@ def make_all(folder: Path) -> None:
     program = render(folder / "a.mpg", noisy_frames(50), codec="mpeg2video")
     (folder / "start_of_a.mpg").write_bytes(program.read_bytes()[:12])
     (folder / "device.mp4").symlink_to("/dev/zero")
+    _make_times(folder)
+    _make_undecodable(folder)
+
+
+def _make_times(folder: Path) -> None:
+    """Files whose time stamps or packets are odd, and that are whole all the same."""
+    good = folder / "good.mp4"
+    stamps = [40 * i + 9000 * (i > 24) for i in range(50)]
+    for suffix in ("mkv", "ts"):
+        render(folder / f"paused.{suffix}", noisy_frames(50), stamps=stamps)
+    for suffix in ("avi", "asf"):
+        remux(good, folder / f"decoding_order.{suffix}")
+    stream = (folder / "a.ts").read_bytes()
+    (folder / "joined.ts").write_bytes(stream + stream)
+    later = remux(folder / "a.ts", folder / "later.ts", later_by(3600))
+    (folder / "clock_jump.ts").write_bytes(stream + later.read_bytes())
+    later.unlink()
+    one_ahead = partial(later_by(40), only=20)
+    no_b_frames = render(folder / "a.mov", noisy_frames(50), b_frames=0)
+    remux(no_b_frames, folder / "one_stamp_ahead.mkv", one_ahead)
+    long = render(folder / "long.mp4", noisy_frames(75), gop=25)
+    remux(long, folder / "trimmed.ts", first=10)
+    trim_without_encoding(long, folder / "trimmed.mp4", first_frame=25)
+    long.unlink()
+    render_repeats(folder / "repeats_in_nut.mkv")
+    for container in ("mjpeg", "mpjpeg"):
+        render_pictures(folder / f"{container}.mjpeg", container)
+    for suffix in ("mp4", "mkv"):
+        render_with_cover(folder / f"cover_first.{suffix}")
+
+
+def _make_undecodable(folder: Path) -> None:
+    """Files that FFmpeg opens, and that nothing can decode."""
+    render_encrypted(folder / "encrypted.mp4")
+    (folder / "scrambled.ts").write_bytes(scrambled((folder / "a.ts").read_bytes()))
+    without_tables(render_lossless(folder / "no_tables.mkv", noisy_frames(50)))
 
 
 def _make_ends(folder: Path) -> None:
@@ -142,17 +239,18 @@ def scanned(root: Path, cache: Path) -> list[dict[str, str]]:
     return read_csv(cache / "report" / "scan.csv")
 
 
-def page(rows: list[dict[str, str]]) -> str:
+def page() -> str:
     """The text of docs/reliability.md."""
-    lines = []
-    for row in rows:
-        if row["label"] == "violent":
-            name = (
-                row["path"].removeprefix("violent/").encode("unicode_escape").decode()
-            )
-            cells = f"`{name}`", row["outcome"], row["reason"], row["frames"]
-            lines.append(f"| {' | '.join(cells)} |\n")
-    return HEAD + "".join(lines)
+    return HEAD + "".join(f"| {kind} | {' | '.join(end)} |\n" for kind, end, _ in KINDS)
+
+
+def kinds(name: str) -> list[tuple[str, str]]:
+    """Outcome and reason of each kind that a file is of."""
+    return [
+        end
+        for _, end, patterns in KINDS
+        if any(fnmatchcase(name, pattern) for pattern in patterns.split(" "))
+    ]
 
 
 def make_dataset(root: Path) -> None:
@@ -195,13 +293,20 @@ def test_every_kind_ends_as_the_page_says_and_good_clips_are_untouched(
 
     thread = threading.Thread(target=watch)
     thread.start()
-    rows = scanned(tmp_path / "set", tmp_path / "cache")
-    done.set()
-    thread.join()
+    try:
+        rows = scanned(tmp_path / "set", tmp_path / "cache")
+    finally:
+        done.set()
+        thread.join()
     assert seen
     assert not workers(str(tmp_path))
-    assert page(rows) == PAGE.read_text(encoding="utf-8")
-    assert len(rows) >= 40 + 6
+    bad = {Path(row["path"]).name: row for row in rows if row["label"] == "violent"}
+    ends = {name: [(row["outcome"], row["reason"])] for name, row in bad.items()}
+    assert ends == {name: kinds(name) for name in bad}
+    frames = {name: row["frames"] for name, row in bad.items() if kinds(name) == [USED]}
+    assert {n: count for n, count in frames.items() if count != "50"} == FRAMES
+    assert page() == PAGE.read_text(encoding="utf-8")
+    assert len(bad) >= 80
     good = [row for row in rows if row["label"] == "nonviolent"]
     assert [row["frames"] for row in good] == [str(50 + n) for n in range(6)]
     assert {row["outcome"] for row in good} == {"used"}
@@ -267,6 +372,4 @@ def test_a_class_without_a_file_is_named(tmp_path):
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        make_dataset(Path(scratch) / "set")
-        sys.stdout.write(page(scanned(Path(scratch) / "set", Path(scratch) / "cache")))
+    sys.stdout.write(page())

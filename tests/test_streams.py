@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.broken import render, render_lossless, rotated
-from tests.decoding import decode
+from tests.decoding import decode_all
 from vd.data.decode import FrameSettings
 from vd.data.streams import STREAMS, Stream, difference, moving_square, stream_settings
 
@@ -89,7 +89,10 @@ def test_the_square_is_a_stream_beside_the_others(tmp_path):
     path = render_lossless(tmp_path / "a.mkv", light())
     two = FrameSettings(height=64, width=64)
     three = FrameSettings(height=64, width=64, streams=ALL)
-    plain, square = decode(path, settings=two)[0], decode(path, settings=three)[0]
+    plain, square = (
+        decode_all(path, settings=two)[0],
+        decode_all(path, settings=three)[0],
+    )
     np.testing.assert_array_equal(square[:, :2], plain)
     moved = np.abs(square.astype(int) - 127).max((2, 3, 4))
     assert (moved[:, 2] >= moved[:, 1]).all()
@@ -102,7 +105,10 @@ def test_a_square_of_a_rotated_video_stands_upright(tmp_path):
     turned = tmp_path / "b.mp4"
     turned.write_bytes(rotated(path.read_bytes(), 2))
     settings = FrameSettings(height=32, width=32, streams=ALL)
-    a, b = decode(path, settings=settings)[0], decode(turned, settings=settings)[0]
+    a, b = (
+        decode_all(path, settings=settings)[0],
+        decode_all(turned, settings=settings)[0],
+    )
     here, there = a[:, 2].astype(int), b[:, 2].astype(int)
     turned_back = np.abs(here - there[:, ::-1, ::-1]).mean()
     assert turned_back < 0.5 * np.abs(here - there).mean()
@@ -119,7 +125,7 @@ def test_a_stream_is_one_entry(tmp_path, monkeypatch):
     monkeypatch.setitem(STREAMS, "corner", Stream(corner, 50, {"rows": 10}))
     path = render_lossless(tmp_path / "a.mkv", light())
     settings = FrameSettings(height=24, width=32, streams=("corner", "rgb"))
-    images = decode(path, settings=settings)[0]
+    images = decode_all(path, settings=settings)[0]
     assert set(seen) == {((50, 50, 3), (50, 50, 3))}
     assert images.shape == (16, 2, 24, 32, 3)
     assert (images[:, 0] == 40).all()  # dark in the corner

@@ -1,6 +1,7 @@
 """Times of frames in whole files: every kind of stamp and container, and what is no fault."""
 
 from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
@@ -10,12 +11,18 @@ from tests.broken import (
     LEVEL,
     cut,
     grey_frames,
+    later_by,
     noisy_frames,
     remux,
     render,
+    render_encrypted,
     render_lossless,
+    render_pictures,
     render_repeats,
+    render_with_cover,
+    scrambled,
     trim_without_encoding,
+    without_tables,
 )
 from tests.decoding import SMALL, decode_all, outcome, record
 from vd.data.decode import decode
@@ -38,16 +45,6 @@ KEPT = [
     44,
     47,
 ]  # of 50 at 25 a second
-
-
-def shifted(seconds):
-    """Restamps packets so many seconds later."""
-
-    def restamp(index, packet):
-        packet.pts += int(seconds / packet.time_base)
-        packet.dts += int(seconds / packet.time_base)
-
-    return restamp
 
 
 def assert_50_frames_in_2_seconds(path):
@@ -125,7 +122,7 @@ def test_joined_recordings_are_decoded_to_the_end(tmp_path):
 
 def test_a_clock_that_jumps_an_hour_adds_no_hour(tmp_path):
     source = render(tmp_path / "a.ts", noisy_frames(50), b_frames=2)
-    later = remux(source, tmp_path / "b.ts", shifted(3600))
+    later = remux(source, tmp_path / "b.ts", later_by(3600))
     path = tmp_path / "joined.ts"
     path.write_bytes(source.read_bytes() + later.read_bytes())
     sink, result = record(path)
@@ -140,12 +137,8 @@ def test_a_clock_that_jumps_an_hour_adds_no_hour(tmp_path):
 
 def test_one_stamp_far_ahead_loses_no_frame(tmp_path):
     source = render(tmp_path / "a.mp4", noisy_frames(50), b_frames=0)
-
-    def restamp(index, packet):
-        if index == 20:
-            packet.pts += int(40 / packet.time_base)
-
-    assert_50_frames_in_2_seconds(remux(source, tmp_path / "a.mkv", restamp))
+    path = remux(source, tmp_path / "a.mkv", partial(later_by(40), only=20))
+    assert_50_frames_in_2_seconds(path)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
@@ -193,42 +186,19 @@ def test_packets_that_repeat_a_frame_are_no_faults(tmp_path):
 
 
 def test_a_decoder_that_does_not_open_is_a_fault_at_once(tmp_path):
-    path = render_lossless(tmp_path / "a.mkv", noisy_frames(5))
-    with av.open(str(path)) as container:
-        tables = bytes(container.streams.video[0].codec_context.extradata)
-    path.write_bytes(path.read_bytes().replace(tables, bytes(len(tables))))
+    path = without_tables(render_lossless(tmp_path / "a.mkv", noisy_frames(5)))
     result = outcome(path)
     assert (result.outcome, result.reason) == ("quarantined", "corrupt-frames")
 
 
 @pytest.mark.parametrize("container", ["mjpeg", "mpjpeg"])
-@pytest.mark.parametrize("marker", [b"\xff\xe0", b"\xff\xfe"])
-def test_raw_and_multipart_motion_jpeg_are_videos(tmp_path, container, marker):
-    path = tmp_path / "a.mjpeg"
-    with av.open(str(path), "w", container) as new:
-        stream = new.add_stream("mjpeg", 25)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
-        for image in noisy_frames(50):
-            new.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-        new.mux(stream.encode(None))
-    assert_50_frames_in_2_seconds(path)
+def test_raw_and_multipart_motion_jpeg_are_videos(tmp_path, container):
+    assert_50_frames_in_2_seconds(render_pictures(tmp_path / "a.mjpeg", container))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_a_picture_before_the_video_is_passed_over(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    with av.open(str(path), "w") as new:
-        cover, stream = new.add_stream("mjpeg", 25), new.add_stream("libx264", 25)
-        cover.pix_fmt, stream.pix_fmt = "yuvj420p", "yuv420p"
-        for each in (cover, stream):
-            each.height, each.width = 48, 64
-        for index, image in enumerate(noisy_frames(50)):
-            for each in (cover, stream):
-                if index == 0 or each is stream:
-                    frame = av.VideoFrame.from_ndarray(image, "rgb24")
-                    new.mux(each.encode(frame.reformat(format=each.pix_fmt)))
-        new.mux(cover.encode(None))
-        new.mux(stream.encode(None))
+    path = render_with_cover(tmp_path / f"a.{suffix}")
     _, result = assert_50_frames_in_2_seconds(path)
     assert result.codec == "h264"
 
@@ -258,18 +228,9 @@ def test_a_copy_that_begins_within_a_group_of_pictures_is_whole(
 
 
 def test_an_encrypted_file_is_called_so(tmp_path):
-    key = {"encryption_key": "76a6c65c5ea762046bd749a2e632ccbb"}
-    kid = {"encryption_kid": "a7e61c373e219033c21091fa607bf3b8"}
-    scheme = {"encryption_scheme": "cenc-aes-ctr", **key, **kid}
-    path = render(tmp_path / "a.mp4", noisy_frames(50), **scheme)
-    assert outcome(path).reason == "encrypted"
-    stream = bytearray(render(tmp_path / "a.ts", noisy_frames(50)).read_bytes())
-    for packet in range(0, len(stream), 188):
-        if stream[packet + 1] & 0x1F == 1:  # of the video
-            stream[packet + 3] |= 0x80
-            stream[packet + 4 : packet + 188] = bytes(184)
-    path = tmp_path / "scrambled.ts"
-    path.write_bytes(stream)
+    assert outcome(render_encrypted(tmp_path / "a.mp4")).reason == "encrypted"
+    path = render(tmp_path / "a.ts", noisy_frames(50))
+    path.write_bytes(scrambled(path.read_bytes()))
     assert outcome(path).reason == "encrypted"
 
 

@@ -24,7 +24,7 @@ from vd.data.outcome import (
     Counts,
     Outcome,
     check_file,
-    is_scrambled,
+    is_encrypted,
     outcome_of,
     select_stream,
     why_not_opened,
@@ -87,30 +87,25 @@ def decode(
     follows it about `motion_gap_seconds` later. Damaged frames are counted and left out.
     With `images` false, frames are only counted. Never raises for a bad file.
     """
-    if reason := check_file(path):
-        return Outcome("quarantined", reason)
     keeper = _Keeper(settings, sink or Sink(), images and sink is not None)
-    try:
-        with _open(path) as container:
-            return _decode(container, keeper, stretch_seconds)
-    except av.error.FFmpegError as error:
-        return Outcome("quarantined", why_not_opened(path, error))
+    return _open(path, lambda container: _decode(container, keeper, stretch_seconds))
 
 
 def read_header(path: Path, settings: FrameSettings) -> Outcome:
     """The header of a video, quarantined so far; never raises for a bad file."""
+    return _open(path, lambda file: select_stream(file, settings.max_pixels)[1])
+
+
+def _open(path: Path, read: Callable[[Any], Outcome]) -> Outcome:
+    """What `read` makes of an opened file, or why it cannot be opened."""
     if reason := check_file(path):
         return Outcome("quarantined", reason)
     try:
-        with _open(path) as container:
-            return select_stream(container, settings.max_pixels)[1]
+        # by its absolute path: FFmpeg takes `12:30.mp4` for an address
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+            return read(container)
     except av.error.FFmpegError as error:
         return Outcome("quarantined", why_not_opened(path, error))
-
-
-def _open(path: Path) -> Any:
-    """Open a file by its absolute path: FFmpeg takes `12:30.mp4` for an address."""
-    return av.open(str(path.absolute()), metadata_errors="replace")
 
 
 def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcome:
@@ -123,7 +118,7 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
         return replace(header, reason="corrupt-frames", frames=0)
     reader = _Reader(container, stream)
     clock = Clock(stream.time_base, header.fps, hold=_Picture.sizes)
-    keeper.grid = header.fps if stream.time_base > _COARSE else 0.0
+    keeper.grid = _grid(header.fps) if stream.time_base > _COARSE else 0.0
     stretch_end = stretch_seconds
     for frame, stamp in reader.frames():
         picture = _Picture(frame, keeper.convert)
@@ -175,6 +170,12 @@ def _brightness(frame: Any) -> float | None:
         return None
 
 
+def _grid(fps: float) -> float:
+    """A rate, exact if it is one of television's: FLV gives 29.9697 for 30 / 1.001."""
+    exact = round(fps * 1.001) / 1.001
+    return exact if abs(exact / fps - 1) < 1e-4 else fps
+
+
 class _Picture:
     """A decoded frame, None for a repeat; once converted, it frees the decoder's buffer."""
 
@@ -221,9 +222,8 @@ class _Keeper:
         while self._waiting and timed.seconds >= self._target() - _ROUNDING:
             late = timed.seconds - self._target()
             self._keep(self._last_if(late + _TIE) or timed, frames)
-        slot = math.floor(
-            self._unrounded(timed.seconds) * self.settings.frames_per_second
-        )
+        seconds = self._unrounded(timed.seconds) + _ROUNDING
+        slot = math.floor(seconds * self.settings.frames_per_second)
         if slot > self._slot:
             self._slot = slot
             self._waiting.append(timed)
@@ -250,11 +250,9 @@ class _Keeper:
         return last if self._target() - last.seconds <= seconds else None
 
     def _unrounded(self, seconds: float) -> float:
-        """The time at which a frame lies on the grid of its rate, or after rounding."""
-        if self.grid:
-            exact = round(seconds * self.grid) / self.grid
-            seconds = exact if abs(exact - seconds) < _ROUNDING else seconds
-        return seconds + _ROUNDING
+        """A time before its container rounded it, if it was on the grid of the rate."""
+        exact = round(seconds * self.grid) / self.grid if self.grid else seconds
+        return exact if abs(exact - seconds) < _ROUNDING else seconds
 
     def _keep(self, later: Timed[_Picture], frames: int) -> None:
         """Hand over the first waiting frame."""
@@ -312,8 +310,8 @@ class _Reader:
         self._started = False  # whether one of them begins a group of pictures
         self._encrypted = False
         self._faults: list[int] = []  # the value of `_packets` at each fault
-        # Of the packets in the decoder, if they are in the order of decoding.
-        self._stamps: deque[int | None] | None = None
+        self._queued = ""  # which stamps of packets wait for the frames, if any
+        self._queue: deque[int | None] = deque()
 
     def frames(self) -> Iterator[tuple[Any, int | None]]:
         """Decoded frames with their time stamps, from the first good one on.
@@ -324,7 +322,7 @@ class _Reader:
         ahead: list[Any] = []
         if self._stream.codec_context.reorder_depth:
             ahead = list(islice(packets, _PACKETS_AHEAD))
-            self._stamps = deque() if _in_decoding_order(ahead) else None
+            self._queued = _decoding_stamps(ahead)
         for packet in chain(ahead, packets):
             if packet is not None and not packet.size and packet.dts is not None:
                 if self.good:
@@ -354,7 +352,7 @@ class _Reader:
             tail=self._faults.count(self._packets) if ends else 0,
             reached=max(reach, self._end - start),
             encrypted=self._encrypted
-            or (not self._packets and is_scrambled(self._container)),
+            or (not self.good and is_encrypted(self._container)),
         )
 
     def _read(self) -> Iterator[Any]:
@@ -376,8 +374,8 @@ class _Reader:
             own = packet.stream is self._stream
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None and (own or self._stream.duration is None):
-                seconds = (stamp + (packet.duration or 0)) * packet.time_base
-                self._end = max(self._end, float(seconds))
+                end = (stamp + (packet.duration or 0)) * (packet.time_base or 0)
+                self._end = max(self._end, float(end))
             if own:
                 yield packet
 
@@ -391,16 +389,16 @@ class _Reader:
             self._cut = packet.is_corrupt
             self._started = self._started or packet.is_keyframe
             self._encrypted |= packet.has_sidedata("encryption_info")
-            if self._stamps is not None:
-                self._stamps.append(packet.dts)
+            if self._queued:
+                self._queue.append(getattr(packet, self._queued))
         try:
             frames: list[Any] = packet.decode()
         except av.error.EOFError:
             return []
         except av.error.FFmpegError:
             self._fault()
-            if self._stamps:
-                self._stamps.pop()
+            if self._queue:
+                self._queue.pop()
             return []
         return frames
 
@@ -410,22 +408,23 @@ class _Reader:
             self._faults.append(self._packets)
 
     def _stamp(self, frame: Any) -> int | None:
-        """The time stamp of a frame: the earliest in the decoder if those are out of order."""
-        if not self._stamps:
+        """The time stamp of a frame; the first in the queue if frames have no own ones."""
+        if not self._queue:
             stamp: int | None = frame.dts if frame.pts is None else frame.pts
             return stamp
-        while len(self._stamps) > _MOST_IN_DECODER:  # of packets that gave no frame
-            self._stamps.popleft()
-        return self._stamps.popleft()
+        while len(self._queue) > _MOST_IN_DECODER:  # of packets that gave no frame
+            self._queue.popleft()
+        return self._queue.popleft()
 
 
-def _in_decoding_order(packets: list[Any]) -> bool:
-    """Whether time stamps say when packets are decoded, as AVI and ASF have them.
+def _decoding_stamps(packets: list[Any]) -> str:
+    """Which stamps of packets are in the order of decoding, though frames are reordered.
 
-    FFmpeg then takes the next packet's for the time at which a frame is shown.
+    AVI and ASF have no others, and FFmpeg takes the next packet's for the time at which a
+    frame is shown. "": packets have the times of their own frames.
     """
-    stamped = [packet for packet in packets if packet is not None and packet.size]
-    return all(
-        after.dts is not None and packet.pts in (None, after.dts)
-        for packet, after in pairwise(stamped)
-    )
+    packets = [packet for packet in packets if packet is not None and packet.size]
+    shown = [packet.pts for packet in packets if packet.pts is not None]
+    if any(a >= b for a, b in pairwise(shown)):
+        return ""
+    return "pts" if any(packet.dts is None for packet in packets) else "dts"

@@ -35,6 +35,7 @@ _PICTURES = (
     | av.stream.Disposition.still_image
     | av.stream.Disposition.timed_thumbnails
 )
+_TS_PACKETS = re.compile(rb"G.{187}G.{187}G", re.DOTALL)
 _TS_BYTES = 188 * 4096  # of a transport stream that are looked at
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # may be missing in a used video, as headers are inexact
@@ -106,13 +107,18 @@ def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
         return "unreadable"
 
 
-def is_scrambled(container: Any) -> bool:
-    """Whether packets of an MPEG transport stream are; FFmpeg drops them in silence."""
+def is_encrypted(container: Any) -> bool:
+    """Whether a file of which no frame can be decoded names a protection.
+
+    FFmpeg drops the scrambled packets of an MPEG transport stream in silence.
+    """
     if container.format.name != "mpegts":
-        return False
+        return "ASF_Protection_Type" in container.metadata
     with open(container.name, "rb") as handle:
-        headers = handle.read(_TS_BYTES)[3::188]
-    return any(byte & 0xC0 for byte in headers)
+        content = handle.read(_TS_BYTES)
+    first = _TS_PACKETS.search(content)
+    controls = content[first.start() + 3 :: 188] if first else b""
+    return sum(byte & 0xC0 > 0 for byte in controls) > len(controls) / 2
 
 
 def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
@@ -194,7 +200,7 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
         expected, missing = round(header.duration * header.fps), unreached
     missing += counts.faults
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    damaged = counts.faults or counts.encrypted or counts.packets and not counts.good
+    damaged = counts.faults or counts.encrypted or (counts.packets and not counts.good)
     if missing <= tolerated and not damaged:
         if not counts.kept:
             return replace(known, reason="too-short")
