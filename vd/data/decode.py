@@ -306,6 +306,7 @@ class _Reader:
         self._container, self._stream = container, stream
         self._end = 0.0  # seconds, of all streams if the one has no own duration
         self._packets = 0  # read so far, of the one stream
+        self._shown = 0  # of these, not hidden by an edit list
         self._cut = False  # whether the last of them is incomplete
         self._started = False  # whether one of them begins a group of pictures
         self._encrypted = False
@@ -343,13 +344,15 @@ class _Reader:
         follows an incomplete packet.
         """
         start = float((self._stream.start_time or 0) * self._stream.time_base)
+        faults = len(self._faults)
         ends = self._cut or not header.frames
         return Counts(
             good=self.good,
             kept=kept,
             packets=self._packets,
-            faults=len(self._faults),
+            faults=faults,
             tail=self._faults.count(self._packets) if ends else 0,
+            lost=max(faults, self._shown - self.good) if faults else 0,
             reached=max(reach, self._end - start),
             encrypted=self._encrypted
             or (not self.good and is_encrypted(self._container)),
@@ -364,10 +367,12 @@ class _Reader:
                 packet = next(packets)
             except (StopIteration, av.error.EOFError):
                 return
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, IndexError) as error:
                 errors += 1
                 packets = self._container.demux()  # reading may go on after the fault
-                if self._container.format.name != "mpjpeg":  # has no other end
+                # A stream that begins later has no index, and mpjpeg no other end.
+                new = isinstance(error, IndexError)
+                if not new and self._container.format.name != "mpjpeg":
                     yield None
                 continue
             errors = 0
@@ -386,6 +391,7 @@ class _Reader:
             return []
         if packet.size:
             self._packets += 1
+            self._shown += not packet.is_discard
             self._cut = packet.is_corrupt
             self._started = self._started or packet.is_keyframe
             self._encrypted |= packet.has_sidedata("encryption_info")
