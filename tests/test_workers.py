@@ -520,8 +520,9 @@ def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
 
 @needs_proc
 @pytest.mark.slow
-def test_a_stopped_program_is_no_timeout_but_a_stuck_worker_is(tmp_path, slow):
+def test_a_stopped_program_is_no_timeout_but_a_stuck_worker_is(tmp_path):
     clip = render_slow(tmp_path / "clip.mkv", 150)  # 1 s of decoding
+    slow = render_slow(tmp_path / "slow.mkv", 9000)  # stuck before half: no second pass
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.replace("timeout_seconds=60", "timeout_seconds=10"))
     with subprocess.Popen(

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -85,9 +85,9 @@ class DecodePool:
         except RuntimeError as error:  # Pebble's, of a pool that broke meanwhile
             raise BrokenProcessPool(str(error)) from error
 
-    def add(self, videos: Iterable["_Video"]) -> None:
-        """Start videos, or put them at the end of the line."""
-        self._line.extend(videos)
+    def add(self, video: "_Video") -> None:
+        """Start a video, or put it at the end of the line."""
+        self._line.append(video)
         self._start()
 
     def wait(self, ready: Callable[[], bool]) -> None:
@@ -197,20 +197,16 @@ def decode_videos(
         _Video(index, path, pool, keep_images, confirm)
         for index, path in enumerate(paths)
     )
-    first = deque(islice(videos, pool.workers + ahead))
-    pool.add(first)
-    return _in_order(first, videos, pool)
+    return _in_order(deque(islice(videos, pool.workers + ahead)), videos)
 
 
 def _in_order(
-    started: deque["_Video"], videos: Iterator["_Video"], pool: DecodePool
+    started: deque["_Video"], videos: Iterator["_Video"]
 ) -> Iterator[Decoded]:
     """The pieces of one video after another; when one has ended, another one starts."""
     while started:
         yield from started.popleft().pieces()
-        more = list(islice(videos, 1))
-        started.extend(more)
-        pool.add(more)
+        started.extend(islice(videos, 1))
 
 
 def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
@@ -238,6 +234,9 @@ class _Video:
     outcome: Outcome | None = None  # when no other pass follows
     _given: int = 0  # stretches that the consumer has, whichever pass they are of
     _lost_passes: list[np.ndarray] = field(default_factory=list)  # their records
+
+    def __post_init__(self) -> None:
+        self.pool.add(self)
 
     def start(self) -> None:
         """Start a pass, from the first frame."""
@@ -378,14 +377,9 @@ def _partial(header: Outcome, records: np.ndarray) -> Outcome:
     for milliseconds in (1000 * records["seconds"]).round().astype(int).tolist():
         clock.add(None, milliseconds)
     clock.finish()
-    return replace(
-        header,
-        outcome="partial",
-        frames=int(records["frames"][-1]),
-        duration=clock.duration,
-        span=clock.span,
-        gaps=tuple(clock.gaps),
-    )
+    known = replace(header, outcome="partial", frames=int(records["frames"][-1]))
+    gaps = tuple(clock.gaps)
+    return replace(known, duration=clock.duration, span=clock.span, gaps=gaps)
 
 
 def _exchange_error(pool: DecodePool, reason: str) -> VdError:
