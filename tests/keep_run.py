@@ -19,7 +19,7 @@ from tests.command_line import VD
 
 HERE = Path(__file__).parent
 SETTINGS = (
-    "--feature-preset best --epochs 30 --batch-size 8 --learning-rate 0.01 --devices 1 "
+    "--feature-preset best --epochs 16 --batch-size 8 --learning-rate 0.01 --devices 1 "
     "--warmup-epochs 1 --focal-alpha 0.5 --projection-size 16 --hidden-size 8 "
     "--no-mixed-precision"
 ).split()

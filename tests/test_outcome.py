@@ -36,7 +36,7 @@ def test_the_rule_of_outcomes(good, faults, expected, frames):
     header = Outcome("quarantined", "", frames, fps=25.0, duration=4.0)
     packets = good + faults
     reached = packets / 25 if good else 0.0
-    counts = Counts(good, good // 3, packets, faults, reached=reached)
+    counts = Counts(good, good // 3, packets, faults, lost=faults, reached=reached)
     result = outcome_of(header, counts)
     assert (result.outcome, result.reason, result.frames) == (*expected, good)
 

@@ -20,6 +20,7 @@ from tests.broken import (
     render_pictures,
     render_repeats,
     render_with_cover,
+    render_with_sound,
     scrambled,
     trim_without_encoding,
     without_tables,
@@ -118,6 +119,15 @@ def test_joined_recordings_are_decoded_to_the_end(tmp_path):
     for index, colour in enumerate(colours):
         assert levels[160 * index + 80] == pytest.approx(colour, abs=3)
     assert len(sink.stretches) == 2  # at 30 and 60 s
+
+
+@pytest.mark.parametrize("suffix", ["ts", "flv"])
+def test_a_stream_that_begins_later_disturbs_no_other(tmp_path, suffix):
+    silent = render(tmp_path / f"a.{suffix}", noisy_frames(50), b_frames=0).read_bytes()
+    path = render_with_sound(tmp_path / f"b.{suffix}", 50, 2.0)
+    header = 13 if suffix == "flv" else 0  # a file has one
+    path.write_bytes(silent + path.read_bytes()[header:])
+    assert (outcome(path).outcome, outcome(path).frames) == ("used", 100)
 
 
 def test_a_clock_that_jumps_an_hour_adds_no_hour(tmp_path):

@@ -221,7 +221,7 @@ class _Keeper:
             return
         while self._waiting and timed.seconds >= self._target() - _ROUNDING:
             late = timed.seconds - self._target()
-            self._keep(self._last_if(late + _TIE) or timed, frames)
+            self._keep(self._last_within(late + _TIE) or timed, frames)
         seconds = self._unrounded(timed.seconds) + _ROUNDING
         slot = math.floor(seconds * self.settings.frames_per_second)
         if slot > self._slot:
@@ -232,7 +232,7 @@ class _Keeper:
     def finish(self, frames: int) -> None:
         """No frame follows, or a gap: the last one may still be the later one."""
         while self._waiting:
-            if later := self._last_if(_NEAR):
+            if later := self._last_within(_NEAR):
                 self._keep(later, frames)
             else:
                 self._waiting.popleft()
@@ -242,8 +242,8 @@ class _Keeper:
         """When the later frame of the first waiting one should come."""
         return self._waiting[0].seconds + self.settings.motion_gap_seconds
 
-    def _last_if(self, seconds: float) -> Timed[_Picture] | None:
-        """The last frame, if it is later than the first waiting one and so early for it."""
+    def _last_within(self, seconds: float) -> Timed[_Picture] | None:
+        """The last frame, if it is the first waiting one's later one, so early at most."""
         last = self._last
         if last is None or last.seconds <= self._waiting[0].seconds:
             return None
@@ -306,6 +306,7 @@ class _Reader:
         self._container, self._stream = container, stream
         self._end = 0.0  # seconds, of all streams if the one has no own duration
         self._packets = 0  # read so far, of the one stream
+        self._shown = 0  # of these, not hidden by an edit list
         self._cut = False  # whether the last of them is incomplete
         self._started = False  # whether one of them begins a group of pictures
         self._encrypted = False
@@ -320,16 +321,17 @@ class _Reader:
         """
         packets = self._read()
         ahead: list[Any] = []
-        if self._stream.codec_context.reorder_depth:
+        reorders = self._stream.codec_context.reorder_depth > 0
+        if reorders:
             ahead = list(islice(packets, _PACKETS_AHEAD))
             self._queued = _decoding_stamps(ahead)
         for packet in chain(ahead, packets):
             if packet is not None and not packet.size and packet.dts is not None:
-                if self.good:
-                    yield None, packet.dts
+                if self.good and not reorders:
+                    yield None, _stamp(packet)
                 continue
             for frame in self._decode(packet):
-                stamp = self._stamp(frame)
+                stamp = self._next_stamp() if self._queue else _stamp(frame)
                 if frame.is_corrupt:
                     self._fault()
                 self.good += not frame.is_corrupt
@@ -343,13 +345,15 @@ class _Reader:
         follows an incomplete packet.
         """
         start = float((self._stream.start_time or 0) * self._stream.time_base)
+        faults = len(self._faults)
         ends = self._cut or not header.frames
         return Counts(
             good=self.good,
             kept=kept,
             packets=self._packets,
-            faults=len(self._faults),
+            faults=faults,
             tail=self._faults.count(self._packets) if ends else 0,
+            lost=max(faults, self._shown - self.good) if faults else 0,
             reached=max(reach, self._end - start),
             encrypted=self._encrypted
             or (not self.good and is_encrypted(self._container)),
@@ -364,15 +368,17 @@ class _Reader:
                 packet = next(packets)
             except (StopIteration, av.error.EOFError):
                 return
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, IndexError) as error:
                 errors += 1
                 packets = self._container.demux()  # reading may go on after the fault
-                if self._container.format.name != "mpjpeg":  # has no other end
+                # A stream that begins later has no index, and mpjpeg no other end.
+                new = isinstance(error, IndexError)
+                if not new and self._container.format.name != "mpjpeg":
                     yield None
                 continue
             errors = 0
             own = packet.stream is self._stream
-            stamp = packet.dts if packet.pts is None else packet.pts
+            stamp = _stamp(packet)
             if stamp is not None and (own or self._stream.duration is None):
                 end = (stamp + (packet.duration or 0)) * (packet.time_base or 0)
                 self._end = max(self._end, float(end))
@@ -386,6 +392,7 @@ class _Reader:
             return []
         if packet.size:
             self._packets += 1
+            self._shown += not packet.is_discard
             self._cut = packet.is_corrupt
             self._started = self._started or packet.is_keyframe
             self._encrypted |= packet.has_sidedata("encryption_info")
@@ -407,14 +414,17 @@ class _Reader:
         if self._started or self.good:
             self._faults.append(self._packets)
 
-    def _stamp(self, frame: Any) -> int | None:
-        """The time stamp of a frame; the first in the queue if frames have no own ones."""
-        if not self._queue:
-            stamp: int | None = frame.dts if frame.pts is None else frame.pts
-            return stamp
+    def _next_stamp(self) -> int | None:
+        """The stamp of the next frame, where frames have no own ones."""
         while len(self._queue) > _MOST_IN_DECODER:  # of packets that gave no frame
             self._queue.popleft()
         return self._queue.popleft()
+
+
+def _stamp(unit: Any) -> int | None:
+    """When a packet or a frame is shown, as far as its file says."""
+    stamp: int | None = unit.dts if unit.pts is None else unit.pts
+    return stamp
 
 
 def _decoding_stamps(packets: list[Any]) -> str:

@@ -75,6 +75,7 @@ class Counts:
     packets: int = 0  # read
     faults: int = 0  # packets and frames that are damaged
     tail: int = 0  # how many of the faults end the file
+    lost: int = 0  # frames that the faults cost
     reached: float = 0.0  # seconds from the first frame to the end of what was read
     encrypted: bool = False
 
@@ -198,7 +199,7 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
         expected, missing = header.frames, header.frames - counts.packets
     else:  # no count, or only that of the first fragment: by time
         expected, missing = round(header.duration * header.fps), unreached
-    missing += counts.faults
+    missing += counts.lost
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
     damaged = counts.faults or counts.encrypted or (counts.packets and not counts.good)
     if missing <= tolerated and not damaged:
