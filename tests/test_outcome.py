@@ -1,6 +1,5 @@
 """Outcomes: the rule by hand, and an outcome whatever the damage."""
 
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -54,7 +53,7 @@ def test_packets_that_give_no_frame_are_not_missing():
     assert outcome_of(header, Counts(60, 20, 100, reached=4.0)).outcome == "used"
 
 
-def test_a_row_gives_its_outcome_back_and_rows_of_before_stay_readable():
+def test_a_row_gives_its_outcome_back():
     gaps = ((1.5, 30.0), (40.0, 0.75))
     result = Outcome(
         "used", "", 50, 64, 48, 25.0, 2.0, "h264", 9.5, 32.75, gaps, "stamps"
@@ -63,18 +62,8 @@ def test_a_row_gives_its_outcome_back_and_rows_of_before_stay_readable():
     assert row["gaps"] == "[[1.5, 30.0], [40.0, 0.75]]"
     text = {name: str(value) for name, value in row.items()}
     assert outcome_from_row(row) == outcome_from_row(text) == result
-    for name in ("brightness", "span", "gaps", "clock"):
-        del row[name]
-    old = replace(result, brightness=None, span=2.0, gaps=(), clock="")
-    assert outcome_from_row(row) == old
-    for wrong in (
-        {"gaps": "[[1, NaN]]"},
-        {"fps": "inf"},
-        {"reason": "?"},
-        {"gaps": "[1]"},
-    ):
-        with pytest.raises((ValueError, TypeError)):
-            outcome_from_row(outcome_row(result) | wrong)
+    with pytest.raises(ValueError, match="float"):
+        outcome_from_row(row | {"fps": "?"})
 
 
 @pytest.fixture(scope="module")

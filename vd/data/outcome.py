@@ -1,15 +1,13 @@
 """Whether a file is a video, and its outcome: used, partial or quarantined, and why."""
 
 import json
-import math
 import os
 import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import av
 
@@ -220,24 +218,19 @@ def outcome_row(outcome: Outcome) -> dict[str, Any]:
 
 
 def outcome_from_row(row: Mapping[str, Any]) -> Outcome:
-    """An outcome from its row; raises `ValueError` or `KeyError` for anything else.
-
-    Older rows have no brightness, span, gaps or clock.
-    """
-    if row["outcome"] not in get_args(Ending) or row["reason"] not in get_args(Reason):
-        raise ValueError(f"{row['outcome']!r}, {row['reason']!r} is not an outcome")
-    counts = {name: int(row[name]) for name in ("frames", "width", "height")}
-    numbers = {name: float(row[name]) for name in ("fps", "duration")}
-    numbers["span"] = float(row.get("span") or numbers["duration"])
-    if row.get("brightness") not in (None, ""):
-        numbers["brightness"] = float(row["brightness"])
-    gaps = tuple((float(s), float(t)) for s, t in json.loads(row.get("gaps") or "[]"))
-    if not all(map(math.isfinite, (*numbers.values(), *chain(*gaps)))):
-        raise ValueError("fps, brightness or a time is not a finite number")
-    values = {
-        "codec": row["codec"],
-        "clock": row.get("clock") or "",
-        **counts,
-        **numbers,
-    }
-    return Outcome(row["outcome"], row["reason"], gaps=gaps, **values)
+    """An outcome from its row; raises an error where a value is missing or no number."""
+    brightness, gaps = row["brightness"], json.loads(row["gaps"] or "[]")
+    return Outcome(
+        outcome=row["outcome"],
+        reason=row["reason"],
+        frames=int(row["frames"]),
+        width=int(row["width"]),
+        height=int(row["height"]),
+        fps=float(row["fps"]),
+        duration=float(row["duration"]),
+        codec=row["codec"],
+        brightness=None if brightness in (None, "") else float(brightness),
+        span=float(row["span"]),
+        gaps=tuple((start, length) for start, length in gaps),
+        clock=row["clock"],
+    )

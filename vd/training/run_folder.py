@@ -22,7 +22,7 @@ from vd.files import (
     write_csv,
     write_json,
 )
-from vd.models.plugins import BUILT_IN, Plugins
+from vd.models.plugins import Plugins
 
 if TYPE_CHECKING:
     import jax
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vd.features.backbone import Backbone
     from vd.features.store import FeatureStore
 
-FORMAT = 2  # of a run; raised when the same settings would give other numbers or files
+FORMAT = 3  # of a run; raised when the same settings would give other numbers or files
 _PACKAGES = (
     "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
 )  # fmt: skip
@@ -217,11 +217,6 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             f"{path} has format {values.get('format')} and this version of vd reads {FORMAT}; "
             "use the version that wrote it, or train again."
         )
-    for kind, built_in in BUILT_IN.identity().items():
-        if not values["part_files"].get(
-            kind
-        ):  # earlier versions had other names for it
-            values["identity"][kind] = built_in
     return values
 
 
