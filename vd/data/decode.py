@@ -98,12 +98,19 @@ def decode(
 
 
 def read_header(path: Path, settings: FrameSettings) -> Outcome:
-    """The header of a video, quarantined so far; never raises for a bad file."""
+    """The header of a video, quarantined so far; never raises for a bad file.
+
+    A single frame is not a video, and what FFmpeg takes by chance for one has no more.
+    """
     if reason := check_file(path):
         return Outcome("quarantined", reason)
     try:
         with _open(path) as container:
-            return select_stream(container, settings.max_pixels)[1]
+            stream, header = select_stream(container, settings.max_pixels)
+            packets = islice(container.demux(stream), 2) if stream else ()
+            # the packet that ends a file has neither size nor time stamp
+            still = any(not p.size and p.dts is None for p in packets)
+            return Outcome("quarantined", "not-a-video") if still else header
     except av.error.FFmpegError as error:
         return Outcome("quarantined", why_not_opened(path, error))
 
