@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.command_line import vd
 from tests.unprivileged import open_folder, unprivileged
 from vd.config import DataConfig
-from vd.data.manifest import read_manifest
+from vd.data.manifest import count_ignored, read_manifest
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
 
@@ -107,13 +107,30 @@ def test_a_file_beside_class_folders_of_a_split_is_listed(tmp_path):
     assert read(tmp_path).ignored == ("train/loose.mp4",)
 
 
-def test_links_to_folders_are_followed_above_the_videos_only(tmp_path):
-    touch(tmp_path, "else/a.mp4", "set/normal/b.mp4")
-    (tmp_path / "set" / "fight").symlink_to(tmp_path / "else")
-    (tmp_path / "set" / "normal" / "loop").symlink_to(tmp_path)
-    manifest = read(tmp_path / "set")
-    assert [v.name for v in manifest.videos] == ["fight/a.mp4", "normal/b.mp4"]
-    assert manifest.ignored == ("normal/loop",)
+def test_a_linked_folder_is_read_once_and_a_loop_is_noticed(tmp_path):
+    touch(tmp_path, "else/deep/a.mp4", "set/normal/b.mp4", "set/normal/real/c.mp4")
+    root = tmp_path / "set"
+    (root / "fight").symlink_to(tmp_path / "else")
+    (root / "fight" / "back").symlink_to(root / "fight")
+    (root / "normal" / "again").symlink_to(root / "normal" / "real")
+    (root / "normal" / "above").symlink_to(tmp_path)
+    (root / "normal" / "deep").symlink_to(tmp_path / "else" / "deep")
+    manifest = read(root)
+    names = ["fight/deep/a.mp4", "normal/b.mp4", "normal/real/c.mp4"]
+    assert [v.name for v in manifest.videos] == names
+    assert manifest.ignored == (
+        "fight/back/", "normal/above/", "normal/again/", "normal/deep/"
+    )  # fmt: skip
+
+
+def test_ignored_files_are_counted_by_suffix_and_class():
+    names = ["train/fight/b.JPG", "fight/a.jpg", "normal/c", "normal/loop/", "x.md"]
+    assert count_ignored(names) == (
+        "2 '.jpg' in 'fight', 1 without suffix in 'normal', 1 folders linked again in "
+        "'normal', 1 '.md' in no class"
+    )
+    many = [f"fight/a.{number}" for number in range(11)]
+    assert count_ignored(many).endswith(" '.9' in 'fight', …")
 
 
 def test_a_folder_named_like_a_video_is_an_entry(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import cv2
 import pytest
 
 from tests.broken import noisy_frames, render, render_slow
@@ -90,6 +91,33 @@ def scanned(root, cache, **settings):
 
 def outcomes_of(ledger):
     return {e.video.name: (e.outcome.outcome, e.outcome.reason) for e in ledger.entries}
+
+
+def test_files_that_only_ffmpeg_knows_are_used_and_probed_once(tmp_path, monkeypatch):
+    root, cache = tmp_path / "set", tmp_path / "cache"
+    for name in ("fight", "noFight"):
+        (root / name).mkdir(parents=True)
+        for number in range(3):
+            render(root / name / f"{number}.mp4", noisy_frames(40 + number))
+    for number in range(11):
+        render(root / "fight" / f"{number}.h264", noisy_frames(30 + number))
+    (root / "fight" / "0.h264").rename(root / "fight" / "a.dav")
+    (root / "fight" / "1.h264").rename(root / "noFight" / "a")
+    cv2.imwrite(str(tmp_path / "a.jpg"), next(noisy_frames(1)))
+    (tmp_path / "a.jpg").rename(root / "noFight" / "picture")
+    (root / "noFight" / "The").write_text("The free text")  # as an MP4 begins
+    (root / "noFight" / "empty.nut").touch()
+    (root / "noFight" / "dangling").symlink_to(root / "nowhere")
+    (root / "noFight" / "text.h264").write_text("no stream at all\n" * 1000)
+    outcomes = scanned(root, cache)
+    assert sum(name.startswith("fight/") for name in outcomes) == 13
+    assert len(outcomes) == 17
+    assert set(outcomes.values()) == {USED}
+    ignored = "The", "dangling", "empty.nut", "picture", "text.h264"
+    monkeypatch.setattr("vd.data.workers.read_headers", None)  # none is left to probe
+    assert scanned(root, cache) == outcomes
+    manifest = read_manifest(DataConfig(root, cache))
+    assert manifest.ignored == tuple(f"noFight/{name}" for name in ignored)
 
 
 USED, MISSING = ("used", ""), ("quarantined", "missing")

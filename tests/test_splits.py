@@ -115,7 +115,11 @@ def test_assigned_once_and_kept_in_the_splits_file(tmp_path, capsys):
     assert {row["id"]: row["split"] for row in rows} == {v.id: v.split for v in first}
     capsys.readouterr()
     assert with_splits(videos, config(tmp_path, split_seed=5)) == first
-    assert "--resplit" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "--resplit" in printed
+    assert "new clip" not in printed
+    with_splits([*videos, *map(video, range(40, 46))], config(tmp_path))
+    assert "6 new clips get a split: '40.mp4', '41.mp4'" in capsys.readouterr().err
     other = config(tmp_path, split_seed=5, resplit=True)
     second = with_splits(videos, other)
     assert second != first

@@ -61,7 +61,7 @@ class Scan:
         from vd.data.manifest import check_classes, read_manifest
         from vd.files import write_csv, write_json
 
-        manifest = read_manifest(self.data, both_classes=False)
+        manifest = read_manifest(self.data, self.decode, both_classes=False)
         self.report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work
         videos = identify(manifest.videos, self.data.cache_dir)
         ledger = scan(videos, self.data, self.decode)

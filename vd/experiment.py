@@ -109,7 +109,7 @@ def prepare(
     from vd.features.backbone import find_backbone
     from vd.features.extract import extract
 
-    manifest = read_manifest(config.data)
+    manifest = read_manifest(config.data, config.decode)
     given = identify(manifest.videos, config.data.cache_dir)
     videos = assign(given, config)
     backbone = find_backbone(config.backbone)

@@ -258,7 +258,7 @@ def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
             ),
         )
     for one in list(configs.values())[1:]:
-        read_manifest(one.data)
+        read_manifest(one.data, one.decode)
     return configs
 
 

@@ -36,7 +36,7 @@ def audit(config: Config, report_dir: Path) -> dict[str, Any]:
     Splits are the data set's own, else those kept in the splits file.
     """
     backbone = find_backbone(config.backbone)
-    manifest = read_manifest(config.data)
+    manifest = read_manifest(config.data, config.decode)
     report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work
     given = identify(manifest.videos, config.data.cache_dir)
     own_splits = any(video.split for video in given)

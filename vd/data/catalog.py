@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from vd.config import DecodeConfig
 from vd.console import SLICE_SECONDS, say, track
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome, check_file, outcome_from_row, outcome_row
@@ -32,6 +33,7 @@ _TABLES = """
     CREATE TABLE IF NOT EXISTS fingerprints (
         sha256 TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL,
         letterbox REAL);
+    CREATE TABLE IF NOT EXISTS probes (sha256 TEXT PRIMARY KEY, is_video INTEGER);
 """
 _BUSY_SECONDS = 60.0
 _REASONS = {  # by SQLite's primary code, for which a catalog is renamed
@@ -42,6 +44,7 @@ _REASONS = {  # by SQLite's primary code, for which a catalog is renamed
     sqlite3.SQLITE_PROTOCOL: "cannot be locked",
 }
 _CHUNK_BYTES = 1 << 20
+_PROBED_AT_ONCE = 64  # files; an interrupt keeps those before
 
 _T = TypeVar("_T")
 
@@ -146,6 +149,40 @@ def identify(videos: Sequence[Video], cache_dir: Path) -> list[Video]:
         else dataclasses.replace(video, id="", size=0)
         for video, file in zip(videos, files, strict=True)
     ]
+
+
+def are_videos(
+    paths: Sequence[Path], cache_dir: Path, decode: DecodeConfig
+) -> list[bool]:
+    """Whether FFmpeg knows each file as a video; each content is probed once.
+
+    One that hangs or crashes is none this time.
+    """
+    from vd.data.decode import FrameSettings
+    from vd.data.workers import decode_pool, read_headers
+
+    catalog = Catalog(cache_dir)
+    files = identify([Video(path, path.name, 0) for path in paths], cache_dir)
+    known = dict(catalog.select("SELECT sha256, is_video FROM probes"))
+    path_of = {f.id: f.path for f in files if f.id and f.id not in known}
+    if path_of:
+        new = list(path_of)
+        with (
+            track("probing", len(new), "files") as ticker,
+            decode_pool(FrameSettings(), decode, len(new)) as pool,
+        ):
+            for start in range(0, len(new), _PROBED_AT_ONCE):
+                ids = new[start : start + _PROBED_AT_ONCE]
+                headers = read_headers([path_of[sha256] for sha256 in ids], pool)
+                rows = [
+                    (sha256, header.width > 0)  # known where there is a video
+                    for sha256, header in zip(ids, headers, strict=True)
+                    if header.of_content
+                ]
+                catalog.insert("probes", rows)
+                known |= dict(rows)
+                ticker.advance(len(ids))
+    return [bool(known.get(file.id)) for file in files]
 
 
 def _file(path: Path) -> _File | None:

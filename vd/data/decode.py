@@ -92,8 +92,19 @@ def decode(
 
 
 def read_header(path: Path, settings: FrameSettings) -> Outcome:
-    """The header of a video, quarantined so far; never raises for a bad file."""
-    return _open(path, lambda file: select_stream(file, settings.max_pixels)[1])
+    """The header of a video, quarantined so far; never raises for a bad file.
+
+    A single frame is not a video, and what FFmpeg takes by chance for one has no more.
+    """
+
+    def header_of(container: Any) -> Outcome:
+        stream, header = select_stream(container, settings.max_pixels)
+        packets = islice(container.demux(stream), 2) if stream else ()
+        # the packet that ends a file has neither size nor time stamp
+        still = any(not p.size and p.dts is None for p in packets)
+        return Outcome("quarantined", "not-a-video") if still else header
+
+    return _open(path, header_of)
 
 
 def _open(path: Path, read: Callable[[Any], Outcome]) -> Outcome:

@@ -14,7 +14,7 @@ from vd.config import DataConfig, DecodeConfig
 from vd.console import say, track
 from vd.data.catalog import Catalog
 from vd.data.decode import FrameSettings
-from vd.data.manifest import CLASSES, SPLITS, Video
+from vd.data.manifest import CLASSES, SPLITS, Video, count_ignored
 from vd.data.outcome import Outcome, check_file, outcome_row
 from vd.data.workers import decode_pool, decode_videos
 from vd.errors import LOSS_GAP, VdError
@@ -137,9 +137,7 @@ def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
             "them again, best with a longer --decode-timeout-seconds"
         )
     if ignored:
-        say(
-            f"  ignored {len(ignored)} files without a video's name ({ignored[0]!r}, …)"
-        )
+        say(f"  ignored {len(ignored)} files: {count_ignored(ignored)}")
 
 
 def check_loss_gap(ledger: Ledger, max_loss_gap: float) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vd.config import DataConfig
+from vd.config import DataConfig, DecodeConfig
 from vd.console import say
 from vd.errors import VdError
 from vd.files import read_csv, reading
@@ -33,7 +33,12 @@ _VIDEO_SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 "
     ".mpeg .mpg .mts .mxf .ogm .ogv .rm .rmvb .ts .vob .webm .wmv".split()
 )
+# of videos only if FFmpeg knows the content
+_POSSIBLE_SUFFIXES = frozenset(
+    ("", *".264 .265 .dav .dv .h264 .h265 .hevc .ivf .nut .qt .y4m".split())
+)
 
+_MOST_KINDS = 10  # of ignored files in a line
 _NO_GROUP = ("nan", "none", "null", "<na>")  # what programs write for an empty cell
 
 
@@ -69,17 +74,21 @@ class _Row(NamedTuple):
     group: str = ""
 
 
-def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
+def read_manifest(
+    config: DataConfig,
+    decode: DecodeConfig = DecodeConfig(),  # noqa: B008  # immutable
+    both_classes: bool = True,
+) -> Manifest:
     """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
 
-    Prints which classes count as violent. Raises `VdError` for a wrong path, an unknown
-    class or split name, a missing column, a path that is listed twice, splits of some
-    videos only, a --positive-class without a clip and, with `both_classes`, any class
-    without a clip.
+    Files of a folder whose names leave it open are probed. Prints which classes count as
+    violent. Raises `VdError` for a wrong path, an unknown class or split name, a missing
+    column, a path that is listed twice, splits of some videos only, a --positive-class
+    without a clip and, with `both_classes`, any class without a clip.
     """
     path = config.dataset_path
     if path.is_dir():
-        rows, ignored = _read_folder(path)
+        rows, ignored = _read_folder(config, decode)
     elif path.is_file():
         rows, ignored = _read_table(path), []
     else:
@@ -158,40 +167,75 @@ def _labels(rows: Sequence[_Row], config: DataConfig) -> dict[str, int]:
     return labels
 
 
-def _read_folder(root: Path) -> tuple[list[_Row], list[str]]:
+def _read_folder(
+    config: DataConfig, decode: DecodeConfig
+) -> tuple[list[_Row], list[str]]:
     """The videos of ROOT/<class>/… with or without split folders; names of other files."""
-    tops = [
-        _entries(top) if _split(top.name) and top.is_dir() else [top]
-        for top in _entries(root)
-    ]
-    rows, ignored = [], []
-    for path in itertools.chain.from_iterable(map(_files, itertools.chain(*tops))):
+    root = config.dataset_path
+    files, ignored = _files(root)
+    rows, possible = [], []
+    for path in files:
         name = path.relative_to(root).as_posix()
-        first, second = [*name.split("/")[:-1], "", ""][:2]
-        class_name, split = (second, first) if _split(first) else (first, second)
+        class_name, split = _class_and_split(name)
+        row = _Row(path, name, class_name, _split(split))
         if class_name and _is_video(path):
-            rows.append(_Row(path, name, class_name, _split(split)))
+            rows.append(row)
+        elif class_name and path.suffix.lower() in _POSSIBLE_SUFFIXES:
+            possible.append(row)
         else:
             ignored.append(name)
-    return rows, ignored
+    if possible:
+        from vd.data.catalog import are_videos  # which loads the decoder
+
+        answers = are_videos([row.path for row in possible], config.cache_dir, decode)
+        rows += itertools.compress(possible, answers)
+        ignored += [r.name for r, yes in zip(possible, answers, strict=True) if not yes]
+    return sorted(rows), sorted(ignored)
 
 
-def _files(entry: Path) -> Iterator[Path]:
-    """The file, or those below a folder in order of name, where links are not followed.
+def _class_and_split(name: str) -> tuple[str, str]:
+    """The names of the folders that give a file its class and its split, if any."""
+    first, second = [*name.split("/")[:-1], "", ""][:2]
+    return (second, first) if _split(first) else (first, second)
 
-    A folder that is named like a video is a file, which the ledger has as not regular.
+
+def count_ignored(names: Iterable[str]) -> str:
+    """How many ignored files there are of each suffix and class, the most frequent first."""
+    kinds: Counter[str] = Counter()
+    for name in names:
+        suffix = Path(name).suffix.lower()
+        kind = repr(suffix) if suffix else "without suffix"
+        if name.endswith("/"):
+            kind = "folders linked again"
+        class_name = _class_and_split(name)[0]
+        kinds[f"{kind} in {class_name!r}" if class_name else f"{kind} in no class"] += 1
+    texts = [f"{count} {kind}" for kind, count in kinds.most_common(_MOST_KINDS)]
+    return ", ".join(texts) + (", …" if len(kinds) > _MOST_KINDS else "")
+
+
+def _files(root: Path) -> tuple[list[Path], list[str]]:
+    """The files below a folder that are not hidden; names of linked folders left out.
+
+    Each folder is read once, before the linked ones, and a link to one that holds `root` is
+    a loop. A folder that is named like a video is a file, which the ledger has as not regular.
     """
-    if not entry.is_dir() or _is_video(entry):
-        yield entry
-        return
-    for inner in _entries(entry):
-        yield from [inner] if inner.is_symlink() else _files(inner)
-
-
-def _entries(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden, in order of name."""
-    with reading(folder):
-        return sorted(e for e in folder.iterdir() if not e.name.startswith("."))
+    files: list[Path] = []
+    left_out = []
+    folders, linked = [root], list[Path]()
+    seen = set(root.resolve().parents)
+    while folders or linked:
+        folder = (folders or linked).pop(0)
+        if folder.resolve() in seen:
+            left_out.append(f"{folder.relative_to(root).as_posix()}/")
+            continue
+        seen.add(folder.resolve())
+        with reading(folder):
+            entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
+            for entry in entries:
+                kind = linked if entry.is_symlink() else folders
+                is_folder = os.path.isdir(entry) and not _is_video(entry)
+                (kind if is_folder else files).append(entry)
+    return files, left_out
 
 
 def _is_video(path: Path) -> bool:

@@ -170,7 +170,7 @@ def split(
     `find_duplicates` returns pairs of ids whose videos become one group before that.
     Raises `VdError` when the data set has splits of its own.
     """
-    manifest = read_manifest(config.data)
+    manifest = read_manifest(config.data, config.decode)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
         raise VdError(
             f"--dataset-path {config.data.dataset_path} has splits already; remove its "
@@ -244,6 +244,10 @@ def _assigned(
             f"splits kept in {splits_file(config)} are used; --resplit assigns all again"
         )
     readable = [video for video in videos if video.id]
+    new = [video.name for video in readable if video.id not in kept]
+    if kept and new:
+        names = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")
+        say(f"{len(new)} new clips get a split: {names}")
     parts = assign(readable, shares, config.splits.split_seed, kept)
     return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
 

@@ -144,7 +144,7 @@ def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member |
 
 def _open(config: Config, run_dir: Path, name: str) -> Other:
     """Read and extract the data set that `config` names, for a run in `run_dir`."""
-    manifest = read_manifest(config.data, both_classes=False)
+    manifest = read_manifest(config.data, config.decode, both_classes=False)
     videos = identify(manifest.videos, config.data.cache_dir)
     backbone = find_backbone(config.backbone)
     check_features(backbone, run_dir)
