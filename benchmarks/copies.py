@@ -1,4 +1,4 @@
-"""Copies of a clip as people make them: re-encoded, scaled, mirrored, trimmed, resampled."""
+"""Copies of a clip as people make them: re-encoded, scaled, mirrored, trimmed, cropped, …"""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -8,7 +8,20 @@ import av
 import cv2
 import numpy as np
 
-KINDS = ("re-encoded", "scaled", "mirrored", "trimmed", "resampled", "all at once")
+KINDS = (
+    "re-encoded",
+    "scaled",
+    "mirrored",
+    "trimmed",
+    "resampled",
+    "all at once",
+    "cropped 5 %",
+    "cropped 10 %",
+    "cropped 15 %",
+    "cropped unevenly",
+    "letterboxed",
+    "all at once, cropped",
+)
 
 Frames = Sequence[np.ndarray]
 
@@ -39,7 +52,9 @@ def write_copies(path: Path, folder: Path, seed: int) -> Iterator[tuple[str, Pat
     """Write a copy of each kind into `folder`; yields its kind and path.
 
     Trimmed: 5 to 15 % of the length from either end. Resampled: 12.5 to 30 frames a
-    second. Scaled: by 0.5 to 1.5. Quality 26, re-encoded 35, all at once 32.
+    second. Scaled: by 0.5 to 1.5. Cropped: this share of each border; unevenly, 0 to 15 %.
+    Letterboxed: bars above and below, as 16:9 within 4:3. Quality 26, re-encoded 35, all at
+    once 32.
     """
     frames, rate = read_video(path)
     draw = np.random.default_rng(seed)
@@ -47,6 +62,7 @@ def write_copies(path: Path, folder: Path, seed: int) -> Iterator[tuple[str, Pat
     trimmed = frames[begin : len(frames) - end]
     other = float(draw.choice([12.5, 15, 20, 30]))
     factor = float(draw.uniform(0.5, 1.5))
+    uneven = draw.uniform(0, 0.15, 4).tolist()
     everything = _resampled(_scaled(_mirrored(trimmed), factor), rate, other)
     versions: list[tuple[Frames, float, int]] = [
         (frames, rate, 35),
@@ -55,6 +71,12 @@ def write_copies(path: Path, folder: Path, seed: int) -> Iterator[tuple[str, Pat
         (trimmed, rate, 26),
         (_resampled(frames, rate, other), other, 26),
         (everything, other, 32),
+        (_cropped(frames, [0.05] * 4), rate, 26),
+        (_cropped(frames, [0.1] * 4), rate, 26),
+        (_cropped(frames, [0.15] * 4), rate, 26),
+        (_cropped(frames, uneven), rate, 26),
+        (_letterboxed(frames), rate, 26),
+        (_cropped(everything, uneven), other, 32),
     ]
     for number, (kind, version) in enumerate(zip(KINDS, versions, strict=True)):
         target = folder / f"{path.stem}-{number}.mp4"
@@ -71,6 +93,19 @@ def _scaled(frames: Frames, factor: float) -> Frames:
 
 def _mirrored(frames: Frames) -> Frames:
     return [frame[:, ::-1] for frame in frames]
+
+
+def _cropped(frames: Frames, shares: Sequence[float]) -> Frames:
+    """Frames without shares of their left, upper, right and lower borders."""
+    height, width = frames[0].shape[:2]
+    left, right = round(shares[0] * width), round((1 - shares[2]) * width)
+    top, bottom = round(shares[1] * height), round((1 - shares[3]) * height)
+    return [frame[top:bottom, left:right] for frame in frames]
+
+
+def _letterboxed(frames: Frames) -> Frames:
+    bar = len(frames[0]) // 6
+    return [np.pad(frame, ((bar, bar), (0, 0), (0, 0))) for frame in frames]
 
 
 def _resampled(frames: Frames, rate: float, other: float) -> Frames:

@@ -26,9 +26,11 @@ import faiss
 import numpy as np
 import tyro
 
+from vd.audit import hashes as audit_hashes
 from vd.audit import near_duplicates as duplicates
 from vd.audit.fingerprints import Fingerprint
-from vd.audit.near_duplicates import find_pairs, neighbours
+from vd.audit.hashes import neighbours
+from vd.audit.near_duplicates import find_pairs
 
 SIZES = (1_000, 4_000, 16_000, 64_000)
 REPEATS = 3
@@ -56,7 +58,7 @@ def search_hashes(count: int) -> None:
     found = {}
     for _ in range(REPEATS):
         for name, search in (("ours", neighbours), ("theirs", brute_force)):
-            taken, near = timed(partial(search, codes, codes, DISTANCE))
+            taken, near = timed(partial(search, codes, codes, np.full(count, DISTANCE)))
             seconds[name].append(taken)
             found[name] = set(zip(*(column.tolist() for column in near), strict=True))
     planted = [tuple(pair) for pair in pairs.tolist()]
@@ -85,13 +87,13 @@ def hashes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def brute_force(
-    codes: np.ndarray, queries: np.ndarray, distance: int
+    codes: np.ndarray, queries: np.ndarray, distances_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What `neighbours` gives, by looking at all pairs."""
     index = faiss.IndexBinaryFlat(128)
     index.add(codes)
     distances, columns = index.search(queries, min(NEIGHBOURS, len(codes)))
-    near = distances <= distance
+    near = distances <= distances_N[columns]
     return np.nonzero(near)[0], columns[near]
 
 
@@ -103,7 +105,7 @@ def search_clips(count: int) -> None:
     found = {"found_ours": share_found(planted, pairs), "other_pairs": len(pairs) - len(planted)}  # fmt: skip
     theirs = None
     if count <= MOST_BRUTE:
-        with mock.patch.object(duplicates, "neighbours", brute_force):
+        with mock.patch.object(audit_hashes, "neighbours", brute_force):
             theirs, pairs = timed(lambda: find_pairs(made))
         found["found_theirs"] = share_found(planted, pairs)
     print_line(count, "clips", seconds, theirs, found)

@@ -16,14 +16,18 @@ from vd.data.manifest import Video
 
 SIDE = 16  # of a small grey frame
 _BLACK = 16  # grey level of a bar, at most
-_OF_IDS = "FROM fingerprints WHERE sha256 IN (SELECT value FROM json_each(?))"
+_LEAST_INSIDE = 0.25  # of a frame; bars that leave less are darkness
+_TABLE = "fingerprints_2"  # another number makes all of them again
+_OF_IDS = f"FROM {_TABLE} WHERE sha256 IN (SELECT value FROM json_each(?))"
+
+Inside = tuple[slice, slice]  # rows and columns of the picture, without black bars
 
 
 @dataclass(frozen=True)
 class Fingerprint:
     """What is kept of one video in memory, 2 kB a second."""
 
-    small_Fx16x16: UInt8[np.ndarray, "F 16 16"]  # grey, 8 frames a second
+    small_Fx16x16: UInt8[np.ndarray, "F 16 16"]  # grey, inside of bars, 8 a second
     brightness: float  # mean grey level of the first 30 s, 0 to 255
     letterbox: float  # share of the frame that black bars cover in the first 30 s
 
@@ -50,17 +54,18 @@ def fingerprint_videos(
         if outcome.outcome == "quarantined" or video_id in fingerprints
     }
     decoding = DecodingPass(videos, decode)
-    stretches: list[tuple[Fingerprint, bytes]] = []  # of one video
+    stretches: list[tuple[Fingerprint, bytes, Inside]] = []  # of one video
     for video, images, outcome in decoding.stretches(known, catalog, "fingerprints"):
         if len(images):
-            stretches.append(fingerprint(images[:, 0]))
+            inside = stretches[0][2] if stretches else None
+            stretches.append(fingerprint(images[:, 0], inside))
         if outcome is None:
             continue
         if video.id in known and outcome.outcome != "quarantined":
-            first, picture = stretches[0]
-            small = np.concatenate([one.small_Fx16x16 for one, _ in stretches])
+            first, picture, _ = stretches[0]
+            small = np.concatenate([one.small_Fx16x16 for one, *_ in stretches])
             row = video.id, small.tobytes(), picture, first.brightness, first.letterbox
-            catalog.insert("fingerprints", [row])
+            catalog.insert(_TABLE, [row])
             fingerprints[video.id] = replace(first, small_Fx16x16=small)
         stretches.clear()
     ledger = decoding.ledger(known)
@@ -75,27 +80,31 @@ def read_pictures(cache_dir: Path, ids: Collection[str]) -> dict[str, bytes]:
 
 
 def fingerprint(
-    images_FxHxWx3: UInt8[np.ndarray, "F H W 3"],
-) -> tuple[Fingerprint, bytes]:
-    """Fingerprint and picture of a video's RGB frames (at least one), 8 a second."""
+    images_FxHxWx3: UInt8[np.ndarray, "F H W 3"], inside: Inside | None = None
+) -> tuple[Fingerprint, bytes, Inside]:
+    """Fingerprint, picture and inside of a video's RGB frames (at least one), 8 a second.
+
+    `inside` is that of the video's earlier frames, if there are any.
+    """
     middle = cv2.cvtColor(images_FxHxWx3[len(images_FxHxWx3) // 2], cv2.COLOR_RGB2BGR)
     picture = cv2.imencode(".jpg", middle, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
     grey_FxHxW = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images_FxHxWx3]
+    mean_HxW = np.mean(grey_FxHxW, axis=0)
+    whole = slice(None), slice(None)
+    own = _inside(mean_HxW)
+    letterbox = 1.0 - mean_HxW[own].size / mean_HxW.size
+    inside = inside or (own if letterbox <= 1 - _LEAST_INSIDE else whole)
     small = [
-        cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        cv2.resize(grey[inside], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
         for grey in grey_FxHxW
     ]
-    mean_HxW = np.mean(grey_FxHxW, axis=0)
-    result = Fingerprint(
-        np.array(small, np.uint8), float(mean_HxW.mean()), _letterbox(mean_HxW)
-    )
-    return result, picture
+    result = Fingerprint(np.array(small, np.uint8), float(mean_HxW.mean()), letterbox)
+    return result, picture, inside
 
 
-def _letterbox(mean_HxW: np.ndarray) -> float:
-    """The share of a mean frame outside of the rectangle that is not black."""
-    rows, columns = (np.flatnonzero(mean_HxW.mean(axis) > _BLACK) for axis in (1, 0))
-    if not rows.size or not columns.size:
-        return 1.0
-    inner = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-    return float(1 - inner / mean_HxW.size)
+def _inside(mean_HxW: np.ndarray) -> Inside:
+    """Rows and columns of a mean frame that are not, at the edges, black all along."""
+    rows, columns = (np.flatnonzero(mean_HxW.max(axis) > _BLACK) for axis in (1, 0))
+    if not rows.size:
+        return slice(0), slice(0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

@@ -1,50 +1,51 @@
 """Near duplicates: the same footage, or the same scene, in two videos.
 
-1. Hash: signs of the 128 lowest DCT coefficients (a perceptual hash, Zauner 2010) of every
-   small grey frame, and of its change over half a second. The change distinguishes footage
-   of a still camera, whose frames all look alike. A mirrored picture has the same
-   coefficients, the odd horizontal ones with the other sign.
+1. Hash: small grey frames, and their changes over half a second (`vd.audit.hashes`). The
+   change distinguishes footage of a still camera, whose frames all look alike.
 2. Search: the nearest hashes of other videos, plain and mirrored, by an inverted file over
-   binary codes (faiss), so the cost grows far slower than the number of pairs.
+   binary codes (faiss), so the cost grows far slower than the number of pairs. The hashes
+   of 16 fixed crops of the strongest changes are searched too.
 3. Verify: at the shifts in time that the hits suggest, the changes of both videos must
    correlate, and their frames too: the same ticker may run over many places. Where nothing
-   moves, or only single frames agree, it is the same scene.
+   moves, or only single frames agree, it is the same scene. A crop is registered first:
+   its edges move until it correlates most with the other video's frame and change.
 
-Thresholds were set on re-encoded, scaled, mirrored, trimmed and resampled copies of real
-clips: docs/results.md.
+Thresholds were set on altered copies of real clips: docs/results.md.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32, Int
 
-from vd.audit.fingerprints import SIDE, Fingerprint, fingerprint_videos
+from vd.audit.crops import as_coarse, crop, normalized, register
+from vd.audit.fingerprints import Fingerprint, fingerprint_videos
+from vd.audit.hashes import (
+    FRAMES_PER_SECOND,
+    LAG,
+    STILL,
+    WHOLE,
+    WINDOWS,
+    Hits,
+    Small,
+    changes_of,
+    near_hashes,
+)
 from vd.config import DataConfig, DecodeConfig
 from vd.console import check_interrupt, say
 from vd.data.manifest import Video
 
-FRAMES_PER_SECOND = 8
-_BITS = 128
-_LAG = 4  # frames: the change is over half a second
-_NEIGHBOURS, _NEAREST = 32, 8  # hashes looked at, and taken of other videos
 _MOST = 8  # shifts in time, and pairs of frames, tried of two videos
-_FRAME_DISTANCE, _CHANGE_DISTANCE = 12, 24  # bits of 128
-_STILL = 1.0  # grey levels: a frame of less contrast, or change, is noise
 _LEAST_OVERLAP, _LEAST_SHARE = 2, 0.5  # changes; of the shorter video
 _HOPEFUL, _SAME_FOOTAGE = 0.4, 0.75  # correlation of the changes
-_SAME_PLACE = 0.9  # mean correlation of the frames of the same footage
+_SAME_PLACE = 0.85  # mean correlation of the frames of the same footage
 _SAME_SCENE = 0.99  # correlation of two frames
-# rows and columns of the lowest coefficients, without the mean
-_LOWEST = tuple(
-    np.array(sorted(np.ndindex(SIDE, SIDE), key=lambda p: (sum(p), p))[1 : _BITS + 1]).T
+_REGISTERED_AT_ONCE = (
+    1000  # crops, 4 kB each and a multiple of it while they are registered
 )
-_MIRROR = np.packbits(_LOWEST[1] % 2 == 1)  # the signs that a mirrored image inverts
-
-Small = UInt8[np.ndarray, "F 16 16"]
-Codes = UInt8[np.ndarray, "N 16"]
 
 
 class Pair(NamedTuple):
@@ -71,23 +72,93 @@ def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
     """All pairs of the same footage or scene among videos, by name; the most alike first."""
     if len(fingerprints) < 2:
         return []
-    small = {name: one.small_Fx16x16 for name, one in fingerprints.items()}
-    names = list(small)
+    names = list(fingerprints)
+    small = [one.small_Fx16x16 for one in fingerprints.values()]
     pairs: dict[tuple[int, int], Pair] = {}
-    for a, b, mirrored, frames_Hx2 in _hits(small.values()):
+    crops: dict[tuple[int, int], list[Hits]] = defaultdict(list)
+    for hits in near_hashes(small):
         check_interrupt()
-        second = small[names[b]][:, :, ::-1] if mirrored else small[names[b]]
-        match = compare(small[names[a]], second, frames_Hx2)
-        if match is None:
+        a, b, mirrored, window, frames_Hx2 = hits
+        if window != WHOLE:
+            crops[min(a, b), max(a, b)].append(hits)
             continue
-        pair = Pair(names[a], names[b], *match[:2], mirrored, match[2])
-        if (a, b) not in pairs or _rank(pair) > _rank(pairs[a, b]):
-            pairs[a, b] = pair
+        match = compare(small[a], _seen(small[b], mirrored), frames_Hx2)
+        if match is not None:
+            pair = Pair(names[a], names[b], *match[:2], mirrored, match[2])
+            if (a, b) not in pairs or _rank(pair) > _rank(pairs[a, b]):
+                pairs[a, b] = pair
+    unknown = [
+        hits
+        for key, of_pair in crops.items()
+        if key not in pairs or pairs[key].kind != "duplicate"
+        for hits in of_pair
+    ]
+    for hits, similarity, shift in _crops(small, unknown):
+        a, b = sorted((hits.first, hits.second))
+        shift = shift if a == hits.first else -shift
+        pairs[a, b] = Pair(
+            names[a], names[b], "duplicate", similarity, hits.mirrored, shift
+        )
     return sorted(pairs.values(), key=_rank, reverse=True)
 
 
+def _crops(
+    small: Sequence[Small], hits: Sequence[Hits]
+) -> Iterator[tuple[Hits, float, float]]:
+    """Hits whose second video is a crop of the first; similarity and shift in seconds.
+
+    `hits` lists all hits of two videos one after the other; the best of them counts.
+    """
+    for begin in range(0, len(hits), _REGISTERED_AT_ONCE):
+        check_interrupt()
+        some = hits[begin : begin + _REGISTERED_AT_ONCE]
+        first_Nx2x16x16 = _frames_and_changes(small, some, second=False)
+        second_Nx2x16x16 = _frames_and_changes(small, some, second=True)
+        windows_Nx4 = WINDOWS[[one.window for one in some]]
+        cropped_Nx2x16x16 = normalized(crop(first_Nx2x16x16, windows_Nx4[:, None]))
+        alike_Nx2 = np.sum(cropped_Nx2x16x16 * normalized(second_Nx2x16x16), (2, 3))
+        best: dict[tuple[int, int], int] = {}
+        for i in np.argsort(alike_Nx2.sum(1)).tolist():
+            if alike_Nx2[i].min() >= _HOPEFUL:
+                key = some[i].first, some[i].second
+                best[min(key), max(key)] = i
+        chosen = list(best.values())
+        windows_Cx4 = register(
+            first_Nx2x16x16[chosen], second_Nx2x16x16[chosen], windows_Nx4[chosen]
+        )
+        for i, window in zip(chosen, windows_Cx4, strict=True):
+            one = some[i]
+            second = _seen(small[one.second], one.mirrored).astype(np.float32)
+            match = compare(
+                crop(small[one.first].astype(np.float32), window),
+                as_coarse(second, window),
+                one.frames_Hx2,
+            )
+            if match is not None and match[0] == "duplicate":
+                yield one, *match[1:]
+
+
+def _frames_and_changes(
+    small: Sequence[Small], hits: Sequence[Hits], second: bool
+) -> Float32[np.ndarray, "N 2 16 16"]:
+    """The first near frame, and its change, of the first or second video of each hit."""
+    images = []
+    for one in hits:
+        video = one.second if second else one.first
+        frame = one.frames_Hx2[0, int(second)]
+        both = small[video][[frame, frame + LAG]].astype(np.float32)
+        images.append(_seen(both, second and one.mirrored))
+    images_Nx2x16x16 = np.stack(images)
+    images_Nx2x16x16[:, 1] -= images_Nx2x16x16[:, 0]
+    return images_Nx2x16x16
+
+
+def _seen(images: np.ndarray, mirrored: bool) -> np.ndarray:
+    return images[:, :, ::-1] if mirrored else images
+
+
 def compare(
-    first: Small, second: Small, frames_Hx2: Int[np.ndarray, "H 2"]
+    first: np.ndarray, second: np.ndarray, frames_Hx2: Int[np.ndarray, "H 2"]
 ) -> tuple[Literal["duplicate", "same-scene"], float, float] | None:
     """Kind, similarity and shift in seconds of two videos; None when they are not alike.
 
@@ -100,7 +171,10 @@ def compare(
     best, shift = max((_correlation(*changes, shift), shift) for shift in commonest)
     if _HOPEFUL < best < _SAME_FOOTAGE:
         # a copy's frames may lie between the original's
-        best = max(best, *(_correlation(*changes, shift + h) for h in (-0.5, 0.5)))
+        between = shift - 0.5, shift + 0.5
+        best, shift = max(
+            (best, shift), *((_correlation(*changes, s), s) for s in between)
+        )
     if best >= _SAME_FOOTAGE and _same_place(first, second, shift):
         return "duplicate", best, shift / FRAMES_PER_SECOND
     step = -(-len(frames_Hx2) // _MOST)
@@ -112,101 +186,9 @@ def compare(
     return None
 
 
-def _hits(
-    videos: Collection[Small],
-) -> Iterator[tuple[int, int, bool, Int[np.ndarray, "H 2"]]]:
-    """Each two videos with near hashes, whether mirrored, and the frames that are near.
-
-    Of each hash only the nearest few of other videos count, so that the many similar clips
-    of one camera cost no more than their number.
-    """
-    tables = []
-    for changes, distance in ((False, _FRAME_DISTANCE), (True, _CHANGE_DISTANCE)):
-        codes, owner_N, frame_N = _hashes(videos, changes)
-        queries = np.concatenate([codes, codes ^ _MIRROR])
-        rows, places = neighbours(codes, queries, distance)
-        mirrored, hashes = np.divmod(rows, max(len(codes), 1))
-        others = owner_N[hashes] != owner_N[places]
-        rows, hashes, places, mirrored = (
-            column[others] for column in (rows, hashes, places, mirrored)
-        )
-        # `rows` is sorted, and of each row the nearest come first
-        nearest = np.arange(len(rows)) - np.searchsorted(rows, rows) < _NEAREST
-        hashes, places = hashes[nearest], places[nearest]
-        first, second = owner_N[hashes], owner_N[places]
-        table = np.stack(
-            [first, second, mirrored[nearest], frame_N[hashes], frame_N[places]], axis=1
-        )
-        swapped = first > second
-        table[swapped] = table[swapped][:, [1, 0, 2, 4, 3]]
-        tables.append(table)
-    table = np.unique(np.concatenate(tables), axis=0)
-    ends = np.flatnonzero(np.any(np.diff(table[:, :3], axis=0), axis=1)) + 1
-    for part in np.split(table, ends) if len(table) else []:
-        a, b, mirror = part[0, :3].tolist()
-        yield a, b, bool(mirror), part[:, 3:]
-
-
-def neighbours(
-    codes_Nx16: Codes, queries_Mx16: Codes, distance: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (query, code) of at most `distance` different bits, the nearest of each query.
-
-    An inverted file: codes are put to the nearest of about N / 400 centres, and a query
-    looks at the codes of its 8 nearest centres. Below 4,000 codes it looks at all.
-    """
-    import faiss
-
-    count = len(codes_Nx16)
-    if not count:
-        return np.zeros(0, int), np.zeros(0, int)
-    cells = count // 400 if count >= 4000 else 1
-    index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(_BITS), _BITS, cells)
-    index.cp.niter, index.cp.max_points_per_centroid = 10, 64
-    index.cp.min_points_per_centroid, index.cp.seed = 1, 0
-    index.nprobe = min(8, cells)
-    index.train(codes_Nx16)
-    index.add(codes_Nx16)
-    distances, columns = index.search(queries_Mx16, min(_NEIGHBOURS, count))
-    near = (columns >= 0) & (distances <= distance)
-    return np.nonzero(near)[0], columns[near]
-
-
-def changes_of(small: Small) -> Float32[np.ndarray, "C 16 16"]:
-    """The change of each frame over the half second that follows."""
-    frames = small.astype(np.float32)
-    return frames[_LAG:] - frames[:-_LAG]
-
-
-def codes_of(images: np.ndarray) -> Codes:
-    """The hash of each image, (N, 16, 16): signs of its lowest DCT coefficients but the mean."""
-    spectra = [cv2.dct(image)[_LOWEST] for image in images.astype(np.float32)]
-    return np.packbits(np.array(spectra).reshape(-1, _BITS) > 0, axis=1)
-
-
-def _hashes(
-    videos: Collection[Small], changes: bool
-) -> tuple[Codes, np.ndarray, np.ndarray]:
-    """Hashes of the frames of all videos, or of their changes; video and frame of each.
-
-    Without those that are flat, still, or the same as the one before.
-    """
-    codes, owners, frames = [], [], []
-    for owner, small in enumerate(videos):
-        images = changes_of(small) if changes else small
-        of_video = codes_of(images)
-        power = np.mean(images**2.0, (1, 2)) if changes else images.var((1, 2))
-        kept = power > _STILL**2
-        kept[1:] &= np.any(of_video[1:] != of_video[:-1], axis=1)
-        codes.append(of_video[kept])
-        frames.append(np.flatnonzero(kept))
-        owners.append(np.full(kept.sum(), owner))
-    return np.concatenate(codes), np.concatenate(owners), np.concatenate(frames)
-
-
 def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
     """Correlation of two videos' changes where they overlap; 0 where too little moves."""
-    whole = int(np.floor(shift))
+    whole = math.floor(shift)
     if shift != whole:  # halfway between two frames
         second = (second[1:] + second[:-1]) / 2
         whole += 1
@@ -215,16 +197,19 @@ def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
         return 0.0
     a, b = first[begin:end], second[begin - whole : end - whole]
     powers = np.mean(a**2), np.mean(b**2)
-    if min(powers) <= _STILL**2:
+    if min(powers) <= STILL**2:
         return 0.0
     return float(np.mean(a * b) / np.sqrt(powers[0] * powers[1]))
 
 
-def _same_place(first: Small, second: Small, shift: int) -> bool:
+def _same_place(first: np.ndarray, second: np.ndarray, shift: float) -> bool:
     """Whether two videos' frames look alike where they overlap."""
-    begin, end = max(0, shift), min(len(first), len(second) + shift)
-    alike = [_alike(first[i], second[i - shift]) for i in range(begin, end)]
-    return float(np.mean(alike)) >= _SAME_PLACE
+    means = []
+    for whole in {math.floor(shift), math.ceil(shift)}:
+        begin, end = max(0, whole), min(len(first), len(second) + whole)
+        alike = [_alike(first[i], second[i - whole]) for i in range(begin, end)]
+        means.append(np.mean(alike))
+    return bool(max(means) >= _SAME_PLACE)
 
 
 def _alike(first: np.ndarray, second: np.ndarray) -> float:

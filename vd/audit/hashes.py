@@ -1,0 +1,213 @@
+"""Perceptual hashes of small grey frames, of their changes and of crops, and their search.
+
+A hash is the signs of the 128 lowest DCT coefficients of an image (Zauner 2010). A
+mirrored image has the same coefficients, the odd horizontal ones with the other sign.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.fft
+from jaxtyping import Float32, Int, UInt8
+
+from vd.audit.crops import sampling
+from vd.audit.fingerprints import SIDE
+
+FRAMES_PER_SECOND = 8
+LAG = 4  # frames: the change is over half a second
+STILL = 1.0  # grey levels: a frame of less contrast, or change, is noise
+WHOLE = -1  # in place of a window: the whole frame
+_BITS = 128
+_NEIGHBOURS, _NEAREST = 32, 8  # hashes looked at, and taken of other videos
+# different bits of 128, at most: of frames, of their changes, of changes and their crops
+_FRAME_DISTANCE, _CHANGE_DISTANCE, _CROP_DISTANCE = 12, 24, 30
+_LEAST_KEYS = 4  # changes of a video whose crops are hashed
+_DCT = scipy.fft.dct(np.eye(SIDE, dtype=np.float32), axis=0, norm="ortho")
+# rows and columns of the lowest coefficients, without the mean
+_LOWEST = tuple(
+    np.array(sorted(np.ndindex(SIDE, SIDE), key=lambda p: (sum(p), p))[1 : _BITS + 1]).T
+)
+_MIRROR = np.packbits(_LOWEST[1] % 2 == 1)  # the signs that a mirrored image inverts
+
+# A hash bears an error of 4 % at each edge. So each crop of up to 15 % a side is near one
+# of 16 windows: a span of the width and a span of the height.
+_CUTS = 0.0375, 0.1125
+_SPANS = np.array([(a, 1 - b) for a in _CUTS for b in _CUTS], np.float32)
+WINDOWS = np.array(
+    [(left, top, right, bottom) for top, bottom in _SPANS for left, right in _SPANS]
+)
+_DCT_OF_SPANS = np.concatenate(_DCT @ sampling(_SPANS[:, 0], _SPANS[:, 1]))
+
+Small = UInt8[np.ndarray, "F 16 16"]
+Codes = UInt8[np.ndarray, "N 16"]
+
+
+class Hits(NamedTuple):
+    """Two videos with near hashes."""
+
+    first: int
+    second: int
+    mirrored: bool
+    window: int  # of the first, in `WINDOWS`; or `WHOLE`
+    frames_Hx2: Int[np.ndarray, "H 2"]  # of the first and of the second
+
+
+class _Hashes(NamedTuple):
+    codes_Nx16: Codes
+    video_N: Int[np.ndarray, "N"]
+    frame_N: Int[np.ndarray, "N"]
+    window_N: Int[np.ndarray, "N"]
+
+
+def near_hashes(videos: Sequence[Small]) -> Iterator[Hits]:
+    """Each two videos with near hashes of frames or changes, and the frames of these.
+
+    Of each hash only the nearest few of other videos count, so that the many similar clips
+    of one camera cost no more than their number.
+    """
+    frames, changes = _hashes(videos, False), _hashes(videos, True)
+    crops = _crop_hashes(videos)
+    both = _Hashes(*map(np.concatenate, zip(changes, crops, strict=True)))
+    distance_N = np.where(both.window_N == WHOLE, _CHANGE_DISTANCE, _CROP_DISTANCE)
+    table = np.unique(
+        np.concatenate(
+            [
+                _near(frames, frames, np.full(len(frames.video_N), _FRAME_DISTANCE)),
+                _near(both, changes, distance_N),
+            ]
+        ),
+        axis=0,
+    )
+    ends = np.flatnonzero(np.any(np.diff(table[:, :4], axis=0), axis=1)) + 1
+    for part in np.split(table, ends) if len(table) else []:
+        first, second, mirrored, window = part[0, :4].tolist()
+        yield Hits(first, second, bool(mirrored), window, part[:, 4:])
+
+
+def _near(
+    stored: _Hashes, queries: _Hashes, distance_N: Int[np.ndarray, "N"]
+) -> Int[np.ndarray, "R 6"]:
+    """Stored hashes near a query or its mirror image, of different videos.
+
+    Columns: first and second video, mirrored, window of the first, frame of each.
+    """
+    codes = np.concatenate([queries.codes_Nx16, queries.codes_Nx16 ^ _MIRROR])
+    rows, places = neighbours(stored.codes_Nx16, codes, distance_N)
+    mirrored, asked = np.divmod(rows, max(len(queries.video_N), 1))
+    others = stored.video_N[places] != queries.video_N[asked]
+    rows, places, mirrored, asked = (
+        column[others] for column in (rows, places, mirrored, asked)
+    )
+    # `rows` is sorted, and of each row the nearest come first
+    nearest = np.arange(len(rows)) - np.searchsorted(rows, rows) < _NEAREST
+    places, mirrored, asked = places[nearest], mirrored[nearest], asked[nearest]
+    table = np.stack(
+        [
+            stored.video_N[places],
+            queries.video_N[asked],
+            mirrored,
+            stored.window_N[places],
+            stored.frame_N[places],
+            queries.frame_N[asked],
+        ],
+        axis=1,
+    )
+    # the crop is of the first, but whole frames have no order
+    swapped = (table[:, 0] > table[:, 1]) & (table[:, 3] == WHOLE)
+    table[swapped] = table[swapped][:, [1, 0, 2, 3, 5, 4]]
+    return table
+
+
+def neighbours(
+    codes_Nx16: Codes, queries_Mx16: Codes, distance_N: Int[np.ndarray, "N"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (query, code) of at most the code's distance in bits, nearest of a query first.
+
+    An inverted file: codes are put to the nearest of about N / 400 centres, and a query
+    looks at the codes of its 8 nearest centres. Below 4,000 codes it looks at all.
+    """
+    import faiss
+
+    count = len(codes_Nx16)
+    if not count:
+        return np.zeros(0, int), np.zeros(0, int)
+    cells = count // 400 if count >= 4000 else 1
+    index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(_BITS), _BITS, cells)
+    index.cp.niter, index.cp.max_points_per_centroid = 4, 64
+    index.cp.min_points_per_centroid, index.cp.seed = 1, 0
+    index.nprobe = min(8, cells)
+    index.train(codes_Nx16)
+    index.add(codes_Nx16)
+    distances, columns = index.search(queries_Mx16, min(_NEIGHBOURS, count))
+    near = (columns >= 0) & (distances <= distance_N[columns])
+    return np.nonzero(near)[0], columns[near]
+
+
+def changes_of(small: Small) -> Float32[np.ndarray, "C 16 16"]:
+    """The change of each frame over the half second that follows."""
+    frames = small.astype(np.float32)
+    return frames[LAG:] - frames[:-LAG]
+
+
+def codes_of(images: np.ndarray) -> Codes:
+    """The hash of each image, (N, 16, 16)."""
+    return _signs(_DCT @ images.astype(np.float32) @ _DCT.T)
+
+
+def _signs(spectra: Float32[np.ndarray, "*N 16 16"]) -> Codes:
+    return np.packbits(spectra[..., *_LOWEST] > 0, axis=-1).reshape(-1, _BITS // 8)
+
+
+def _hashes(videos: Sequence[Small], changes: bool) -> _Hashes:
+    """Hashes of the frames of all videos, or of their changes.
+
+    Without those that are flat, still, or the same as the one before.
+    """
+    codes, frames = [], []
+    for small in videos:
+        images = changes_of(small) if changes else small
+        of_video = codes_of(images)
+        power = np.mean(images**2.0, (1, 2)) if changes else images.var((1, 2))
+        kept = power > STILL**2
+        kept[1:] &= np.any(of_video[1:] != of_video[:-1], axis=1)
+        codes.append(of_video[kept])
+        frames.append(np.flatnonzero(kept))
+    return _joined(codes, frames, np.array([WHOLE]))
+
+
+def _crop_hashes(videos: Sequence[Small]) -> _Hashes:
+    """Hashes of the crops of the strongest change of each second of all videos.
+
+    A short video is cut into `_LEAST_KEYS` parts in place of seconds.
+    """
+    codes, frames = [], []
+    spans = len(_SPANS)
+    for small in videos:
+        changes = changes_of(small)
+        power = np.mean(changes**2, (1, 2))
+        parts = max(_LEAST_KEYS, len(changes) // FRAMES_PER_SECOND)
+        split = np.array_split(np.arange(len(changes)), parts)
+        keys = np.array(
+            [part[np.argmax(power[part])] for part in split if len(part)], int
+        )
+        keys = keys[power[keys] > STILL**2]
+        spectra = _DCT_OF_SPANS @ changes[keys] @ _DCT_OF_SPANS.T
+        spectra = spectra.reshape(-1, spans, SIDE, spans, SIDE).swapaxes(2, 3)
+        codes.append(_signs(spectra))
+        frames.append(np.repeat(keys, spans**2))
+    return _joined(codes, frames, np.arange(spans**2))
+
+
+def _joined(
+    codes: Sequence[Codes], frames: Sequence[np.ndarray], windows: np.ndarray
+) -> _Hashes:
+    """Hashes of videos, by video, in one table; `windows` of each frame in turn."""
+    counts = [len(of_video) for of_video in frames]
+    videos = np.repeat(np.arange(len(counts)), counts)
+    return _Hashes(
+        np.concatenate(codes),
+        videos,
+        np.concatenate(frames),
+        np.tile(windows, len(videos) // len(windows)),
+    )
