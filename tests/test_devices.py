@@ -13,6 +13,7 @@ import pytest
 
 from tests.fabricated import same_leaves, train_on_numbers
 from vd.devices import prepare_jax, training_devices
+from vd.training.loop import Validation
 
 # bytearray clears its memory, so that every page of it is touched, in another thread's arena
 ALLOCATING = """
@@ -82,16 +83,21 @@ def test_a_c_library_that_keeps_less_is_left_as_it_is(old, monkeypatch):
     assert len(asked) == old
 
 
-def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(tmp_path):
+def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(
+    tmp_path, monkeypatch
+):
     plain = train_on_numbers(tmp_path / "plain", 4)
-    writes = iter([False, True])
+    metrics, stop = Validation.metrics, iter([False, False, True])
 
-    def stop_after_two_writes(event):
-        if event == "write-end" and next(writes):
+    def two_epochs(*arguments):
+        if next(stop):
             raise InterruptedError
+        return metrics(*arguments)
 
+    monkeypatch.setattr(Validation, "metrics", two_epochs)
     with pytest.raises(InterruptedError):
-        train_on_numbers(tmp_path / "set", 4, on_event=stop_after_two_writes)
+        train_on_numbers(tmp_path / "set", 4)
+    monkeypatch.undo()
     with (
         jax.enable_x64(True),
         jax.default_matmul_precision("bfloat16"),

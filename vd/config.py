@@ -275,6 +275,8 @@ def from_json(cls: type, values: Mapping[str, Any]) -> Any:
     def restored(hint: Any, value: Any) -> Any:
         if isinstance(value, dict):
             return from_json(hint, value)
+        if isinstance(value, list):
+            return tuple(value)
         is_path = Path in (hint, *get_args(hint)) and value is not None
         return Path(value) if is_path else value
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float16, Float32, Int, UInt32
 
 from vd.config import Config, with_settings
 from vd.console import interrupted
-from vd.models.head import Params, apply, draw_dropout
+from vd.models.head import Params, apply
 from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.training import distributed
@@ -96,7 +96,7 @@ def make_step(
 
         def loss_fn(params: Params) -> tuple[Array, Array]:
             keys_B = clip_keys(settings.seed, state.step, batch.index_B)
-            dropout = draw_dropout(head, keys_B)
+            dropout = jax.vmap(head.draw_dropout)(keys_B)
             logits_B = apply(
                 head, params, batch.features_BxTxD, batch.mask_BxT, dropout
             )
