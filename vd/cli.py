@@ -132,11 +132,8 @@ class Extract:
 
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
         data = prepare(config, lambda videos, _: videos, self.verify, self.executor)
-        usable, videos = data.ledger.usable(), data.videos
-        say(
-            f"{len(usable)} of {len(videos)} videos have features in "
-            f"{data.store.directory}"
-        )
+        count = f"{len(data.ledger.usable())} of {len(data.videos)} videos"
+        say(f"{count} have features in {data.store.directory}")
         return 0
 
 
@@ -356,10 +353,7 @@ def _command() -> int:
     if name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="vd",
-        description="Violence detection in video.",
-        config=_FLAT,
+        commands, prog="vd", description="Violence detection in video.", config=_FLAT
     )
     return int(chosen())
 

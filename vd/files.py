@@ -109,8 +109,7 @@ def remove_orphans(folder: Path) -> None:
 def lock(path: Path, doing: str, wait: bool = False) -> Iterator[None]:
     """Hold the only writer's lock at `path`; `doing` names the holder to a second writer.
 
-    The name stands in a file beside the lock. When the lock is held, waits for it and says
-    so, or raises `VdError`.
+    When the lock is held, waits for it and says so, or raises `VdError`.
     """
     owner = path.with_name(f"{path.name}-owner")
     lock_file = filelock.FileLock(path)

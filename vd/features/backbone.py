@@ -80,8 +80,7 @@ class Backbone:
 def find_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
 
-    Metadata keys: `vd.size`, `vd.mean`, `vd.std`. Raises `VdError` for an unknown name,
-    and for a file that does not take images.
+    Metadata keys: `vd.size`, `vd.mean`, `vd.std`.
     """
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone

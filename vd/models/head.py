@@ -60,8 +60,7 @@ def apply(
     dropout: Any = None,
 ) -> Float[Array, " B"]:
     """The head's float32 logits with `params`; arguments as in `Head.__call__`."""
-    logits_B: Array = head.apply({"params": params}, features_BxTxD, mask_BxT, dropout)  # type: ignore[assignment]  # Linen's apply may also return mutated variables
-    return logits_B
+    return head.apply({"params": params}, features_BxTxD, mask_BxT, dropout)  # type: ignore[return-value]  # Linen's apply may also return mutated variables
 
 
 def check_shapes(plugins: Plugins, config: Config, dim: int) -> None:

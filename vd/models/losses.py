@@ -22,10 +22,9 @@ def focal_loss(
 
     alpha weighs the violent class, 1 − alpha the other; gamma 0 is weighted cross-entropy.
     """
-    losses_B: Array = optax.sigmoid_focal_loss(
+    return optax.sigmoid_focal_loss(
         logits_B, targets_B, alpha=focal_alpha, gamma=focal_gamma
     )
-    return losses_B
 
 
 def clip_losses(
@@ -43,8 +42,7 @@ def clip_losses(
     targets_B = jnp.asarray(labels_B) * (1.0 - epsilon) + epsilon / 2
     names = inspect.signature(loss).parameters
     own = {name: value for name, value in vars(settings).items() if name in names}
-    losses_B: Array = loss(jnp.asarray(logits_B), targets_B, **own)
-    return losses_B
+    return loss(jnp.asarray(logits_B), targets_B, **own)
 
 
 def even_logit(

@@ -177,10 +177,7 @@ class Checkpoints:
         return None
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
-        """The best parameters and their epoch, as the newest checkpoint names it.
-
-        Raises `VdError` when one of the two is damaged.
-        """
+        """The best parameters and their epoch, as the newest checkpoint names it."""
         last = self._manager.latest_step()
         if last is None:
             raise VdError(

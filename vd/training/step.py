@@ -77,8 +77,7 @@ def step_numbers(config: Config, devices: Sequence[jax.Device] = ()) -> StepNumb
     if not devices:
         return numbers
     everywhere = NamedSharding(Mesh(np.array(devices), AXIS), PartitionSpec())
-    placed: StepNumbers = jax.device_put(numbers, everywhere)
-    return placed
+    return jax.device_put(numbers, everywhere)
 
 
 def make_step(
@@ -132,7 +131,7 @@ def make_train_step(
 def _parallel_step(
     config: Config, devices: tuple[jax.Device, ...], plugins: Plugins
 ) -> TrainStep:
-    parallel: TrainStep = jax.pmap(
+    return jax.pmap(
         make_step(config, plugins, AXIS),
         axis_name=AXIS,
         in_axes=(None, 0, None),
@@ -140,7 +139,6 @@ def _parallel_step(
         devices=list(devices),
         donate_argnums=0,
     )
-    return parallel
 
 
 class SharedStep:
