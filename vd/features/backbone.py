@@ -104,11 +104,7 @@ def find_backbone(config: BackboneConfig) -> Backbone:
 
 
 def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
-    """The network of an ONNX file; no session is opened for it.
-
-    Raises `VdError` unless its only input is RGB images, in floats or bytes; a network
-    that takes bytes normalises them itself.
-    """
+    """The network of an ONNX file whose only input is images; no session is opened."""
     import onnx
 
     _, network = _read_onnx(file)

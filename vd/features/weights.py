@@ -39,7 +39,7 @@ def load_tensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     Five pickles: magic number, protocol, byte order, the state dict with references to its
     storages, the storages' keys; then each storage as int64 length and little-endian values.
     The arrays are read-only views with torch's strides, so a kernel stored as HWIO comes
-    back as OIHW. A file that is cut raises an error.
+    back as OIHW.
     """
     with path.open("rb") as file:
         unpickler = _StateDictUnpickler(file)
