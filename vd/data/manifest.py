@@ -14,7 +14,7 @@ from typing import NamedTuple
 from vd.config import DataConfig, DecodeConfig
 from vd.console import say
 from vd.errors import VdError
-from vd.files import read_csv, reading
+from vd.files import read_csv
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -229,12 +229,11 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
             left_out.append(f"{folder.relative_to(root).as_posix()}/")
             continue
         seen.add(folder.resolve())
-        with reading(folder):
-            entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
-            for entry in entries:
-                kind = linked if entry.is_symlink() else folders
-                is_folder = os.path.isdir(entry) and not _is_video(entry)
-                (kind if is_folder else files).append(entry)
+        entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
+        for entry in entries:
+            kind = linked if entry.is_symlink() else folders
+            is_folder = os.path.isdir(entry) and not _is_video(entry)
+            (kind if is_folder else files).append(entry)
     return files, left_out
 
 
