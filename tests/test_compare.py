@@ -38,7 +38,6 @@ def test_corrected_t_test_by_hand():
     plain = stats.ttest_1samp(differences, 0)
     assert corrected_t_test(differences, 0)["p"] == pytest.approx(plain.pvalue)
     assert found["p"] > plain.pvalue
-    assert corrected_t_test(np.array([0.1]), 0.25) is None
     assert corrected_t_test(np.zeros(4), 0.25)["p"] == 1.0
     assert corrected_t_test(np.full(4, 0.1), 0.25)["p"] is None
     # a sixth more in every fold, but for rounding
@@ -155,9 +154,6 @@ def test_figures_are_those_of_other_code(pair):
     assert first.endswith(": shown")
     psi = np.mean(right[0] != right[1])
     assert found["clips_needed_for_1_point"] == clips_needed(psi)
-    assert found["design_effect"] == pytest.approx(
-        np.var(values) / (np.var(difference) / 400), rel=0.15
-    )
     swapped = compare([pair / "good", pair / "weak"])["comparisons"][0]
     assert swapped["accuracy_difference"] == -found["accuracy_difference"]
     assert swapped["verdict"].startswith("good is better than weak by")

@@ -58,7 +58,12 @@ def learning_curves(runs: Mapping[str, Rows]) -> Figure:
     axes = figure.subplots(2, 2).ravel()
     for axis, (title, metrics) in zip(axes, _PANELS.items(), strict=True):
         for rows, colour in zip(runs.values(), cycle(_RUNS), strict=False):
-            _draw_metrics(axis, rows, metrics, colour)
+            epochs = [row["epoch"] for row in rows]
+            for key, style in zip(metrics.values(), _STYLES, strict=False):
+                # a metric that is missing or undefined is a gap
+                values = np.array([row.get(key) for row in rows], float)
+                axis.plot(epochs, values, f".{style}", ms=3, color=colour)
+        _over_epochs(axis)
         if len(metrics) > 1:
             axis.legend(list(metrics), fontsize=8)  # in the colour of the first run
         axis.set_title(title, loc="left", fontsize=10)
@@ -101,17 +106,6 @@ def bands(curves: Mapping[str, Rows], panels: Mapping[str, str]) -> Figure:
         title="mean and standard deviation over the runs that reached an epoch",
     )  # fmt: skip
     return figure
-
-
-def _draw_metrics(
-    axis: Axes, rows: Rows, metrics: Mapping[str, str], colour: str
-) -> None:
-    """Metrics over epochs; one that is missing or undefined is a gap."""
-    epochs = [row["epoch"] for row in rows]
-    for (label, key), style in zip(metrics.items(), _STYLES, strict=False):
-        values = np.array([row.get(key) for row in rows], float)
-        axis.plot(epochs, values, f".{style}", ms=3, color=colour, label=label)
-    _over_epochs(axis)
 
 
 def _over_epochs(axis: Axes) -> None:

@@ -11,7 +11,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,7 +31,6 @@ from vd.metrics.binary import (
     shown,
 )
 from vd.metrics.intervals import (
-    RESAMPLES,
     Groups,
     Labels,
     difference_interval,
@@ -54,23 +53,15 @@ _SIGNIFICANT = 0.05
 Right = Bool[np.ndarray, "K N"]
 
 
-class Side(NamedTuple):
-    """One run or cross-validation."""
+class Side:
+    """One run or cross-validation, read from its folder."""
 
-    name: str
-    folder: Path
-    members: list[Member]
-    seeds: dict[int, Predictions]
-
-    @property
-    def first(self) -> Predictions:
-        """The clips of the first seed."""
-        return next(iter(self.seeds.values()))
-
-    @property
-    def is_crossval(self) -> bool:
-        """Whether it is a cross-validation."""
-        return self.members[0].fold is not None
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.members = read_results(folder)
+        self.seeds = pooled_by_seed(self.members)
+        self.first = next(iter(self.seeds.values()))  # the clips of the first seed
+        self.is_crossval = self.members[0].fold is not None
 
 
 def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
@@ -84,9 +75,8 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
-    sides = list(map(_read_side, names, folders))
-    first = sides[0]
-    pairs = [_compare_two(first, side) for side in sides[1:]]
+    sides = list(map(Side, names, folders))
+    pairs = [_compare_two(sides[0], side) for side in sides[1:]]
     corrected = holm([pair["p"] for pair in pairs])
     for pair, p in zip(pairs, corrected, strict=True):
         ends = pair["accuracy_difference_ci95"]
@@ -95,22 +85,13 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
         pair["shown"] = bool(apart and p is not None and p < _SIGNIFICANT)
         pair["verdict"] = _verdict(pair, len(pairs))
     result = {
-        "baseline": first.name,
-        "folders": {side.name: str(side.folder.absolute()) for side in sides},
-        "n": pairs[0]["n"],
-        "resamples": RESAMPLES,
+        "baseline": sides[0].name,
         "comparisons": pairs,
         "warnings": _warnings(sides, pairs[0]["groups"]),
     }
     if out is not None:
         _write(out, result, sides)
     return result
-
-
-def _read_side(name: str, folder: Path) -> Side:
-    """The results in a folder."""
-    members = read_results(folder)
-    return Side(name, folder, members, pooled_by_seed(members))
 
 
 def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
@@ -184,23 +165,18 @@ def _accuracy_difference(
 ) -> dict[str, Any]:
     """Accuracies, their difference with its interval, and the clips that show one point."""
     difference_N = (right_b.astype(float) - right_a.astype(float)).mean(axis=0)
-    clips = len(difference_N)
-    values_R = resampled_ratio(difference_N, np.ones(clips), cluster_N)
-    ends = difference_interval(difference_N, values_R, cluster_N)
-    independent = float(np.var(difference_N)) / clips
-    effect = float(np.var(values_R)) / independent if ends and independent else None
+    values_R = resampled_ratio(difference_N, np.ones(len(difference_N)), cluster_N)
     discordant = float(np.mean(right_a != right_b))
-    needed = clips_needed(discordant)
     gained = int(right_b.sum()) - int(right_a.sum())
     return {
         "accuracy_a": float(np.mean(right_a)),
         "accuracy_b": float(np.mean(right_b)),
         "accuracy_difference": gained / right_a.size,  # exactly 0 where equal
-        "accuracy_difference_ci95": ends,
+        "accuracy_difference_ci95": difference_interval(
+            difference_N, values_R, cluster_N
+        ),
         "discordant_share": discordant,
-        "clips_needed_for_1_point": needed,
-        "design_effect": effect,
-        "clips_needed_in_such_groups": int(np.ceil(needed * max(1.0, effect or 1.0))),
+        "clips_needed_for_1_point": clips_needed(discordant),
     }
 
 
@@ -222,7 +198,7 @@ def _auc_difference(
     }
 
 
-def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
+def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any]:
     """Corrected t-test over the members of both, by fold and seed."""
 
     def accuracies(members: Sequence[Member]) -> np.ndarray:
@@ -233,7 +209,7 @@ def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
     tested = np.mean([len(member.predictions.paths) for member in a])
     share = float(tested / np.mean([member.train_clips for member in a]))
     result = corrected_t_test(accuracies(b) - accuracies(a), share)
-    return result and {**result, "test_to_train": share}
+    return {**result, "test_to_train": share}
 
 
 def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:

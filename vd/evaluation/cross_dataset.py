@@ -25,7 +25,7 @@ from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 from vd.features.store import FeatureStore
-from vd.files import read_csv, read_json
+from vd.files import read_json
 from vd.metrics.binary import METRICS, collapsed
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import dataset_fingerprint, videos_of
@@ -34,7 +34,6 @@ _GENERIC = re.compile(
     r"manifest|labels?|index|data(set)?|annotations|metadata|videos|all"
 )
 _TAKEN = ("train", "val", "test", "all")  # names of a run's own evaluations
-_AGAIN = "delete it, and the same command evaluates again"
 
 
 class Other(NamedTuple):
@@ -112,8 +111,7 @@ def evaluate_members_on(
 ) -> list[Member | None]:
     """Every member's predictions for another data set; None where it knew all its clips.
 
-    Writes evaluation_<name>.json and predictions_<name>.csv into each member's folder; one
-    that has them for the same clips is left as it is.
+    Writes evaluation_<name>.json and predictions_<name>.csv into each member's folder.
     """
     first = members[0].run_dir
     config = moved(restore(first).config, first, None, None)
@@ -128,16 +126,11 @@ def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member |
     videos, facts = other.unseen(run_dir)
     if not videos:
         return None
-    content = {video.name: video.id for video in videos}
-    path = run_dir / f"evaluation_{other.name}.json"
-    before = read_json(path, _AGAIN) if path.exists() else {}
-    rows = read_csv(run_dir / f"predictions_{other.name}.csv")
-    renamed = {row.get("path") for row in rows} != content.keys()
-    if renamed or any(before.get(key) != value for key, value in facts.items()):
-        part = everything.part(videos)
-        evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)
-        say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
+    part = everything.part(videos)
+    evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)
+    say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
     there = read_run(run_dir, member.fold, other.name)
+    content = {video.name: video.id for video in videos}
     ids = np.array([content[path] for path in there.predictions.paths], object)
     return replace(there, predictions=there.predictions._replace(ids=ids))
 
@@ -207,19 +200,13 @@ def _cell(
 
 def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) -> None:
     """Raise `VdError` when the files of `name` would be those of something else."""
-    if not dataset_path.exists():
-        raise VdError(
-            f"--on {dataset_path} does not exist; name a folder of class folders or a CSV "
-            "with the columns path,label."
-        )
     remedy = f"give the files of --on {dataset_path} another name with --name"
     if name in _TAKEN or name.endswith("_tta") or Path(name).name != name:
         raise VdError(
             f"{name!r} is the name of a run's own evaluation or cannot name a file; {remedy}."
         )
     path = run_dir / f"evaluation_{file_name}.json"
-    if not path.exists():
-        return
-    former = read_json(path, _AGAIN).get("dataset")
-    if former != str(dataset_path.absolute()):
-        raise VdError(f"{path} is of another data set ({former}); {remedy}.")
+    if path.exists():
+        former = read_json(path, "delete it").get("dataset")
+        if former != str(dataset_path.absolute()):
+            raise VdError(f"{path} is of another data set ({former}); {remedy}.")

@@ -16,7 +16,7 @@ from vd.metrics.binary import (
     point_metrics,
     shown,
 )
-from vd.metrics.intervals import RESAMPLES, metric_intervals, resampled_metrics
+from vd.metrics.intervals import metric_intervals, resampled_metrics
 
 
 def write_crossval(
@@ -43,15 +43,12 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
     first = next(iter(pooled.values()))
     per_model, over_seeds = over_models(list(pooled.values()))
     per_fold = [_of_member(member) for member in members]
-    groups = len(np.unique(first.cluster_N))
     return {
         "n": len(first.paths),
         "n_violent": int(first.labels_N.sum()),
         "folds": len({member.fold for member in members}),
         "seeds": list(pooled),
-        "groups": groups if first.grouped else None,
-        "resamples": RESAMPLES,
-        "resampled_groups": groups,
+        "groups": len(np.unique(first.cluster_N)) if first.grouped else None,
         "over_seeds": over_seeds,
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
         "per_seed": [
@@ -124,7 +121,6 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
         "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
         "min": min(known, default=None),
         "max": max(known, default=None),
-        "undefined": len(values) - len(known),
     }
 
 

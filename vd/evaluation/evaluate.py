@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,27 +126,17 @@ def _write(
     """Write predictions, pictures, and last evaluation_<split>.json; returns its content."""
     name = f"{split}_tta" if tta else split  # beside the run's own figures
     labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
-    names, groups, ids = (
+    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
+    columns = [
         np.array([getattr(video, key) for video in data.videos], object)
         for key in ("name", "group", "id")
-    )
+    ]
     predictions = Predictions(
-        names,
-        groups,
-        ids,
-        labels_N,
-        probability_N,
-        logit_N,
-        probability_N >= fitted.threshold,
-        np.full(len(labels_N), -1),
+        *columns, labels_N, probability_N, logit_N, predicted_N, fold_N
     )
     write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
-    result = {
-        "split": split,
-        **_figures(fitted, data, predictions),
-        "tta": tta,
-        **(more or {}),
-    }
+    figures = _figures(fitted, data, predictions)
+    result = {"split": split, **figures, "tta": tta, **(more or {})}
     if split in _SEEN:
         result["warnings"].append(_SEEN[split])
     suffix = "" if name == "test" else f"_{name}"
@@ -173,16 +164,14 @@ def _figures(
     fitted: Calibration, data: FeatureSet, predictions: Predictions
 ) -> dict[str, Any]:
     """The figures of evaluation_<split>.json."""
-    labels_N, probability_N = predictions.labels_N, predictions.probability_N
-    videos, clusters_N = data.videos, predictions.cluster_N
-    outcomes = [data.store.rows[video.id].outcome for video in videos]
-    grouped = predictions.grouped
+    labels_N, probability_N, _ = predictions.tested
+    clusters_N, grouped = predictions.cluster_N, predictions.grouped
+    outcomes = [data.store.rows[video.id].outcome for video in data.videos]
     metrics = evaluation_metrics(
         labels_N, probability_N, clusters_N, fitted.threshold, grouped
     )
-    warnings = metrics.pop("warnings")
     if fitted.uninformative:
-        warnings.append(
+        metrics["warnings"].append(
             f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
             "validation the scores hardly separate the classes; check the labels, or add clips"
         )
@@ -195,8 +184,7 @@ def _figures(
         "groups": len(np.unique(clusters_N)) if grouped else None,
         "nonviolent_hours": float(seconds_N[labels_N == 0].sum() / _SECONDS_AN_HOUR),
         "operating_points": operating_points(predictions, seconds_N, fitted),
-        "slices": slices(videos, outcomes, predictions),
-        "warnings": warnings,
+        "slices": slices(data.videos, outcomes, predictions),
     }
 
 
@@ -290,14 +278,15 @@ def slices(
 def _band(facet: str, value: float | None) -> Slice:
     """The slice between two edges that a number is in."""
     unit, edges = _BANDS[facet]
+    names = [
+        f"under {edges[0]} {unit}",
+        *(f"{low} to {high} {unit}" for low, high in pairwise(edges)),
+        f"{edges[-1]} {unit} and more",
+    ]
     if value is None:
-        return len(edges) + 1, "unknown"
+        return len(names), "unknown"
     place = int(np.searchsorted(edges, value, side="right"))
-    if place == 0:
-        return place, f"under {edges[0]} {unit}"
-    if place == len(edges):
-        return place, f"{edges[-1]} {unit} and more"
-    return place, f"{edges[place - 1]} to {edges[place]} {unit}"
+    return place, names[place]
 
 
 def seconds(outcome: Outcome) -> float:

@@ -27,15 +27,13 @@ def mcnemar(
 
 def corrected_t_test(
     differences_J: Float[np.ndarray, " J"], test_to_train: float
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """t-test over J folds and seeds that share training clips (Nadeau and Bengio 2003).
 
     The variance is multiplied by 1/J + `test_to_train`, clips tested to clips trained on, in
-    place of 1/J. None with fewer than two differences; `p` None when all are the same.
+    place of 1/J. `p` is None when all differences are the same.
     """
     count = len(differences_J)
-    if count < 2:
-        return None
     mean, variance = float(np.mean(differences_J)), float(np.var(differences_J, ddof=1))
     result: dict[str, Any] = {
         "differences": count, "mean": mean, "sd": variance**0.5, "t": None, "p": None,

@@ -5,7 +5,6 @@ their videos are still there. What a file does not say is a dash on the page.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +33,19 @@ MISTAKES = 12
 _FIRST = "test", "val"  # then the others by name
 
 
-@dataclass(frozen=True)
 class RunFacts:
-    """The files of a run folder, read."""
+    """The folder of a finished run, read; raises `VdError` when a file is damaged."""
 
-    folder: Path
-    described: dict[str, Any]  # config.json
-    evaluations: dict[str, dict[str, Any]]  # evaluation_<name>.json by name
-    rows: list[dict[str, Any]]  # metrics.jsonl, an epoch each
-
-    @property
-    def config(self) -> Config:
-        """The settings of the run."""
-        config: Config = from_json(Config, self.described["settings"])
-        return config
+    def __init__(self, folder: Path) -> None:
+        remedy = "run vd evaluate on the run to write it again"
+        paths = folder.glob("evaluation_*.json")
+        files = {path.stem.removeprefix("evaluation_"): path for path in paths}
+        names = sorted(files, key=lambda name: (name not in _FIRST, name))
+        self.folder = folder
+        self.described = read_config(folder)
+        self.config: Config = from_json(Config, self.described["settings"])
+        self.evaluations = {name: read_json(files[name], remedy) for name in names}
+        self.rows = read_metrics(folder)  # an epoch each
 
     @property
     def stopping(self) -> EarlyStopping:
@@ -61,20 +59,6 @@ class RunFacts:
         for row in self.rows:
             stopping = stopping.update(row["epoch"], row.get(stopping.metric))
         return stopping
-
-
-def read_facts(run_dir: Path) -> RunFacts:
-    """Read the folder of a finished run; raises `VdError` when a file is damaged."""
-    remedy = "run vd evaluate on the run to write it again"
-    paths = run_dir.glob("evaluation_*.json")
-    files = {path.stem.removeprefix("evaluation_"): path for path in paths}
-    names = sorted(files, key=lambda name: (name not in _FIRST, name))
-    return RunFacts(
-        run_dir,
-        read_config(run_dir),
-        {name: read_json(files[name], remedy) for name in names},
-        read_metrics(run_dir),
-    )
 
 
 def report(
@@ -93,7 +77,7 @@ def report(
     if path.suffix.casefold() not in (".html", ".htm"):
         raise VdError(f"--out {path} must end in .html; name such a file.")
     members = read_results(folder)
-    facts = read_facts(members[0].run_dir)
+    facts = RunFacts(members[0].run_dir)
     pooled = pooled_by_seed(members)
     wrong = _mistakes(list(pooled.values()))
     shown = wrong[: mistakes or MISTAKES]
