@@ -75,10 +75,8 @@ def _shortcuts(
 ) -> dict[str, dict[str, Any] | None]:
     """AUC from metadata, from a middle frame, and from its borders, over one copy of a clip."""
     entries = {e.video.id: e for e in ledger.entries if e.video.id in fingerprints}
-    merged = merge_groups(
-        [entry.video for entry in entries.values()],
-        [(pair.first, pair.second) for pair in alike],
-    )
+    copies = [(pair.first, pair.second) for pair in alike]
+    merged = merge_groups([entry.video for entry in entries.values()], copies)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(merged))
     chosen = [merged[i] for i in sorted(order[:_MOST_CLIPS])]
     labels_N = np.array([video.label for video in chosen])
@@ -91,15 +89,12 @@ def _shortcuts(
     pictures = [kept[video.id] for video in chosen]
     outcomes = [entries[video.id].outcome for video in chosen]
     prints = [fingerprints[video.id] for video in chosen]
-    frame_NxD = shortcuts.picture_features(pictures, engine, backbone.size)
-    borders_NxD = shortcuts.picture_features(pictures, engine, backbone.size, True)
+    frame, borders = shortcuts.picture_features(pictures, engine, backbone.size)
+    metadata = shortcuts.metadata(chosen, outcomes, prints)
     tests = {
-        "metadata": (
-            shortcuts.metadata_model(),
-            shortcuts.metadata(chosen, outcomes, prints),
-        ),
-        "frame": (shortcuts.picture_model(), frame_NxD),
-        "borders": (shortcuts.picture_model(), borders_NxD),
+        "metadata": (shortcuts.METADATA_MODEL, metadata),
+        "frame": (shortcuts.PICTURE_MODEL, frame),
+        "borders": (shortcuts.PICTURE_MODEL, borders),
     }
     return {
         name: shortcuts.shortcut(model, features_NxD, labels_N, groups_N)
@@ -116,6 +111,10 @@ def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) ->
     shown = [pair for pair in pairs if pair.same_footage or not pair.grouped]
     shown = shown[:_MOST_PAIRS]
     ids = {video.id for pair in shown for video in (pair.first, pair.second)}
+    pictures = {
+        video_id: picture(content, "jpeg", "middle frame")
+        for video_id, content in read_pictures(cache, ids).items()
+    }
     return render(
         "vd.audit",
         "audit.html.j2",
@@ -124,9 +123,6 @@ def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) ->
             "values": values,
             "classes": CLASSES,
             "pairs": shown,
-            "pictures": {
-                video_id: picture(content, "jpeg", "middle frame")
-                for video_id, content in read_pictures(cache, ids).items()
-            },
+            "pictures": pictures,
         },
     )
