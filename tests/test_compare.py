@@ -436,14 +436,3 @@ def test_curves_are_means_over_the_runs_that_got_there(tmp_path):
     assert (rows[1]["val_loss_mean"], rows[1]["val_loss_sd"]) == (0.2, None)
     assert rows[0]["val_accuracy_mean"] is None
     assert curve([tmp_path / "none"]) == []
-
-
-def test_without_logs_a_comparison_has_no_curves(tmp_path):
-    folders = [
-        write_crossed(tmp_path / name, shift, seeds=(0,))
-        for name, shift in (("a", 0.5), ("b", 1.2))
-    ]
-    compare(folders, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "compare.json", "compare.csv", "roc.png",
-    }  # fmt: skip

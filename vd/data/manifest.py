@@ -1,13 +1,12 @@
 """The manifest: a row a video, read from a folder or a CSV, and its rows in a run."""
 
-import dataclasses
 import itertools
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -261,7 +260,7 @@ def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
                 f"--group-from {pattern!r} finds nothing in {video.name!r}; change the "
                 "expression so that it matches every path."
             )
-        yield dataclasses.replace(video, group=group)
+        yield replace(video, group=group)
 
 
 def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:

@@ -1,10 +1,10 @@
 """Groups, splits and folds: stratified, seeded; assigned splits are kept in a file."""
 
-import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def merge_groups(
         group = key.removeprefix("group ") if named else f"like {first}"
         for video in members:
             merged[video.name] = group if several else video.group
-    return [dataclasses.replace(v, group=merged[v.name]) for v in videos]
+    return [replace(v, group=merged[v.name]) for v in videos]
 
 
 def _components(
@@ -140,10 +140,7 @@ def fold_splits(
     for fold in range(count):
         others = [video for video in videos if fold_of[video.id] != fold]
         inner = assign(others, {"train": 0.85, "val": 0.15}, seed)
-        result = [
-            dataclasses.replace(video, split=inner.get(video.id, "test"))
-            for video in videos
-        ]
+        result = [replace(video, split=inner.get(video.id, "test")) for video in videos]
         for split in SPLITS:
             check_classes(
                 [video for video in result if video.split == split],
@@ -157,7 +154,7 @@ def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos without splits; groups that the splits file knows are kept together."""
     if not any(video.split for video in videos):
         videos = _kept(videos, config)
-    return [dataclasses.replace(video, split="") for video in videos]
+    return [replace(video, split="") for video in videos]
 
 
 def split(
@@ -207,10 +204,8 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
         videos = _assigned(videos, _SHARES, config)
     elif present == _RWF_2000:
         say("no test split: val becomes test, and a grouped part of train becomes val")
-        test = [
-            dataclasses.replace(v, split="test") for v in videos if v.split == "val"
-        ]
-        train = [dataclasses.replace(v, split="") for v in videos if v.split == "train"]
+        test = [replace(v, split="test") for v in videos if v.split == "val"]
+        train = [video for video in videos if video.split == "train"]
         videos = [*_assigned(train, {"train": 0.85, "val": 0.15}, config), *test]
     elif present != set(SPLITS):
         raise VdError(
@@ -245,7 +240,7 @@ def _assigned(
         )
     readable = [video for video in videos if video.id]
     parts = assign(readable, shares, config.splits.split_seed, kept)
-    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
+    return [replace(v, split=parts.get(v.id, "")) for v in videos]
 
 
 def _kept(videos: Sequence[Video], config: Config) -> list[Video]:
@@ -261,7 +256,7 @@ def _kept(videos: Sequence[Video], config: Config) -> list[Video]:
     ]
     split_of = {row["id"]: row["split"] for row in rows}
     merged = merge_groups(videos, pairs)
-    return [dataclasses.replace(v, split=split_of.get(v.id, "")) for v in merged]
+    return [replace(v, split=split_of.get(v.id, "")) for v in merged]
 
 
 def _warn_of_copies(videos: Sequence[Video]) -> None:

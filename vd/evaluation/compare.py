@@ -287,9 +287,8 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
     plots.save(plots.roc(scores), out / "roc.png")
     curves = {s.name: curve([member.run_dir for member in s.members]) for s in sides}
     rows = [{"run": name, **row} for name, of in curves.items() for row in of]
-    if rows:
-        write_csv(out / "curves.csv", rows)
-        plots.save(plots.bands(curves, PANELS), out / "curves.png")
+    write_csv(out / "curves.csv", rows)
+    plots.save(plots.bands(curves, PANELS), out / "curves.png")
     write_csv(out / "compare.csv", list(map(flat_row, result["comparisons"])))
     write_json(out / "compare.json", result)
     say(f"compare.json, tables and pictures are in {out}")
