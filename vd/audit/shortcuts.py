@@ -131,9 +131,9 @@ def picture_features(
             image[rim:-rim, rim:-rim] = 127
             borders.append(engine(image[None])[0])
             ticker.advance()
-    components = min(_COMPONENTS, len(wholes), len(wholes[0]))
-    pca = PCA(components, random_state=0)
-    return pca.fit_transform(np.float64(wholes)), pca.fit_transform(np.float64(borders))
+    whole_NxD, border_NxD = np.array(wholes, float), np.array(borders, float)
+    pca = PCA(min(_COMPONENTS, *whole_NxD.shape), random_state=0)
+    return pca.fit_transform(whole_NxD), pca.fit_transform(border_NxD)
 
 
 def one_class_groups(videos: Sequence[Video]) -> list[dict[str, Any]]:

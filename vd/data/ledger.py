@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from vd.console import say, track
 from vd.data.catalog import Catalog
 from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES, SPLITS, Video
-from vd.data.outcome import Outcome, check_file
+from vd.data.outcome import Ending, Outcome, check_file
 from vd.data.workers import decode_pool, decode_videos
 from vd.errors import LOSS_GAP, VdError
 
@@ -66,18 +66,10 @@ class Ledger:
             ]
             kinds = Counter(outcome.outcome for outcome in outcomes)
             reasons = Counter(o.reason for o in outcomes if o.outcome == "quarantined")
+            row = {"split": split, "class": CLASSES[label], "found": len(outcomes)}
+            row |= {kind: kinds[kind] for kind in get_args(Ending)}
             if outcomes:
-                tables.append(
-                    {
-                        "split": split,
-                        "class": CLASSES[label],
-                        "found": len(outcomes),
-                        "used": kinds["used"],
-                        "partial": kinds["partial"],
-                        "quarantined": kinds["quarantined"],
-                        "reasons": dict(sorted(reasons.items())),
-                    }
-                )
+                tables.append({**row, "reasons": dict(sorted(reasons.items()))})
         return tables
 
     def loss_gap(self) -> dict[str, float]:

@@ -39,7 +39,6 @@ _TAKEN = ("train", "val", "test", "all")  # names of a run's own evaluations
 class Other(NamedTuple):
     """Another data set whose features are in the store."""
 
-    name: str
     path: Path
     videos: list[Video]  # usable ones
     store: FeatureStore
@@ -89,7 +88,7 @@ def evaluate_on(
     config = replace(config, data=data)
     name = name or dataset_name(dataset_path)
     _check_name(run_dir, f"{name}_tta" if tta else name, name, dataset_path)
-    other = _open(config, run_dir, name)
+    other = _open(config, run_dir)
     videos, facts = other.unseen(run_dir)
     if not videos:
         raise VdError(
@@ -115,27 +114,26 @@ def evaluate_members_on(
     """
     first = members[0].run_dir
     config = moved(restore(first).config, first, None, None)
-    other = _open(replace(config, data=data), first, name)
+    other = _open(replace(config, data=data), first)
     everything = FeatureSet(other.videos, other.store)
-    return [_member_on(member, everything, other) for member in members]
+    tested: list[Member | None] = []
+    for member in members:
+        run_dir = member.run_dir
+        videos, facts = other.unseen(run_dir)
+        if not videos:
+            tested.append(None)
+            continue
+        part = everything.part(videos)
+        evaluate_split(restore(run_dir), part, run_dir, name, more=facts)
+        say(f"{run_dir.name} is tested on {len(videos)} clips of {name}")
+        there = read_run(run_dir, member.fold, name)
+        content = {video.name: video.id for video in videos}
+        ids = np.array([content[path] for path in there.predictions.paths], object)
+        tested.append(replace(there, predictions=there.predictions._replace(ids=ids)))
+    return tested
 
 
-def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member | None:
-    """One member's predictions."""
-    run_dir = member.run_dir
-    videos, facts = other.unseen(run_dir)
-    if not videos:
-        return None
-    part = everything.part(videos)
-    evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)
-    say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
-    there = read_run(run_dir, member.fold, other.name)
-    content = {video.name: video.id for video in videos}
-    ids = np.array([content[path] for path in there.predictions.paths], object)
-    return replace(there, predictions=there.predictions._replace(ids=ids))
-
-
-def _open(config: Config, run_dir: Path, name: str) -> Other:
+def _open(config: Config, run_dir: Path) -> Other:
     """Read and extract the data set that `config` names, for a run in `run_dir`."""
     manifest = read_manifest(config.data, both_classes=False)
     videos = identify(manifest.videos, config.data.cache_dir)
@@ -143,8 +141,9 @@ def _open(config: Config, run_dir: Path, name: str) -> Other:
     check_features(backbone, run_dir)
     store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
-    usable, path = ledger.usable(), config.data.dataset_path
-    return Other(name, path, usable, store, len(videos) - len(usable))
+    usable = ledger.usable()
+    quarantined = len(videos) - len(usable)
+    return Other(config.data.dataset_path, usable, store, quarantined)
 
 
 def dataset_name(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from vd import plots
@@ -84,14 +84,13 @@ def evaluate_trained(
     loss's own threshold, as `vd.metrics.calibration.fit` takes it.
     """
     run_dir, val_set = config.run.checkpoint_dir, sets["val"]
-    logits = {
-        split: score(head, params, sets[split].in_order()) for split in ("val", "test")
-    }
-    fitted = fit(logits["val"], val_set.labels_N.astype(int), even_logit)
+    logit_N = score(head, params, val_set.in_order())
+    fitted = fit(logit_N, val_set.labels_N.astype(int), even_logit)
     write_json(run_dir / "calibration.json", asdict(fitted))
+    restored = Restored(config, head, params, fitted, val_set.dim)
     return {
-        split: _write(fitted, sets[split], logit_N, run_dir, split)
-        for split, logit_N in logits.items()
+        split: evaluate_split(restored, sets[split], run_dir, split)
+        for split in ("val", "test")
     }
 
 
@@ -103,7 +102,10 @@ def evaluate_split(
     tta: bool = False,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score `data` and write its files; `more` are further keys of the evaluation."""
+    """Score `data`; write predictions, pictures, and last evaluation_<split>.json.
+
+    Returns the content of the latter; `more` are further keys of it.
+    """
     if tta and data.views == 1:
         raise VdError(
             f"--tta averages over views, and the features of {run_dir} have only one; leave "
@@ -111,28 +113,16 @@ def evaluate_split(
         )
     clips = data.in_order(data.views if tta else 1)
     logit_N = score(restored.head, restored.params, clips)
-    return _write(restored.calibration, data, logit_N, run_dir, split, tta, more)
-
-
-def _write(
-    fitted: Calibration,
-    data: FeatureSet,
-    logit_N: Float64[np.ndarray, " N"],
-    run_dir: Path,
-    split: str,
-    tta: bool = False,
-    more: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write predictions, pictures, and last evaluation_<split>.json; returns its content."""
+    fitted = restored.calibration
     name = f"{split}_tta" if tta else split  # beside the run's own figures
     labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
     predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
-    columns = [
+    names, groups, ids = (
         np.array([getattr(video, key) for video in data.videos], object)
         for key in ("name", "group", "id")
-    ]
+    )
     predictions = Predictions(
-        *columns, labels_N, probability_N, logit_N, predicted_N, fold_N
+        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
     )
     write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
     figures = _figures(fitted, data, predictions)

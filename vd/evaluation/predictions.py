@@ -69,6 +69,7 @@ class Member:
 
 def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]:
     """Rows of CSV, with the further `columns`; decimals read back to the same float64."""
+    clips = zip(*predictions, strict=True)
     return [
         {
             "path": path,
@@ -78,9 +79,7 @@ def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]
             "probability": repr(float(probability)),
             "logit": repr(float(logit)),
         }
-        for path, group, _, label, probability, logit, *_ in zip(
-            *predictions, strict=True
-        )
+        for path, group, _, label, probability, logit, *_ in clips
     ]
 
 
