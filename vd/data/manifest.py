@@ -71,10 +71,8 @@ class _Row(NamedTuple):
 def read_manifest(config: DataConfig, both_classes: bool = True) -> Manifest:
     """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
 
-    Prints which classes count as violent. Raises `VdError` for a wrong path, an unknown
-    class or split name, a missing column, a path that is listed twice, splits of some
-    videos only, a --positive-class without a clip and, with `both_classes`, any class
-    without a clip.
+    Prints which classes count as violent. Raises `VdError` for any fault of it and, with
+    `both_classes`, for a class without a clip.
     """
     path = config.dataset_path
     if path.is_dir():

@@ -193,10 +193,8 @@ def split(
 def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     """Give every video its split: that of the data set, else the kept one, else a new one.
 
-    Writes nothing: `keep_splits` does, when the run begins. With train and val but no test
-    part (RWF-2000), val becomes test and a grouped part of train becomes val. Unreadable
-    files without a split keep "". Raises `VdError` when a split has no clip of a class, or
-    the data set has splits but not all of them.
+    Writes nothing: `keep_splits` does, when the run begins. Unreadable files without a
+    split keep "". Raises `VdError` when a split has no clip of a class.
     """
     path = config.data.dataset_path
     present = {video.split for video in videos} - {""}

@@ -67,8 +67,7 @@ class Side:
 def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
-    It is written into `out` with compare.csv, ROC curves and validation curves. Raises
-    `VdError` when the folders are not paired: other clips, labels, folds or seeds.
+    It is written into `out`, with tables and pictures.
     """
     if len(folders) < 2:
         raise VdError("vd compare needs two or more folders; name them.")
@@ -98,8 +97,7 @@ def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
     """The clips of both sides in one order, for each seed.
 
     Clips are paired by content where it is known, else by path; copies in the order of
-    their paths. Raises `VdError` unless both tested the same clips, in the same folds and
-    seeds.
+    their paths. Raises `VdError` unless clips, labels, folds and seeds are the same.
     """
     key = "ids" if all(a.first.ids) and all(b.first.ids) else "paths"
     ordered = [

@@ -78,9 +78,8 @@ def evaluate_on(
 ) -> dict[str, Any]:
     """Evaluate all of another data set with the run's temperature and threshold.
 
-    Its features are extracted into the run's cache. Returns, and writes into the run
-    folder, what `vd.evaluation.evaluate` does, by the data set's name. Raises `VdError`
-    when no clip is left, or the name is that of another evaluation.
+    Its features are extracted into the run's cache. Returns and writes what
+    `evaluate_split` does, by the data set's name.
     """
     restored = restore(run_dir)
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
@@ -110,7 +109,7 @@ def evaluate_members_on(
 ) -> list[Member | None]:
     """Every member's predictions for another data set; None where it knew all its clips.
 
-    Writes evaluation_<name>.json and predictions_<name>.csv into each member's folder.
+    Writes the files of an evaluation called `name` into each member's folder.
     """
     first = members[0].run_dir
     config = moved(restore(first).config, first, None, None)
@@ -159,10 +158,7 @@ def dataset_name(path: Path) -> str:
 
 
 def cell(members: Sequence[Member | None]) -> dict[str, Any]:
-    """A cell of the matrix: mean over members, over the clips that none of them knew.
-
-    A member that knew all clips is None, and then there is none to test.
-    """
+    """A cell of the matrix: mean over members, over the clips that none of them knew."""
     tested = [set(member.predictions.paths) if member else set() for member in members]
     common = set.intersection(*tested)
     if not common:

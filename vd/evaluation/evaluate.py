@@ -54,8 +54,7 @@ def evaluate(
     """Restore a run, evaluate one of its splits, or all, and write its files.
 
     `tta` averages the logits of all stored views. The two paths say where data set and
-    features have moved; missing features are extracted again. Without `tta` the figures
-    are those that the end of training wrote, to the last digit.
+    features have moved; missing features are extracted again.
     """
     restored = restore(run_dir)
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
@@ -80,8 +79,7 @@ def evaluate_trained(
 ) -> dict[str, dict[str, Any]]:
     """Calibrate a trained model and evaluate validation, then test, by split.
 
-    Writes calibration.json and the files of both into the run folder. `even_logit` is the
-    loss's own threshold, as `vd.metrics.calibration.fit` takes it.
+    Writes calibration.json and the files of both. `even_logit` is the loss's own threshold.
     """
     run_dir, val_set = config.run.checkpoint_dir, sets["val"]
     logit_N = score(head, params, val_set.in_order())

@@ -35,13 +35,11 @@ def corrected_t_test(
     """
     count = len(differences_J)
     mean, variance = float(np.mean(differences_J)), float(np.var(differences_J, ddof=1))
-    result: dict[str, Any] = {
-        "differences": count, "mean": mean, "sd": variance**0.5, "t": None, "p": None,
-    }  # fmt: skip
     if np.ptp(differences_J) < _ROUNDING:
-        return result | ({"t": 0.0, "p": 1.0} if abs(mean) < _ROUNDING else {})
-    t = mean / np.sqrt((1 / count + test_to_train) * variance)
-    return result | {"t": float(t), "p": float(2 * stats.t.sf(abs(t), count - 1))}
+        equal = abs(mean) < _ROUNDING
+        return {"t": 0.0, "p": 1.0} if equal else {"t": None, "p": None}
+    t = float(mean / np.sqrt((1 / count + test_to_train) * variance))
+    return {"t": t, "p": float(2 * stats.t.sf(abs(t), count - 1))}
 
 
 def deciding_p(

@@ -70,8 +70,7 @@ def report(
     """Write the page of a run or a cross-validation; returns where it is.
 
     `mistakes` clips are shown with their frames (0: the quick page that training leaves,
-    of the folder alone); `dataset_path` says where the data set has moved. Raises `VdError`
-    for a folder that is neither of the two, or unfinished, or has a damaged file.
+    of the folder alone); `dataset_path` says where the data set has moved.
     """
     path = out or folder / "report.html"
     if path.suffix.casefold() not in (".html", ".htm"):
@@ -161,11 +160,7 @@ def run_limits(facts: RunFacts) -> list[str]:
 def _limits(
     record: Mapping[str, Any], accuracy: float, ci95: Any, facts: RunFacts
 ) -> Iterator[str]:
-    """What limits the figures of a run or a cross-validation.
-
-    That is: a constant answer may be as accurate, one class lost far more files whatever
-    --max-loss-gap was, and the warnings of the file itself.
-    """
+    """What limits the figures of a run or a cross-validation, and the warnings of its file."""
     violent = record["n_violent"] / record["n"]
     name, share = max(
         ("violent", violent), ("non-violent", 1 - violent), key=lambda pair: pair[1]
@@ -175,7 +170,7 @@ def _limits(
             f"the accuracy is not shown to be above {_percent(share)}, which always "
             f"answering {name} gives; look at ROC AUC, and add test clips"
         )
-    gap = facts.described["ledger"]["loss_gap"]
+    gap = facts.described["ledger"]["loss_gap"]  # whatever --max-loss-gap was
     if is_excessive(gap, DataConfig.max_loss_gap):
         yield (
             f"LOSS GAP: {_percent(gap['lost_violent'])} of the violent and "
