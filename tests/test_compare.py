@@ -326,23 +326,16 @@ def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):
     return folder
 
 
-def said_right(count, right, fold, seed, folder):
-    """A member of which so many of its clips, each its own group, are judged right."""
-    labels = np.arange(count) % 2
-    score = np.where(np.arange(count) < right, labels, 1 - labels) * 0.8 + 0.1
-    names = [f"{fold}-{i}" for i in range(count)]
-    predictions = made_up_predictions(names, labels, score, groups=names, fold=fold)
-    run = folder / f"fold-{fold}_seed-{seed}"
-    return Member(run, fold, seed, 0.5, 2 * count, predictions)
-
-
 def crossed_of(folder, right):
     """A cross-validation of folds of six clips: how many are right, a row a seed."""
-    members = [
-        said_right(6, count, fold, seed, folder)
-        for seed, counts in enumerate(right)
-        for fold, count in enumerate(counts)
-    ]
+    members = []
+    for (seed, fold), count in np.ndenumerate(right):
+        labels = np.arange(6) % 2
+        score = np.where(np.arange(6) < count, labels, 1 - labels) * 0.8 + 0.1
+        names = [f"{fold}-{i}" for i in range(6)]
+        predictions = made_up_predictions(names, labels, score, groups=names, fold=fold)
+        run = folder / f"fold-{fold}_seed-{seed}"
+        members.append(Member(run, fold, seed, 0.5, 12, predictions))
     folder.mkdir()
     write_crossval(folder, members, {})
     return folder

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vd.audit.shortcuts import (
     PICTURE_MODEL,
-    is_testable,
+    fewest_groups,
     one_class_groups,
     permuted,
     shortcut,
@@ -61,8 +61,8 @@ def test_what_predicts_the_label_is_found_and_noise_is_not():
     lost = shortcut(PICTURE_MODEL, noise_NxD, labels_N, groups_N, permutations=19)
     assert lost["p"] > 0.05
     one_place = np.where(labels_N == 1, 0, groups_N)
-    assert is_testable(labels_N, groups_N)
-    assert not is_testable(labels_N, one_place)
+    assert fewest_groups(labels_N, groups_N) == 40
+    assert fewest_groups(labels_N, one_place) == 1
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def _shortcuts(
     labels_N = np.array([video.label for video in chosen])
     groups = [video.group or video.id for video in chosen]
     groups_N = np.unique(groups, return_inverse=True)[1]
-    if not shortcuts.is_testable(labels_N, groups_N):
+    if shortcuts.fewest_groups(labels_N, groups_N) < 2:
         return dict.fromkeys(("metadata", "frame", "borders"))
     engine = make_engine(backbone, config.backbone.engine)
     kept = read_pictures(config.data.cache_dir, [video.id for video in chosen])

@@ -50,9 +50,9 @@ def shortcut(
 
     Returns the out-of-fold `auc`; `chance_95`, below which 95 % of the permutations stay;
     `p`, the share of permutations, and of the labels themselves, that reach the AUC.
-    Both classes must lie in two groups at least (`is_testable`).
+    Both classes must lie in two groups at least (`fewest_groups`).
     """
-    folds = min(_FOLDS, _fewest_groups(labels_N, groups_N))
+    folds = min(_FOLDS, fewest_groups(labels_N, groups_N))
     generator = np.random.Generator(np.random.Philox(0))
     auc = _auc(model, features_NxD, labels_N, groups_N, folds)
     chance = []
@@ -70,13 +70,8 @@ def shortcut(
     }
 
 
-def is_testable(labels_N: Labels, groups_N: Labels) -> bool:
-    """Whether each class lies in two groups, so that a fold can be held out."""
-    return _fewest_groups(labels_N, groups_N) > 1
-
-
-def _fewest_groups(labels_N: Labels, groups_N: Labels) -> int:
-    """Groups of the class that lies in fewer of them."""
+def fewest_groups(labels_N: Labels, groups_N: Labels) -> int:
+    """Groups of the class that lies in fewer of them; two are needed to hold one out."""
     return min(len(set(groups_N[labels_N == label])) for label in (0, 1))
 
 

@@ -224,13 +224,11 @@ def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:
     if comparisons > 1:
         p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
     outcome = "shown" if pair["shown"] else "not shown"
-    if pair["accuracy_difference"] == 0:
-        return f"{worse} and {better} are equally accurate, {between} ({p}): {outcome}"
-    points = f"{100 * abs(pair['accuracy_difference']):.3g}"
-    return (
-        f"{better} is better than {worse} by {points} points of accuracy, {between} "
-        f"({p}): {outcome}"
-    )
+    points = 100 * abs(pair["accuracy_difference"])
+    claim = f"{better} is better than {worse} by {points:.3g} points of accuracy"
+    if points == 0:
+        claim = f"{worse} and {better} are equally accurate"
+    return f"{claim}, {between} ({p}): {outcome}"
 
 
 def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:

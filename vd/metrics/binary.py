@@ -45,9 +45,8 @@ def recall(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None
 
 def balanced_accuracy(labels_N: Labels, predicted_N: Predicted) -> float | None:
     """Mean of both recalls; None with one class only."""
-    recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
-    known = [value for value in recalls if value is not None]
-    return sum(known) / 2 if len(known) == 2 else None
+    calm, violent = (recall(labels_N, predicted_N, label) for label in (0, 1))
+    return None if calm is None or violent is None else (calm + violent) / 2
 
 
 def precision(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None:
