@@ -50,10 +50,7 @@ def png(figure: Figure) -> bytes:
 
 
 def learning_curves(runs: Mapping[str, Rows]) -> Figure:
-    """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows.
-
-    A run has a colour; several runs are named in a legend.
-    """
+    """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows."""
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     for axis, (title, metrics) in zip(axes, _PANELS.items(), strict=True):
@@ -149,10 +146,7 @@ def confusion(labels_N: Labels, predicted_N: Predicted, title: str) -> Figure:
 
 
 def roc(runs: Mapping[str, tuple[Labels, Probabilities]]) -> Figure:
-    """ROC curves of several runs: labels and probabilities of each.
-
-    A run with one class only has no curve, which the legend says.
-    """
+    """ROC curves of several runs: labels and probabilities of each."""
     figure, axis = _unit_square()
     for (name, (labels_N, p_N)), colour, style in zip(
         runs.items(), cycle(_RUNS), cycle(_STYLES), strict=False

@@ -31,10 +31,7 @@ _MOST_PAIRS = 60  # on the page; audit.json has all
 
 
 def audit(config: Config, report_dir: Path) -> dict[str, Any]:
-    """Audit a data set, write audit.json and audit.html; returns the former's content.
-
-    Splits are the data set's own, else those kept in the splits file.
-    """
+    """Audit a data set, write audit.json and audit.html; returns the former's content."""
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data)
     report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work

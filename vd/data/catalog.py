@@ -50,7 +50,6 @@ class Catalog:
     """The catalog of a cache folder, for any number of processes on one machine.
 
     Every call is one short transaction, so an interrupt or a kill loses no earlier call.
-    Raises `VdError` when the file cannot be read or written.
     """
 
     def __init__(self, cache_dir: Path) -> None:

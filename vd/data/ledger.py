@@ -131,10 +131,7 @@ def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
 
 
 def check_loss_gap(ledger: Ledger, max_loss_gap: float) -> None:
-    """Raise `VdError` with exit code 3 when one class lost far more files than the other.
-
-    With exit code 2 when no file is usable.
-    """
+    """Raise `VdError` when no file is usable, or one class lost far more than the other."""
     if not ledger.usable():
         raise VdError(
             f"none of the {len(ledger.entries)} files is usable; the reasons are above: "

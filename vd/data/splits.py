@@ -134,7 +134,6 @@ def fold_splits(
     """The videos with the splits of each fold, which is the test part.
 
     15 % of the others validate: early stopping and threshold never see the test part.
-    Raises `VdError` when a part has no clip of a class.
     """
     fold_of = folds(videos, count, seed)
     for fold in range(count):
@@ -165,7 +164,6 @@ def split(
     """Assign splits and keep them in the splits file, which training then uses.
 
     `find_duplicates` returns pairs of ids whose videos become one group before that.
-    Raises `VdError` when the data set has splits of its own.
     """
     manifest = read_manifest(config.data)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):

@@ -22,10 +22,7 @@ from vd.metrics.intervals import metric_intervals, resampled_metrics
 def write_crossval(
     folder: Path, members: Sequence[Member], more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write predictions.csv, then crossval.json; returns its content. `more` are further keys.
-
-    Every seed tests each clip once, in the fold that was held out.
-    """
+    """Write predictions.csv, then crossval.json; returns its content. `more` are further keys."""
     result = {**summarise(members), **more}
     rows = [
         row
@@ -65,10 +62,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
 def over_models(
     tested: Sequence[Predictions],
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Metrics of several models of the same clips, and their mean over the models.
-
-    Both with intervals, which resample groups: the same ones for all models.
-    """
+    """Metrics of several models of the same clips, and their means, both with intervals."""
     clips = tested[0].labels_N, tested[0].cluster_N
     per_model: list[dict[str, Any]] = []
     resampled = []

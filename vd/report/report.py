@@ -227,10 +227,7 @@ def _frames(
 
 
 def render(package: str, template: str, values: Mapping[str, Any]) -> str:
-    """A template of `package` filled in, a whole page; names from files are escaped.
-
-    Templates may build on `base.html.j2` of this package.
-    """
+    """A template of `package` filled in, a whole page; names from files are escaped."""
     packages = dict.fromkeys([package, "vd.report"])
     missing = jinja2.ChainableUndefined
     environment = jinja2.Environment(
