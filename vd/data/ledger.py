@@ -106,9 +106,7 @@ def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
     counts = ledger.counts()
     unsplit = "none" if any(row["split"] for row in counts) else "all"
     for row in counts:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in row["reasons"].items()
-        )
+        reasons = ", ".join(f"{n} {reason}" for reason, n in row["reasons"].items())
         say(
             f"  {row['split'] or unsplit:5} {row['class']:10} found {row['found']}, "
             f"used {row['used']}, partial {row['partial']}, quarantined "

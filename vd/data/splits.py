@@ -179,11 +179,9 @@ def split(
     for name in SPLITS:
         part = [video for video in videos if video.split == name]
         violent = sum(video.label for video in part)
+        classes = f"violent {violent}, nonviolent {len(part) - violent}"
         groups = len({video.group or video.id for video in part})
-        say(
-            f"  {name:5} violent {violent}, nonviolent {len(part) - violent}, in {groups} "
-            "groups"
-        )
+        say(f"  {name:5} {classes}, in {groups} groups")
     keep_splits(videos, config)
     return videos
 

@@ -44,11 +44,11 @@ def corrected_t_test(
 
 def deciding_p(
     t_test: Mapping[str, Any] | None, tests: Sequence[Mapping[str, Any]]
-) -> float:
-    """The p-value of the corrected t-test or, where it has none, the largest of McNemar's."""
+) -> tuple[str, float]:
+    """The corrected t-test and its p or, where it has none, McNemar's and the largest p."""
     if t_test is not None and t_test["p"] is not None:
-        return float(t_test["p"])
-    return max(float(test["p"]) for test in tests)
+        return "corrected resampled t-test", float(t_test["p"])
+    return "McNemar's exact test", max(float(test["p"]) for test in tests)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -30,7 +30,6 @@ from vd.training.run_folder import read_config, videos_of
 
 DASH = "–"
 MISTAKES = 12
-_FIRST = "test", "val"  # then the others by name
 
 
 class RunFacts:
@@ -40,7 +39,7 @@ class RunFacts:
         remedy = "run vd evaluate on the run to write it again"
         paths = folder.glob("evaluation_*.json")
         files = {path.stem.removeprefix("evaluation_"): path for path in paths}
-        names = sorted(files, key=lambda name: (name not in _FIRST, name))
+        names = sorted(files, key=lambda name: (name not in ("test", "val"), name))
         self.folder = folder
         self.described = read_config(folder)
         self.config: Config = from_json(Config, self.described["settings"])
