@@ -4,13 +4,13 @@ All of it can be made again, so a damaged catalog is renamed and a new one begun
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import astuple, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -68,13 +68,13 @@ class Catalog:
 
     def outcomes(self) -> dict[str, Outcome]:
         """All outcomes by content hash."""
-        columns = ", ".join(field.name for field in fields(Outcome))
+        columns = ", ".join(field.name for field in dataclasses.fields(Outcome))
         rows = self.select(f"SELECT sha256, {columns} FROM outcomes")
         return {sha256: Outcome(*values) for sha256, *values in rows}
 
     def add_outcomes(self, outcomes: Mapping[str, Outcome]) -> None:
         """Add outcomes by content hash."""
-        rows = [(key, *astuple(value)) for key, value in outcomes.items()]
+        rows = [(key, *dataclasses.astuple(value)) for key, value in outcomes.items()]
         self.insert("outcomes", rows)
 
     def _run(self, work: Callable[[sqlite3.Connection], _T], again: bool = True) -> _T:
@@ -135,9 +135,11 @@ def identify(videos: Sequence[Video], cache_dir: Path) -> list[Video]:
     if new:
         known |= _hash_all(new, catalog)
     return [
-        replace(video, id=known[file], size=file.size, modified=file.mtime_ns)
+        dataclasses.replace(
+            video, id=known[file], size=file.size, modified=file.mtime_ns
+        )
         if file in known
-        else replace(video, id="", size=0)
+        else dataclasses.replace(video, id="", size=0)
         for video, file in zip(videos, files, strict=True)
     ]
 

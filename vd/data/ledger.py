@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from vd.console import say, track
 from vd.data.catalog import Catalog
 from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES, SPLITS, Video
-from vd.data.outcome import Ending, Outcome, check_file
+from vd.data.outcome import Outcome, check_file
 from vd.data.workers import decode_pool, decode_videos
 from vd.errors import LOSS_GAP, VdError
 
@@ -67,7 +67,7 @@ class Ledger:
             kinds = Counter(outcome.outcome for outcome in outcomes)
             reasons = Counter(o.reason for o in outcomes if o.outcome == "quarantined")
             row = {"split": split, "class": CLASSES[label], "found": len(outcomes)}
-            row |= {kind: kinds[kind] for kind in get_args(Ending)}
+            row |= {kind: kinds[kind] for kind in ("used", "partial", "quarantined")}
             if outcomes:
                 tables.append({**row, "reasons": dict(sorted(reasons.items()))})
         return tables
