@@ -143,7 +143,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         for seed_a, seed_b, right_a_N, right_b_N in seeds
     ]
     t_test = _t_test(a.members, b.members) if a.is_crossval else None
-    deciding, p = deciding_p(t_test, tests)
+    test, p = deciding_p(t_test, tests)
     return {
         "a": a.name,
         "b": b.name,
@@ -153,7 +153,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         **_auc_difference(labels_N, sides, cluster_N),
         "mcnemar": tests,
         "corrected_t_test": t_test,
-        "test": deciding,
+        "test": test,
         "p": p,
     }
 
