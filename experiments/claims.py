@@ -225,9 +225,9 @@ def without_groups(manifest: Path, copy: Path) -> Path:
 
 def of_member(row: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What a fold and seed came to, where it stopped, and how often clipping acted."""
-    from vd.report.report import read_facts
+    from vd.report.report import RunFacts
 
-    facts = read_facts(folder / row["member"])
+    facts = RunFacts(folder / row["member"])
     kept = "fold", "seed", "n", "n_train", "threshold", "accuracy"
     clipped = [epoch["clipped_fraction"] for epoch in facts.rows]
     return {

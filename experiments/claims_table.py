@@ -185,7 +185,7 @@ def measure(base: Line, better: Line, claim: Claim) -> Measured:
     if same_folds:
         seeds = zip(right_a == 1, right_b == 1, strict=True)
         tests = [mcnemar(a, b) for a, b in seeds]
-        p = deciding_p(corrected_t_test(apart, share), tests)
+        _, p = deciding_p(corrected_t_test(apart, share), tests)
     alone = float(np.var(difference_N)) / len(difference_N)
     effect = max(1.0, float(np.var(values_R)) / alone) if alone else 1.0
     to_show = claim.least or claim.within or 1.0

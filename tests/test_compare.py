@@ -38,7 +38,6 @@ def test_corrected_t_test_by_hand():
     plain = stats.ttest_1samp(differences, 0)
     assert corrected_t_test(differences, 0)["p"] == pytest.approx(plain.pvalue)
     assert found["p"] > plain.pvalue
-    assert corrected_t_test(np.array([0.1]), 0.25) is None
     assert corrected_t_test(np.zeros(4), 0.25)["p"] == 1.0
     assert corrected_t_test(np.full(4, 0.1), 0.25)["p"] is None
     # a sixth more in every fold, but for rounding
@@ -155,9 +154,6 @@ def test_figures_are_those_of_other_code(pair):
     assert first.endswith(": shown")
     psi = np.mean(right[0] != right[1])
     assert found["clips_needed_for_1_point"] == clips_needed(psi)
-    assert found["design_effect"] == pytest.approx(
-        np.var(values) / (np.var(difference) / 400), rel=0.15
-    )
     swapped = compare([pair / "good", pair / "weak"])["comparisons"][0]
     assert swapped["accuracy_difference"] == -found["accuracy_difference"]
     assert swapped["verdict"].startswith("good is better than weak by")
@@ -330,23 +326,16 @@ def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):
     return folder
 
 
-def said_right(count, right, fold, seed, folder):
-    """A member of which so many of its clips, each its own group, are judged right."""
-    labels = np.arange(count) % 2
-    score = np.where(np.arange(count) < right, labels, 1 - labels) * 0.8 + 0.1
-    names = [f"{fold}-{i}" for i in range(count)]
-    predictions = made_up_predictions(names, labels, score, groups=names, fold=fold)
-    run = folder / f"fold-{fold}_seed-{seed}"
-    return Member(run, fold, seed, 0.5, 2 * count, predictions)
-
-
 def crossed_of(folder, right):
     """A cross-validation of folds of six clips: how many are right, a row a seed."""
-    members = [
-        said_right(6, count, fold, seed, folder)
-        for seed, counts in enumerate(right)
-        for fold, count in enumerate(counts)
-    ]
+    members = []
+    for (seed, fold), count in np.ndenumerate(right):
+        labels = np.arange(6) % 2
+        score = np.where(np.arange(6) < count, labels, 1 - labels) * 0.8 + 0.1
+        names = [f"{fold}-{i}" for i in range(6)]
+        predictions = made_up_predictions(names, labels, score, groups=names, fold=fold)
+        run = folder / f"fold-{fold}_seed-{seed}"
+        members.append(Member(run, fold, seed, 0.5, 12, predictions))
     folder.mkdir()
     write_crossval(folder, members, {})
     return folder
@@ -440,14 +429,3 @@ def test_curves_are_means_over_the_runs_that_got_there(tmp_path):
     assert (rows[1]["val_loss_mean"], rows[1]["val_loss_sd"]) == (0.2, None)
     assert rows[0]["val_accuracy_mean"] is None
     assert curve([tmp_path / "none"]) == []
-
-
-def test_without_logs_a_comparison_has_no_curves(tmp_path):
-    folders = [
-        write_crossed(tmp_path / name, shift, seeds=(0,))
-        for name, shift in (("a", 0.5), ("b", 1.2))
-    ]
-    compare(folders, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "compare.json", "compare.csv", "roc.png",
-    }  # fmt: skip

@@ -42,22 +42,20 @@ def test_class_folders_in_any_spelling(tmp_path):
 
 def test_split_folders(tmp_path):
     touch(
-        tmp_path,
-        "Training/violent/a.mp4",
-        "valid/Non_Violent/b.mp4",
-        "test/fight/c.mp4",
-    )
-    assert [(v.split, v.label) for v in read(tmp_path).videos] == [
-        ("train", 1),
-        ("test", 1),
-        ("val", 0),
-    ]
+        tmp_path, "Training/violent/a.mp4", "valid/Non_Violent/b.mp4",
+        "test/fight/c.mp4", "test/loose.mp4",
+    )  # fmt: skip
+    manifest = read(tmp_path)
+    assert [(v.split, v.label) for v in manifest.videos] == [
+        ("train", 1), ("test", 1), ("val", 0),
+    ]  # fmt: skip
+    assert manifest.ignored == ("test/loose.mp4",)
 
 
 def test_split_folders_below_the_classes(tmp_path):
     touch(
         tmp_path, "Fight/Train/a.mp4", "Fight/test/deep/b.mp4", "normal/valid/c.mp4",
-        "train.txt", "normal/notes.txt",
+        "train.txt", "normal/notes.txt", "normal/.hidden",
     )  # fmt: skip
     manifest = read(tmp_path)
     assert facts(manifest) == [
@@ -69,18 +67,6 @@ def test_split_folders_below_the_classes(tmp_path):
     touch(tmp_path, "normal/d.mp4")
     with pytest.raises(VdError, match=r"normal/d.mp4' has no split while other videos"):
         read(tmp_path)
-
-
-def test_other_files_are_listed_as_ignored_and_hidden_ones_are_not(tmp_path):
-    touch(
-        tmp_path,
-        "fight/a.mp4",
-        "normal/b.mp4",
-        "normal/notes.txt",
-        "x.md",
-        "normal/.hidden",
-    )
-    assert read(tmp_path).ignored == ("normal/notes.txt", "x.md")
 
 
 @pytest.mark.parametrize("split", ["", "train/"])

@@ -34,14 +34,8 @@ def video(i, label=0, group="", split=""):
 def test_shares_and_classes_without_groups():
     videos = [video(i, i % 2) for i in range(200)]
     counts = Counter((assign(videos, SHARES, 0)[v.id], v.label) for v in videos)
-    assert counts == {
-        ("train", 0): 70,
-        ("train", 1): 70,
-        ("val", 0): 15,
-        ("val", 1): 15,
-        ("test", 0): 15,
-        ("test", 1): 15,
-    }
+    sizes = {"train": 70, "val": 15, "test": 15}
+    assert counts == {(name, label): sizes[name] for name in sizes for label in (0, 1)}
 
 
 def test_seed_changes_the_choice_and_nothing_else_does():

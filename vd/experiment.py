@@ -230,7 +230,7 @@ def evaluate_run(
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
-    from vd.report.report import read_facts, report, run_limits
+    from vd.report.report import RunFacts, report, run_limits
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
@@ -243,6 +243,6 @@ def evaluate_run(
     for result in results.values():
         say(summary(result))
     report(run_dir, mistakes=0)
-    say_limits(run_limits(read_facts(run_dir)))
+    say_limits(run_limits(RunFacts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")
     return results["test"]

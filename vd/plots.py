@@ -50,15 +50,17 @@ def png(figure: Figure) -> bytes:
 
 
 def learning_curves(runs: Mapping[str, Rows]) -> Figure:
-    """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows.
-
-    A run has a colour; several runs are named in a legend.
-    """
+    """Loss, accuracy, recalls and learning rate over epochs; `runs` are metrics.jsonl rows."""
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
     for axis, (title, metrics) in zip(axes, _PANELS.items(), strict=True):
         for rows, colour in zip(runs.values(), cycle(_RUNS), strict=False):
-            _draw_metrics(axis, rows, metrics, colour)
+            epochs = [row["epoch"] for row in rows]
+            for key, style in zip(metrics.values(), _STYLES, strict=False):
+                # a metric that is missing or undefined is a gap
+                values = np.array([row.get(key) for row in rows], float)
+                axis.plot(epochs, values, f".{style}", ms=3, color=colour)
+        _over_epochs(axis)
         if len(metrics) > 1:
             axis.legend(list(metrics), fontsize=8)  # in the colour of the first run
         axis.set_title(title, loc="left", fontsize=10)
@@ -103,17 +105,6 @@ def bands(curves: Mapping[str, Rows], panels: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _draw_metrics(
-    axis: Axes, rows: Rows, metrics: Mapping[str, str], colour: str
-) -> None:
-    """Metrics over epochs; one that is missing or undefined is a gap."""
-    epochs = [row["epoch"] for row in rows]
-    for (label, key), style in zip(metrics.items(), _STYLES, strict=False):
-        values = np.array([row.get(key) for row in rows], float)
-        axis.plot(epochs, values, f".{style}", ms=3, color=colour, label=label)
-    _over_epochs(axis)
-
-
 def _over_epochs(axis: Axes) -> None:
     axis.set_xlabel("epoch")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -155,10 +146,7 @@ def confusion(labels_N: Labels, predicted_N: Predicted, title: str) -> Figure:
 
 
 def roc(runs: Mapping[str, tuple[Labels, Probabilities]]) -> Figure:
-    """ROC curves of several runs: labels and probabilities of each.
-
-    A run with one class only has no curve, which the legend says.
-    """
+    """ROC curves of several runs: labels and probabilities of each."""
     figure, axis = _unit_square()
     for (name, (labels_N, p_N)), colour, style in zip(
         runs.items(), cycle(_RUNS), cycle(_STYLES), strict=False

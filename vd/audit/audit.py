@@ -31,10 +31,7 @@ _MOST_PAIRS = 60  # on the page; audit.json has all
 
 
 def audit(config: Config, report_dir: Path) -> dict[str, Any]:
-    """Audit a data set, write audit.json and audit.html; returns the former's content.
-
-    Splits are the data set's own, else those kept in the splits file.
-    """
+    """Audit a data set, write audit.json and audit.html; returns the former's content."""
     backbone = find_backbone(config.backbone)
     manifest = read_manifest(config.data, config.decode)
     report_dir.mkdir(parents=True, exist_ok=True)  # or fail before the work
@@ -75,31 +72,26 @@ def _shortcuts(
 ) -> dict[str, dict[str, Any] | None]:
     """AUC from metadata, from a middle frame, and from its borders, over one copy of a clip."""
     entries = {e.video.id: e for e in ledger.entries if e.video.id in fingerprints}
-    merged = merge_groups(
-        [entry.video for entry in entries.values()],
-        [(pair.first, pair.second) for pair in alike],
-    )
+    copies = [(pair.first, pair.second) for pair in alike]
+    merged = merge_groups([entry.video for entry in entries.values()], copies)
     order = np.random.Generator(np.random.Philox(0)).permutation(len(merged))
     chosen = [merged[i] for i in sorted(order[:_MOST_CLIPS])]
     labels_N = np.array([video.label for video in chosen])
     groups = [video.group or video.id for video in chosen]
     groups_N = np.unique(groups, return_inverse=True)[1]
-    if not shortcuts.is_testable(labels_N, groups_N):
+    if shortcuts.fewest_groups(labels_N, groups_N) < 2:
         return dict.fromkeys(("metadata", "frame", "borders"))
     engine = make_engine(backbone, config.backbone.engine)
     kept = read_pictures(config.data.cache_dir, [video.id for video in chosen])
     pictures = [kept[video.id] for video in chosen]
     outcomes = [entries[video.id].outcome for video in chosen]
     prints = [fingerprints[video.id] for video in chosen]
-    frame_NxD = shortcuts.picture_features(pictures, engine, backbone.size)
-    borders_NxD = shortcuts.picture_features(pictures, engine, backbone.size, True)
+    frame, borders = shortcuts.picture_features(pictures, engine, backbone.size)
+    metadata = shortcuts.metadata(chosen, outcomes, prints)
     tests = {
-        "metadata": (
-            shortcuts.metadata_model(),
-            shortcuts.metadata(chosen, outcomes, prints),
-        ),
-        "frame": (shortcuts.picture_model(), frame_NxD),
-        "borders": (shortcuts.picture_model(), borders_NxD),
+        "metadata": (shortcuts.METADATA_MODEL, metadata),
+        "frame": (shortcuts.PICTURE_MODEL, frame),
+        "borders": (shortcuts.PICTURE_MODEL, borders),
     }
     return {
         name: shortcuts.shortcut(model, features_NxD, labels_N, groups_N)
@@ -116,6 +108,10 @@ def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) ->
     shown = [pair for pair in pairs if pair.same_footage or not pair.grouped]
     shown = shown[:_MOST_PAIRS]
     ids = {video.id for pair in shown for video in (pair.first, pair.second)}
+    pictures = {
+        video_id: picture(content, "jpeg", "middle frame")
+        for video_id, content in read_pictures(cache, ids).items()
+    }
     return render(
         "vd.audit",
         "audit.html.j2",
@@ -124,9 +120,6 @@ def _page(values: Mapping[str, Any], pairs: Sequence[VideoPair], cache: Path) ->
             "values": values,
             "classes": CLASSES,
             "pairs": shown,
-            "pictures": {
-                video_id: picture(content, "jpeg", "middle frame")
-                for video_id, content in read_pictures(cache, ids).items()
-            },
+            "pictures": pictures,
         },
     )

@@ -121,7 +121,11 @@ def findings(
             "of the same footage lie in two splits",
             together,
         ),
-        *_groups(values),
+        *(
+            f"the group {row['group']!r} is cut by the splits {row['clips']}: the test part "
+            "shows places that were trained on"
+            for row in values["groups_cut"]
+        ),
         *_pairs(
             [pair for pair in scenes if pair.across_splits],
             "show the same scene in two splits",
@@ -140,11 +144,9 @@ def findings(
             "give them one, or vd split --merge-duplicates does",
         ),
     ]
-    usable = values["ledger"]["usable"]
-    return [
-        *(sentences or [f"nothing was found in {usable} usable clips"]),
-        *_not_tested(values),
-    ]
+    if not sentences:
+        sentences = [f"nothing was found in {values['ledger']['usable']} usable clips"]
+    return [*sentences, *_not_tested(values)]
 
 
 def _pairs(pairs: Sequence[VideoPair], what: str, remedy: str) -> Iterator[str]:
@@ -152,15 +154,6 @@ def _pairs(pairs: Sequence[VideoPair], what: str, remedy: str) -> Iterator[str]:
     if pairs:
         first, second = pairs[0].first.name, pairs[0].second.name
         yield f"{len(pairs)} pairs {what} ({first!r} and {second!r}): {remedy}"
-
-
-def _groups(values: Values) -> Iterator[str]:
-    """Groups in several splits."""
-    for row in values["groups_cut"]:
-        yield (
-            f"the group {row['group']!r} is cut by the splits {row['clips']}: the test part "
-            "shows places that were trained on"
-        )
 
 
 def _lost(ledger: Values, max_loss_gap: float) -> Iterator[str]:

@@ -32,6 +32,12 @@ Labels = Int[np.ndarray, " N"]
 _FOLDS, _COMPONENTS = 5, 32
 _BORDER = 0.15  # of the side, on each side
 
+# metadata predict by thresholds, not by sums
+METADATA_MODEL = ExtraTreesClassifier(25, min_samples_leaf=3, random_state=0)
+PICTURE_MODEL = make_pipeline(  # for principal components
+    StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)
+)
+
 
 def shortcut(
     model: Any,
@@ -44,9 +50,9 @@ def shortcut(
 
     Returns the out-of-fold `auc`; `chance_95`, below which 95 % of the permutations stay;
     `p`, the share of permutations, and of the labels themselves, that reach the AUC.
-    Both classes must lie in two groups at least (`is_testable`).
+    Both classes must lie in two groups at least (`fewest_groups`).
     """
-    folds = min(_FOLDS, _fewest_groups(labels_N, groups_N))
+    folds = min(_FOLDS, fewest_groups(labels_N, groups_N))
     generator = np.random.Generator(np.random.Philox(0))
     auc = _auc(model, features_NxD, labels_N, groups_N, folds)
     chance = []
@@ -64,13 +70,8 @@ def shortcut(
     }
 
 
-def is_testable(labels_N: Labels, groups_N: Labels) -> bool:
-    """Whether each class lies in two groups, so that a fold can be held out."""
-    return _fewest_groups(labels_N, groups_N) > 1
-
-
-def _fewest_groups(labels_N: Labels, groups_N: Labels) -> int:
-    """Groups of the class that lies in fewer of them."""
+def fewest_groups(labels_N: Labels, groups_N: Labels) -> int:
+    """Groups of the class that lies in fewer of them; two are needed to hold one out."""
     return min(len(set(groups_N[labels_N == label])) for label in (0, 1))
 
 
@@ -85,16 +86,6 @@ def permuted(
     result = np.empty_like(labels_N)
     result[places] = labels_N[sources]
     return result
-
-
-def metadata_model() -> Any:
-    """A small forest: metadata predict by thresholds, not by sums."""
-    return ExtraTreesClassifier(25, min_samples_leaf=3, random_state=0)
-
-
-def picture_model() -> Any:
-    """Logistic regression, for principal components."""
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
 
 
 def metadata(
@@ -118,28 +109,26 @@ def metadata(
 
 
 def picture_features(
-    pictures: Sequence[bytes], engine: Engine, size: int, borders: bool = False
-) -> Features:
-    """Principal components of the backbone's features of each video's picture, a JPEG.
+    pictures: Sequence[bytes], engine: Engine, size: int
+) -> tuple[Features, Features]:
+    """Principal components of the backbone's features of pictures, and of their borders.
 
-    With `borders` all but a rim of 15 % of the side is grey.
+    A picture is a JPEG; its borders are a rim of 15 % of the side, and the rest is grey.
     """
-    features = []
+    wholes, borders = [], []
     rim = max(1, round(_BORDER * size))
-    name = "borders" if borders else "middle frames"
-    with track(name, len(pictures), "pictures") as ticker:
+    with track("middle frames", len(pictures), "pictures") as ticker:
         for picture in pictures:
             image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR_RGB)
             assert image is not None  # a JPEG that we wrote
             image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-            if borders:
-                image[rim:-rim, rim:-rim] = 127
-            features.append(engine(image[None])[0])
+            wholes.append(engine(image[None])[0])
+            image[rim:-rim, rim:-rim] = 127
+            borders.append(engine(image[None])[0])
             ticker.advance()
-    stacked = np.array(features, np.float64)
-    components = min(_COMPONENTS, *stacked.shape)
-    reduced: Features = PCA(components, random_state=0).fit_transform(stacked)
-    return reduced
+    whole_NxD, border_NxD = np.array(wholes, float), np.array(borders, float)
+    pca = PCA(min(_COMPONENTS, *whole_NxD.shape), random_state=0)
+    return pca.fit_transform(whole_NxD), pca.fit_transform(border_NxD)
 
 
 def one_class_groups(videos: Sequence[Video]) -> list[dict[str, Any]]:

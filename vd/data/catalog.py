@@ -53,7 +53,6 @@ class Catalog:
     """The catalog of a cache folder, for any number of processes on one machine.
 
     Every call is one short transaction, so an interrupt or a kill loses no earlier call.
-    Raises `VdError` when the file cannot be read or written.
     """
 
     def __init__(self, cache_dir: Path) -> None:
@@ -211,8 +210,7 @@ def _hash_all(files: Sequence[_File], catalog: Catalog) -> dict[_File, str]:
             waiting = set(file_of)
             while waiting:
                 done, waiting = wait(waiting, timeout=SLICE_SECONDS)
-                new = {file_of[future]: future.result() for future in done}
-                new = {file: sha256 for file, sha256 in new.items() if sha256}
+                new = {file_of[one]: one.result() for one in done if one.result()}
                 catalog.insert("hashes", [(*file, new[file]) for file in new])
                 hashes |= new
                 ticker.advance(len(done))

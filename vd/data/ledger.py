@@ -70,18 +70,10 @@ class Ledger:
             ]
             kinds = Counter(outcome.outcome for outcome in outcomes)
             reasons = Counter(o.reason for o in outcomes if o.outcome == "quarantined")
+            row = {"split": split, "class": CLASSES[label], "found": len(outcomes)}
+            row |= {kind: kinds[kind] for kind in ("used", "partial", "quarantined")}
             if outcomes:
-                tables.append(
-                    {
-                        "split": split,
-                        "class": CLASSES[label],
-                        "found": len(outcomes),
-                        "used": kinds["used"],
-                        "partial": kinds["partial"],
-                        "quarantined": kinds["quarantined"],
-                        "reasons": dict(sorted(reasons.items())),
-                    }
-                )
+                tables.append({**row, "reasons": dict(sorted(reasons.items()))})
         return tables
 
     def loss_gap(self) -> dict[str, float]:
@@ -118,9 +110,7 @@ def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
     counts = ledger.counts()
     unsplit = "none" if any(row["split"] for row in counts) else "all"
     for row in counts:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in row["reasons"].items()
-        )
+        reasons = ", ".join(f"{n} {reason}" for reason, n in row["reasons"].items())
         say(
             f"  {row['split'] or unsplit:5} {row['class']:10} found {row['found']}, "
             f"used {row['used']}, partial {row['partial']}, quarantined "
@@ -141,10 +131,7 @@ def report(ledger: Ledger, ignored: Sequence[str], path: Path) -> None:
 
 
 def check_loss_gap(ledger: Ledger, max_loss_gap: float) -> None:
-    """Raise `VdError` with exit code 3 when one class lost far more files than the other.
-
-    With exit code 2 when no file is usable.
-    """
+    """Raise `VdError` when no file is usable, or one class lost far more than the other."""
     if not ledger.usable():
         raise VdError(
             f"none of the {len(ledger.entries)} files is usable; the reasons are above: "

@@ -1,13 +1,12 @@
 """The manifest: a row a video, read from a folder or a CSV, and its rows in a run."""
 
-import dataclasses
 import itertools
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,9 +81,8 @@ def read_manifest(
     """Read `config.dataset_path`, a folder or a CSV (docs/data_format.md).
 
     Files of a folder whose names leave it open are probed. Prints which classes count as
-    violent. Raises `VdError` for a wrong path, an unknown class or split name, a missing
-    column, a path that is listed twice, splits of some videos only, a --positive-class
-    without a clip and, with `both_classes`, any class without a clip.
+    violent. Raises `VdError` for any fault of it and, with `both_classes`, for a class
+    without a clip.
     """
     path = config.dataset_path
     if path.is_dir():
@@ -304,7 +302,7 @@ def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:
                 f"--group-from {pattern!r} finds nothing in {video.name!r}; change the "
                 "expression so that it matches every path."
             )
-        yield dataclasses.replace(video, group=group)
+        yield replace(video, group=group)
 
 
 def split_rows(videos: Iterable[Video]) -> list[dict[str, str]]:

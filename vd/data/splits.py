@@ -1,10 +1,10 @@
 """Groups, splits and folds: stratified, seeded; assigned splits are kept in a file."""
 
-import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def merge_groups(
         group = key.removeprefix("group ") if named else f"like {first}"
         for video in members:
             merged[video.name] = group if several else video.group
-    return [dataclasses.replace(v, group=merged[v.name]) for v in videos]
+    return [replace(v, group=merged[v.name]) for v in videos]
 
 
 def _components(
@@ -134,16 +134,12 @@ def fold_splits(
     """The videos with the splits of each fold, which is the test part.
 
     15 % of the others validate: early stopping and threshold never see the test part.
-    Raises `VdError` when a part has no clip of a class.
     """
     fold_of = folds(videos, count, seed)
     for fold in range(count):
         others = [video for video in videos if fold_of[video.id] != fold]
         inner = assign(others, {"train": 0.85, "val": 0.15}, seed)
-        result = [
-            dataclasses.replace(video, split=inner.get(video.id, "test"))
-            for video in videos
-        ]
+        result = [replace(video, split=inner.get(video.id, "test")) for video in videos]
         for split in SPLITS:
             check_classes(
                 [video for video in result if video.split == split],
@@ -157,7 +153,7 @@ def for_folds(videos: Sequence[Video], config: Config) -> list[Video]:
     """The videos without splits; groups that the splits file knows are kept together."""
     if not any(video.split for video in videos):
         videos = _kept(videos, config)
-    return [dataclasses.replace(video, split="") for video in videos]
+    return [replace(video, split="") for video in videos]
 
 
 def split(
@@ -168,7 +164,6 @@ def split(
     """Assign splits and keep them in the splits file, which training then uses.
 
     `find_duplicates` returns pairs of ids whose videos become one group before that.
-    Raises `VdError` when the data set has splits of its own.
     """
     manifest = read_manifest(config.data, config.decode)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
@@ -184,11 +179,9 @@ def split(
     for name in SPLITS:
         part = [video for video in videos if video.split == name]
         violent = sum(video.label for video in part)
+        classes = f"violent {violent}, nonviolent {len(part) - violent}"
         groups = len({video.group or video.id for video in part})
-        say(
-            f"  {name:5} violent {violent}, nonviolent {len(part) - violent}, in {groups} "
-            "groups"
-        )
+        say(f"  {name:5} {classes}, in {groups} groups")
     keep_splits(videos, config)
     return videos
 
@@ -196,10 +189,8 @@ def split(
 def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
     """Give every video its split: that of the data set, else the kept one, else a new one.
 
-    Writes nothing: `keep_splits` does, when the run begins. With train and val but no test
-    part (RWF-2000), val becomes test and a grouped part of train becomes val. Unreadable
-    files without a split keep "". Raises `VdError` when a split has no clip of a class, or
-    the data set has splits but not all of them.
+    Writes nothing: `keep_splits` does, when the run begins. Unreadable files without a
+    split keep "". Raises `VdError` when a split has no clip of a class.
     """
     path = config.data.dataset_path
     present = {video.split for video in videos} - {""}
@@ -207,10 +198,8 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
         videos = _assigned(videos, _SHARES, config)
     elif present == _RWF_2000:
         say("no test split: val becomes test, and a grouped part of train becomes val")
-        test = [
-            dataclasses.replace(v, split="test") for v in videos if v.split == "val"
-        ]
-        train = [dataclasses.replace(v, split="") for v in videos if v.split == "train"]
+        test = [replace(v, split="test") for v in videos if v.split == "val"]
+        train = [video for video in videos if video.split == "train"]
         videos = [*_assigned(train, {"train": 0.85, "val": 0.15}, config), *test]
     elif present != set(SPLITS):
         raise VdError(
@@ -249,7 +238,7 @@ def _assigned(
         names = ", ".join(map(repr, new[:5])) + (", …" if len(new) > 5 else "")
         say(f"{len(new)} new clips get a split: {names}")
     parts = assign(readable, shares, config.splits.split_seed, kept)
-    return [dataclasses.replace(v, split=parts.get(v.id, "")) for v in videos]
+    return [replace(v, split=parts.get(v.id, "")) for v in videos]
 
 
 def _kept(videos: Sequence[Video], config: Config) -> list[Video]:
@@ -265,7 +254,7 @@ def _kept(videos: Sequence[Video], config: Config) -> list[Video]:
     ]
     split_of = {row["id"]: row["split"] for row in rows}
     merged = merge_groups(videos, pairs)
-    return [dataclasses.replace(v, split=split_of.get(v.id, "")) for v in merged]
+    return [replace(v, split=split_of.get(v.id, "")) for v in merged]
 
 
 def _warn_of_copies(videos: Sequence[Video]) -> None:

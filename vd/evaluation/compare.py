@@ -11,7 +11,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,7 +31,6 @@ from vd.metrics.binary import (
     shown,
 )
 from vd.metrics.intervals import (
-    RESAMPLES,
     Groups,
     Labels,
     difference_interval,
@@ -54,39 +53,29 @@ _SIGNIFICANT = 0.05
 Right = Bool[np.ndarray, "K N"]
 
 
-class Side(NamedTuple):
-    """One run or cross-validation."""
+class Side:
+    """One run or cross-validation, read from its folder."""
 
-    name: str
-    folder: Path
-    members: list[Member]
-    seeds: dict[int, Predictions]
-
-    @property
-    def first(self) -> Predictions:
-        """The clips of the first seed."""
-        return next(iter(self.seeds.values()))
-
-    @property
-    def is_crossval(self) -> bool:
-        """Whether it is a cross-validation."""
-        return self.members[0].fold is not None
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        self.members = read_results(folder)
+        self.seeds = pooled_by_seed(self.members)
+        self.first = next(iter(self.seeds.values()))  # the clips of the first seed
+        self.is_crossval = self.members[0].fold is not None
 
 
 def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
-    It is written into `out` with compare.csv, ROC curves and validation curves. Raises
-    `VdError` when the folders are not paired: other clips, labels, folds or seeds.
+    It is written into `out`, with tables and pictures.
     """
     if len(folders) < 2:
         raise VdError("vd compare needs two or more folders; name them.")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
-    sides = list(map(_read_side, names, folders))
-    first = sides[0]
-    pairs = [_compare_two(first, side) for side in sides[1:]]
+    sides = list(map(Side, names, folders))
+    pairs = [_compare_two(sides[0], side) for side in sides[1:]]
     corrected = holm([pair["p"] for pair in pairs])
     for pair, p in zip(pairs, corrected, strict=True):
         ends = pair["accuracy_difference_ci95"]
@@ -95,10 +84,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
         pair["shown"] = bool(apart and p is not None and p < _SIGNIFICANT)
         pair["verdict"] = _verdict(pair, len(pairs))
     result = {
-        "baseline": first.name,
-        "folders": {side.name: str(side.folder.absolute()) for side in sides},
-        "n": pairs[0]["n"],
-        "resamples": RESAMPLES,
+        "baseline": sides[0].name,
         "comparisons": pairs,
         "warnings": _warnings(sides, pairs[0]["groups"]),
     }
@@ -107,18 +93,11 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def _read_side(name: str, folder: Path) -> Side:
-    """The results in a folder."""
-    members = read_results(folder)
-    return Side(name, folder, members, pooled_by_seed(members))
-
-
 def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
     """The clips of both sides in one order, for each seed.
 
     Clips are paired by content where it is known, else by path; copies in the order of
-    their paths. Raises `VdError` unless both tested the same clips, in the same folds and
-    seeds.
+    their paths. Raises `VdError` unless clips, labels, folds and seeds are the same.
     """
     key = "ids" if all(a.first.ids) and all(b.first.ids) else "paths"
     ordered = [
@@ -164,7 +143,7 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         for seed_a, seed_b, right_a_N, right_b_N in seeds
     ]
     t_test = _t_test(a.members, b.members) if a.is_crossval else None
-    by_folds = t_test is not None and t_test["p"] is not None
+    test, p = deciding_p(t_test, tests)
     return {
         "a": a.name,
         "b": b.name,
@@ -174,8 +153,8 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         **_auc_difference(labels_N, sides, cluster_N),
         "mcnemar": tests,
         "corrected_t_test": t_test,
-        "test": "corrected resampled t-test" if by_folds else "McNemar's exact test",
-        "p": deciding_p(t_test, tests),
+        "test": test,
+        "p": p,
     }
 
 
@@ -184,23 +163,18 @@ def _accuracy_difference(
 ) -> dict[str, Any]:
     """Accuracies, their difference with its interval, and the clips that show one point."""
     difference_N = (right_b.astype(float) - right_a.astype(float)).mean(axis=0)
-    clips = len(difference_N)
-    values_R = resampled_ratio(difference_N, np.ones(clips), cluster_N)
-    ends = difference_interval(difference_N, values_R, cluster_N)
-    independent = float(np.var(difference_N)) / clips
-    effect = float(np.var(values_R)) / independent if ends and independent else None
+    values_R = resampled_ratio(difference_N, np.ones(len(difference_N)), cluster_N)
     discordant = float(np.mean(right_a != right_b))
-    needed = clips_needed(discordant)
     gained = int(right_b.sum()) - int(right_a.sum())
     return {
         "accuracy_a": float(np.mean(right_a)),
         "accuracy_b": float(np.mean(right_b)),
         "accuracy_difference": gained / right_a.size,  # exactly 0 where equal
-        "accuracy_difference_ci95": ends,
+        "accuracy_difference_ci95": difference_interval(
+            difference_N, values_R, cluster_N
+        ),
         "discordant_share": discordant,
-        "clips_needed_for_1_point": needed,
-        "design_effect": effect,
-        "clips_needed_in_such_groups": int(np.ceil(needed * max(1.0, effect or 1.0))),
+        "clips_needed_for_1_point": clips_needed(discordant),
     }
 
 
@@ -222,7 +196,7 @@ def _auc_difference(
     }
 
 
-def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
+def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any]:
     """Corrected t-test over the members of both, by fold and seed."""
 
     def accuracies(members: Sequence[Member]) -> np.ndarray:
@@ -233,7 +207,7 @@ def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any] | None:
     tested = np.mean([len(member.predictions.paths) for member in a])
     share = float(tested / np.mean([member.train_clips for member in a]))
     result = corrected_t_test(accuracies(b) - accuracies(a), share)
-    return result and {**result, "test_to_train": share}
+    return {**result, "test_to_train": share}
 
 
 def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:
@@ -250,13 +224,11 @@ def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:
     if comparisons > 1:
         p += f", {pair['p_holm']:.2g} after Holm's correction for {comparisons}"
     outcome = "shown" if pair["shown"] else "not shown"
-    if pair["accuracy_difference"] == 0:
-        return f"{worse} and {better} are equally accurate, {between} ({p}): {outcome}"
-    points = f"{100 * abs(pair['accuracy_difference']):.3g}"
-    return (
-        f"{better} is better than {worse} by {points} points of accuracy, {between} "
-        f"({p}): {outcome}"
-    )
+    points = 100 * abs(pair["accuracy_difference"])
+    claim = f"{better} is better than {worse} by {points:.3g} points of accuracy"
+    if points == 0:
+        claim = f"{worse} and {better} are equally accurate"
+    return f"{claim}, {between} ({p}): {outcome}"
 
 
 def _warnings(sides: Sequence[Side], groups: int | None) -> list[str]:
@@ -311,9 +283,8 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
     plots.save(plots.roc(scores), out / "roc.png")
     curves = {s.name: curve([member.run_dir for member in s.members]) for s in sides}
     rows = [{"run": name, **row} for name, of in curves.items() for row in of]
-    if rows:
-        write_csv(out / "curves.csv", rows)
-        plots.save(plots.bands(curves, PANELS), out / "curves.png")
+    write_csv(out / "curves.csv", rows)
+    plots.save(plots.bands(curves, PANELS), out / "curves.png")
     write_csv(out / "compare.csv", list(map(flat_row, result["comparisons"])))
     write_json(out / "compare.json", result)
     say(f"compare.json, tables and pictures are in {out}")

@@ -25,7 +25,7 @@ from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.extract import extract
 from vd.features.store import FeatureStore
-from vd.files import read_csv, read_json
+from vd.files import read_json
 from vd.metrics.binary import METRICS, collapsed
 from vd.training.feature_set import FeatureSet
 from vd.training.run_folder import dataset_fingerprint, videos_of
@@ -34,13 +34,11 @@ _GENERIC = re.compile(
     r"manifest|labels?|index|data(set)?|annotations|metadata|videos|all"
 )
 _TAKEN = ("train", "val", "test", "all")  # names of a run's own evaluations
-_AGAIN = "delete it, and the same command evaluates again"
 
 
 class Other(NamedTuple):
     """Another data set whose features are in the store."""
 
-    name: str
     path: Path
     videos: list[Video]  # usable ones
     store: FeatureStore
@@ -80,9 +78,8 @@ def evaluate_on(
 ) -> dict[str, Any]:
     """Evaluate all of another data set with the run's temperature and threshold.
 
-    Its features are extracted into the run's cache. Returns, and writes into the run
-    folder, what `vd.evaluation.evaluate` does, by the data set's name. Raises `VdError`
-    when no clip is left, or the name is that of another evaluation.
+    Its features are extracted into the run's cache. Returns and writes what
+    `evaluate_split` does, by the data set's name.
     """
     restored = restore(run_dir)
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
@@ -90,7 +87,7 @@ def evaluate_on(
     config = replace(config, data=data)
     name = name or dataset_name(dataset_path)
     _check_name(run_dir, f"{name}_tta" if tta else name, name, dataset_path)
-    other = _open(config, run_dir, name)
+    other = _open(config, run_dir)
     videos, facts = other.unseen(run_dir)
     if not videos:
         raise VdError(
@@ -112,37 +109,30 @@ def evaluate_members_on(
 ) -> list[Member | None]:
     """Every member's predictions for another data set; None where it knew all its clips.
 
-    Writes evaluation_<name>.json and predictions_<name>.csv into each member's folder; one
-    that has them for the same clips is left as it is.
+    Writes the files of an evaluation called `name` into each member's folder.
     """
     first = members[0].run_dir
     config = moved(restore(first).config, first, None, None)
-    other = _open(replace(config, data=data), first, name)
+    other = _open(replace(config, data=data), first)
     everything = FeatureSet(other.videos, other.store)
-    return [_member_on(member, everything, other) for member in members]
-
-
-def _member_on(member: Member, everything: FeatureSet, other: Other) -> Member | None:
-    """One member's predictions."""
-    run_dir = member.run_dir
-    videos, facts = other.unseen(run_dir)
-    if not videos:
-        return None
-    content = {video.name: video.id for video in videos}
-    path = run_dir / f"evaluation_{other.name}.json"
-    before = read_json(path, _AGAIN) if path.exists() else {}
-    rows = read_csv(run_dir / f"predictions_{other.name}.csv")
-    renamed = {row.get("path") for row in rows} != content.keys()
-    if renamed or any(before.get(key) != value for key, value in facts.items()):
+    tested: list[Member | None] = []
+    for member in members:
+        run_dir = member.run_dir
+        videos, facts = other.unseen(run_dir)
+        if not videos:
+            tested.append(None)
+            continue
         part = everything.part(videos)
-        evaluate_split(restore(run_dir), part, run_dir, other.name, more=facts)
-        say(f"{run_dir.name} is tested on {len(videos)} clips of {other.name}")
-    there = read_run(run_dir, member.fold, other.name)
-    ids = np.array([content[path] for path in there.predictions.paths], object)
-    return replace(there, predictions=there.predictions._replace(ids=ids))
+        evaluate_split(restore(run_dir), part, run_dir, name, more=facts)
+        say(f"{run_dir.name} is tested on {len(videos)} clips of {name}")
+        there = read_run(run_dir, member.fold, name)
+        content = {video.name: video.id for video in videos}
+        ids = np.array([content[path] for path in there.predictions.paths], object)
+        tested.append(replace(there, predictions=there.predictions._replace(ids=ids)))
+    return tested
 
 
-def _open(config: Config, run_dir: Path, name: str) -> Other:
+def _open(config: Config, run_dir: Path) -> Other:
     """Read and extract the data set that `config` names, for a run in `run_dir`."""
     manifest = read_manifest(config.data, config.decode, both_classes=False)
     videos = identify(manifest.videos, config.data.cache_dir)
@@ -150,8 +140,9 @@ def _open(config: Config, run_dir: Path, name: str) -> Other:
     check_features(backbone, run_dir)
     store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
-    usable, path = ledger.usable(), config.data.dataset_path
-    return Other(name, path, usable, store, len(videos) - len(usable))
+    usable = ledger.usable()
+    quarantined = len(videos) - len(usable)
+    return Other(config.data.dataset_path, usable, store, quarantined)
 
 
 def dataset_name(path: Path) -> str:
@@ -167,10 +158,7 @@ def dataset_name(path: Path) -> str:
 
 
 def cell(members: Sequence[Member | None]) -> dict[str, Any]:
-    """A cell of the matrix: mean over members, over the clips that none of them knew.
-
-    A member that knew all clips is None, and then there is none to test.
-    """
+    """A cell of the matrix: mean over members, over the clips that none of them knew."""
     tested = [set(member.predictions.paths) if member else set() for member in members]
     common = set.intersection(*tested)
     if not common:
@@ -207,19 +195,13 @@ def _cell(
 
 def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) -> None:
     """Raise `VdError` when the files of `name` would be those of something else."""
-    if not dataset_path.exists():
-        raise VdError(
-            f"--on {dataset_path} does not exist; name a folder of class folders or a CSV "
-            "with the columns path,label."
-        )
     remedy = f"give the files of --on {dataset_path} another name with --name"
     if name in _TAKEN or name.endswith("_tta") or Path(name).name != name:
         raise VdError(
             f"{name!r} is the name of a run's own evaluation or cannot name a file; {remedy}."
         )
     path = run_dir / f"evaluation_{file_name}.json"
-    if not path.exists():
-        return
-    former = read_json(path, _AGAIN).get("dataset")
-    if former != str(dataset_path.absolute()):
-        raise VdError(f"{path} is of another data set ({former}); {remedy}.")
+    if path.exists():
+        former = read_json(path, "delete it").get("dataset")
+        if former != str(dataset_path.absolute()):
+            raise VdError(f"{path} is of another data set ({former}); {remedy}.")

@@ -16,16 +16,13 @@ from vd.metrics.binary import (
     point_metrics,
     shown,
 )
-from vd.metrics.intervals import RESAMPLES, metric_intervals, resampled_metrics
+from vd.metrics.intervals import metric_intervals, resampled_metrics
 
 
 def write_crossval(
     folder: Path, members: Sequence[Member], more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write predictions.csv, then crossval.json; returns its content. `more` are further keys.
-
-    Every seed tests each clip once, in the fold that was held out.
-    """
+    """Write predictions.csv, then crossval.json; returns its content. `more` are further keys."""
     result = {**summarise(members), **more}
     rows = [
         row
@@ -43,15 +40,12 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
     first = next(iter(pooled.values()))
     per_model, over_seeds = over_models(list(pooled.values()))
     per_fold = [_of_member(member) for member in members]
-    groups = len(np.unique(first.cluster_N))
     return {
         "n": len(first.paths),
         "n_violent": int(first.labels_N.sum()),
         "folds": len({member.fold for member in members}),
         "seeds": list(pooled),
-        "groups": groups if first.grouped else None,
-        "resamples": RESAMPLES,
-        "resampled_groups": groups,
+        "groups": len(np.unique(first.cluster_N)) if first.grouped else None,
         "over_seeds": over_seeds,
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
         "per_seed": [
@@ -68,10 +62,7 @@ def summarise(members: Sequence[Member]) -> dict[str, Any]:
 def over_models(
     tested: Sequence[Predictions],
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Metrics of several models of the same clips, and their mean over the models.
-
-    Both with intervals, which resample groups: the same ones for all models.
-    """
+    """Metrics of several models of the same clips, and their means, both with intervals."""
     clips = tested[0].labels_N, tested[0].cluster_N
     per_model: list[dict[str, Any]] = []
     resampled = []
@@ -124,7 +115,6 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
         "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
         "min": min(known, default=None),
         "max": max(known, default=None),
-        "undefined": len(values) - len(known),
     }
 
 

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from vd import plots
@@ -53,8 +54,7 @@ def evaluate(
     """Restore a run, evaluate one of its splits, or all, and write its files.
 
     `tta` averages the logits of all stored views. The two paths say where data set and
-    features have moved; missing features are extracted again. Without `tta` the figures
-    are those that the end of training wrote, to the last digit.
+    features have moved; missing features are extracted again.
     """
     restored = restore(run_dir)
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
@@ -79,18 +79,16 @@ def evaluate_trained(
 ) -> dict[str, dict[str, Any]]:
     """Calibrate a trained model and evaluate validation, then test, by split.
 
-    Writes calibration.json and the files of both into the run folder. `even_logit` is the
-    loss's own threshold, as `vd.metrics.calibration.fit` takes it.
+    Writes calibration.json and the files of both. `even_logit` is the loss's own threshold.
     """
     run_dir, val_set = config.run.checkpoint_dir, sets["val"]
-    logits = {
-        split: score(head, params, sets[split].in_order()) for split in ("val", "test")
-    }
-    fitted = fit(logits["val"], val_set.labels_N.astype(int), even_logit)
+    logit_N = score(head, params, val_set.in_order())
+    fitted = fit(logit_N, val_set.labels_N.astype(int), even_logit)
     write_json(run_dir / "calibration.json", asdict(fitted))
+    restored = Restored(config, head, params, fitted, val_set.dim)
     return {
-        split: _write(fitted, sets[split], logit_N, run_dir, split)
-        for split, logit_N in logits.items()
+        split: evaluate_split(restored, sets[split], run_dir, split)
+        for split in ("val", "test")
     }
 
 
@@ -102,7 +100,10 @@ def evaluate_split(
     tta: bool = False,
     more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Score `data` and write its files; `more` are further keys of the evaluation."""
+    """Score `data`; write predictions, pictures, and last evaluation_<split>.json.
+
+    Returns the content of the latter; `more` are further keys of it.
+    """
     if tta and data.views == 1:
         raise VdError(
             f"--tta averages over views, and the features of {run_dir} have only one; leave "
@@ -110,42 +111,20 @@ def evaluate_split(
         )
     clips = data.in_order(data.views if tta else 1)
     logit_N = score(restored.head, restored.params, clips)
-    return _write(restored.calibration, data, logit_N, run_dir, split, tta, more)
-
-
-def _write(
-    fitted: Calibration,
-    data: FeatureSet,
-    logit_N: Float64[np.ndarray, " N"],
-    run_dir: Path,
-    split: str,
-    tta: bool = False,
-    more: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write predictions, pictures, and last evaluation_<split>.json; returns its content."""
+    fitted = restored.calibration
     name = f"{split}_tta" if tta else split  # beside the run's own figures
     labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
+    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
     names, groups, ids = (
         np.array([getattr(video, key) for video in data.videos], object)
         for key in ("name", "group", "id")
     )
     predictions = Predictions(
-        names,
-        groups,
-        ids,
-        labels_N,
-        probability_N,
-        logit_N,
-        probability_N >= fitted.threshold,
-        np.full(len(labels_N), -1),
+        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
     )
     write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
-    result = {
-        "split": split,
-        **_figures(fitted, data, predictions),
-        "tta": tta,
-        **(more or {}),
-    }
+    figures = _figures(fitted, data, predictions)
+    result = {"split": split, **figures, "tta": tta, **(more or {})}
     if split in _SEEN:
         result["warnings"].append(_SEEN[split])
     suffix = "" if name == "test" else f"_{name}"
@@ -173,16 +152,14 @@ def _figures(
     fitted: Calibration, data: FeatureSet, predictions: Predictions
 ) -> dict[str, Any]:
     """The figures of evaluation_<split>.json."""
-    labels_N, probability_N = predictions.labels_N, predictions.probability_N
-    videos, clusters_N = data.videos, predictions.cluster_N
-    outcomes = [data.store.rows[video.id].outcome for video in videos]
-    grouped = predictions.grouped
+    labels_N, probability_N, _ = predictions.tested
+    clusters_N, grouped = predictions.cluster_N, predictions.grouped
+    outcomes = [data.store.rows[video.id].outcome for video in data.videos]
     metrics = evaluation_metrics(
         labels_N, probability_N, clusters_N, fitted.threshold, grouped
     )
-    warnings = metrics.pop("warnings")
     if fitted.uninformative:
-        warnings.append(
+        metrics["warnings"].append(
             f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
             "validation the scores hardly separate the classes; check the labels, or add clips"
         )
@@ -195,8 +172,7 @@ def _figures(
         "groups": len(np.unique(clusters_N)) if grouped else None,
         "nonviolent_hours": float(seconds_N[labels_N == 0].sum() / _SECONDS_AN_HOUR),
         "operating_points": operating_points(predictions, seconds_N, fitted),
-        "slices": slices(videos, outcomes, predictions),
-        "warnings": warnings,
+        "slices": slices(data.videos, outcomes, predictions),
     }
 
 
@@ -290,14 +266,15 @@ def slices(
 def _band(facet: str, value: float | None) -> Slice:
     """The slice between two edges that a number is in."""
     unit, edges = _BANDS[facet]
+    names = [
+        f"under {edges[0]} {unit}",
+        *(f"{low} to {high} {unit}" for low, high in pairwise(edges)),
+        f"{edges[-1]} {unit} and more",
+    ]
     if value is None:
-        return len(edges) + 1, "unknown"
+        return len(names), "unknown"
     place = int(np.searchsorted(edges, value, side="right"))
-    if place == 0:
-        return place, f"under {edges[0]} {unit}"
-    if place == len(edges):
-        return place, f"{edges[-1]} {unit} and more"
-    return place, f"{edges[place - 1]} to {edges[place]} {unit}"
+    return place, names[place]
 
 
 def seconds(outcome: Outcome) -> float:

@@ -69,6 +69,7 @@ class Member:
 
 def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]:
     """Rows of CSV, with the further `columns`; decimals read back to the same float64."""
+    clips = zip(*predictions, strict=True)
     return [
         {
             "path": path,
@@ -78,9 +79,7 @@ def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]
             "probability": repr(float(probability)),
             "logit": repr(float(logit)),
         }
-        for path, group, _, label, probability, logit, *_ in zip(
-            *predictions, strict=True
-        )
+        for path, group, _, label, probability, logit, *_ in clips
     ]
 
 
@@ -111,10 +110,7 @@ def from_rows(
 
 
 def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Member:
-    """A finished run's predictions in its evaluation of that name.
-
-    Raises `VdError` for an unfinished or damaged run.
-    """
+    """A finished run's predictions in its evaluation of that name."""
     path = run_dir / f"evaluation_{name}.json"
     if not path.exists():
         raise VdError(
@@ -132,10 +128,7 @@ def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Memb
 
 
 def read_results(folder: Path) -> list[Member]:
-    """The one member of a run folder, or all members of a cross-validation.
-
-    Raises `VdError` when the folder is neither, or is unfinished or damaged.
-    """
+    """The one member of a run folder, or all members of a cross-validation."""
     if (folder / "config.json").exists():
         return [read_run(folder)]
     path = folder / "crossval.json"

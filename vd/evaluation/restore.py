@@ -38,11 +38,7 @@ class Restored:
 
 @own_numerics()
 def restore(run_dir: Path) -> Restored:
-    """The best checkpoint of a run and its calibration.
-
-    Raises `VdError` when training has not ended, the checkpoint is damaged, or a user's
-    own head cannot be imported.
-    """
+    """The best checkpoint of a run and its calibration."""
     import jax
 
     described = read_config(run_dir)

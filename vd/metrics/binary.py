@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from vd.metrics.intervals import (
-    RESAMPLES,
     Groups,
     Interval,
     Labels,
@@ -27,7 +26,6 @@ _COLLAPSED_RECALL = 0.20
 _COLLAPSED_SHARE = 0.98
 _ECE_BINS = 10
 _FEW_GROUPS = 20
-_WHY_UNDEFINED = "a class has no clip, or no clip is predicted to be of it"
 
 Predicted = Bool[np.ndarray, " N"]
 
@@ -47,9 +45,8 @@ def recall(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None
 
 def balanced_accuracy(labels_N: Labels, predicted_N: Predicted) -> float | None:
     """Mean of both recalls; None with one class only."""
-    recalls = [recall(labels_N, predicted_N, label) for label in (0, 1)]
-    known = [value for value in recalls if value is not None]
-    return sum(known) / 2 if len(known) == 2 else None
+    calm, violent = (recall(labels_N, predicted_N, label) for label in (0, 1))
+    return None if calm is None or violent is None else (calm + violent) / 2
 
 
 def precision(labels_N: Labels, predicted_N: Predicted, label: int) -> float | None:
@@ -191,8 +188,10 @@ def evaluation_metrics(
     predicted_N = probability_N >= threshold
     values = point_metrics(labels_N, probability_N, predicted_N)
     resampled = resampled_metrics(labels_N, probability_N, predicted_N, group_N)
-    names = [METRICS[name].label for name, value in values.items() if value is None]
-    undefined = [f"undefined: {', '.join(names)}; {_WHY_UNDEFINED}"] if names else []
+    warnings = interval_warnings(labels_N, group_N, grouped)
+    if names := [METRICS[name].label for name in values if values[name] is None]:
+        why = "a class has no clip, or no clip is predicted to be of it"
+        warnings.insert(0, f"undefined: {', '.join(names)}; {why}")
     return {
         "n": len(labels_N),
         "n_violent": int(labels_N.sum()),
@@ -200,9 +199,7 @@ def evaluation_metrics(
         "accuracy_at_0.5": accuracy(labels_N, probability_N >= 0.5),
         **metric_intervals(values, [resampled], labels_N, group_N),
         "collapsed": collapsed(labels_N, predicted_N),
-        "resamples": RESAMPLES,
-        "resampled_groups": len(np.unique(group_N)),
-        "warnings": [*undefined, *interval_warnings(labels_N, group_N, grouped)],
+        "warnings": warnings,
     }
 
 

@@ -11,7 +11,6 @@ FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
 _CANDIDATES = 1001
 _HOLD = 20.0  # of the threshold to the loss's own (experiments/threshold.py)
 _TEMPERATURES = (0.05, 20.0)  # the smallest and the largest that are tried
-_NEAR = 1.001  # a factor: that near to the end of the range
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Calibration:
     @property
     def uninformative(self) -> bool:
         """Whether the fit took the largest temperature: logits hardly separate the classes."""
-        return self.temperature * _NEAR >= _TEMPERATURES[1]
+        return self.temperature > 0.999 * _TEMPERATURES[1]  # the fit ends just below
 
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """Probability of violence from raw logits, in float64."""

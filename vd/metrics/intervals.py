@@ -151,10 +151,7 @@ def share_interval(share: float, values_R: Values, group_N: Groups) -> Interval:
 def share(
     part_N: Bool[np.ndarray, " N"], whole_N: Bool[np.ndarray, " N"], group_N: Groups
 ) -> tuple[float | None, Interval]:
-    """The share of the clips in `whole_N` that are in `part_N` too, and its interval.
-
-    None and None without a clip in `whole_N`.
-    """
+    """The share of the clips in `whole_N` that are in `part_N` too, and its interval."""
     if not whole_N.any():
         return None, None
     value = float(np.mean(part_N[whole_N]))

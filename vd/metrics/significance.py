@@ -27,32 +27,28 @@ def mcnemar(
 
 def corrected_t_test(
     differences_J: Float[np.ndarray, " J"], test_to_train: float
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """t-test over J folds and seeds that share training clips (Nadeau and Bengio 2003).
 
     The variance is multiplied by 1/J + `test_to_train`, clips tested to clips trained on, in
-    place of 1/J. None with fewer than two differences; `p` None when all are the same.
+    place of 1/J. `p` is None when all differences are the same.
     """
     count = len(differences_J)
-    if count < 2:
-        return None
     mean, variance = float(np.mean(differences_J)), float(np.var(differences_J, ddof=1))
-    result: dict[str, Any] = {
-        "differences": count, "mean": mean, "sd": variance**0.5, "t": None, "p": None,
-    }  # fmt: skip
     if np.ptp(differences_J) < _ROUNDING:
-        return result | ({"t": 0.0, "p": 1.0} if abs(mean) < _ROUNDING else {})
-    t = mean / np.sqrt((1 / count + test_to_train) * variance)
-    return result | {"t": float(t), "p": float(2 * stats.t.sf(abs(t), count - 1))}
+        equal = abs(mean) < _ROUNDING
+        return {"t": 0.0, "p": 1.0} if equal else {"t": None, "p": None}
+    t = float(mean / np.sqrt((1 / count + test_to_train) * variance))
+    return {"t": t, "p": float(2 * stats.t.sf(abs(t), count - 1))}
 
 
 def deciding_p(
     t_test: Mapping[str, Any] | None, tests: Sequence[Mapping[str, Any]]
-) -> float:
-    """The p-value of the corrected t-test or, where it has none, the largest of McNemar's."""
+) -> tuple[str, float]:
+    """The corrected t-test and its p or, where it has none, McNemar's and the largest p."""
     if t_test is not None and t_test["p"] is not None:
-        return float(t_test["p"])
-    return max(float(test["p"]) for test in tests)
+        return "corrected resampled t-test", float(t_test["p"])
+    return "McNemar's exact test", max(float(test["p"]) for test in tests)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -34,10 +34,7 @@ def picture(content: bytes, kind: str, alt: str) -> Picture:
 
 
 def frame_strips(videos: Sequence[Video], decode: DecodeConfig) -> dict[str, Picture]:
-    """Eight frames of each video by its name; none where it has changed or does not decode.
-
-    Decoded by the workers of every other command, each under its deadline.
-    """
+    """Eight frames of each video by its name; none where it has changed or does not decode."""
     videos = [video for video in videos if _is_unchanged(video)]
     strips: dict[str, Picture] = {}
     if not videos:

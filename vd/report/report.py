@@ -5,7 +5,6 @@ their videos are still there. What a file does not say is a dash on the page.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +30,21 @@ from vd.training.run_folder import read_config, videos_of
 
 DASH = "–"
 MISTAKES = 12
-_FIRST = "test", "val"  # then the others by name
 
 
-@dataclass(frozen=True)
 class RunFacts:
-    """The files of a run folder, read."""
+    """The folder of a finished run, read; raises `VdError` when a file is damaged."""
 
-    folder: Path
-    described: dict[str, Any]  # config.json
-    evaluations: dict[str, dict[str, Any]]  # evaluation_<name>.json by name
-    rows: list[dict[str, Any]]  # metrics.jsonl, an epoch each
-
-    @property
-    def config(self) -> Config:
-        """The settings of the run."""
-        config: Config = from_json(Config, self.described["settings"])
-        return config
+    def __init__(self, folder: Path) -> None:
+        remedy = "run vd evaluate on the run to write it again"
+        paths = folder.glob("evaluation_*.json")
+        files = {path.stem.removeprefix("evaluation_"): path for path in paths}
+        names = sorted(files, key=lambda name: (name not in ("test", "val"), name))
+        self.folder = folder
+        self.described = read_config(folder)
+        self.config: Config = from_json(Config, self.described["settings"])
+        self.evaluations = {name: read_json(files[name], remedy) for name in names}
+        self.rows = read_metrics(folder)  # an epoch each
 
     @property
     def stopping(self) -> EarlyStopping:
@@ -63,20 +60,6 @@ class RunFacts:
         return stopping
 
 
-def read_facts(run_dir: Path) -> RunFacts:
-    """Read the folder of a finished run; raises `VdError` when a file is damaged."""
-    remedy = "run vd evaluate on the run to write it again"
-    paths = run_dir.glob("evaluation_*.json")
-    files = {path.stem.removeprefix("evaluation_"): path for path in paths}
-    names = sorted(files, key=lambda name: (name not in _FIRST, name))
-    return RunFacts(
-        run_dir,
-        read_config(run_dir),
-        {name: read_json(files[name], remedy) for name in names},
-        read_metrics(run_dir),
-    )
-
-
 def report(
     folder: Path,
     out: Path | None = None,
@@ -86,14 +69,13 @@ def report(
     """Write the page of a run or a cross-validation; returns where it is.
 
     `mistakes` clips are shown with their frames (0: the quick page that training leaves,
-    of the folder alone); `dataset_path` says where the data set has moved. Raises `VdError`
-    for a folder that is neither of the two, or unfinished, or has a damaged file.
+    of the folder alone); `dataset_path` says where the data set has moved.
     """
     path = out or folder / "report.html"
     if path.suffix.casefold() not in (".html", ".htm"):
         raise VdError(f"--out {path} must end in .html; name such a file.")
     members = read_results(folder)
-    facts = read_facts(members[0].run_dir)
+    facts = RunFacts(members[0].run_dir)
     pooled = pooled_by_seed(members)
     wrong = _mistakes(list(pooled.values()))
     shown = wrong[: mistakes or MISTAKES]
@@ -177,11 +159,7 @@ def run_limits(facts: RunFacts) -> list[str]:
 def _limits(
     record: Mapping[str, Any], accuracy: float, ci95: Any, facts: RunFacts
 ) -> Iterator[str]:
-    """What limits the figures of a run or a cross-validation.
-
-    That is: a constant answer may be as accurate, one class lost far more files whatever
-    --max-loss-gap was, and the warnings of the file itself.
-    """
+    """What limits the figures of a run or a cross-validation, and the warnings of its file."""
     violent = record["n_violent"] / record["n"]
     name, share = max(
         ("violent", violent), ("non-violent", 1 - violent), key=lambda pair: pair[1]
@@ -191,7 +169,7 @@ def _limits(
             f"the accuracy is not shown to be above {_percent(share)}, which always "
             f"answering {name} gives; look at ROC AUC, and add test clips"
         )
-    gap = facts.described["ledger"]["loss_gap"]
+    gap = facts.described["ledger"]["loss_gap"]  # whatever --max-loss-gap was
     if is_excessive(gap, DataConfig.max_loss_gap):
         yield (
             f"LOSS GAP: {_percent(gap['lost_violent'])} of the violent and "
@@ -248,10 +226,7 @@ def _frames(
 
 
 def render(package: str, template: str, values: Mapping[str, Any]) -> str:
-    """A template of `package` filled in, a whole page; names from files are escaped.
-
-    Templates may build on `base.html.j2` of this package.
-    """
+    """A template of `package` filled in, a whole page; names from files are escaped."""
     packages = dict.fromkeys([package, "vd.report"])
     missing = jinja2.ChainableUndefined
     environment = jinja2.Environment(
