@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from vd.models.plugins import Plugins
 
 _FLAT = (tyro.conf.OmitArgPrefixes,)
+_FORMER_FLAGS = (
+    "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
+    "--label-smoothings", "--dropout-rates", "--grad-clip-norms",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -364,6 +368,11 @@ def _command() -> int:
     """Call the command that the arguments name."""
     commands = {command.__name__.lower(): command for command in _COMMANDS}
     name = "".join(sys.argv[1:2])
+    if former := [flag for flag in _FORMER_FLAGS if name == "sweep" and flag in flags]:
+        raise VdError(
+            f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
+            "--set seed=0,1,2."
+        )
     if name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(

@@ -208,16 +208,28 @@ def train_run(
     opened: Opened,
 ) -> "Params":
     """Train, or continue, the open run."""
+    import jax
+
     from vd.training.loop import train
 
     batch_size, devices = opened
+    kind = devices[0].device_kind
     if distributed.is_lead():
-        kind = devices[0].device_kind
         say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
         if config.model.mixed_precision and devices[0].platform == "cpu":
             say("note: on most CPUs --no-mixed-precision is faster")
     run_dir, val_set = config.run.checkpoint_dir, sets.get("val")
-    return train(config, sets["train"], val_set, run_dir, devices, batch_size, plugins)
+    try:
+        return train(
+            config, sets["train"], val_set, run_dir, devices, batch_size, plugins
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise VdError(
+            f"training needs more memory than {kind} has; give a smaller --batch-size, "
+            "--hidden-size or --projection-size."
+        ) from error
 
 
 def evaluate_run(

@@ -43,9 +43,7 @@ _LEAST_OVERLAP, _LEAST_SHARE = 2, 0.5  # changes; of the shorter video
 _HOPEFUL, _SAME_FOOTAGE = 0.4, 0.75  # correlation of the changes
 _SAME_PLACE = 0.85  # mean correlation of the frames of the same footage
 _SAME_SCENE = 0.99  # correlation of two frames
-_REGISTERED_AT_ONCE = (
-    1000  # crops, 4 kB each and a multiple of it while they are registered
-)
+_REGISTERED_AT_ONCE = 1000  # crops, 4 kB each and several times that meanwhile
 
 
 class Pair(NamedTuple):

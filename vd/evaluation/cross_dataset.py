@@ -81,6 +81,8 @@ def evaluate_on(
     Its features are extracted into the run's cache. Returns and writes what
     `evaluate_split` does, by the data set's name.
     """
+    if not dataset_path.exists():
+        raise VdError(f"--on {dataset_path} does not exist; name a data set.")
     restored = restore(run_dir)
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
     data = replace(config.data, positive_class=positive_class, group_from=group_from)
