@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from vd.config import Config, ModelConfig, usable_cores
 from vd.models.detector import Detector, DropoutMasks
-from vd.models.head import apply, draw_dropout
+from vd.models.head import apply
 from vd.models.losses import clip_losses
 from vd.training.optimizer import learning_rates, make_optimizer
 
@@ -50,9 +50,8 @@ def flax_step(
     def step(state: Any, features: Any, labels: Any) -> Any:
         number, params, moments = state
         key = jax.random.fold_in(jax.random.key(0), number)
-        dropout = draw_dropout(
-            Detector(config.model), jax.random.split(key, len(labels))
-        )
+        keys = jax.random.split(key, len(labels))
+        dropout = jax.vmap(Detector(config.model).draw_dropout)(keys)
 
         def loss(params: Any) -> Any:
             logits: Any = model.apply({"params": params}, features, dropout)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from vd.errors import VdError, damage
+from vd.errors import VdError
 from vd.files import write_bytes
 
 FIGURES = "accuracy", "recall_violent", "recall_nonviolent", "roc_auc", "ece", "brier"
@@ -34,7 +34,7 @@ def read_lines(path: Path) -> list[Line]:
             _check_beside(line, lines)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise VdError(
-                f"{path}, line {number} is damaged ({damage(error)}); delete that line, and "
+                f"{path}, line {number} is damaged ({error!r}); delete that line, and "
                 "its cell is run again if no other line has it."
             ) from error
         lines.append(line)

@@ -11,7 +11,6 @@ from vd.data.outcome import Outcome
 from vd.evaluation.predictions import Predictions
 from vd.features.shards import PART_FRAMES, Extracted
 from vd.features.store import FeatureStore
-from vd.training.checkpoints import ignore_event
 from vd.training.feature_set import FeatureSet
 from vd.training.log import read_metrics
 from vd.training.loop import train
@@ -109,9 +108,7 @@ def numbers_config(folder, epochs, profile=False, **settings):
     )
 
 
-def train_on_numbers(
-    folder, epochs, devices=2, val=9, signal=1.0, on_event=ignore_event, **settings
-):
+def train_on_numbers(folder, epochs, devices=2, val=9, signal=1.0, **settings):
     """Train on made-up features in `folder`/run, four steps an epoch, or go on with it."""
     config = numbers_config(folder, epochs, **settings)
     train_set = make_set(folder / "cache", make_videos(16), signal=signal)
@@ -119,7 +116,7 @@ def train_on_numbers(
     run_dir = folder / "run"
     run_dir.mkdir(exist_ok=True)
     used = jax.local_devices()[:devices]
-    return train(config, train_set, val_set, run_dir, used, 4, on_event=on_event)
+    return train(config, train_set, val_set, run_dir, used, 4)
 
 
 def same_leaves(a, b):

@@ -1,18 +1,17 @@
 """What is set before JAX first runs, the devices, and settings that change no number."""
 
-import ctypes
 import os
 import platform
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from tests.fabricated import same_leaves, train_on_numbers
-from vd.devices import prepare_jax, training_devices
+from vd.devices import training_devices
+from vd.training.loop import Validation
 
 # bytearray clears its memory, so that every page of it is touched, in another thread's arena
 ALLOCATING = """
@@ -66,32 +65,21 @@ def test_a_users_own_settings_of_memory_stay():
     assert faults("prepared", MALLOC_MMAP_THRESHOLD_="1000000") > PAGES / 50
 
 
-@pytest.mark.parametrize("old", [True, False])
-def test_a_c_library_that_keeps_less_is_left_as_it_is(old, monkeypatch):
-    asked = []
-
-    def mallopt(name, value):
-        asked.append((name, value))
-        return 0  # as glibc before 2.35 refuses so large a threshold
-
-    library = SimpleNamespace(mallopt=mallopt) if old else SimpleNamespace()
-    for name in [n for n in os.environ if n.startswith(("MALLOC_", "GLIBC_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    prepare_jax()
-    assert len(asked) == old
-
-
-def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(tmp_path):
+def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(
+    tmp_path, monkeypatch
+):
     plain = train_on_numbers(tmp_path / "plain", 4)
-    writes = iter([False, True])
+    metrics, stop = Validation.metrics, iter([False, False, True])
 
-    def stop_after_two_writes(event):
-        if event == "write-end" and next(writes):
+    def two_epochs(*arguments):
+        if next(stop):
             raise InterruptedError
+        return metrics(*arguments)
 
+    monkeypatch.setattr(Validation, "metrics", two_epochs)
     with pytest.raises(InterruptedError):
-        train_on_numbers(tmp_path / "set", 4, on_event=stop_after_two_writes)
+        train_on_numbers(tmp_path / "set", 4)
+    monkeypatch.undo()
     with (
         jax.enable_x64(True),
         jax.default_matmul_precision("bfloat16"),

@@ -9,7 +9,7 @@ import pytest
 from tests.fabricated import make_set, make_videos
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.models.detector import Detector
-from vd.models.head import apply, draw_dropout, init_params
+from vd.models.head import apply, init_params
 from vd.models.scoring import SCORING_BATCH, score
 from vd.training import feature_set, loop
 from vd.training.batches import training_batches
@@ -53,7 +53,7 @@ def test_without_a_projection_features_go_straight_into_the_lstm():
     assert "projection" not in direct
     assert direct["lstm"]["input"]["kernel"].shape == (D, 64)
     clip = clips(1, frames=[5])[0][None]
-    masks = draw_dropout(head, jax.random.split(jax.random.key(1), 1))
+    masks = jax.vmap(head.draw_dropout)(jax.random.split(jax.random.key(1), 1))
     assert apply(head, direct, clip, np.ones((1, 5)), masks).shape == (1,)
 
 
@@ -96,11 +96,11 @@ def test_no_video_has_no_score(params):
 def test_dropout_keeps_the_mean_and_its_own_share():
     keys = jax.random.split(jax.random.key(1), 400)
     head = Detector(ModelConfig(dropout_rate=0.3))
-    masks = draw_dropout(head, keys)
+    masks = jax.vmap(head.draw_dropout)(keys)
     kept = np.asarray(masks.projected_BxP) > 0
     assert kept.mean() == pytest.approx(0.7, abs=0.01)
     assert np.asarray(masks.pooled_Bx2H).mean() == pytest.approx(1.0, abs=0.02)
-    one = draw_dropout(head, keys[5:6])
+    one = jax.vmap(head.draw_dropout)(keys[5:6])
     np.testing.assert_array_equal(one.projected_BxP[0], masks.projected_BxP[5])
 
 

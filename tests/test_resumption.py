@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple
 
@@ -29,7 +30,9 @@ from tests.fabricated import (
 from vd.cli import run_command
 from vd.devices import prepare_jax
 from vd.models.plugins import BUILT_IN
+from vd.training import loop
 from vd.training.checkpoints import Checkpoints
+from vd.training.log import EpochSums
 from vd.training.loop import begin
 
 pytestmark = pytest.mark.slow
@@ -72,6 +75,42 @@ class Places:
         return {p for p, (a, b, _) in zip(PLACES, self.counts.T, strict=True) if a > b}
 
 
+def around(owner, name, before=None, after=None):
+    """Have a method of a class call `before` and `after` too."""
+    method = getattr(owner, name)
+
+    def wrapped(*arguments):
+        if before:
+            before()
+        result = method(*arguments)
+        if after:
+            after()
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def watch_training(places, begin):
+    """Have this process call `begin` at each place that training reaches, and end it."""
+    make_batches = loop.training_batches
+
+    def watched_batches(*arguments):
+        for batch in make_batches(*arguments):
+            begin("step")
+            yield batch
+
+    def end_write():
+        if "write" in places.inside():
+            places.end("write")
+
+    loop.training_batches = watched_batches
+    around(EpochSums, "add", None, lambda: places.end("step"))
+    evaluation = partial(begin, "evaluation"), partial(places.end, "evaluation")
+    around(loop.Validation, "metrics", *evaluation)
+    around(Checkpoints, "save", None, lambda: begin("write"))
+    around(Checkpoints, "wait", None, end_write)
+
+
 def _child(folder, devices, ending, seconds):
     """Train in `folder`, write the result; or end as `ending` says."""
     prepare_jax(devices)
@@ -83,17 +122,15 @@ def _child(folder, devices, ending, seconds):
         time.sleep(ending.share * seconds[ending.place])
         os.kill(os.getpid(), ending.number)
 
-    def on_event(event):
-        place, _, edge = event.partition("-")
-        if edge == "end":
-            places.end(place)
-            return
+    def begin_place(place):
         places.begin(place)
         if ending and place == ending.place and places.begun(place) == ending.ordinal:
             threading.Thread(target=strike, daemon=True).start()
 
+    watch_training(places, begin_place)
+
     def command():
-        params = train_on_numbers(folder, EPOCHS, devices, VAL, on_event=on_event)
+        params = train_on_numbers(folder, EPOCHS, devices, VAL)
         arrays = {
             jax.tree_util.keystr(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -14,7 +14,6 @@ from vd.models.losses import (
     even_logit,
     focal_loss,
     imbalance_warning,
-    smoothed_targets,
 )
 from vd.training.log import EarlyStopping
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
@@ -22,12 +21,6 @@ from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
 
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
-
-
-def test_smoothed_targets():
-    np.testing.assert_allclose(
-        smoothed_targets(np.array([0.0, 1.0]), 0.1), [0.05, 0.95]
-    )
 
 
 def test_focal_loss_by_hand_without_smoothing():

@@ -4,12 +4,11 @@ import io
 import itertools
 import struct
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from tests.fabricated import metrics_without_timing, train_on_numbers
+from tests.fabricated import train_on_numbers
 from vd.config import TrainingConfig
 from vd.console import track
 from vd.errors import VdError
@@ -129,33 +128,6 @@ def test_tensorboard_has_every_curve_once_after_a_second_call_too(tmp_path):
         assert found.pop((name, row["epoch"])) == [pytest.approx(float(row[name]))]
     assert len(rows) == 3
     assert not found
-
-
-def spoil_step(monkeypatch, number):
-    """Let the so-many-th step of this process give a NaN as its loss."""
-    make = loop.make_train_step
-    calls = itertools.count(1)
-
-    def spoilt(*args):
-        step = make(*args)
-
-        def run(*arguments):
-            state, metrics = step(*arguments)
-            if next(calls) == number:
-                metrics = metrics._replace(loss=jnp.float32(jnp.nan))
-            return state, metrics
-
-        return run
-
-    monkeypatch.setattr(loop, "make_train_step", spoilt)
-
-
-def test_nan_stops_with_step_and_metric(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        spoil_step(patch, 10)  # four steps an epoch
-        with pytest.raises(VdError, match=r"loss is nan at step 10; .*--learning-rate"):
-            train_on_numbers(tmp_path, epochs=3)
-    assert [row["epoch"] for row in metrics_without_timing(tmp_path)] == [1, 2]
 
 
 def test_a_validation_loss_that_is_not_finite_is_named(tmp_path, monkeypatch):

@@ -39,10 +39,6 @@ if TYPE_CHECKING:
     from vd.models.plugins import Plugins
 
 _FLAT = (tyro.conf.OmitArgPrefixes,)
-_FORMER_FLAGS = (
-    "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
-    "--label-smoothings", "--dropout-rates", "--grad-clip-norms",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,11 +132,8 @@ class Extract:
 
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
         data = prepare(config, lambda videos, _: videos, self.verify, self.executor)
-        usable, videos = data.ledger.usable(), data.videos
-        say(
-            f"{len(usable)} of {len(videos)} videos have features in "
-            f"{data.store.directory}"
-        )
+        count = f"{len(data.ledger.usable())} of {len(data.videos)} videos"
+        say(f"{count} have features in {data.store.directory}")
         return 0
 
 
@@ -356,19 +349,11 @@ def main() -> None:
 def _command() -> int:
     """Call the command that the arguments name."""
     commands = {command.__name__.lower(): command for command in _COMMANDS}
-    name, *flags = sys.argv[1:] or [""]
-    if former := [flag for flag in _FORMER_FLAGS if name == "sweep" and flag in flags]:
-        raise VdError(
-            f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
-            "--set seed=0,1,2."
-        )
+    name = "".join(sys.argv[1:2])
     if name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="vd",
-        description="Violence detection in video.",
-        config=_FLAT,
+        commands, prog="vd", description="Violence detection in video.", config=_FLAT
     )
     return int(chosen())
 

@@ -261,11 +261,8 @@ def with_settings(config: Config, values: Mapping[str, Any]) -> Config:
 
 def to_json(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values; paths become absolute strings."""
-    text = json.dumps(
-        dataclasses.asdict(config), default=lambda path: str(path.absolute())
-    )
-    values: dict[str, Any] = json.loads(text)
-    return values
+    values = dataclasses.asdict(config)
+    return json.loads(json.dumps(values, default=lambda path: str(path.absolute())))
 
 
 def from_json(cls: type, values: Mapping[str, Any]) -> Any:
@@ -275,6 +272,8 @@ def from_json(cls: type, values: Mapping[str, Any]) -> Any:
     def restored(hint: Any, value: Any) -> Any:
         if isinstance(value, dict):
             return from_json(hint, value)
+        if isinstance(value, list):
+            return tuple(value)
         is_path = Path in (hint, *get_args(hint)) and value is not None
         return Path(value) if is_path else value
 

@@ -55,11 +55,7 @@ _signals = _Signals()
 
 
 def listen() -> None:
-    """Note signals from now on; one that is ignored, as under nohup, stays ignored.
-
-    The command line calls it. Without it, in a notebook, Ctrl-C is Python's own
-    KeyboardInterrupt.
-    """
+    """Note signals from now on; one that is ignored, as under nohup, stays ignored."""
     _signals.number, _signals.held = 0, False
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -139,7 +135,10 @@ class Ticker:
         check_interrupt()
         self.done += count
         share = self.done / max(self._total, 1) if share is None else share
-        rate = f"{self._rate(share)}{note}"
+        left = "time left unknown"
+        if share > 0:
+            left = f"{duration(self.seconds() * max(1 / share - 1, 0))} left"
+        rate = f"{self.done / self.seconds():.1f} {self._unit}/s, {left}{note}"
         if not self._bar.disable:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif time.monotonic() - self._shown >= self._wait:
@@ -150,13 +149,6 @@ class Ticker:
     def seconds(self) -> float:
         """Time since the beginning."""
         return max(time.monotonic() - self._start, 1e-9)
-
-    def _rate(self, share: float) -> str:
-        """Finished items a second so far, and the time left, in words."""
-        left = "time left unknown"
-        if share > 0:
-            left = f"{duration(self.seconds() * max(1 / share - 1, 0))} left"
-        return f"{self.done / self.seconds():.1f} {self._unit}/s, {left}"
 
 
 @contextmanager

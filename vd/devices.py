@@ -88,8 +88,7 @@ def training_devices(
     """The devices of all processes: of each as many as requested, or as divide its rows.
 
     Without a request they are at most as many as `before`, when the run began. On a CPU there
-    is one device a core, since small operations then run side by side. Raises `VdError` when
-    a process has fewer devices than requested.
+    is one device a core, since small operations then run side by side.
     """
     rows, most = batch_size // processes, (before or 0) // processes
     prepare_jax(requested or _divisor(rows, most or most_cpu_devices()))

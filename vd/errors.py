@@ -14,12 +14,3 @@ class VdError(Exception):
     def __init__(self, message: str, exit_code: int = USAGE) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-def damage(error: Exception) -> str:
-    """What is wrong with a file, in words, by what reading its values raised."""
-    if isinstance(error, KeyError):
-        return f"it has no {error.args[0]!r}"
-    if isinstance(error, ValueError | VdError):
-        return str(error)
-    return "a value in it is missing or of the wrong kind"

@@ -51,8 +51,6 @@ def run(
     `head`, `loss` and `augmentation` are a user's own (`vd.models.plugins.Plugins`,
     docs/extending.md); their import paths are part of the run's identity.
     Of several processes (docs/hosts.md) the first alone evaluates; the others return {}.
-    JAX must not have run before where the settings ask for several.
-    Raises `VdError`: one sentence naming the flag or file, the reason and the remedy.
     """
     distributed.join(config.run)
     plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
@@ -129,8 +127,7 @@ def open_run(
     """Write a run folder, or continue the one there; None when that run is finished.
 
     Process 0 holds its lock. `fewest` is the number of clips of a sweep's smallest train
-    part, whose batch all members use. Raises `VdError` when the folder holds another run,
-    or the processes do not have the same one.
+    part, whose batch all members use.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     for split, videos in clips.items():
@@ -199,7 +196,7 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
     path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
-    result: dict[str, Any] = read_json(path, remedy)
+    result = read_json(path, remedy)
     say(summary(result))
     return result
 
@@ -211,28 +208,16 @@ def train_run(
     opened: Opened,
 ) -> "Params":
     """Train, or continue, the open run."""
-    import jax
-
     from vd.training.loop import train
 
     batch_size, devices = opened
-    kind = devices[0].device_kind
     if distributed.is_lead():
+        kind = devices[0].device_kind
         say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
         if config.model.mixed_precision and devices[0].platform == "cpu":
             say("note: on most CPUs --no-mixed-precision is faster")
-    try:
-        return train(
-            config, sets["train"], sets.get("val"), config.run.checkpoint_dir, devices,
-            batch_size, plugins,
-        )  # fmt: skip
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise VdError(
-            f"training needs more memory than {kind} has; give a smaller --batch-size, "
-            "--hidden-size or --projection-size."
-        ) from error
+    run_dir, val_set = config.run.checkpoint_dir, sets.get("val")
+    return train(config, sets["train"], val_set, run_dir, devices, batch_size, plugins)
 
 
 def evaluate_run(

@@ -79,23 +79,6 @@ def explaining(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn the operating system's error while `path` is read into one sentence.
-
-    That a file is missing stays `FileNotFoundError`: what reads it says what that means.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise VdError(
-            f"{path} cannot be read ({error.strerror or error}); give yourself permission to "
-            "read it or repair its disk, then run the same command again."
-        ) from error
-
-
-@contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends without an error."""
     temporary_path = temporary(path)
@@ -126,8 +109,7 @@ def remove_orphans(folder: Path) -> None:
 def lock(path: Path, doing: str, wait: bool = False) -> Iterator[None]:
     """Hold the only writer's lock at `path`; `doing` names the holder to a second writer.
 
-    The name stands in a file beside the lock. When the lock is held, waits for it and says
-    so, or raises `VdError`.
+    When the lock is held, waits for it and says so, or raises `VdError`.
     """
     owner = path.with_name(f"{path.name}-owner")
     lock_file = filelock.FileLock(path)

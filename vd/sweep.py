@@ -4,10 +4,9 @@ Each member trains as `vd train` would and is an ordinary run folder. Members sh
 features and the compiled step: the numbers of `vd.training.step.StepNumbers` are arguments
 of that step; another setting compiles a step for each of its values.
 
-A cross-validation is the sweep of folds × seeds. Each member keeps an inner validation part
-for early stopping, temperature and threshold, and tests its fold once; the test predictions
-are pooled into predictions.csv and crossval.json. With other data sets, each is
-cross-validated too, and the members of each are tested on all others: a matrix.
+A cross-validation is the sweep of folds × seeds: each member tests its fold once, and the
+test predictions are pooled. With other data sets, each is cross-validated too, and the
+members of each are tested on all others: a matrix.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -53,8 +52,8 @@ def sweep(
     """Train and evaluate every combination of a grid; returns the rows of sweep.csv.
 
     `folds` are grouped folds over all clips, each the test part once (0: the splits as they
-    are). Finished members are left as they are, unfinished ones go on. Raises `VdError` as
-    `vd.experiment.run` does, and after the last member if one of them failed.
+    are). Finished members are left as they are, unfinished ones go on. Raises `VdError`
+    after the last member if one of them failed.
     """
     folder = config.run.checkpoint_dir
     members = list(member_configs(config, grid, folds))
@@ -208,8 +207,7 @@ def crossval(
 ) -> dict[str, Any]:
     """Train and test every fold with every seed; returns the content of crossval.json.
 
-    Without `seeds` the run's own is the only one. Finished members are left as they are,
-    unfinished ones continue. Raises `VdError` as `vd.sweep.sweep` does.
+    Without `seeds` the run's own is the only one.
     """
     folder = config.run.checkpoint_dir
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
@@ -233,10 +231,7 @@ def crossval(
 
 
 def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
-    """The settings on every data set, by its name.
-
-    The others are read now, so that a wrong path fails early.
-    """
+    """The settings on every data set, by its name; a wrong path of another fails here."""
     from vd.evaluation.cross_dataset import dataset_name
 
     first = config.data.dataset_path
@@ -249,13 +244,12 @@ def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
                 f"called {name}; name each data set once, and rename one of two folders or "
                 "files."
             )
+        folder = config.run.checkpoint_dir / f"on-{name}"
         configs[name] = replace(
             config,
             data=replace(config.data, dataset_path=path),
             splits=replace(config.splits, splits_file=None),  # of the first data set
-            run=replace(
-                config.run, checkpoint_dir=config.run.checkpoint_dir / f"on-{name}"
-            ),
+            run=replace(config.run, checkpoint_dir=folder),
         )
     for one in list(configs.values())[1:]:
         read_manifest(one.data)

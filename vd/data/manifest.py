@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vd.config import DataConfig
 from vd.console import say
 from vd.errors import VdError
-from vd.files import read_csv, reading
+from vd.files import read_csv
 
 CLASSES = ("nonviolent", "violent")  # label 0, label 1
 SPLITS = ("train", "val", "test")
@@ -187,8 +187,7 @@ def _files(entry: Path) -> Iterator[Path]:
 
 def _entries(folder: Path) -> list[Path]:
     """The entries of a folder that are not hidden, in order of name."""
-    with reading(folder):
-        return sorted(e for e in folder.iterdir() if not e.name.startswith("."))
+    return sorted(e for e in folder.iterdir() if not e.name.startswith("."))
 
 
 def _is_video(path: Path) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int, Shaped
 
 from vd.data.manifest import CLASSES
-from vd.errors import VdError, damage
+from vd.errors import VdError
 from vd.files import read_csv, read_json
 from vd.training.run_folder import read_settings
 
@@ -195,4 +195,4 @@ def _damaged(files: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{files} is damaged ({damage(error)}); {remedy}.") from error
+        raise VdError(f"{files} is damaged ({error!r}); {remedy}.") from error

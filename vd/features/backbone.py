@@ -80,8 +80,7 @@ class Backbone:
 def find_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
 
-    Metadata keys: `vd.size`, `vd.mean`, `vd.std`. Raises `VdError` for an unknown name,
-    and for a file that does not take images.
+    Metadata keys: `vd.size`, `vd.mean`, `vd.std`.
     """
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone
@@ -105,11 +104,7 @@ def find_backbone(config: BackboneConfig) -> Backbone:
 
 
 def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
-    """The network of an ONNX file; no session is opened for it.
-
-    Raises `VdError` unless its only input is RGB images, in floats or bytes; a network
-    that takes bytes normalises them itself.
-    """
+    """The network of an ONNX file whose only input is images; no session is opened."""
     import onnx
 
     _, network = _read_onnx(file)

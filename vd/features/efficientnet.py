@@ -134,7 +134,6 @@ def folded_parameters(variant: str) -> Parameters:
     """Pretrained kernels and biases of `variant` with BatchNorm folded into them.
 
     For a convolution named N: "N.kernel", O×I/groups×H×W, and "N.bias", O, float32.
-    Raises `VdError` when the weights are not installed.
     """
     blocks = architecture(variant)
     tensors = load_tensors(backbone_file(variant))
@@ -197,8 +196,7 @@ def known_ranges(variant: str) -> dict[str, list[float]]:
 
     By the name of its convolution, or of its block and "_sum" after a residual addition.
     """
-    ranges: dict[str, list[float]] = json.loads(RANGES_FILE.read_text())[variant]
-    return ranges
+    return json.loads(RANGES_FILE.read_text())[variant]
 
 
 def _quantized_convolution(
@@ -278,12 +276,9 @@ class _Graph:
         x = self.add("GlobalAveragePool", x)
         self.nodes.append(helper.make_node("Flatten", [x], ["features"]))
         side = VARIANTS[variant].resolution
-        images = helper.make_tensor_value_info(
-            "images", TensorProto.UINT8, ["B", side, side, 3]
-        )
-        features = helper.make_tensor_value_info(
-            "features", TensorProto.FLOAT, ["B", FEATURES]
-        )
+        tensor = helper.make_tensor_value_info
+        images = tensor("images", TensorProto.UINT8, ["B", side, side, 3])
+        features = tensor("features", TensorProto.FLOAT, ["B", FEATURES])
         graph = helper.make_graph(
             self.nodes, variant, [images], [features], self.constants
         )

@@ -2,7 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,21 +27,9 @@ Images = UInt8[np.ndarray, "N H W 3"]
 Features = Float32[np.ndarray, "N D"]
 
 
-class Engine(Protocol):
-    """Runs a backbone. An image's features do not depend on the images beside it."""
-
-    name: str
-    dim: int
-    batch: int  # images that it takes at a time on all cores or devices
-
-    def __call__(self, images_NxHxWx3: Images) -> Features:
-        """Features of RGB images of the backbone's size."""
-        ...
-
-
 def make_engine(
     backbone: Backbone, name: EngineName, before: str = "", threads: int | None = None
-) -> Engine:
+) -> "Engine":
     """The engine called `name`; auto is JAX on an accelerator if the backbone has a Flax form.
 
     `before` is the engine that made a run's features: auto takes it if possible, else
@@ -161,6 +149,10 @@ class JaxEngine:
         features = [np.zeros((0, self.dim), np.float32)]
         features += [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
         return np.concatenate(features)[:count]
+
+
+# their `batch` is the number of images that they take at a time on all cores or devices
+Engine = OnnxEngine | JaxEngine
 
 
 def _has_accelerator() -> bool:

@@ -50,9 +50,8 @@ def middle_clips(stored_B: Int[np.ndarray, " B"], clip_frames: int) -> ClipDraws
     """No draws: the middle one of the windows that scoring averages, as it is."""
     windows_B = [list(scoring_windows(stored, clip_frames)) for stored in stored_B]
     start_B = np.array([windows[len(windows) // 2][0] for windows in windows_B])
-    return ClipDraws(
-        np.zeros_like(start_B), start_B, np.zeros(len(start_B)), np.zeros(len(start_B))
-    )
+    zero_B = np.zeros_like(start_B)
+    return ClipDraws(zero_B, start_B, zero_B, zero_B)
 
 
 def training_frames(

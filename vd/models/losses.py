@@ -22,17 +22,9 @@ def focal_loss(
 
     alpha weighs the violent class, 1 − alpha the other; gamma 0 is weighted cross-entropy.
     """
-    losses_B: Array = optax.sigmoid_focal_loss(
+    return optax.sigmoid_focal_loss(
         logits_B, targets_B, alpha=focal_alpha, gamma=focal_gamma
     )
-    return losses_B
-
-
-def smoothed_targets(
-    labels_B: Shaped[Array | np.ndarray, " B"], epsilon: float
-) -> Float[Array, " B"]:
-    """y(1 − ε) + ε/2 (Szegedy et al. 2016, two classes)."""
-    return jnp.asarray(labels_B) * (1.0 - epsilon) + epsilon / 2
 
 
 def clip_losses(
@@ -43,14 +35,14 @@ def clip_losses(
 ) -> Float[Array, " B"]:
     """Loss of each clip against its smoothed target; `loss` None is the focal loss.
 
-    A loss gets the settings that it names among its arguments.
+    Targets are y(1 − ε) + ε/2 (Szegedy et al. 2016, two classes). A loss gets the settings
+    that it names among its arguments.
     """
-    loss = loss or focal_loss
-    targets_B = smoothed_targets(labels_B, settings.label_smoothing)
+    loss, epsilon = loss or focal_loss, settings.label_smoothing
+    targets_B = jnp.asarray(labels_B) * (1.0 - epsilon) + epsilon / 2
     names = inspect.signature(loss).parameters
     own = {name: value for name, value in vars(settings).items() if name in names}
-    losses_B: Array = loss(jnp.asarray(logits_B), targets_B, **own)
-    return losses_B
+    return loss(jnp.asarray(logits_B), targets_B, **own)
 
 
 def even_logit(

@@ -35,20 +35,15 @@ def _product_bwd(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     copy a whole array first.
     """
     x, weight = saved
-    dx = _contract(dy, weight, dy.ndim - 1, 1)
+    dx = jnp.tensordot(dy, weight, (-1, 1))
     rows = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     if weight.shape[0] <= _TALL * weight.shape[1]:
-        return dx, _contract(*rows, 0, 0)
+        return dx, jnp.tensordot(*rows, (0, 0))
     # the wide operand is read faster on the right; the barrier keeps XLA from turning it
-    return dx, jax.lax.optimization_barrier(_contract(*rows[::-1], 0, 0)).T
+    return dx, jax.lax.optimization_barrier(jnp.tensordot(*rows[::-1], (0, 0))).T
 
 
 product.defvjp(_product_fwd, _product_bwd)
-
-
-def _contract(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    """Sum of products over one axis of each."""
-    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())))
 
 
 def dense(features: int, name: str, dtype: Any = jnp.float32, **more: Any) -> nn.Dense:

@@ -48,10 +48,7 @@ class Plugins(NamedTuple):
         return (self.head or Detector)(config)
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        """Import path of each, and the head's own settings, for a run's identity.
-
-        Raises `VdError` for one that could not be imported again.
-        """
+        """Import path of each, and the head's own settings, for a run's identity."""
         identity: dict[str, dict[str, Any]] = {
             kind: {
                 "import": _BUILT_IN[kind] if plugin is None else _find(kind, plugin)[0]
@@ -76,10 +73,7 @@ BUILT_IN = Plugins()
 
 
 def recorded_plugin(values: Mapping[str, Any], kind: str) -> Any:
-    """The head, loss or augmentation in a run's config.json; None is what vd has.
-
-    Raises `VdError` when it cannot be imported.
-    """
+    """The head, loss or augmentation in a run's config.json; None is what vd has."""
     file = values["part_files"].get(kind)
     if file is None:
         return None
@@ -119,10 +113,7 @@ def import_head(path: str) -> "type[Head]":
 
 
 def with_head_settings(command: Any, head: "type[Head]") -> Any:
-    """The command, a dataclass, with a head's own settings as fields, which become flags.
-
-    `own_head` is the head with their values.
-    """
+    """The command with a head's own settings as flags; `own_head` is the head with these."""
     own, hints = own_fields(head), get_type_hints(head)
     groups = filter(is_dataclass, get_type_hints(command).values())
     taken = {setting.name for group in (command, *groups) for setting in fields(group)}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float16, Float64
+from jaxtyping import Float, Float16, Float64
 
 from vd.console import check_interrupt
 from vd.devices import own_numerics
@@ -46,16 +46,11 @@ def score_batches(
     function = _compiled(head)
     params = jax.device_put(params, scoring_device())
     owners, logits = [np.zeros(0, int)], [np.zeros(0, np.float32)]
-    late: Array | None = None  # fetched when the next batch is under way
     for batch in batches:
         check_interrupt()
-        made = function(params, batch.features_BxTxD, batch.mask_BxT)
         owners.append(batch.owner_B)
-        if late is not None:
-            logits.append(np.asarray(late))
-        late = made
-    if late is not None:
-        logits.append(np.asarray(late))
+        logits.append(function(params, batch.features_BxTxD, batch.mask_BxT))
+        jax.block_until_ready(logits[-2])  # while this batch is under way
     owner_M, logit_M = np.concatenate(owners), np.concatenate(logits)
     real_M = owner_M >= 0  # else padding
     sum_N = np.bincount(owner_M[real_M], logit_M[real_M].astype(np.float64))
@@ -68,7 +63,7 @@ def scoring_device() -> jax.Device:
 
 
 @cache
-def _compiled(head: Head) -> Callable[[Params, Any, Any], Array]:
+def _compiled(head: Head) -> Callable[[Params, Any, Any], Any]:
     """The compiled scoring of a head; it runs where the parameters are."""
     return jax.jit(partial(apply, head))
 

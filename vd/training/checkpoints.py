@@ -4,11 +4,11 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -24,21 +24,6 @@ from vd.errors import VdError
 from vd.models.head import Params
 from vd.training.log import EarlyStopping, EpochSums
 from vd.training.step import TrainState
-
-Event = Literal[
-    "step-begin",
-    "step-end",  # its metrics have come from the device
-    "evaluation-begin",
-    "evaluation-end",
-    "write-begin",  # of a checkpoint, in the background
-    "write-end",
-]
-OnEvent = Callable[[Event], None]
-
-
-def ignore_event(event: Event) -> None:
-    """Do nothing at an event of training."""
-
 
 _WRITE_SECONDS = 86_400  # time while the program is stopped (Ctrl-Z) counts
 
@@ -84,14 +69,7 @@ class _LastTwoAndTheirBest(PreservationPolicy):
 class Checkpoints:
     """The checkpoints of a run folder, named by epoch; they are written in the background."""
 
-    def __init__(
-        self,
-        run_dir: Path,
-        read_only: bool = False,
-        on_event: OnEvent = ignore_event,
-    ) -> None:
-        self._on_event = on_event
-        self._writing = False
+    def __init__(self, run_dir: Path, read_only: bool = False) -> None:
         self._policy = _LastTwoAndTheirBest()
         self._folder = run_dir.absolute() / "checkpoints"
         if not read_only:
@@ -140,16 +118,11 @@ class Checkpoints:
         self._policy.best_of[at.epoch] = at.stopping.best_epoch
         with self._explaining():
             self._manager.save(at.epoch, args=args)
-        self._writing = True
-        self._on_event("write-begin")
 
     def wait(self) -> None:
         """Wait for the write in the background."""
         with self._explaining():
             self._manager.wait_until_finished()
-        if self._writing:
-            self._writing = False
-            self._on_event("write-end")
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
@@ -204,10 +177,7 @@ class Checkpoints:
         return None
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
-        """The best parameters and their epoch, as the newest checkpoint names it.
-
-        Raises `VdError` when one of the two is damaged.
-        """
+        """The best parameters and their epoch, as the newest checkpoint names it."""
         last = self._manager.latest_step()
         if last is None:
             raise VdError(

@@ -132,8 +132,7 @@ def _broadcast(value: T | None) -> T:
     content = np.frombuffer(pickle.dumps(value), np.uint8)
     size = int(broadcast_one_to_all(np.int32(len(content))))
     received = broadcast_one_to_all(np.resize(content, size))
-    result: T = pickle.loads(received.tobytes())  # of this run's process 0
-    return result
+    return pickle.loads(received.tobytes())  # of this run's process 0
 
 
 def part() -> None:

@@ -105,8 +105,7 @@ class FeatureSet:
         start_NxB = self._offset_N[index_NxB] + view_NxB * self.frames_N[index_NxB]
         rows_NxBxT = start_NxB[..., None] + frames_NxBxT
         if self._take is not None:
-            on_devices: jax.Array = self._take(rows_NxBxT)
-            return on_devices
+            return self._take(rows_NxBxT)
         features_NxBxTxD = host_array((*rows_NxBxT.shape, self.dim))
         # "wrap": into `out` as it is, where "raise" goes by way of a copy
         return self._memory.take(rows_NxBxT, axis=0, out=features_NxBxTxD, mode="wrap")
@@ -131,11 +130,7 @@ class FeatureSet:
 def usable_memory(
     groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Bytes that this process may use: the machine's memory, or a container's or job's limit.
-
-    The limits are those of Linux's control groups, version 1 and 2, of the process's group
-    and of every group around it.
-    """
+    """Bytes that this process may use: the machine's memory, or a control group's limit."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     lines = groups.read_text().splitlines() if groups.exists() else []
     for _, controllers, path in (line.split(":", 2) for line in lines):
@@ -164,10 +159,7 @@ def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
 def fits(
     size: int, devices: Sequence[jax.Device], share: float = _DEVICE_SHARE
 ) -> bool:
-    """True if every device has dedicated memory and `size` bytes fit into `share` of it.
-
-    CPU devices have none.
-    """
+    """True if every device has its own memory, and `size` bytes fit into `share` of it."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     return bool(limits) and size <= share * min(limits)
 

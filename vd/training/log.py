@@ -183,10 +183,9 @@ class Watch:
 
 
 def overfits(rows: Sequence[Row]) -> bool:
-    """Whether the last three epochs overfit.
+    """Whether each of the last three epochs overfits.
 
-    That is: compared with the epoch of the lowest validation loss, each has a lower training
-    loss, and a validation loss more than 1.1 times as high.
+    Its training loss is below that of the best epoch, its validation loss 1.1 times as high.
     """
     best = min(rows, key=lambda row: row["val_loss"], default={})
     recent = rows[-_OVERFIT_EPOCHS:]

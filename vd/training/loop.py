@@ -40,7 +40,7 @@ from vd.models.plugins import BUILT_IN, Plugins
 from vd.models.scoring import score_batches, scoring_device, window_batches
 from vd.training import distributed
 from vd.training.batches import training_batches
-from vd.training.checkpoints import Checkpoint, Checkpoints, OnEvent, ignore_event
+from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet, fits
 from vd.training.log import EarlyStopping, EpochSums, MetricsLog, Watch
 from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
@@ -72,14 +72,12 @@ def train(
     devices: Sequence[jax.Device],
     batch_size: int,
     plugins: Plugins = BUILT_IN,
-    on_event: OnEvent = ignore_event,
 ) -> Params:
     """Train, or continue, the run in `run_dir`; returns the best epoch's parameters.
 
     Several processes all call it; process 0 alone has a `val_set` and uses the folder.
-    `on_event` is called with the name of each event, in this thread; an exception that it
-    raises ends training. Raises `VdError` when a loss is not finite, naming step and metric,
-    and `Interrupted` after a signal.
+    Raises `VdError` when a loss is not finite, naming step and metric, and `Interrupted`
+    after a signal.
     """
     settings, processes = config.training, distributed.processes()
     steps = len(train_set) // batch_size
@@ -95,7 +93,7 @@ def train(
         lead = None
         if val_set is not None:
             say_cut_warmup(settings, steps)
-            checkpoints = stack.enter_context(Checkpoints(run_dir, on_event=on_event))
+            checkpoints = stack.enter_context(Checkpoints(run_dir))
             at = checkpoints.restore_last(at.state) or at
             if at.epoch:
                 say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
@@ -113,8 +111,8 @@ def train(
             len(devices) // processes.count, distributed.rows(batch_size),
         )  # fmt: skip
         at = _Run(
-            config, batch_size, steps, rates, numbers, step, batches, signal, on_event, lead
-        ).go_on(at)  # fmt: skip
+            config, batch_size, steps, rates, numbers, step, batches, signal, lead
+        ).go_on(at)
         if not (number := signal()):
             return distributed.broadcast(lead.best(at) if lead else None)
         if lead:
@@ -193,7 +191,6 @@ class _Run:
     step: TrainStep
     batches: Iterator[Batch]
     signal: Callable[[], int]
-    on_event: OnEvent
     lead: _Lead | None
 
     def go_on(self, at: Checkpoint) -> Checkpoint:
@@ -223,7 +220,6 @@ class _Run:
             asked = time.perf_counter()
             batch = next(self.batches)
             sums.waited += time.perf_counter() - asked
-            self.on_event("step-begin")
             rate = self.rates[before + number]
             numbers = self.numbers._replace(learning_rate=rate)
             state, metrics = self.step(state, batch, numbers)
@@ -244,14 +240,11 @@ class _Run:
         sums.add(loss, accuracy, grad_norm, self.config.training.grad_clip_norm)
         if self.lead:
             self.lead.watch.step(loss)
-        self.on_event("step-end")
 
     def _finish_epoch(self, at: Checkpoint, lead: _Lead) -> EarlyStopping:
         """Validation, the epoch's line, early stopping, checkpoint."""
         began, step = time.perf_counter(), int(at.state.step)
-        self.on_event("evaluation-begin")
         metrics = lead.validation.metrics(at.state.params)
-        self.on_event("evaluation-end")
         _check_finite(step, val_loss=metrics["val_loss"])
         row = {
             "epoch": at.epoch,

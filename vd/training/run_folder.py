@@ -91,10 +91,7 @@ def check_folder(run_dir: Path) -> None:
 def check_identity(
     run_dir: Path, identity: Mapping[str, Any], videos: Sequence[Video] = ()
 ) -> None:
-    """Raise `VdError`, listing what differs, when the folder holds another run.
-
-    `videos` are those that the run would use now.
-    """
+    """Raise `VdError`, listing what differs, when the folder holds another run."""
     if not (run_dir / "config.json").exists():
         return
     values = read_config(run_dir)
@@ -209,26 +206,24 @@ def read_config(run_dir: Path) -> dict[str, Any]:
             f"--checkpoint-dir {run_dir} holds no config.json; name the folder of a run "
             "that vd train wrote."
         )
-    values: dict[str, Any] = read_json(
-        path, "put back the file that training wrote, or train the run again"
-    )
+    remedy = "put back the file that training wrote, or train the run again"
+    values = read_json(path, remedy)
     if values.get("format") != FORMAT:
         raise VdError(
             f"{path} has format {values.get('format')} and this version of vd reads {FORMAT}; "
             "use the version that wrote it, or train again."
         )
     for kind, built_in in BUILT_IN.identity().items():
-        if not values["part_files"].get(
-            kind
-        ):  # earlier versions had other names for it
-            values["identity"][kind] = built_in
+        if not values["part_files"].get(kind):
+            values["identity"][kind] = (
+                built_in  # earlier versions had other names for it
+            )
     return values
 
 
 def read_settings(run_dir: Path) -> Config:
     """The settings of a run."""
-    config: Config = from_json(Config, read_config(run_dir)["settings"])
-    return config
+    return from_json(Config, read_config(run_dir)["settings"])
 
 
 def dataset_fingerprint(videos: Iterable[Video]) -> str:
@@ -238,10 +233,7 @@ def dataset_fingerprint(videos: Iterable[Video]) -> str:
 
 
 def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
-    """The usable videos of a run, from its splits.csv, with their paths in the data set.
-
-    Raises `VdError` when the run was trained on others.
-    """
+    """The usable videos of a run, from its splits.csv, with their paths in the data set."""
     path = run_dir / "splits.csv"
     # the suffix tells of a table that has moved
     is_table = dataset_path.is_file() or dataset_path.suffix == ".csv"

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float16, Float32, Int, UInt32
 
 from vd.config import Config, with_settings
 from vd.console import interrupted
-from vd.models.head import Params, apply, draw_dropout
+from vd.models.head import Params, apply
 from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.training import distributed
@@ -77,8 +77,7 @@ def step_numbers(config: Config, devices: Sequence[jax.Device] = ()) -> StepNumb
     if not devices:
         return numbers
     everywhere = NamedSharding(Mesh(np.array(devices), AXIS), PartitionSpec())
-    placed: StepNumbers = jax.device_put(numbers, everywhere)
-    return placed
+    return jax.device_put(numbers, everywhere)
 
 
 def make_step(
@@ -96,7 +95,7 @@ def make_step(
 
         def loss_fn(params: Params) -> tuple[Array, Array]:
             keys_B = clip_keys(settings.seed, state.step, batch.index_B)
-            dropout = draw_dropout(head, keys_B)
+            dropout = jax.vmap(head.draw_dropout)(keys_B)
             logits_B = apply(
                 head, params, batch.features_BxTxD, batch.mask_BxT, dropout
             )
@@ -132,7 +131,7 @@ def make_train_step(
 def _parallel_step(
     config: Config, devices: tuple[jax.Device, ...], plugins: Plugins
 ) -> TrainStep:
-    parallel: TrainStep = jax.pmap(
+    return jax.pmap(
         make_step(config, plugins, AXIS),
         axis_name=AXIS,
         in_axes=(None, 0, None),
@@ -140,7 +139,6 @@ def _parallel_step(
         devices=list(devices),
         donate_argnums=0,
     )
-    return parallel
 
 
 class SharedStep:
