@@ -100,7 +100,7 @@ def test_wrong_flags_end_the_audit_before_the_work(clips, tmp_path):
             "audit", "--dataset-path", clips, "--cache-dir", tmp_path / "cache",
             "--report-dir", tmp_path / "report", flag, tmp_path / value, code=2,
         )  # fmt: skip
-        assert f"{flag} {tmp_path / value}" in done.stderr
+        assert str(tmp_path / value) in done.stderr
         assert not (tmp_path / "cache").exists()
 
 
