@@ -367,7 +367,7 @@ def main() -> None:
 def _command() -> int:
     """Call the command that the arguments name."""
     commands = {command.__name__.lower(): command for command in _COMMANDS}
-    name = "".join(sys.argv[1:2])
+    name, *flags = sys.argv[1:] or [""]
     if former := [flag for flag in _FORMER_FLAGS if name == "sweep" and flag in flags]:
         raise VdError(
             f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
