@@ -202,7 +202,7 @@ def test_a_second_extractor_waits_and_names_who_holds_the_store(
     for process, lines in zip(both, printed, strict=True):
         if "waiting for " in lines:  # else it began when the other had ended
             (other,) = (p.pid for p in both if p is not process)
-            assert f"waiting for vd extract, process {other}" in lines
+            assert f"waiting for an extraction, process {other}" in lines
 
 
 def test_mirrored_view_is_the_plain_view_of_the_mirrored_images(

@@ -242,7 +242,7 @@ def test_folder_faults(tmp_path, names, settings, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", ["path,label", "0 rows"]),
+        ("path,label\n", ["no rows below its first line"]),
         ("file,label\na,fight\n", ["path,label", "'file,label'"]),
         ("path|label\na|fight\n", ["path|label", "commas"]),
         ("path,label\nx/a.mp4,fight\nb.mp4,normal\n", ["none of the 2", "x/a.mp4"]),

@@ -62,11 +62,11 @@ left running. `python -m tests.test_reliability` prints this page.
 - Root can read every file, so a separate test covers `unreadable`.
 - A longer step of the time stamps than ten usual ones and half a second is a gap: it is listed, counts for no hour,
   and is no fault, as a paused camera and lost data look alike.
-- Known limits: a cut GIF, MPEG transport or program stream, raw MPEG, Motion JPEG or WMV can count as whole, because
+- Known limits: a cut GIF, MPEG transport or program stream, raw MPEG, Motion JPEG, Ogg, DV, Y4M or WMV can count as whole, because
   nothing that FFmpeg reads in it gives its length; it is `partial`, however much is missing, if the cut breaks a frame.
   Damage inside a GIF ends it there unnoticed. The header of FLV, and of Matroska without a DURATION tag, gives only
   the end of the longest stream. Where sound outlasts the picture, such a file is judged by its sound: a picture that
-  ends early counts as whole.
+  ends early counts as whole. Ogg files joined one after the other give all frames, but count as `partial`.
 
 | kind | outcome | reason |
 |---|---|---|

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -26,7 +27,7 @@ from tests.broken import (
     without_tables,
 )
 from tests.decoding import SMALL, decode_all, outcome, record
-from vd.data.decode import decode
+from vd.data.decode import _decoding_stamps, decode
 
 KEPT = [
     0,
@@ -85,6 +86,28 @@ def test_the_rate_that_a_header_claims_moves_no_frame(tmp_path):
 def test_stamps_in_the_order_of_decoding_are_put_in_order(tmp_path, suffix):
     source = render(tmp_path / "a.mp4", noisy_frames(50), b_frames=3)
     assert_50_frames_in_2_seconds(remux(source, tmp_path / f"a.{suffix}"))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_an_avi_keeps_the_last_step(tmp_path, codec):
+    source = render(tmp_path / "a.mp4", noisy_frames(50), codec=codec, b_frames=0)
+    assert_50_frames_in_2_seconds(remux(source, tmp_path / "a.avi"))
+
+
+@pytest.mark.parametrize(
+    ("shown", "decoded", "stamps"),
+    [
+        ([3, 5, 4, 6, 8], [0, 3, 4, 5, 6], ""),  # their own times
+        ([None] * 5, [0, 1, 2, 3, 4], "dts"),  # AVI
+        ([1, 2, 3, 4, 5], [0, 1, 2, 3, 4], "dts"),  # written with pts = dts
+        ([1, 2, 3, 4, 5], [None] * 5, "pts"),
+        ([1, None, 3, 4, 5], [0, None, 1, 2, 3], ""),  # some are missing
+    ],
+)
+def test_which_stamps_are_in_the_order_of_decoding(shown, decoded, stamps):
+    pairs = zip(shown, decoded, strict=True)
+    packets = [SimpleNamespace(pts=p, dts=d, size=9) for p, d in pairs]
+    assert _decoding_stamps([*packets, None]) == stamps
 
 
 def test_a_stream_without_stamps_goes_by_its_rate(tmp_path):

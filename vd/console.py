@@ -121,6 +121,7 @@ class Ticker:
         self.done = 0
         self._title, self._total, self._unit = title, total, unit
         self._start = self._shown = time.monotonic()
+        self._first: tuple[float, float] | None = None  # seconds and share
         self._wait = _PLAIN_EVERY_SECONDS  # for the next plain line
         self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
 
@@ -135,10 +136,13 @@ class Ticker:
         check_interrupt()
         self.done += count
         share = self.done / max(self._total, 1) if share is None else share
+        seconds = self.seconds()
+        began, done = self._first = self._first or (seconds, share)
         left = "time left unknown"
-        if share > 0:
-            left = f"{duration(self.seconds() * max(1 / share - 1, 0))} left"
-        rate = f"{self.done / self.seconds():.1f} {self._unit}/s, {left}{note}"
+        if share > done:  # the first item includes what is done once, as compilation
+            rest = (seconds - began) * max(1 - share, 0) / (share - done)
+            left = f"{duration(rest)} left"
+        rate = f"{self.done / seconds:.1f} {self._unit}/s, {left}{note}"
         if not self._bar.disable:
             self._bar.update(self._task, completed=self.done, rate=rate)
         elif time.monotonic() - self._shown >= self._wait:

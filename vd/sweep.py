@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from vd.config import Config, ModelConfig, TrainingConfig, with_settings
 from vd.console import say, say_limits
-from vd.data.manifest import read_manifest
+from vd.data.manifest import Video, read_manifest
 from vd.data.splits import fold_splits, for_folds, keep_splits, with_splits
 from vd.errors import VdError
 from vd.experiment import check, evaluate_run, open_run, prepare, train_run
@@ -60,7 +60,15 @@ def sweep(
     _check_members(config, members, plugins)
     if compiled := sorted(set(grid) - set(StepNumbers._fields)):
         say(f"note: a step is compiled for each value of {', '.join(compiled)}")
-    data = prepare(config, for_folds if folds else with_splits)
+
+    def for_these_folds(videos: Sequence[Video], config: Config) -> list[Video]:
+        whole = for_folds(videos, config)
+        readable = [video for video in whole if video.id]
+        # too many folds are an error before anything is extracted
+        list(fold_splits(readable, folds, config.splits.split_seed))
+        return whole
+
+    data = prepare(config, for_these_folds if folds else with_splits)
     by_fold = [data]
     if folds:
         splits = fold_splits(data.ledger.usable(), folds, config.splits.split_seed)

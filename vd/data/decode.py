@@ -333,7 +333,8 @@ class _Reader:
         packets = self._read()
         ahead: list[Any] = []
         reorders = self._stream.codec_context.reorder_depth > 0
-        if reorders:
+        avi = self._container.format.name == "avi"  # where FFmpeg makes the pts up
+        if reorders or avi:
             ahead = list(islice(packets, _PACKETS_AHEAD))
             self._queued = _decoding_stamps(ahead)
         for packet in chain(ahead, packets):
@@ -342,7 +343,8 @@ class _Reader:
                     yield None, _stamp(packet)
                 continue
             for frame in self._decode(packet):
-                stamp = self._next_stamp() if self._queue else _stamp(frame)
+                stamp = frame.dts if avi else _stamp(frame)
+                stamp = self._next_stamp() if self._queue else stamp
                 if frame.is_corrupt:
                     self._fault()
                 self.good += not frame.is_corrupt
@@ -445,7 +447,10 @@ def _decoding_stamps(packets: list[Any]) -> str:
     frame is shown. "": packets have the times of their own frames.
     """
     packets = [packet for packet in packets if packet is not None and packet.size]
-    shown = [packet.pts for packet in packets if packet.pts is not None]
-    if any(a >= b for a, b in pairwise(shown)):
+    shown = [packet.pts for packet in packets]
+    decoded = [packet.dts for packet in packets]
+    if None not in shown and any(a >= b for a, b in pairwise(shown)):
         return ""
-    return "pts" if any(packet.dts is None for packet in packets) else "dts"
+    if None not in decoded:
+        return "dts"
+    return "" if None in shown else "pts"

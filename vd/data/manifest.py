@@ -34,7 +34,7 @@ _VIDEO_SUFFIXES = frozenset(
 )
 # of videos only if FFmpeg knows the content
 _POSSIBLE_SUFFIXES = frozenset(
-    ("", *".264 .265 .dav .dv .h264 .h265 .hevc .ivf .nut .qt .y4m".split())
+    ("", *".264 .265 .dat .dav .dv .h264 .h265 .hevc .ivf .nut .qt .y4m".split())
 )
 
 _MOST_KINDS = 10  # of ignored files in a line
@@ -243,10 +243,12 @@ def _is_video(path: Path) -> bool:
 def _read_table(path: Path) -> list[_Row]:
     """The rows of a CSV with path,label and optionally split,group, in order of path."""
     table = read_csv(path)
-    columns = [name.strip() for name in table[0] if name] if table else []
+    if not table:
+        raise VdError(f"{path} has no rows below its first line; list the clips there.")
+    columns = [name.strip() for name in table[0] if name]
     if not {"path", "label"} <= set(columns):
         raise VdError(
-            f"{path} names the columns {','.join(columns)!r:.80} and has {len(table)} rows; "
+            f"{path} names the columns {','.join(columns)!r:.80}; "
             "its first line must name path,label and may name split,group, separated by "
             "commas, semicolons or tabs, in UTF-8 or UTF-16."
         )

@@ -89,7 +89,7 @@ def extract(
             "with the same --cache-dir first."
         )
     if verify or decoding.pending(stored()):
-        with lock(store.directory / ".lock", "vd extract", wait=True):
+        with lock(store.directory / ".lock", "an extraction", wait=True):
             store.recover(verify)  # another writer may have added shards
             while missing := decoding.pending(stored()):
                 _extract_missing(missing, store, backbone, decoding, config, executor)

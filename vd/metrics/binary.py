@@ -188,7 +188,8 @@ def evaluation_metrics(
     predicted_N = probability_N >= threshold
     values = point_metrics(labels_N, probability_N, predicted_N)
     resampled = resampled_metrics(labels_N, probability_N, predicted_N, group_N)
-    warnings = interval_warnings(labels_N, group_N, grouped)
+    remedy = "; vd crossval tests every clip"
+    warnings = interval_warnings(labels_N, group_N, grouped, remedy)
     if names := [METRICS[name].label for name in values if values[name] is None]:
         why = "a class has no clip, or no clip is predicted to be of it"
         warnings.insert(0, f"undefined: {', '.join(names)}; {why}")
@@ -203,7 +204,9 @@ def evaluation_metrics(
     }
 
 
-def interval_warnings(labels_N: Labels, group_N: Groups, grouped: bool) -> list[str]:
+def interval_warnings(
+    labels_N: Labels, group_N: Groups, grouped: bool, remedy: str = ""
+) -> list[str]:
     """What limits the intervals, in sentences; `grouped`: whether source groups are known."""
     warnings = []
     groups = len(np.unique(group_N))
@@ -222,6 +225,6 @@ def interval_warnings(labels_N: Labels, group_N: Groups, grouped: bool) -> list[
         warnings.append(
             f"the intervals rest on {groups} groups ({violent} with violent, {calm} with "
             f"non-violent clips; a clip without a group is its own); with under {_FEW_GROUPS} "
-            "of a class they are too narrow; vd crossval tests every clip"
+            f"of a class they are too narrow{remedy}"
         )
     return warnings

@@ -73,8 +73,9 @@ class Predictor:
         before = read_config(run_dir)["engine"]
         self._engine = make_engine(self._backbone, engine, before)
 
-    def predict(self, paths: Sequence[Path]) -> Iterator[Prediction]:
+    def predict(self, files: Sequence[Path | str]) -> Iterator[Prediction]:
         """Probability of violence of each file, in order, as each is done."""
+        paths = list(map(Path, files))
         restored = self._restored
         for path, video in zip(paths, self._features(paths), strict=True):
             probability = label = None
@@ -85,13 +86,16 @@ class Predictor:
             yield Prediction(path, video.outcome, probability, label)
 
     def timeline(
-        self, path: Path, window_seconds: float = 2.0, stride_seconds: float = 0.25
+        self,
+        path: Path | str,
+        window_seconds: float = 2.0,
+        stride_seconds: float = 0.25,
     ) -> Timeline | None:
         """Probability in sliding windows over one video; None when it cannot be decoded.
 
         No window spans a gap in the video's time.
         """
-        (video,) = self._features([path])
+        (video,) = self._features([Path(path)])
         if not len(video.seconds_F):
             return None
         middle_W, windows = sliding_windows(
