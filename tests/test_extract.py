@@ -344,7 +344,7 @@ def test_progress_tells_frames_a_second_and_every_stretch_of_a_long_video(
     ]
     assert len(lines) == 2 * 3  # stretches of 30 s
     assert "0/2 videos" in lines[0]
-    assert re.search(r" \d+ s left", lines[0])
+    assert re.search(r" \d+ s left", lines[1])
     rates = [int(line.split(" frames/s")[0].split()[-1]) for line in lines]
     assert min(rates) > 0
 

@@ -166,6 +166,11 @@ def _has_open(pid: int, path: Path) -> bool:
         return False
 
 
+def _is_stopped(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state == "T"
+
+
 def assert_end(pids: list[int], seconds: float) -> None:
     """Every one of some processes ends in time."""
     give_up = time.monotonic() + seconds
@@ -536,5 +541,7 @@ def test_a_stopped_program_is_no_timeout_but_a_stuck_worker_is(tmp_path):
         os.killpg(process.pid, signal.SIGSTOP)
         time.sleep(12)
         os.killpg(process.pid, signal.SIGCONT)
+        while _is_stopped(stuck):  # a signal to go on would undo the next one
+            time.sleep(0.01)
         os.kill(stuck, signal.SIGSTOP)  # it never ends by itself
         assert process.communicate(timeout=60)[0] == "used \nquarantined timeout\n"
