@@ -29,24 +29,7 @@ from tests.broken import (
 from tests.decoding import SMALL, decode_all, outcome, record
 from vd.data.decode import _decoding_stamps, decode
 
-KEPT = [
-    0,
-    4,
-    7,
-    10,
-    13,
-    16,
-    19,
-    22,
-    25,
-    29,
-    32,
-    35,
-    38,
-    41,
-    44,
-    47,
-]  # of 50 at 25 a second
+KEPT = [0, 4, 7, 10, 13, 16, 19, 22, 25, 29, 32, 35, 38, 41, 44, 47]  # of 50, at 25 fps
 
 
 def assert_50_frames_in_2_seconds(path):
@@ -191,24 +174,7 @@ def test_no_motion_spans_a_gap(tmp_path):
     images, _ = decode_all(path)
     rgb, motion = images[:, :, 0, 0, 0].astype(int).T
     steps = (motion - 127) // LEVEL
-    assert list(rgb // LEVEL) == [
-        0,
-        4,
-        7,
-        10,
-        13,
-        16,
-        19,
-        22,
-        25,
-        29,
-        32,
-        35,
-        38,
-        41,
-        44,
-        47,
-    ]
+    assert list(rgb // LEVEL) == KEPT
     assert set(steps) == {2}
 
 
