@@ -56,8 +56,9 @@ if __name__ == "__main__":
 class Faulty(type(Path())):
     """A path whose decoding stops at a frame: at another one in each pass, then at none.
 
-    `at` are numbers of frames; `kind` is `hang`, `crash`, `full` (crash when two other
-    workers wait with a finished stretch) or `wait` (crash while the first stretch waits).
+    `at` are numbers of frames, −1 for before the header; `kind` is `hang`, `crash`, `full`
+    (crash when two other workers wait with a finished stretch), `wait` (crash while the
+    first stretch waits) or `pause` (go on when the file `….go` is there).
     """
 
     def __new__(cls, path, kind, *at):
@@ -78,32 +79,38 @@ def _spoil(path, kind, at):
     passes.write_text("x" * (number + 1))
     intact = workers.decode
 
+    def stop(sink):
+        folder = Path(sink._name).parent
+        while kind == "full" and len(list(folder.glob("*.frames"))) < 2:
+            time.sleep(0.01)
+        while kind == "hang" or (kind == "pause" and not Path(f"{path}.go").exists()):
+            time.sleep(0.01)
+        if kind != "pause":
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def stopping(other, settings, sink, *options):
+        workers.decode = intact
         keep, stretch = sink.keep, sink.stretch
 
         def crash_waiting():
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
             stretch()
 
-        def keep_or_stop(images, seconds, frames):
-            if number < len(at) and frames > at[number]:
-                folder = Path(sink._name).parent
-                while kind == "full" and len(list(folder.glob("*.frames"))) < 2:
-                    time.sleep(0.01)
-                if kind == "hang":
-                    time.sleep(1000)
-                os.kill(os.getpid(), signal.SIGKILL)
+        def stop_or_keep(images, seconds, frames):
+            if frames > at[number]:
+                stop(sink)
             keep(images, seconds, frames)
 
-        if str(other) == path:
-            workers.decode = intact
-            if kind != "wait":
-                sink.keep = keep_or_stop
-            elif number < len(at):
-                sink.stretch = crash_waiting
+        if kind == "wait":
+            sink.stretch = crash_waiting
+        elif at[number] < 0:
+            stop(sink)
+        else:
+            sink.keep = stop_or_keep
         return intact(other, settings, sink, *options)
 
-    workers.decode = stopping
+    if number < len(at):
+        workers.decode = stopping
     return Path(path)
 
 
@@ -166,11 +173,6 @@ def _has_open(pid: int, path: Path) -> bool:
         return False
 
 
-def _is_stopped(pid: int) -> bool:
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "T"
-
-
 def assert_end(pids: list[int], seconds: float) -> None:
     """Every one of some processes ends in time."""
     give_up = time.monotonic() + seconds
@@ -204,6 +206,7 @@ def start_script(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         )
         processes.append(process)
         return process
@@ -276,6 +279,7 @@ def test_a_stretch_that_waits_while_its_worker_crashes_comes_again(long):
 LOST = {
     "hangs twice at one frame": ("hang", (80, 80), ("partial", "timeout"), 2),
     "hangs once": ("hang", (80,), ("used", ""), 2),
+    "hangs before its header": ("hang", (-1, -1), ("quarantined", "timeout"), 1),
     "hangs early": ("hang", (40, 40), ("quarantined", "timeout"), 1),
     "hangs here and there": ("hang", (80, 90), ("quarantined", "timeout"), 2),
     "hangs there and here": ("hang", (90, 60), ("quarantined", "timeout"), 2),
@@ -299,7 +303,8 @@ def test_a_video_that_stops_counts_if_it_stops_at_the_same_frame_again(
     assert outcomes(pieces) == [outcome, ("used", "")]
     assert len(video.passes.read_text()) == passes
     result = next(piece.outcome for piece in pieces if piece.outcome)
-    assert (result.width, result.height, result.codec) == (64, 48, "h264")
+    header = (64, 48, "h264") if at[0] >= 0 else (0, 0, "")
+    assert (result.width, result.height, result.codec) == header
     if outcome[0] == "partial":
         assert 75 <= result.frames <= 80
         assert result.duration == pytest.approx(result.frames / 25, abs=0.15)
@@ -523,25 +528,22 @@ def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
         assert len(list(pieces)) == 2
 
 
-@needs_proc
 @pytest.mark.slow
-def test_a_stopped_program_is_no_timeout_but_a_stuck_worker_is(tmp_path):
-    clip = render_slow(tmp_path / "clip.mkv", 150)  # 1 s of decoding
-    slow = render_slow(tmp_path / "slow.mkv", 9000)  # stuck before half: no second pass
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("timeout_seconds=60", "timeout_seconds=10"))
-    with subprocess.Popen(
-        [sys.executable, script, clip, slow],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        workers_reading(clip, process.pid)
-        (stuck,) = workers_reading(slow, process.pid)
-        os.killpg(process.pid, signal.SIGSTOP)
-        time.sleep(12)
-        os.killpg(process.pid, signal.SIGCONT)
-        while _is_stopped(stuck):  # a signal to go on would undo the next one
-            time.sleep(0.01)
-        os.kill(stuck, signal.SIGSTOP)  # it never ends by itself
-        assert process.communicate(timeout=60)[0] == "used \nquarantined timeout\n"
+def test_a_stopped_program_is_no_timeout_but_a_stuck_worker_is(
+    start_script, clip, long
+):
+    """Stopped for longer than the deadline and one tick, which a video has in all."""
+    faulty = 'Faulty(sys.argv[1], "pause", 20), Faulty(sys.argv[2], "hang", 40)'
+    script = SCRIPT.replace("Path(name) for name in sys.argv[1:]", faulty)
+    script = script.replace("timeout_seconds=60", "timeout_seconds=2")
+    imported = "from tests.test_workers import Faulty"
+    process = start_script([clip, long], f"{imported}\n{script}")
+    passes = Path(f"{clip}.passes"), Path(f"{long}.passes")
+    while not all(file.exists() and file.read_text() for file in passes):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGSTOP)
+    Path(f"{clip}.go").touch()
+    time.sleep(4)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == "used \nquarantined timeout\n"
+    assert [file.read_text() for file in passes] == ["x", "x"]

@@ -298,7 +298,8 @@ class _Video:
             header = replace(outcome_from_row(row), reason=reason)
         records = np.concatenate(self._records)
         frames = int(records["frames"].max(initial=0))
-        enough = stuck and frames >= _LEAST_SHARE * expected_frames(header)
+        least = max(1, _LEAST_SHARE * expected_frames(header))  # 0: not even a header
+        enough = stuck and frames >= least
         passes = self._lost_passes
         passes.append(records)
         if len(passes) == 1 and (crashed or (self.confirm and enough)):
