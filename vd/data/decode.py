@@ -45,7 +45,7 @@ _Sizes = dict[int | None, Image]  # a frame by `Stream.side`
 
 
 class Sink:
-    """Takes what a video gives, in order; this one does nothing with it."""
+    """Takes what a video gives, in order; this one drops it."""
 
     def header(self, header: Outcome) -> None:
         """The header, once, before the first frame."""
@@ -77,7 +77,7 @@ class FrameSettings:
 def decode(
     path: Path,
     settings: FrameSettings,
-    sink: Sink | None = None,
+    sink: Sink,
     images: bool = True,
     stretch_seconds: float = 30.0,
 ) -> Outcome:
@@ -87,7 +87,7 @@ def decode(
     follows it about `motion_gap_seconds` later. Damaged frames are counted and left out.
     With `images` false, frames are only counted. Never raises for a bad file.
     """
-    keeper = _Keeper(settings, sink or Sink(), images and sink is not None)
+    keeper = _Keeper(settings, sink, images)
     return _open(path, lambda container: _decode(container, keeper, stretch_seconds))
 
 
@@ -138,16 +138,17 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
             if frame.width * frame.height > keeper.settings.max_pixels:
                 return replace(header, reason="too-large", frames=0)
             if header.brightness is None:
-                header = replace(header, brightness=_brightness(frame))
+                grey = frame.to_ndarray(format="gray")
+                header = replace(header, brightness=float(grey.mean()))
         for timed in clock.add(picture, stamp):
-            keeper.see(timed, reader.good)
+            keeper.see(timed)
             if timed.seconds >= stretch_end:
                 stretches = timed.seconds // stretch_seconds + 1
                 stretch_end = stretches * stretch_seconds
                 keeper.sink.stretch()
     for timed in clock.finish():
-        keeper.see(timed, reader.good)
-    keeper.finish(reader.good)
+        keeper.see(timed)
+    keeper.finish()
     counts = reader.counts(header, keeper.kept, clock.reach)
     if container.format.name == PICTURE and counts.packets < 2:
         return Outcome("quarantined", "not-a-video")
@@ -171,14 +172,6 @@ def _open_decoder(stream: Any) -> bool:
     except av.error.FFmpegError:
         return False
     return True
-
-
-def _brightness(frame: Any) -> float | None:
-    """Mean grey of a frame, 0 to 255; None when FFmpeg cannot convert it."""
-    try:
-        return float(frame.to_ndarray(format="gray").mean())
-    except (av.error.FFmpegError, ValueError):
-        return None
 
 
 def _grid(fps: float) -> float:
@@ -211,7 +204,7 @@ class _Keeper:
     def __init__(self, settings: FrameSettings, sink: Sink, images: bool) -> None:
         self.settings, self.sink = settings, sink
         self.grid = 0.0  # frames a second at which rounded time stamps lie
-        self.kept = 0
+        self.kept = self._seen = 0  # frames
         self._waiting: deque[Timed[_Picture]] = deque()  # for their later frames
         self._last: Timed[_Picture] | None = None
         self._slot = -1
@@ -220,19 +213,20 @@ class _Keeper:
         # one a size, because it keeps its tables from frame to frame
         self._reformatters = {side: VideoReformatter() for side in sides}
 
-    def see(self, timed: Timed[_Picture], frames: int) -> None:
+    def see(self, timed: Timed[_Picture]) -> None:
         """Take a frame as the later one of those waiting; keep it if its slot is new.
 
         Later is the frame nearest to `motion_gap_seconds` later, of two as near the earlier
         one.
         """
         if timed.after_gap:
-            self.finish(frames)
+            self.finish()
         if not timed.frame.usable:
             return
+        self._seen += 1
         while self._waiting and timed.seconds >= self._target() - _ROUNDING:
             late = timed.seconds - self._target()
-            self._keep(self._last_within(late + _TIE) or timed, frames)
+            self._keep(self._last_within(late + _TIE) or timed)
         seconds = self._unrounded(timed.seconds) + _ROUNDING
         slot = math.floor(seconds * self.settings.frames_per_second)
         if slot > self._slot:
@@ -240,11 +234,11 @@ class _Keeper:
             self._waiting.append(timed)
         self._last = timed
 
-    def finish(self, frames: int) -> None:
+    def finish(self) -> None:
         """No frame follows, or a gap: the last one may still be the later one."""
         while self._waiting:
             if later := self._last_within(_NEAR):
-                self._keep(later, frames)
+                self._keep(later)
             else:
                 self._waiting.popleft()
         self._last = None
@@ -265,14 +259,14 @@ class _Keeper:
         exact = round(seconds * self.grid) / self.grid if self.grid else seconds
         return exact if abs(exact - seconds) < _ROUNDING else seconds
 
-    def _keep(self, later: Timed[_Picture], frames: int) -> None:
+    def _keep(self, later: Timed[_Picture]) -> None:
         """Hand over the first waiting frame."""
         earlier = self._waiting.popleft()
         images = None
         if self._images:
             images = self._streams(earlier.frame.sizes(), later.frame.sizes())
         self.kept += 1
-        self.sink.keep(images, earlier.seconds, frames)
+        self.sink.keep(images, earlier.seconds, self._seen)
 
     def _streams(self, earlier: _Sizes, later: _Sizes) -> UInt8[np.ndarray, "S H W 3"]:
         """The image of each stream, in the size of the settings."""
