@@ -258,16 +258,6 @@ def render_encrypted(path: Path) -> Path:
     return render(path, noisy_frames(50), **options)
 
 
-def scrambled(ts: bytes) -> bytes:
-    """An MPEG transport stream whose video packets are marked as scrambled."""
-    content = bytearray(ts)
-    for packet in range(0, len(content), 188):
-        if content[packet + 1] & 0x1F == 1:  # of the video
-            content[packet + 3] |= 0x80
-            content[packet + 4 : packet + 188] = bytes(184)
-    return bytes(content)
-
-
 def without_tables(path: Path) -> Path:
     """Zero what the decoder of a file needs to open."""
     with av.open(str(path)) as container:

@@ -24,7 +24,6 @@ from vd.data.outcome import (
     Counts,
     Outcome,
     check_file,
-    is_encrypted,
     outcome_of,
     select_stream,
     why_not_opened,
@@ -149,6 +148,8 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     for timed in clock.finish():
         keeper.see(timed)
     keeper.finish()
+    if reader.encrypted:
+        return replace(header, reason="encrypted", frames=0)
     counts = reader.counts(header, keeper.kept, clock.reach)
     if container.format.name == PICTURE and counts.packets < 2:
         return Outcome("quarantined", "not-a-video")
@@ -308,13 +309,13 @@ class _Reader:
 
     def __init__(self, container: Any, stream: Any) -> None:
         self.good = 0  # frames decoded so far
+        self.encrypted = False
         self._container, self._stream = container, stream
         self._end = 0.0  # seconds, of all streams if the one has no own duration
         self._packets = 0  # read so far, of the one stream
         self._shown = 0  # of these, not hidden by an edit list
         self._cut = False  # whether the last of them is incomplete
         self._started = False  # whether one of them begins a group of pictures
-        self._encrypted = False
         self._faults: list[int] = []  # the value of `_packets` at each fault
         self._queued = ""  # which stamps of packets wait for the frames, if any
         self._queue: deque[int | None] = deque()
@@ -362,8 +363,6 @@ class _Reader:
             tail=self._faults.count(self._packets) if ends else 0,
             lost=max(faults, self._shown - self.good) if faults else 0,
             reached=max(reach, self._end - start),
-            encrypted=self._encrypted
-            or (not self.good and is_encrypted(self._container)),
         )
 
     def _read(self) -> Iterator[Any]:
@@ -402,7 +401,7 @@ class _Reader:
             self._shown += not packet.is_discard
             self._cut = packet.is_corrupt
             self._started = self._started or packet.is_keyframe
-            self._encrypted |= packet.has_sidedata("encryption_info")
+            self.encrypted |= packet.has_sidedata("encryption_info")
             if self._queued:
                 self._queue.append(getattr(packet, self._queued))
         try:
