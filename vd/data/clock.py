@@ -110,7 +110,6 @@ class Clock(Generic[T]):
         return frames
 
     def _add_behind_jump(self, frame: T, stamp: int | None) -> list[Timed[T]]:
-        """Take a frame while others are held."""
         usual = self.usual_step
         longest = max(_GAP_STEPS * usual, _GAP_SECONDS) + len(self._held) * usual
         if stamp is None or self._seconds(stamp) > self._last + longest:

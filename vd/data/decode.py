@@ -119,7 +119,6 @@ def _open(path: Path, read: Callable[[Any], Outcome]) -> Outcome:
 
 
 def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcome:
-    """Decode the best stream of an open file."""
     stream, header = select_stream(container, keeper.settings.max_pixels)
     if header.reason:
         return replace(header, frames=0)
@@ -261,7 +260,6 @@ class _Keeper:
         return exact if abs(exact - seconds) < _ROUNDING else seconds
 
     def _keep(self, later: Timed[_Picture]) -> None:
-        """Hand over the first waiting frame."""
         earlier = self._waiting.popleft()
         images = None
         if self._images:
@@ -270,7 +268,6 @@ class _Keeper:
         self.sink.keep(images, earlier.seconds, self._seen)
 
     def _streams(self, earlier: _Sizes, later: _Sizes) -> UInt8[np.ndarray, "S H W 3"]:
-        """The image of each stream, in the size of the settings."""
         height, width = self.settings.height, self.settings.width
         images = []
         for name in self.settings.streams:

@@ -227,7 +227,6 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def _is_video(path: Path) -> bool:
-    """Whether a file is a video by its name."""
     return path.suffix.lower() in _VIDEO_SUFFIXES
 
 

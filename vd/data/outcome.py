@@ -79,16 +79,14 @@ def check_file(path: Path) -> Reason:
     """Why a path cannot be a video; does not open it, as a named pipe would hang."""
     try:
         status = os.stat(path)
-        mode = os.R_OK | os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
-        readable = os.access(path, mode, effective_ids=True)
     except PermissionError:
         return "unreadable"
     except (OSError, ValueError):  # missing, a loop of links, no possible name
         return "missing"
-    if not readable:
-        return "unreadable"
     if not stat.S_ISREG(status.st_mode):
         return "not-a-regular-file"
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return "unreadable"
     return "" if status.st_size else "empty"
 
 

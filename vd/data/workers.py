@@ -89,18 +89,12 @@ class DecodePool:
         self._line.append(video)
         self._start()
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready`; meanwhile videos are started, ended and cancelled."""
-        self._step(0.0)  # a worker may have become free
-        while not ready():
-            self._step(_POLL_SECONDS)
-
     def _start(self) -> None:
         while self._line and len(self._running) < self.workers:
             self._running.append(self._line.popleft())
             self._running[-1].start()
 
-    def _step(self, seconds: float) -> None:
+    def step(self, seconds: float) -> None:
         """Wait so long at most, settle passes that ended, count the time of the others.
 
         Time is counted in ticks of at most a second while somebody waits. So neither a pause
@@ -143,7 +137,7 @@ def decode_pool(
 ) -> Iterator[DecodePool]:
     """Yield a pool for so many videos; its processes are stopped however the block ends.
 
-    Raises `VdError` if there is no place for decoded frames, or if the workers cannot start.
+    Raises `VdError` if the workers cannot start.
     """
     workers = max(1, min(decode.decode_workers or usable_cores(), videos))
     frames = stretch_seconds * settings.frames_per_second * len(settings.streams)
@@ -243,12 +237,13 @@ class _Video:
 
     def pieces(self) -> Iterator[Decoded]:
         """The frames of each stretch, and the outcome with the last one."""
+        self.pool.step(0.0)  # a worker may have become free
         while self.outcome is None:
-            self.pool.wait(lambda: self.outcome is not None or self._is_waiting())
             if self._is_waiting():
                 images, seconds = self._collect("frames")
                 self._given = len(self._records)
                 yield Decoded(self.index, images, seconds, None)
+            self.pool.step(_POLL_SECONDS)
         yield Decoded(self.index, *self._rest, self.outcome)
 
     def tick(self, seconds: float) -> None:
@@ -367,16 +362,15 @@ class _Handover(Sink):
     A frame is written at once, so that it stays when the process is killed.
     """
 
-    def __init__(self, name: str, keep_images: bool) -> None:
-        self._name, self._keep_images = name, keep_images
-        self._stretch = 0
+    def __init__(self, name: str) -> None:
+        self._name, self._stretch = name, 0
         self._open()
 
     def _open(self) -> None:
-        base = f"{self._name}.{self._stretch}"
-        if self._keep_images:
-            self._images = open(f"{base}.images", "wb")  # noqa: SIM115
-        self._records = open(f"{base}.frames.part", "wb", buffering=0)  # noqa: SIM115
+        self._file = f"{self._name}.{self._stretch}.frames"
+        images = f"{self._name}.{self._stretch}.images"
+        self._images = open(images, "wb")  # noqa: SIM115
+        self._records = open(f"{self._file}.part", "wb", buffering=0)  # noqa: SIM115
 
     def header(self, header: Outcome) -> None:
         """Write the header, which is known of a lost video too then."""
@@ -393,9 +387,8 @@ class _Handover(Sink):
 
     def stretch(self) -> None:
         """Hand over a stretch, and wait until it has been collected."""
-        file = f"{self._name}.{self._stretch}.frames"
-        os.rename(f"{file}.part", file)
-        while os.path.exists(file):
+        os.rename(f"{self._file}.part", self._file)
+        while os.path.exists(self._file):
             time.sleep(_POLL_SECONDS)
         self._stretch += 1
         self._open()
@@ -405,7 +398,7 @@ def _decode(
     path: Path, settings: FrameSettings, seconds: float, name: str, keep_images: bool
 ) -> Outcome:
     """In the worker: decode a video, and write what it gives into files of this name."""
-    return decode(path, settings, _Handover(name, keep_images), keep_images, seconds)
+    return decode(path, settings, _Handover(name), keep_images, seconds)
 
 
 def _start_worker(parent: int) -> None:
