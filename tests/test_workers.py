@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -219,14 +218,15 @@ def start_script(tmp_path):
 
 def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
     expected = make_broken(tmp_path)
-    names = list(expected)
-    paths = [clip, *(tmp_path / name for name in names), clip]
-    pieces = list(decode(paths))
+    paths = [clip, *(tmp_path / name for name in expected), clip]
+    with decode_pool(SMALL, DecodeConfig(60, 2), len(paths)) as pool:
+        whole, *broken, _ = read_headers(paths, pool)
+        pieces = list(decode_videos(paths, pool))
+    assert whole.duration == 2.0
+    assert all(0 <= header.duration <= 2 for header in broken)
     assert [piece.index for piece in pieces] == list(range(len(paths)))
     found = outcomes(pieces)
     assert found == [("used", ""), *expected.values(), ("used", "")]
-    kinds = [kind for kind, _ in found]
-    assert sum(map(kinds.count, ("used", "partial", "quarantined"))) == len(paths)
     alone, _ = decoding.decode_all(clip)
     for piece in (pieces[0], pieces[-1]):
         np.testing.assert_array_equal(piece.images, alone)
@@ -277,64 +277,81 @@ def test_a_stretch_that_waits_while_its_worker_crashes_comes_again(long):
 
 
 LOST = {
-    "hangs twice at one frame": ("hang", (80, 80), ("partial", "timeout"), 2),
-    "hangs once": ("hang", (80,), ("used", ""), 2),
-    "hangs before its header": ("hang", (-1, -1), ("quarantined", "timeout"), 1),
-    "hangs early": ("hang", (40, 40), ("quarantined", "timeout"), 1),
-    "hangs here and there": ("hang", (80, 90), ("quarantined", "timeout"), 2),
-    "hangs there and here": ("hang", (90, 60), ("quarantined", "timeout"), 2),
-    "crashes twice at one frame": ("crash", (80, 80), ("partial", "corrupt-frames"), 2),
-    "crashes early": ("crash", (40, 40), ("quarantined", "corrupt-frames"), 2),
-    "crashes here and there": ("crash", (80, 70), ("quarantined", "corrupt-frames"), 2),
+    "hangs twice at one frame": ("hang", (80, 80), ("partial", "timeout", 2)),
+    "hangs once": ("hang", (80,), ("used", "", 2)),
+    "hangs before its header": ("hang", (-1, -1), ("quarantined", "timeout", 1)),
+    "hangs early": ("hang", (40, 40), ("quarantined", "timeout", 1)),
+    "hangs here and there": ("hang", (80, 90), ("quarantined", "timeout", 2)),
+    "hangs there and here": ("hang", (90, 60), ("quarantined", "timeout", 2)),
+    "crashes twice at one frame": ("crash", (80, 80), ("partial", "corrupt-frames", 2)),
+    "crashes early": ("crash", (40, 40), ("quarantined", "corrupt-frames", 2)),
+    "crashes here and there": ("crash", (80, 70), ("quarantined", "corrupt-frames", 2)),
 }
+NOT_CONFIRMED = {
+    "hangs": ("hang", (40, 40), ("partial", "timeout", 1)),
+    "crashes earlier": ("crash", (40, 30), ("partial", "corrupt-frames", 2)),
+    "crashes later": ("crash", (40, 80), ("partial", "corrupt-frames", 2)),
+}
+
+
+@pytest.fixture(scope="module")
+def decode_stopping(tmp_path_factory, clip, long):
+    """Decode a copy of a clip that stops for each case, and a whole one beside them."""
+
+    def decode_all(cases, **options):
+        folder = tmp_path_factory.mktemp("stopping")
+        videos = []
+        for number, (kind, at, _) in enumerate(cases.values()):
+            copy = shutil.copy(long, folder / f"{number}.mkv")
+            videos.append(Faulty(copy, kind, *at))
+        pieces = list(decode([*videos, clip], 4, 1, 1.0, **options))
+        results = [piece.outcome for piece in pieces if piece.outcome]
+        assert results.pop().outcome == "used"
+        images = [
+            np.concatenate([p.images for p in pieces if p.index == index])
+            for index in range(len(cases))
+        ]
+        found = {
+            name: (result.outcome, result.reason, len(video.passes.read_text()))
+            for name, video, result in zip(cases, videos, results, strict=True)
+        }
+        assert found == {name: expected for name, (_, _, expected) in cases.items()}
+        return dict(zip(cases, zip(results, images, strict=True), strict=True))
+
+    return decode_all
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep_images", [True, False])
-@pytest.mark.parametrize(
-    ("kind", "at", "outcome", "passes"), LOST.values(), ids=list(LOST)
-)
 def test_a_video_that_stops_counts_if_it_stops_at_the_same_frame_again(
-    clip, long, kind, at, outcome, passes, keep_images
+    decode_stopping, long, keep_images
 ):
-    video = Faulty(long, kind, *at)
-    options = {"stretch_seconds": 1.0, "deadline_seconds": 1}
-    pieces = list(decode([video, clip], keep_images=keep_images, **options))
-    assert outcomes(pieces) == [outcome, ("used", "")]
-    assert len(video.passes.read_text()) == passes
-    result = next(piece.outcome for piece in pieces if piece.outcome)
-    header = (64, 48, "h264") if at[0] >= 0 else (0, 0, "")
-    assert (result.width, result.height, result.codec) == header
-    if outcome[0] == "partial":
-        assert 75 <= result.frames <= 80
-        assert result.duration == pytest.approx(result.frames / 25, abs=0.15)
-        if keep_images:
-            images = np.concatenate([p.images for p in pieces if p.index == 0])
-            whole, _ = decoding.decode_all(long)
+    whole, _ = decoding.decode_all(long)
+    for name, (result, images) in decode_stopping(
+        LOST, keep_images=keep_images
+    ).items():
+        size = result.width, result.height, result.codec
+        known = name != "hangs before its header"
+        assert size == ((64, 48, "h264") if known else (0, 0, ""))
+        if result.outcome == "partial":
+            assert 75 <= result.frames <= 80
+            assert result.duration == pytest.approx(result.frames / 25, abs=0.15)
+            assert len(images) == (25 if keep_images else 0)
+        if result.outcome != "quarantined":
             np.testing.assert_array_equal(images, whole[: len(images)])
-            assert len(images) == 25
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "at", "frames", "passes"),
-    [("hang", (40, 40), 40, 1), ("crash", (40, 30), 40, 2), ("crash", (40, 80), 80, 2)],
-)
-def test_without_confirmation_a_video_gives_what_came(
-    clip, long, kind, at, frames, passes
-):
-    video = Faulty(long, kind, *at)
-    options = {"stretch_seconds": 1.0, "deadline_seconds": 1}
-    pieces = list(decode([video, clip], confirm=False, **options))
-    reason = "timeout" if kind == "hang" else "corrupt-frames"
-    assert outcomes(pieces) == [("partial", reason), ("used", "")]
-    assert len(video.passes.read_text()) == passes
-    result = next(piece.outcome for piece in pieces if piece.outcome)
-    assert frames - 5 <= result.frames <= frames
-    images = np.concatenate([piece.images for piece in pieces if piece.index == 0])
+def test_without_confirmation_a_video_gives_what_came(decode_stopping, long):
     whole, _ = decoding.decode_all(long)
-    np.testing.assert_array_equal(images, whole[: len(images)])
-    assert len(images) >= min(frames // 25 * 8, 8)
+    results = decode_stopping(NOT_CONFIRMED, confirm=False)
+    frames = [result.frames for result, _ in results.values()]
+    assert 35 <= frames[0] <= 40
+    assert 35 <= frames[1] <= 40
+    assert 75 <= frames[2] <= 80
+    for _, images in results.values():
+        assert len(images) >= 8
+        np.testing.assert_array_equal(images, whole[: len(images)])
 
 
 @pytest.mark.slow
@@ -353,12 +370,6 @@ def test_a_slow_consumer_is_no_timeout_and_few_stretches_wait_for_it(long):
     assert 3 <= most <= 2 + 2 + 1  # one of them is the consumer's
 
 
-def test_images_are_left_out_on_request(clip):
-    (piece,) = decode([clip], keep_images=False)
-    assert piece.images.shape == (0, 2, 48, 64, 3)
-    assert outcomes([piece]) == [("used", "")]
-
-
 def test_nothing_to_decode():
     assert list(decode([])) == []
 
@@ -374,47 +385,11 @@ def test_images_of_two_calls_at_once_do_not_mix(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_video_that_misses_the_deadline_costs_itself_only(clip, slow):
-    began = time.monotonic()
-    pieces = list(decode([clip, slow, clip, clip], deadline_seconds=1.5))
-    assert outcomes(pieces) == [
-        ("used", ""), ("quarantined", "timeout"), ("used", ""), ("used", "")
-    ]  # fmt: skip
-    assert len(pieces[1].images) == 0
-    assert time.monotonic() - began < 10
-
-
 @needs_proc
-@pytest.mark.parametrize(
-    ("crashes", "outcome"), [(1, ("used", "")), (2, ("quarantined", "corrupt-frames"))]
-)
-def test_a_video_whose_worker_crashes_is_tried_once_more(
-    tmp_path, clip, crashes, outcome
-):
-    longer = render_slow(tmp_path / "longer.mkv", 150)
-
-    def kill() -> None:
-        for _ in range(crashes):
-            (pid,) = workers_reading(longer, os.getpid())
-            os.kill(pid, signal.SIGKILL)
-            assert_end([pid], seconds=5)
-
-    with ThreadPoolExecutor(1) as thread:
-        killing = thread.submit(kill)
-        pieces = list(decode([clip, longer, clip], workers=1))
-        killing.result()
-    assert outcomes(pieces) == [("used", ""), outcome, ("used", "")]
-
-
-@pytest.mark.slow
-@needs_proc
-@pytest.mark.parametrize("abandon", ["close", "forget"])
-def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
+def test_a_call_that_is_left_early_stops_its_workers(clip, slow):
     pieces = decode([clip, slow, slow])
     next(pieces)
     workers = workers_reading(slow, os.getpid(), count=2)
-    if abandon == "close":
-        pieces.close()
     del pieces
     assert_end(workers, seconds=2)
     assert not exchange_folders(os.getpid())
@@ -422,25 +397,24 @@ def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
 
 @pytest.mark.slow
 @needs_proc
-def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
-    process = start_script([clip, slow, slow])
-    assert process.stdout.readline() == "used \n"
-    workers = workers_reading(slow, process.pid, count=2)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-    assert_end([process.pid, *workers], seconds=5)
-    assert not exchange_folders(process.pid)
-
-
-@pytest.mark.slow
-@needs_proc
-def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip, slow):
-    process = start_script([clip, slow, slow])
-    assert process.stdout.readline() == "used \n"
-    workers = workers_reading(slow, process.pid, count=2)
+def test_ctrl_c_and_kill_9_leave_no_worker_and_the_next_call_tidies_up(
+    start_script, clip, slow
+):
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = start_script([clip, slow, slow])
+        assert process.stdout.readline() == "used \n"
+        workers = workers_reading(slow, process.pid, count=2)
+        loaded = Path(f"/proc/{workers[0]}/maps").read_text()
+        assert "libavcodec" in loaded
+        assert "jaxlib" not in loaded
+        assert exchange_folders(process.pid)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as the terminal does
+        else:
+            process.kill()
+        assert_end([process.pid, *workers], seconds=5)
+        process.wait()
     assert exchange_folders(process.pid)
-    process.kill()
-    assert_end(workers, seconds=2)
-    process.wait()
     assert outcomes(decode([clip])) == [("used", "")]
     assert not exchange_folders(process.pid)
 
@@ -458,30 +432,6 @@ def test_the_exchange_folder_of_a_live_process_stays_whatever_its_number(clip):
         assert not folder.exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 9216)])
-def test_decoded_frames_that_vanish_are_an_error_not_a_video_without_frames(
-    clip, damage
-):
-    with decode_pool(SMALL, DecodeConfig(), 4) as pool:
-        pieces = decode_videos([clip] * 4, pool)
-        assert len(next(pieces).images) == 16
-        time.sleep(2)  # the next ones are decoded
-        for path in list(pool.folder.rglob("*.images")):
-            damage(path)
-        with pytest.raises(VdError, match="another program removed them"):
-            list(pieces)
-
-
-@pytest.mark.slow
-@needs_proc
-def test_a_worker_does_not_load_jax(start_script, slow):
-    process = start_script([slow])
-    (worker,) = workers_reading(slow, process.pid)
-    loaded = Path(f"/proc/{worker}/maps").read_text()
-    assert "libavcodec" in loaded
-    assert "jaxlib" not in loaded
 
 
 @pytest.mark.slow
@@ -505,27 +455,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, clip):
         assert not list(tmp_path.iterdir())
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_headers_of_whole_and_of_broken_videos(tmp_path):
-    paths = [render(tmp_path / "a.mkv", noisy_frames(50))]
-    paths += [tmp_path / name for name in make_broken(tmp_path)]
-    with decode_pool(SMALL, DecodeConfig(10, 2), len(paths)) as pool:
-        whole, *broken = read_headers(paths, pool)
-    assert whole.duration == 2.0
-    assert all(0 <= header.duration <= 2 for header in broken)
-
-
-def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
-    clip = render(tmp_path / "a.mkv", noisy_frames(50))
-    with decode_pool(SMALL, DecodeConfig(10, 2), 2) as pool:
-        pieces = decode_videos([clip] * 2, pool)
-        whole = 16 * 2 * 48 * 64 * 3  # bytes of two seconds of both streams
-        ended = time.monotonic() + 30
-        while [p.stat().st_size for p in pool.folder.rglob("*.images")] != [whole] * 2:
-            assert time.monotonic() < ended
-            time.sleep(0.05)
-        assert len(list(pieces)) == 2
 
 
 @pytest.mark.slow
