@@ -168,7 +168,7 @@ for number in range(10**6):
 
 @pytest.mark.slow
 def test_kill_9_in_a_write_keeps_every_committed_row(tmp_path, capsys):
-    for kill_after in range(5, 30, 5):
+    for kill_after in (5, 10, 20):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE
         )
