@@ -221,15 +221,6 @@ def _make_ends(folder: Path) -> None:
     (folder / "50_percent_a.ts").write_bytes(cut((folder / "a.ts").read_bytes(), 0.5))
 
 
-def scanned(root: Path, cache: Path) -> list[dict[str, str]]:
-    """The rows of scan.csv."""
-    vd(
-        "scan", "--dataset-path", root, "--cache-dir", cache, "--report-dir", cache / "report",
-        "--max-loss-gap", "1",
-    )  # fmt: skip
-    return read_csv(cache / "report" / "scan.csv")
-
-
 def page() -> str:
     """The text of docs/reliability.md."""
     return HEAD + "".join(f"| {kind} | {' | '.join(end)} |\n" for kind, end, _ in KINDS)
@@ -255,7 +246,10 @@ def make_dataset(root: Path) -> None:
 
 def test_every_kind_ends_as_the_page_says_and_good_clips_are_untouched(tmp_path):
     make_dataset(tmp_path / "set")
-    rows = scanned(tmp_path / "set", tmp_path / "cache")
+    cache, report = tmp_path / "cache", tmp_path / "report"
+    where = "--dataset-path", tmp_path / "set", "--cache-dir", cache
+    vd("scan", *where, "--report-dir", report, "--max-loss-gap", "1")
+    rows = read_csv(report / "scan.csv")
     assert not multiprocessing.active_children()
     bad = {Path(row["path"]).name: row for row in rows if row["label"] == "violent"}
     ends = {name: [(row["outcome"], row["reason"])] for name, row in bad.items()}

@@ -315,7 +315,7 @@ class _Reader:
         self._started = False  # whether one of them begins a group of pictures
         self._faults: list[int] = []  # the value of `_packets` at each fault
         self._queued = ""  # which stamps of packets wait for the frames, if any
-        self._queue: deque[int | None] = deque()
+        self._queue: deque[int | None] = deque(maxlen=_MOST_IN_DECODER)
 
     def frames(self) -> Iterator[tuple[Any, int | None]]:
         """Decoded frames with their time stamps, from the first good one on.
@@ -336,7 +336,8 @@ class _Reader:
                 continue
             for frame in self._decode(packet):
                 stamp = frame.dts if avi else _stamp(frame)
-                stamp = self._next_stamp() if self._queue else stamp
+                if self._queue:
+                    stamp = self._queue.popleft()
                 if frame.is_corrupt:
                     self._fault()
                 self.good += not frame.is_corrupt
@@ -416,12 +417,6 @@ class _Reader:
         """Count a frame as damaged or missing, unless it precedes all key frames."""
         if self._started or self.good:
             self._faults.append(self._packets)
-
-    def _next_stamp(self) -> int | None:
-        """The stamp of the next frame, where frames have no own ones."""
-        while len(self._queue) > _MOST_IN_DECODER:  # of packets that gave no frame
-            self._queue.popleft()
-        return self._queue.popleft()
 
 
 def _stamp(unit: Any) -> int | None:

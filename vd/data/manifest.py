@@ -35,8 +35,6 @@ _VIDEO_SUFFIXES = frozenset(
 _POSSIBLE_SUFFIXES = frozenset(
     ("", *".264 .265 .dat .dav .dv .h264 .h265 .hevc .ivf .nut .qt .y4m".split())
 )
-
-_MOST_KINDS = 10  # of ignored files in a line
 _NO_GROUP = ("nan", "none", "null", "<na>")  # what programs write for an empty cell
 
 
@@ -198,8 +196,7 @@ def count_ignored(names: Iterable[str]) -> str:
             kind = "folders linked again"
         class_name = _class_and_split(name)[0]
         kinds[f"{kind} in {class_name!r}" if class_name else f"{kind} in no class"] += 1
-    texts = [f"{count} {kind}" for kind, count in kinds.most_common(_MOST_KINDS)]
-    return ", ".join(texts) + (", …" if len(kinds) > _MOST_KINDS else "")
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
 
 def _files(root: Path) -> tuple[list[Path], list[str]]:
