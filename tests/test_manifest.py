@@ -31,42 +31,34 @@ def facts(manifest):
     return [(v.name, v.label, v.split, v.group) for v in manifest.videos]
 
 
-def test_class_folders_in_any_spelling(tmp_path):
-    touch(tmp_path, "Fights/a.mp4", "no-Fight/b.AVI", "no-Fight/deep/c.mkv")
-    assert facts(read(tmp_path)) == [
-        ("Fights/a.mp4", 1, "", ""),
-        ("no-Fight/b.AVI", 0, "", ""),
-        ("no-Fight/deep/c.mkv", 0, "", ""),
-    ]
-
-
-def test_split_folders(tmp_path):
-    touch(
-        tmp_path, "Training/violent/a.mp4", "valid/Non_Violent/b.mp4",
-        "test/fight/c.mp4", "test/loose.mp4",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (
+            ["Fights/a.mp4", "no-Fight/b.AVI", "no-Fight/deep/c.mkv"],
+            [(1, ""), (0, ""), (0, "")],
+        ),
+        (
+            ["Training/violent/a.mp4", "test/fight/c.mp4", "valid/Non_Violent/b.mp4"],
+            [(1, "train"), (1, "test"), (0, "val")],
+        ),
+        (
+            ["Fight/Train/a.mp4", "Fight/test/deep/b.mp4", "normal/valid/c.mp4"],
+            [(1, "train"), (1, "test"), (0, "val")],
+        ),
+    ],
+)
+def test_folders_of_classes_and_splits_in_any_spelling(tmp_path, names, found):
+    ignored = f"{names[0].split('/')[0]}/notes.txt", "loose.mp4"
+    touch(tmp_path, *names, *ignored, ".hidden.mp4")
     manifest = read(tmp_path)
-    assert [(v.split, v.label) for v in manifest.videos] == [
-        ("train", 1), ("test", 1), ("val", 0),
-    ]  # fmt: skip
-    assert manifest.ignored == ("test/loose.mp4",)
-
-
-def test_split_folders_below_the_classes(tmp_path):
-    touch(
-        tmp_path, "Fight/Train/a.mp4", "Fight/test/deep/b.mp4", "normal/valid/c.mp4",
-        "train.txt", "normal/notes.txt", "normal/.hidden",
-    )  # fmt: skip
-    manifest = read(tmp_path)
-    assert facts(manifest) == [
-        ("Fight/Train/a.mp4", 1, "train", ""),
-        ("Fight/test/deep/b.mp4", 1, "test", ""),
-        ("normal/valid/c.mp4", 0, "val", ""),
-    ]
-    assert manifest.ignored == ("normal/notes.txt", "train.txt")
-    touch(tmp_path, "normal/d.mp4")
-    with pytest.raises(VdError, match=r"normal/d.mp4' has no split while other videos"):
-        read(tmp_path)
+    assert [v.name for v in manifest.videos] == names
+    assert [(v.label, v.split) for v in manifest.videos] == found
+    assert manifest.ignored == ignored
+    if found[0][1]:
+        touch(tmp_path, "normal/d.mp4")
+        with pytest.raises(VdError, match=r"normal/d.mp4' has no split while other"):
+            read(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["", "train/"])
@@ -110,12 +102,6 @@ def test_ignored_files_are_counted_by_suffix_and_class():
         "2 '.jpg' in 'fight', 1 without suffix in 'normal', 1 folders linked again in "
         "'normal', 1 '.md' in no class"
     )
-
-
-def test_a_folder_named_like_a_video_is_an_entry(tmp_path):
-    touch(tmp_path, "fight/a.mp4", "normal/b.mp4")
-    (tmp_path / "normal" / "dir.mp4").mkdir()
-    assert read(tmp_path).videos[-1].name == "normal/dir.mp4"
 
 
 @pytest.mark.parametrize("shut", ["test", "test/fight", "test/fight/deep"])

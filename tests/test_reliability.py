@@ -173,7 +173,8 @@ def make_all(folder: Path) -> None:
     (folder / "start_of_a.mpg").write_bytes(program.read_bytes()[:12])
     (folder / "device.mp4").symlink_to("/dev/zero")
     _make_times(folder)
-    _make_undecodable(folder)
+    render_encrypted(folder / "encrypted.mp4")
+    without_tables(render_lossless(folder / "no_tables.mkv", noisy_frames(50)))
 
 
 def _make_times(folder: Path) -> None:
@@ -203,12 +204,6 @@ def _make_times(folder: Path) -> None:
         render_with_cover(folder / f"cover_first.{suffix}")
 
 
-def _make_undecodable(folder: Path) -> None:
-    """Files that FFmpeg opens, and that nothing can decode."""
-    render_encrypted(folder / "encrypted.mp4")
-    without_tables(render_lossless(folder / "no_tables.mkv", noisy_frames(50)))
-
-
 def _make_ends(folder: Path) -> None:
     """Files that end otherwise than their header seems to say, and cut ones like them."""
     for suffix in ("mkv", "flv"):
@@ -235,19 +230,14 @@ def kinds(name: str) -> list[tuple[str, str]]:
     ]
 
 
-def make_dataset(root: Path) -> None:
-    """All bad files as violent, six good clips as the other class."""
+def test_every_kind_ends_as_the_page_says_and_good_clips_are_untouched(tmp_path):
+    root, report = tmp_path / "set", tmp_path / "report"
     for name in ("violent", "normal"):
         (root / name).mkdir(parents=True)
     make_all(root / "violent")
     for number in range(6):
         render(root / "normal" / f"{number}.mp4", noisy_frames(50 + number))
-
-
-def test_every_kind_ends_as_the_page_says_and_good_clips_are_untouched(tmp_path):
-    make_dataset(tmp_path / "set")
-    cache, report = tmp_path / "cache", tmp_path / "report"
-    where = "--dataset-path", tmp_path / "set", "--cache-dir", cache
+    where = "--dataset-path", root, "--cache-dir", tmp_path / "cache"
     vd("scan", *where, "--report-dir", report, "--max-loss-gap", "1")
     rows = read_csv(report / "scan.csv")
     assert not multiprocessing.active_children()

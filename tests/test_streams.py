@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.broken import render, render_lossless, rotated
+from tests.broken import render_lossless
 from tests.decoding import decode_all
 from vd.data.decode import FrameSettings
 from vd.data.streams import STREAMS, Stream, difference, moving_square, stream_settings
@@ -79,17 +79,6 @@ def test_the_square_is_a_stream_beside_the_others(tmp_path):
     assert (moved[:, 2] >= moved[:, 1]).all()
     share = (np.abs(square.astype(int) - 127).max(4) > 20).mean((2, 3))
     assert (share[:, 2] > 4 * share[:, 1]).all()
-
-
-def test_a_square_of_a_rotated_video_stands_upright(tmp_path):
-    path = render(tmp_path / "a.mp4", light())
-    turned = tmp_path / "b.mp4"
-    turned.write_bytes(rotated(path.read_bytes(), 2))
-    settings = FrameSettings(height=32, width=32, streams=ALL)
-    a, b = (decode_all(each, settings=settings)[0] for each in (path, turned))
-    here, there = a[:, 2].astype(int), b[:, 2].astype(int)
-    turned_back = np.abs(here - there[:, ::-1, ::-1]).mean()
-    assert turned_back < 0.5 * np.abs(here - there).mean()
 
 
 def test_a_stream_is_one_entry(tmp_path, monkeypatch):

@@ -18,11 +18,9 @@ import pytest
 
 from tests import decoding
 from tests.broken import (
-    grey_frames,
     make_broken,
     noisy_frames,
     render,
-    render_lossless,
     render_slow,
 )
 from vd.config import DecodeConfig
@@ -232,17 +230,6 @@ def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
         np.testing.assert_array_equal(piece.images, alone)
 
 
-def test_a_long_video_comes_in_stretches(clip, long):
-    pieces = list(decode([clip, long, clip], stretch_seconds=1.0))
-    assert [piece.index for piece in pieces] == [0, 0, 1, 1, 1, 1, 1, 2, 2]
-    assert [piece.outcome is not None for piece in pieces] == [
-        *(False, True), *(False, False, False, False, True), *(False, True)
-    ]  # fmt: skip
-    whole, _ = decoding.decode_all(long)
-    parts = np.concatenate([piece.images for piece in pieces if piece.index == 1])
-    np.testing.assert_array_equal(parts, whole)
-
-
 def test_the_first_video_in_line_has_a_worker_whatever_the_others_do(long):
     """It crashes in its second stretch, when all other workers are full."""
     first = Faulty(long, "full", 60)
@@ -368,20 +355,6 @@ def test_a_slow_consumer_is_no_timeout_and_few_stretches_wait_for_it(long):
                 most = max(most, mapped + len(list(pool.folder.glob("*.images"))))
     assert ended == [("used", "")] * 8
     assert 3 <= most <= 2 + 2 + 1  # one of them is the consumer's
-
-
-def test_nothing_to_decode():
-    assert list(decode([])) == []
-
-
-def test_images_of_two_calls_at_once_do_not_mix(tmp_path):
-    dark = render_lossless(tmp_path / "dark.mkv", grey_frames(20))
-    bright = render_lossless(tmp_path / "bright.mkv", list(grey_frames(50))[30:])
-    calls = decode([dark] * 4, workers=1), decode([bright] * 4, workers=1)
-    for one, other in zip(*calls, strict=True):
-        assert one.images[:, 0].max() < 40
-        assert other.images[:, 0].min() >= 60
-        assert len(one.images) == len(other.images) == 6
 
 
 @pytest.mark.slow

@@ -130,8 +130,7 @@ def identify(videos: Sequence[Video], cache_dir: Path) -> list[Video]:
     """Give every readable video its content hash, size and time; unchanged files are not read.
 
     A file is unchanged when its path, size and times of modification and of change are
-    those in the catalog. An interrupt keeps what was hashed until the second before.
-    Files that are missing, empty, unreadable or not regular get "" and 0.
+    those in the catalog. One that is missing, empty, unreadable or not regular gets "" and 0.
     """
     catalog = Catalog(cache_dir)
     rows = catalog.select("SELECT path, size, mtime_ns, ctime_ns, sha256 FROM hashes")

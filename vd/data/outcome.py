@@ -23,9 +23,7 @@ _CONTAINERS = re.compile(  # the first bytes of files that FFmpeg should open
     rb"|\x30\x26\xb2\x75|\x06\x0e\x2b\x34|G.{187}G.{187}G",
     re.DOTALL,
 )
-_OF_A_PATH = frozenset(
-    ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
-)
+_OF_A_PATH = "empty", "unreadable", "not-a-regular-file", "missing", "changed"
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # formats of pictures and texts
 PICTURE = "jpeg_pipe"  # the format of a JPEG picture, and of raw Motion JPEG
 _PICTURES = (

@@ -1,9 +1,9 @@
 """Decoding in worker processes: one that is stuck is ended, one that crashes is replaced.
 
-The processes are Pebble's, and spawned because JAX runs threads and a fork could hang. None
-outlives its parent. A worker decodes a video in one pass. Each stretch of it comes back as
-files in shared memory: renaming them hands the stretch over, and the worker decodes on when
-they have been removed. No lock is held meanwhile that a killed worker could keep.
+They are spawned, because JAX runs threads and a fork could hang. A worker decodes a video in
+one pass. Each stretch of it comes back as files in shared memory: renaming them hands the
+stretch over, and the worker decodes on when they have been removed. No lock is held
+meanwhile that a killed worker could keep.
 """
 
 import contextlib
