@@ -13,6 +13,7 @@ from vd.data.catalog import identify
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import (
     assign,
+    folds,
     keep_splits,
     kept_splits,
     merge_groups,
@@ -56,8 +57,7 @@ def test_no_part_cuts_a_group(rows, seed, count):
         video(i, label, f"g{group}" if group else "")
         for i, (label, group) in enumerate(rows)
     ]
-    folds = {str(fold): 1 / count for fold in range(count)}
-    for parts in (assign(videos, SHARES, seed), assign(videos, folds, seed)):
+    for parts in (assign(videos, SHARES, seed), folds(videos, count, seed)):
         of_group = defaultdict(set)
         for v in videos:
             if v.group:

@@ -116,16 +116,21 @@ def assign(
     return parts
 
 
+def folds(videos: Sequence[Video], count: int, seed: int) -> dict[str, int]:
+    """Assign every video id to one of `count` grouped, stratified folds of equal share."""
+    parts = assign(videos, {str(i): 1 / count for i in range(count)}, seed)
+    return {video_id: int(part) for video_id, part in parts.items()}
+
+
 def fold_splits(
     videos: Sequence[Video], count: int, seed: int
 ) -> Iterator[list[Video]]:
-    """The videos with the splits of each of `count` folds of equal share, the test part.
+    """The videos with the splits of each fold, which is the test part.
 
     15 % of the others validate: early stopping and threshold never see the test part.
     """
-    folds = list(map(str, range(count)))
-    fold_of = assign(videos, dict.fromkeys(folds, 1 / count), seed)
-    for fold in folds:
+    fold_of = folds(videos, count, seed)
+    for fold in range(count):
         others = [video for video in videos if fold_of[video.id] != fold]
         inner = assign(others, {"train": 0.85, "val": 0.15}, seed)
         result = [replace(video, split=inner.get(video.id, "test")) for video in videos]
