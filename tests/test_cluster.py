@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import VD, vd, vd_process
+from tests.command_line import VD, vd
 from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features import cluster as cluster_module
@@ -105,9 +105,7 @@ def test_an_address_without_a_cluster_is_one_sentence(address, monkeypatch):
             pass
 
 
-def test_sigterm_keeps_finished_chunks_and_nothing_is_printed_for_programs(
-    cluster, clips, backbone, tmp_path
-):
+def test_sigterm_keeps_finished_chunks(cluster, clips, backbone, tmp_path):
     cache = tmp_path / "cache"
     ray = ["--executor", "ray", "--ray-address", cluster.address]
     command = [*map(str, [*VD, *arguments(clips, backbone, cache), *ray])]
@@ -123,8 +121,4 @@ def test_sigterm_keeps_finished_chunks_and_nothing_is_printed_for_programs(
     assert messages.splitlines()[-1].startswith(
         "vd: interrupted; finished work is kept"
     )
-    kept = store_in(cache, backbone).rows.keys()
-    assert len(kept) >= 2
-    done = vd_process(*arguments(clips, backbone, cache), *ray)
-    assert done.stdout == ""
-    assert contents(store_in(cache, backbone)).keys() > kept
+    assert len(contents(store_in(cache, backbone))) >= 2
