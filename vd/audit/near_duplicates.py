@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
-from vd.audit.crops import Windows, as_coarse, crop, normalized, register
+from vd.audit.crops import Images, Windows, as_coarse, crop, normalized, register
 from vd.audit.fingerprints import Fingerprint, fingerprint_videos
 from vd.audit.hashes import (
     FRAMES_PER_SECOND,
@@ -113,13 +113,13 @@ def compare(
         )
     if best >= _SAME_FOOTAGE and _same_place(first, second, shift):
         return "duplicate", best, shift / FRAMES_PER_SECOND
-    step = -(-len(frames_Hx2) // _MOST)
-    alike, shift = max(
-        (_alike(first[i], second[j]), i - j) for i, j in frames_Hx2[::step].tolist()
-    )
-    if alike >= _SAME_SCENE:
-        return "same-scene", alike, shift / FRAMES_PER_SECOND
-    return None
+    first_K, second_K = frames_Hx2[:: -(-len(frames_Hx2) // _MOST)].T
+    alike_K = _alike(first[first_K], second[second_K])
+    k = alike_K.argmax()
+    if alike_K[k] < _SAME_SCENE:
+        return None
+    shift = float(first_K[k] - second_K[k])
+    return "same-scene", float(alike_K[k]), shift / FRAMES_PER_SECOND
 
 
 def _compare_crop(
@@ -128,9 +128,7 @@ def _compare_crop(
     """As `compare`, when the second shows about the window of the first; no scenes."""
     both = zip((first, second), frames_Hx2[0], strict=True)
     first_2x16x16, second_2x16x16 = (_frame_and_change(*one) for one in both)
-    cropped_2x16x16 = normalized(crop(first_2x16x16, window))
-    alike_2 = np.sum(cropped_2x16x16 * normalized(second_2x16x16), (1, 2))
-    if alike_2.min() < _HOPEFUL:
+    if _alike(crop(first_2x16x16, window), second_2x16x16).min() < _HOPEFUL:
         return None
     window = register(first_2x16x16, second_2x16x16, window)
     match = compare(crop(first, window), as_coarse(second, window), frames_Hx2)
@@ -148,10 +146,9 @@ def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
     if shift != whole:  # halfway between two frames
         second = (second[1:] + second[:-1]) / 2
         whole += 1
-    begin, end = max(0, whole), min(len(first), len(second) + whole)
-    if end - begin < max(_LEAST_OVERLAP, _LEAST_SHARE * min(len(first), len(second))):
+    a, b = _overlap(first, second, whole)
+    if len(a) < max(_LEAST_OVERLAP, _LEAST_SHARE * min(len(first), len(second))):
         return 0.0
-    a, b = first[begin:end], second[begin - whole : end - whole]
     powers = np.mean(a**2), np.mean(b**2)
     if min(powers) <= STILL**2:
         return 0.0
@@ -160,19 +157,23 @@ def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
 
 def _same_place(first: np.ndarray, second: np.ndarray, shift: float) -> bool:
     """Whether two videos' frames look alike where they overlap."""
-    means = []
-    for whole in {math.floor(shift), math.ceil(shift)}:
-        begin, end = max(0, whole), min(len(first), len(second) + whole)
-        alike = [_alike(first[i], second[i - whole]) for i in range(begin, end)]
-        means.append(np.mean(alike))
+    shifts = {math.floor(shift), math.ceil(shift)}
+    means = [np.mean(_alike(*_overlap(first, second, whole))) for whole in shifts]
     return bool(max(means) >= _SAME_PLACE)
 
 
-def _alike(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of two small frames; 0 when one is a single grey."""
-    a, b = (frame - frame.mean() for frame in (first, second))
-    power = np.sum(a**2) * np.sum(b**2)
-    return float(np.sum(a * b) / np.sqrt(power)) if power else 0.0
+def _overlap(
+    first: np.ndarray, second: np.ndarray, shift: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of both videos at the same moments; the second is `shift` frames late."""
+    begin = max(0, shift)
+    end = max(begin, min(len(first), len(second) + shift))
+    return first[begin:end], second[begin - shift : end - shift]
+
+
+def _alike(first: Images, second: Images) -> Float[np.ndarray, "*N"]:
+    """Correlation of each two images; 0 when one is a single grey."""
+    return np.sum(normalized(first) * normalized(second), (-2, -1))
 
 
 def _rank(pair: Pair) -> tuple[bool, float]:
