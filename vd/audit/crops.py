@@ -15,29 +15,27 @@ _FLAT = 1e-3  # least norm of an image, against division by 0
 
 Images = Float[np.ndarray, "*N 16 16"]
 Windows = Float[np.ndarray, "*N 4"]
+Matrices = Float[np.ndarray, "*N 2 16 16"]
 
 
-def sampling(begin: np.ndarray, end: np.ndarray) -> Images:
-    """Matrices that average the cells of a line into as many cells of a part of it."""
-    size = (end - begin)[..., None]
-    edges = SIDE * begin[..., None] + size * np.arange(SIDE + 1)
+def sampling(windows: Windows) -> Matrices:
+    """Two matrices a window: they average the columns, and the rows, within it."""
+    size = (windows[..., 2:] - windows[..., :2])[..., None]
+    edges = SIDE * windows[..., :2, None] + size * np.arange(SIDE + 1)
     shares = (edges[..., None] - np.arange(SIDE)).clip(0, 1)
     return np.diff(shares, axis=-2) / size[..., None]
 
 
-def crop(images: Images, windows: Windows) -> Images:
+def crop(images: Images, matrices: Matrices) -> Images:
     """Each image within its window, resized by area."""
-    across, down = np.moveaxis(sampling(windows[..., :2], windows[..., 2:]), -3, 0)
+    across, down = np.moveaxis(matrices, -3, 0)
     return down @ images @ across.swapaxes(-1, -2)
 
 
-def as_coarse(images: Images, window: Windows) -> Images:
+def as_coarse(images: Images, matrices: Matrices) -> Images:
     """Images at the resolution that `crop` leaves: averaged into the cells of the frame."""
-    across, down = (
-        matrix @ (matrix / np.maximum(matrix.sum(0), _FLAT)).T
-        for matrix in (sampling(*window[0::2]), sampling(*window[1::2]))
-    )
-    return down @ images @ across.T
+    shares = matrices / np.maximum(matrices.sum(-2, keepdims=True), _FLAT)
+    return crop(images, matrices @ shares.swapaxes(-1, -2))
 
 
 def register(first_Cx16x16: Images, second_Cx16x16: Images, window: Windows) -> Windows:
@@ -49,7 +47,7 @@ def register(first_Cx16x16: Images, second_Cx16x16: Images, window: Windows) -> 
     target = normalized(second_Cx16x16)
     for _ in range(_STEPS):
         windows_5x4 = np.vstack([window, window + _NUDGE * np.eye(4)])
-        images = normalized(crop(first_Cx16x16, windows_5x4[:, None]))
+        images = normalized(crop(first_Cx16x16, sampling(windows_5x4[:, None])))
         errors_5xP = (target - images).reshape(5, -1)
         slopes_4xP = (errors_5xP[0] - errors_5xP[1:]) / _NUDGE
         step_4, *_ = np.linalg.lstsq(slopes_4xP.T, errors_5xP[0])
@@ -59,6 +57,6 @@ def register(first_Cx16x16: Images, second_Cx16x16: Images, window: Windows) -> 
 
 def normalized(images: Images) -> Images:
     """Images of mean 0 and norm 1: the sum of the product of two is their correlation."""
-    deviation = images.std((-2, -1), keepdims=True)
-    means = images.mean((-2, -1), keepdims=True)
-    return (images - means) / np.maximum(deviation * SIDE, _FLAT)
+    centred = images - images.mean((-2, -1), keepdims=True)
+    norm = np.sqrt(np.sum(centred**2, (-2, -1), keepdims=True))
+    return centred / np.maximum(norm, _FLAT)

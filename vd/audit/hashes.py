@@ -35,9 +35,8 @@ _MIRROR = np.packbits(_LOWEST[1] % 2 == 1)  # the signs that a mirrored image in
 # of 16 windows, which cut two shares of each border.
 _CUTS = 0.0375, 0.1125
 WINDOWS = np.array(list(product(_CUTS, _CUTS, *[[1 - cut for cut in _CUTS]] * 2)))
-_LEFT, _TOP, _RIGHT, _BOTTOM = WINDOWS.T
-_ROWS = (_DCT @ sampling(_TOP, _BOTTOM)).astype(np.float32)
-_COLUMNS = (_DCT @ sampling(_LEFT, _RIGHT)).astype(np.float32).swapaxes(1, 2)
+CROPS = sampling(WINDOWS)
+_COLUMNS, _ROWS = np.moveaxis(_DCT @ CROPS, 1, 0).astype(np.float32)
 
 Small = UInt8[np.ndarray, "F 16 16"]
 Codes = UInt8[np.ndarray, "N 16"]
@@ -173,7 +172,7 @@ def _crop_hashes(videos: Sequence[Small]) -> _Hashes:
             [part[np.argmax(power[part])] for part in split if len(part)], int
         )
         keys = keys[power[keys] > STILL**2]
-        codes.append(_signs(_ROWS @ changes[keys, None] @ _COLUMNS))
+        codes.append(_signs(_ROWS @ changes[keys, None] @ _COLUMNS.swapaxes(1, 2)))
         origins.append(_origins(video, np.arange(len(WINDOWS)), keys[:, None]))
     return _Hashes(np.concatenate(codes), np.concatenate(origins))
 

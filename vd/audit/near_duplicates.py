@@ -20,9 +20,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from vd.audit.crops import Images, Windows, as_coarse, crop, normalized, register
+from vd.audit.crops import Images, as_coarse, crop, normalized, register, sampling
 from vd.audit.fingerprints import Fingerprint, fingerprint_videos
 from vd.audit.hashes import (
+    CROPS,
     FRAMES_PER_SECOND,
     LAG,
     STILL,
@@ -83,7 +84,7 @@ def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
         elif known is not None and known.kind == "duplicate":
             continue
         else:
-            match = _compare_crop(small[first], other, WINDOWS[window], frames_Hx2)
+            match = _compare_crop(small[first], other, window, frames_Hx2)
         if match is not None:
             kind, similarity, shift = match
             shift = shift if first == a else -shift
@@ -123,15 +124,16 @@ def compare(
 
 
 def _compare_crop(
-    first: Small, second: Small, window: Windows, frames_Hx2: Int[np.ndarray, "H 2"]
+    first: Small, second: Small, window: int, frames_Hx2: Int[np.ndarray, "H 2"]
 ) -> Match | None:
-    """As `compare`, when the second shows about the window of the first; no scenes."""
+    """As `compare`, when the second shows about this window of the first; no scenes."""
     both = zip((first, second), frames_Hx2[0], strict=True)
     first_2x16x16, second_2x16x16 = (_frame_and_change(*one) for one in both)
-    if _alike(crop(first_2x16x16, window), second_2x16x16).min() < _HOPEFUL:
+    if _alike(crop(first_2x16x16, CROPS[window]), second_2x16x16).min() < _HOPEFUL:
         return None
-    window = register(first_2x16x16, second_2x16x16, window)
-    match = compare(crop(first, window), as_coarse(second, window), frames_Hx2)
+    registered = register(first_2x16x16, second_2x16x16, WINDOWS[window])
+    matrices = sampling(registered)
+    match = compare(crop(first, matrices), as_coarse(second, matrices), frames_Hx2)
     return match if match is not None and match[0] == "duplicate" else None
 
 
