@@ -50,19 +50,13 @@ def test_reads_back_the_same_numbers_by_id_and_view(tmp_path):
     assert store.rows["v0"].outcome == USED
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [("array_record", "tfrecord"), ("{\n", "no JSON")],
-)
-def test_wrong_metadata_is_written_again(tmp_path, edit):
-    videos = make_videos(3)
+def test_wrong_metadata_is_written_again(tmp_path):
     store = open_store(tmp_path)
-    fill(store, chunk(videos))
+    fill(store, chunk(make_videos(3)))
     store.write_metadata()
     path = store.directory / "dataset_info.json"
     before = path.read_text()
-    path.write_text(before.replace(*edit))
-    assert path.read_text() != before
+    path.write_text(before.replace("array_record", "tfrecord"))
     open_store(tmp_path).write_metadata()
     assert path.read_text() == before
 
