@@ -95,7 +95,6 @@ def check(config: Config, plugins: Plugins) -> None:
 def prepare(
     config: Config,
     assign: Callable[[Sequence[Video], Config], Sequence[Video]] = with_splits,
-    verify: bool = False,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
 ) -> Data:
     """Read and extract a data set; print its ledger, refuse one with a loss gap.
@@ -112,9 +111,7 @@ def prepare(
     videos = assign(given, config)
     backbone = find_backbone(config.backbone)
     several = distributed.processes().count > 1
-    store, ledger = extract(
-        videos, config, backbone, verify, executor, only_stored=several
-    )
+    store, ledger = extract(videos, config, backbone, executor, only_stored=several)
     if distributed.is_lead():
         report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
