@@ -67,9 +67,6 @@ class _Factors(NamedTuple):
     c_by_c_BxTx2H: Array
 
 
-Residuals = tuple[Array, _Factors, Array, Array]  # what the backward pass needs
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def lstm(
     inputs_BxTx8H: Float[Array, "B T 8H"],
@@ -117,14 +114,18 @@ def _forward(
             h = mask * o * tanh_c
             h_BxTx2H = _write(h_BxTx2H, h, time, d)
             if keep:
-                by_gates = (
+                by_gates, h_by_c, c_by_c = factors
+                parts = (
                     mask * g * i * (1 - i),
                     mask * before * f * (1 - f),
                     mask * i * (1 - g**2),
                     mask * tanh_c * o * (1 - o),
                 )
-                by_c = o * (1 - tanh_c**2), mask * f
-                factors = _keep(factors, by_gates, by_c, time, d)
+                for gate, part in enumerate(parts):  # one by one: without a copy
+                    by_gates = _write(by_gates, part, time, 4 * d + gate)
+                h_by_c = _write(h_by_c, o * (1 - tanh_c**2), time, d)
+                c_by_c = _write(c_by_c, mask * f, time, d)
+                factors = _Factors(by_gates, h_by_c, c_by_c)
             after.append((h, c))
         return tuple(after), h_BxTx2H, factors
 
@@ -141,32 +142,16 @@ def _activate(inputs_Bx4H: Array) -> Array:
     return jnp.where(gate_1x4H == 2, jnp.tanh(inputs_Bx4H), sigmoid(inputs_Bx4H))
 
 
-def _keep(
-    factors: _Factors, by_gates: Any, by_c: Any, time: Any, direction: int
-) -> _Factors:
-    """The factors after one frame of one direction; written gate by gate, without a copy."""
-    by_gates_BxTx8H, h_by_c_BxTx2H, c_by_c_BxTx2H = factors
-    for gate, part in enumerate(by_gates):
-        by_gates_BxTx8H = _write(by_gates_BxTx8H, part, time, 4 * direction + gate)
-    return _Factors(
-        by_gates_BxTx8H,
-        _write(h_by_c_BxTx2H, by_c[0], time, direction),
-        _write(c_by_c_BxTx2H, by_c[1], time, direction),
-    )
-
-
 def _fwd(
     inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
-) -> tuple[Array, Residuals]:
+) -> tuple[Array, Any]:
     h_BxTx2H, factors = _forward(
         inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=True
     )
     return h_BxTx2H, (h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H)
 
 
-def _bwd(
-    dtype: Any, residuals: Residuals, dh_BxTx2H: Array
-) -> tuple[Array, Array, Array]:
+def _bwd(dtype: Any, residuals: Any, dh_BxTx2H: Array) -> tuple[Array, Array, Array]:
     """Backpropagation through time; weight gradients are one product each after it."""
     h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H = residuals
     batch, frames = mask_BxT.shape

@@ -10,8 +10,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import NoReturn, TypeVar, cast
+from typing import NamedTuple, NoReturn, TypeVar, cast
 
 from vd.config import RunConfig
 from vd.console import result_of, say
@@ -28,8 +27,7 @@ _LEAVE_SECONDS = 86_400  # process 0 may still be writing a checkpoint
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Processes:
+class Processes(NamedTuple):
     """This process among those of a run."""
 
     index: int = 0
@@ -93,13 +91,7 @@ def _initialize(run: RunConfig) -> Processes:
             "and --process-id."
         ) from error
     prepare_jax(run.devices or most_cpu_devices())
-    own, count = jax.local_device_count(), jax.process_count()
-    if len(jax.devices()) != count * own:
-        raise VdError(
-            f"this process has {own} devices and others have another number; give all "
-            "processes as many by --devices."
-        )
-    return Processes(jax.process_index(), count)
+    return Processes(jax.process_index(), jax.process_count())
 
 
 def processes() -> Processes:
@@ -142,7 +134,7 @@ def part() -> None:
         import jax
 
         _in_thread(jax.distributed.shutdown)
-        _processes = replace(_processes, count=1)
+        _processes = _processes._replace(count=1)
 
 
 def end(code: int) -> NoReturn:

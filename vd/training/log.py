@@ -67,8 +67,6 @@ class MetricsLog:
 
         self._path = run_dir / "metrics.jsonl"
         rows = [row for row in read_metrics(run_dir) if row["epoch"] <= epoch]
-        if len(rows) < epoch:
-            say(f"warning: {self._path} has {len(rows)} of the {epoch} epochs so far")
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         for old in run_dir.glob("events.out.tfevents.*"):
             old.unlink()

@@ -233,20 +233,17 @@ def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
     # the suffix tells of a table that has moved
     is_table = dataset_path.is_file() or dataset_path.suffix == ".csv"
     root = dataset_path.parent if is_table else dataset_path
-    try:
-        videos = [
-            Video(
-                path=root / row["path"],
-                name=row["path"],
-                label=CLASSES.index(row["label"]),
-                split=row["split"],
-                group=row["group"],
-                id=row["id"],
-            )
-            for row in read_csv(path)
-        ]
-    except (KeyError, ValueError):  # another program has saved it
-        videos = []
+    videos = [
+        Video(
+            path=root / row["path"],
+            name=row["path"],
+            label=CLASSES.index(row["label"]),
+            split=row["split"],
+            group=row["group"],
+            id=row["id"],
+        )
+        for row in read_csv(path)
+    ]
     if dataset_fingerprint(videos) != read_config(run_dir)["identity"]["dataset"]:
         raise VdError(
             f"{path} is missing, damaged or changed; put back the file that training wrote, "
