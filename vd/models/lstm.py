@@ -29,10 +29,9 @@ def _product_fwd(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _product_bwd(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    """Gradients as products of the arrays as they lie in memory, without a transpose.
+    """Gradients as products of the arrays as they lie in memory.
 
-    JAX forms a weight gradient as the transpose of dyᵀ·x, for which XLA's CPU compiler may
-    copy a whole array first.
+    JAX's own is the transpose of dyᵀ·x, for which XLA on a CPU may copy an array first.
     """
     x, weight = saved
     dx = jnp.tensordot(dy, weight, (-1, 1))
@@ -56,15 +55,11 @@ def dense(features: int, name: str, dtype: Any = jnp.float32, **more: Any) -> nn
 
 
 class _Factors(NamedTuple):
-    """Partial derivatives at each frame, the factors of the gradient.
+    """Partial derivatives at each frame, the factors of the gradient."""
 
-    by_gates: of the cell c by the inputs of i, f and g, of the output h by that of o.
-    h_by_c: of h by c. c_by_c: of c by the cell before.
-    """
-
-    by_gates_BxTx8H: Array
+    by_gates_BxTx8H: Array  # of the cell c by the inputs of i, f, g; of h by that of o
     h_by_c_BxTx2H: Array
-    c_by_c_BxTx2H: Array
+    c_by_c_BxTx2H: Array  # of the cell by the one before
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -90,10 +85,9 @@ def _forward(
     dtype: Any,
     keep: bool,
 ) -> tuple[Array, _Factors]:
-    """Outputs and, with `keep`, the factors, computed while a frame is in the cache.
+    """Outputs and, with `keep`, the factors; those by gates overwrite the gates' inputs.
 
-    Each step reads and writes its frames in place: a scan would reverse, split and transpose
-    whole arrays. The factors by gates overwrite the gates' inputs.
+    Each step reads and writes its frames in place: a scan would transpose whole arrays.
     """
     batch, frames = mask_BxT.shape
     hidden = recurrent_2xHx4H.shape[1]

@@ -1,7 +1,6 @@
 """A user's own head, loss and augmentation, and how a run finds them again.
 
-A run records the import path `package.module:Name` of each, and the file that defines it.
-Restoring imports it by that path, also from the folder where it was.
+A run records the import path `package.module:Name` and the file of each.
 """
 
 import json
@@ -30,15 +29,13 @@ _BUILT_IN = {
 
 
 class Plugins(NamedTuple):
-    """What a run trains with beside its settings; None is what vd has.
+    """What a run trains with beside its settings; None is what vd has."""
 
-    head: a subclass of `vd.models.head.Head`, or a partial of one with its own settings.
-    loss: (logits_B, targets_B, named settings of training) → losses_B.
-    augmentation: (batch, a key for each clip) → batch.
-    """
-
+    # a subclass of Head, or a partial of one with its own settings
     head: "Callable[[ModelConfig], Head] | None" = None
+    # (logits_B, targets_B, named settings of training) → losses_B
     loss: Callable[..., Any] | None = None
+    # (batch, a key for each clip) → batch
     augmentation: Callable[..., Any] | None = None
 
     def make_head(self, config: ModelConfig) -> "Head":

@@ -1,8 +1,7 @@
 """Several processes that train one model: all run one program over all devices.
 
-Process 0 alone locks the run folder, restores, validates, decides and saves; it broadcasts
-what it decided. A process that fails ends at once, and JAX then ends the others, which miss
-its heartbeat.
+Process 0 alone locks the run folder, restores, validates, decides, saves, and broadcasts.
+A process that fails ends at once; JAX then ends the others, which miss its heartbeat.
 """
 
 import os
@@ -10,7 +9,8 @@ import pickle
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, NoReturn, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import NoReturn, TypeVar, cast
 
 from vd.config import RunConfig
 from vd.console import result_of, say
@@ -27,7 +27,8 @@ _LEAVE_SECONDS = 86_400  # process 0 may still be writing a checkpoint
 T = TypeVar("T")
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     """This process among those of a run."""
 
     index: int = 0
@@ -134,7 +135,7 @@ def part() -> None:
         import jax
 
         _in_thread(jax.distributed.shutdown)
-        _processes = _processes._replace(count=1)
+        _processes = replace(_processes, count=1)
 
 
 def end(code: int) -> NoReturn:

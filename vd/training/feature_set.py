@@ -133,10 +133,7 @@ def usable_memory(
 
 
 def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
-    """An uninitialised array that JAX uses on a CPU without copying it.
-
-    Split over several devices, each part of a multiple of 64 bytes is not copied either.
-    """
+    """An uninitialised array that JAX uses on a CPU without copying it, nor parts of it."""
     size = math.prod(shape) * np.float16().itemsize
     raw = np.empty(size + _ALIGNED, np.uint8)
     begin = -raw.ctypes.data % _ALIGNED

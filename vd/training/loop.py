@@ -172,7 +172,6 @@ class _Lead:
 
     def best(self, at: Checkpoint) -> Params:
         """The best parameters, restored."""
-        self.checkpoints.wait()
         params, best = self.checkpoints.restore_best(at.state.params)
         say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")
         return params
