@@ -31,7 +31,7 @@ SETTINGS = (
 ).split()
 LOST_SECONDS = 60  # within which a lost process ends the other
 SLURM_PORTS = range(61440, 65536)  # from which JAX takes the job's
-SECONDS = 120  # for anything else, on a loaded machine
+SECONDS = 240  # for anything else, on a loaded machine
 
 
 def free_port(among=(0,)):

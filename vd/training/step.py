@@ -122,13 +122,13 @@ def make_train_step(
 def _parallel_step(
     config: Config, devices: tuple[jax.Device, ...], plugins: Plugins
 ) -> TrainStep:
+    return _over(devices, make_step(config, plugins), (None, 0, None))
+
+
+def _over(devices: Sequence[jax.Device], step: Callable[..., Any], axes: Any) -> Any:
+    """The step on each of the devices; it reuses the memory of the state that it takes."""
     return jax.pmap(
-        make_step(config, plugins),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        devices=list(devices),
-        donate_argnums=0,
+        step, AXIS, in_axes=axes, out_axes=None, devices=devices, donate_argnums=0
     )
 
 
@@ -149,14 +149,7 @@ class SharedStep:
             return *step(state, batch, numbers), jax.lax.pmax(signal, AXIS)
 
         self._local = len(devices) // distributed.processes().count
-        self._parallel = jax.pmap(
-            shared,
-            axis_name=AXIS,
-            in_axes=(None, 0, None, 0),
-            out_axes=None,
-            devices=list(devices),
-            donate_argnums=0,
-        )
+        self._parallel = _over(devices, shared, (None, 0, None, 0))
         self._signal, self._late = 0, None
 
     def __call__(
