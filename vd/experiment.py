@@ -208,10 +208,8 @@ def train_and_evaluate(
     (batch_size, devices), run_dir = opened, config.run.checkpoint_dir
     lead = distributed.is_lead()
     if lead:
-        say(
-            f"training on {len(sets['train'])} clips, "
-            f"{len(devices)} × {devices[0].device_kind}"
-        )
+        kind = devices[0].device_kind
+        say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
         if config.model.mixed_precision and devices[0].platform == "cpu":
             say("note: on most CPUs --no-mixed-precision is faster")
     params = train(

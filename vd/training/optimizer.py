@@ -26,10 +26,8 @@ def learning_rates(
     config: TrainingConfig, steps_per_epoch: int
 ) -> Float32[np.ndarray, " steps"]:
     """The rate of each step: linear warmup, then a cosine to 0 (Loshchilov, Hutter 2017)."""
-    steps, warmup = (
-        config.epochs * steps_per_epoch,
-        warmup_steps(config, steps_per_epoch),
-    )
+    steps = config.epochs * steps_per_epoch
+    warmup = warmup_steps(config, steps_per_epoch)
     if warmup < config.warmup_epochs * steps_per_epoch:
         say(
             f"warning: --warmup-epochs {config.warmup_epochs} is not shorter than the run; "
