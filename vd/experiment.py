@@ -193,10 +193,7 @@ def _finished(run_dir: Path) -> dict[str, Any]:
 
 
 def train_and_evaluate(
-    config: Config,
-    plugins: Plugins,
-    sets: Mapping[str, "FeatureSet"],
-    opened: Opened,
+    config: Config, plugins: Plugins, sets: Mapping[str, "FeatureSet"], opened: Opened
 ) -> dict[str, Any]:
     """Train, or continue, the open run; evaluate its restored best, write the report.
 
@@ -220,10 +217,7 @@ def train_and_evaluate(
 
 
 def _evaluate(
-    config: Config,
-    plugins: Plugins,
-    sets: Mapping[str, "FeatureSet"],
-    params: "Params",
+    config: Config, plugins: Plugins, sets: Mapping[str, "FeatureSet"], params: "Params"
 ) -> dict[str, Any]:
     """Calibrate and evaluate the best parameters; write pictures and the report."""
     from vd import plots
