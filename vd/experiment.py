@@ -66,16 +66,13 @@ def run(
             keep_splits(data.videos, config)
         from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 
-        share = TRAINED_SHARE / processes
         holders = opened.devices if processes == 1 else ()
-        clips = data.parts()
+        clips, share = data.parts(), TRAINED_SHARE / processes
         sets = {"train": FeatureSet(clips["train"], data.store, holders, share)}
         if lead:
             for split in ("val", "test"):
                 sets[split] = FeatureSet(clips[split], data.store)
-        params = train_run(config, plugins, sets, opened)
-        distributed.part()
-        return evaluate_run(config, plugins, sets, params) if lead else {}
+        return train_and_evaluate(config, plugins, sets, opened)
 
 
 def check(config: Config, plugins: Plugins) -> None:
@@ -139,39 +136,34 @@ def open_run(
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
-    run_folder.check_same_run(distributed.broadcast(identity), identity)
-    finished = False
-    if not config.run.fresh and distributed.is_lead():
+    lead, finished, before = distributed.is_lead(), False, None
+    if lead and not config.run.fresh and (run_dir / "config.json").exists():
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
         finished = run_folder.is_finished(run_dir)
-    if distributed.broadcast(finished):
+        before = run_folder.read_config(run_dir)["devices"]["count"]
+    theirs, finished, before = distributed.broadcast((identity, finished, before))
+    run_folder.check_same_run(theirs, identity)
+    if finished:
         return None
-    fewest = len(clips["train"]) if fewest is None else fewest
-    opened = _batch_and_devices(config, fewest)
-    if distributed.is_lead():
+    opened = _batch_and_devices(config, fewest or len(clips["train"]), before)
+    if lead:
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
         run_folder.write_inputs(config, plugins, data, identity, *opened)
     return opened
 
 
-def _batch_and_devices(config: Config, train_clips: int) -> Opened:
-    """The batch size, cut to what a small train split can fill, and the devices."""
+def _batch_and_devices(config: Config, train_clips: int, before: int | None) -> Opened:
+    """The batch size, cut to what a small train split can fill, and the devices.
+
+    `before` is the number of devices on which an unfinished run began.
+    """
     from vd.devices import training_devices
 
     processes, requested = distributed.processes().count, config.run.devices
-    size, least = config.training.batch_size, (requested or 1) * processes
+    size = config.training.batch_size
     batch_size = min(size, train_clips)
-    batch_size -= batch_size % least
-    if not batch_size:
-        raise VdError(
-            f"{least} devices are more than the {train_clips} clips of the train split; "
-            "give fewer by --devices or --num-processes."
-        )
-    before, run_dir = None, config.run.checkpoint_dir
-    if not config.run.fresh and (run_dir / "config.json").exists():
-        before = run_folder.read_config(run_dir)["devices"]["count"]
-    before = distributed.broadcast(before)
+    batch_size -= batch_size % ((requested or 1) * processes)
     devices = training_devices(requested, batch_size, processes, before)
     if distributed.is_lead():
         if batch_size < size:
@@ -191,51 +183,40 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     from vd.evaluation.evaluate import summary
 
     say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
-    path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
-    result = read_json(path, remedy)
+    result = read_json(run_dir / "evaluation_test.json", remedy)
     say(summary(result))
     return result
 
 
-def train_run(
-    config: Config,
-    plugins: Plugins,
-    sets: Mapping[str, "FeatureSet"],
-    opened: Opened,
-) -> "Params":
-    """Train, or continue, the open run."""
-    import jax
+def train_and_evaluate(
+    config: Config, plugins: Plugins, sets: Mapping[str, "FeatureSet"], opened: Opened
+) -> dict[str, Any]:
+    """Train, or continue, the open run; evaluate its restored best, write the report.
 
+    Temperature and threshold are fitted on validation. Returns the test evaluation; of
+    several processes the first alone evaluates.
+    """
     from vd.training.loop import train
 
-    batch_size, devices = opened
-    kind = devices[0].device_kind
-    if distributed.is_lead():
+    (batch_size, devices), run_dir = opened, config.run.checkpoint_dir
+    lead = distributed.is_lead()
+    if lead:
+        kind = devices[0].device_kind
         say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
         if config.model.mixed_precision and devices[0].platform == "cpu":
             say("note: on most CPUs --no-mixed-precision is faster")
-    run_dir, val_set = config.run.checkpoint_dir, sets.get("val")
-    try:
-        return train(
-            config, sets["train"], val_set, run_dir, devices, batch_size, plugins
-        )
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise VdError(
-            f"training needs more memory than {kind} has; give a smaller --batch-size, "
-            "--hidden-size or --projection-size."
-        ) from error
+    params = train(
+        config, sets["train"], sets.get("val"), run_dir, devices, batch_size, plugins
+    )
+    distributed.part()
+    return _evaluate(config, plugins, sets, params) if lead else {}
 
 
-def evaluate_run(
-    config: Config,
-    plugins: Plugins,
-    sets: Mapping[str, "FeatureSet"],
-    params: "Params",
+def _evaluate(
+    config: Config, plugins: Plugins, sets: Mapping[str, "FeatureSet"], params: "Params"
 ) -> dict[str, Any]:
-    """Calibrate the restored best, evaluate it on validation and test, write the report."""
+    """Calibrate and evaluate the best parameters; write pictures and the report."""
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit

@@ -67,8 +67,6 @@ class MetricsLog:
 
         self._path = run_dir / "metrics.jsonl"
         rows = [row for row in read_metrics(run_dir) if row["epoch"] <= epoch]
-        if len(rows) < epoch:
-            say(f"warning: {self._path} has {len(rows)} of the {epoch} epochs so far")
         write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
         for old in run_dir.glob("events.out.tfevents.*"):
             old.unlink()
@@ -183,10 +181,7 @@ class Watch:
 
 
 def overfits(rows: Sequence[Row]) -> bool:
-    """Whether each of the last three epochs overfits.
-
-    Its training loss is below that of the best epoch, its validation loss 1.1 times as high.
-    """
+    """Whether the last three epochs train better than the best one, and validate 1.1× worse."""
     best = min(rows, key=lambda row: row["val_loss"], default={})
     recent = rows[-_OVERFIT_EPOCHS:]
     return len(recent) == _OVERFIT_EPOCHS and all(

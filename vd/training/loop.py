@@ -43,7 +43,7 @@ from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet, fits
 from vd.training.log import EarlyStopping, EpochSums, MetricsLog, Watch
-from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
+from vd.training.optimizer import learning_rates, make_optimizer
 from vd.training.step import (
     Batch,
     SharedStep,
@@ -92,7 +92,6 @@ def train(
     with ExitStack() as stack:
         lead = None
         if val_set is not None:
-            say_cut_warmup(settings, steps)
             checkpoints = stack.enter_context(Checkpoints(run_dir))
             at = checkpoints.restore_last(at.state) or at
             if at.epoch:
@@ -173,7 +172,6 @@ class _Lead:
 
     def best(self, at: Checkpoint) -> Params:
         """The best parameters, restored."""
-        self.checkpoints.wait()
         params, best = self.checkpoints.restore_best(at.state.params)
         say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")
         return params
