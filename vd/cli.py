@@ -396,14 +396,13 @@ def _parsed(parse: Callable[..., Any], program: str, description: str | None) ->
     except SystemExit as ended:
         if not ended.code:
             raise
-        box = re.sub(r"│|\x1b\[[\d;]*m", "", printed.getvalue())
-        reason = re.split(r"──+|\n\s*\n", box.partition("\n")[2])[0]
-        near = re.search(r"Perhaps you meant:\s+(--\S+)", box)
-        hint = ""
-        if near and near[1] not in sys.argv:
-            hint = f"did you mean {near[1]}? "
+        box = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]", "", printed.getvalue())
+        text = re.sub(r"\A.*?[─-]{5,}", "", box, flags=re.DOTALL).strip()  # no title
+        reason = " ".join(re.split(r"[─-]{5,}|\n\s*\n", text)[0].split())
+        near = re.findall(r"Perhaps you meant:\s+(--\S+)", box)
+        hint = "".join(f"did you mean {n}? " for n in near if n not in sys.argv)
         raise VdError(
-            f"{' '.join(reason.split()).rstrip('.')}; {hint}{program} --help lists all flags."
+            f"{reason.rstrip('.')}; {hint}{program} --help lists all flags."
         ) from None
 
 
