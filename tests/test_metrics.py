@@ -11,7 +11,6 @@ from vd.evaluation.crossval import summarise
 from vd.evaluation.predictions import Member
 from vd.metrics import binary as metrics
 from vd.metrics.calibration import Calibration, fit
-from vd.metrics.intervals import resampled_ratio, share_interval
 
 LABELS = np.array([0, 0, 0, 1, 1])
 PROBABILITY = np.array([0.1, 0.4, 0.8, 0.6, 0.9])
@@ -45,20 +44,6 @@ def test_hand_computed_case():
 def test_collapse(predicted, expected):
     labels = np.array([0] * 9 + [1]) if sum(predicted) == 1 else np.array([0, 1] * 5)
     assert metrics.collapsed(labels, np.array(predicted, bool)) is expected
-
-
-def accuracy_interval(correct, group):
-    values = resampled_ratio(correct, np.ones(len(correct)), group)
-    return share_interval(np.mean(correct), values, group)
-
-
-def test_bootstrap_resamples_whole_groups():
-    correct = np.repeat([True, False], 50)
-    alone = accuracy_interval(correct, np.arange(100))
-    grouped = accuracy_interval(correct, np.repeat([0, 1], 50))
-    assert grouped == [0.0, 1.0]  # two groups: both right, both wrong or one of each
-    assert 0.35 < alone[0] < 0.45
-    assert 0.55 < alone[1] < 0.65
 
 
 def test_a_metric_is_added_in_one_place():

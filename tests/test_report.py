@@ -225,15 +225,7 @@ def test_training_leaves_the_quick_page(trained, clips, backbone, tmp_path):
     assert digests(tmp_path / "run") == again
 
 
-def test_a_damaged_file_is_one_sentence(run):
-    (run / "evaluation_val.json").write_text("{")
-    before = digests(run)
-    with pytest.raises(VdError, match=r"^[^\n]*evaluation_val.json is damaged[^\n]*$"):
-        report(run, mistakes=0)
-    assert digests(run) == before
-
-
-def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):
+def test_wrong_files_and_flags_are_one_sentence(run, tmp_path):
     (tmp_path / "empty").mkdir()
     done = vd("report", tmp_path / "empty", code=2)
     assert "holds neither config.json nor" in done.stderr
@@ -242,3 +234,6 @@ def test_wrong_folders_and_flags_are_one_sentence(run, tmp_path):
     for out in (tmp_path, run / "config.json"):
         with pytest.raises(VdError, match=r"must end in \.html"):
             report(run, out)
+    (run / "evaluation_val.json").write_text("{")
+    with pytest.raises(VdError, match=r"^[^\n]*evaluation_val.json is damaged[^\n]*$"):
+        report(run)
