@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from tests.command_line import digests, vd
-from tests.fabricated import made_up_predictions
+from tests.fabricated import made_up_predictions, make_videos
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.cross_dataset import dataset_name, evaluate_on
@@ -235,7 +235,8 @@ def test_slices_are_the_clips_they_say():
     probability[0] = 0.9
     groups = ["", *"bcabcab"]
     tested = made_up_predictions("abcdefgh", labels, probability, groups=groups)
-    made = slices(outcomes, tested)
+    videos = make_videos(8)
+    made = slices(videos, outcomes, tested)
     names = {f: [(row["slice"], row["n"]) for row in made[f]] for f in made}
     assert names["group"] == [("b", 3), ("c", 2), ("a", 2), ("none", 1)]
     assert names["resolution"] == [
@@ -250,7 +251,8 @@ def test_slices_are_the_clips_they_say():
         0.5, 1.0, 0.0,
     )  # fmt: skip
     assert made["resolution"][0]["roc_auc"] is None  # one class
-    assert "group" not in slices(outcomes, tested._replace(groups=np.array([""] * 8)))
+    ungrouped = tested._replace(groups=np.array([""] * 8))
+    assert "group" not in slices(videos, outcomes, ungrouped)
 
 
 def test_copies_and_groups_are_resampled_together():
@@ -297,7 +299,12 @@ def test_figures_follow_from_the_csv(run):
 
 def test_all_splits_at_once(run):
     result = json.loads(vd("evaluate", "--checkpoint-dir", run, "--split", "all").stdout)  # fmt: skip
-    assert result["n"] == 32
+    by_split = {row["slice"]: row for row in result["slices"]["split"]}
+    assert {name: row["n"] for name, row in by_split.items()} == {
+        "test": 8, "train": 16, "val": 8,
+    }  # fmt: skip
+    own = json.loads((run / "evaluation_test.json").read_text())
+    assert by_split["test"]["accuracy_ci95"] == own["accuracy_ci95"]
     assert any("trained on most of these" in warning for warning in result["warnings"])
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vd import plots
 from vd.config import Config
+from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.predictions import Predictions, to_rows
@@ -171,7 +172,7 @@ def _figures(
         "groups": len(np.unique(clusters_N)) if grouped else None,
         "nonviolent_hours": float(seconds_N[labels_N == 0].sum() / _SECONDS_AN_HOUR),
         "operating_points": operating_points(predictions, seconds_N, fitted),
-        "slices": slices(outcomes, predictions),
+        "slices": slices(data.videos, outcomes, predictions),
     }
 
 
@@ -237,7 +238,7 @@ Inside = Bool[np.ndarray, " N"]  # which clips are in a slice
 
 
 def slices(
-    outcomes: Sequence[Outcome], predictions: Predictions
+    videos: Sequence[Video], outcomes: Sequence[Outcome], predictions: Predictions
 ) -> dict[str, list[dict[str, Any]]]:
     """Figures of every slice of each facet, in order; of groups the largest."""
     numbers: dict[str, list[float | None]] = {
@@ -246,10 +247,12 @@ def slices(
         "brightness": [o.brightness for o in outcomes],
         "duration": [o.duration or None for o in outcomes],
     }
-    facets = {facet: _bands(facet, values) for facet, values in numbers.items()}
+    splits = np.array([video.split for video in videos], object)
+    facets = {"split": {s or "none": splits == s for s in sorted(set(splits))}}
     if predictions.grouped:
         largest = Counter(predictions.groups).most_common(_MOST_GROUPS)
         facets["group"] = {g or "none": predictions.groups == g for g, _ in largest}
+    facets |= {facet: _bands(facet, values) for facet, values in numbers.items()}
     return {
         facet: [
             _figures_of_slice(name, inside_N, predictions)
