@@ -25,10 +25,7 @@ def made_up_predictions(
     nothing = [""] * len(labels)
     probability = np.array(probability, float)
     return Predictions(
-        *(
-            np.array(list(x), object)
-            for x in (paths, groups or nothing, ids or nothing)
-        ),
+        *(np.array(list(x), object) for x in (paths, groups or nothing, ids or paths)),
         np.array(labels),
         probability,
         probability,
