@@ -5,11 +5,8 @@ quick and a decoding worker, which imports the main script again, stays light.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
-import re
 import signal
 import sys
 import traceback
@@ -368,10 +365,6 @@ def _command() -> int:
     """Call the command that the arguments name."""
     commands = {command.__name__.lower(): command for command in _COMMANDS}
     name, *flags = sys.argv[1:] or [""]
-    if not name.startswith("-") and name not in commands:
-        raise VdError(
-            f"'vd {name}' names no command; give one of {', '.join(commands)}."
-        )
     if former := [flag for flag in _FORMER_FLAGS if name == "sweep" and flag in flags]:
         raise VdError(
             f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
@@ -379,28 +372,10 @@ def _command() -> int:
         )
     if name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
-    parse = partial(tyro.extras.subcommand_cli_from_dict, commands, prog="vd")
-    program = "vd" if name.startswith("-") else f"vd {name}"
-    return int(_parsed(parse, program, "Violence detection in video.")())
-
-
-def _parsed(parse: Callable[..., Any], program: str, description: str | None) -> Any:
-    """What tyro parses; the box in which it describes an error becomes one sentence."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed):
-            return parse(description=description, config=_FLAT)
-    except SystemExit as ended:
-        if not ended.code:
-            raise
-        box = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]", "", printed.getvalue())
-        text = re.sub(r"\A.*?[─-]{5,}", "", box, flags=re.DOTALL).strip()  # no title
-        reason = " ".join(re.split(r"[─-]{5,}|\n\s*\n", text)[0].split())
-        near = re.findall(r"Perhaps you meant:\s+(--\S+)", box)
-        hint = "".join(f"did you mean {n}? " for n in near if n not in sys.argv)
-        raise VdError(
-            f"{reason.rstrip('.')}; {hint}{program} --help lists all flags."
-        ) from None
+    chosen = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="vd", description="Violence detection in video.", config=_FLAT
+    )
+    return int(chosen())
 
 
 def _with_head_flags(command: Any, head: "type[Head] | None" = None) -> Any:
@@ -427,8 +402,12 @@ def experiment(
 
     def run() -> int:
         with_head = _with_head_flags(command, head)
-        parse = partial(tyro.cli, with_head, default=with_head(**defaults))
-        chosen = _parsed(parse, sys.argv[0], description)
+        chosen = tyro.cli(
+            with_head,
+            default=with_head(**defaults),
+            description=description,
+            config=_FLAT,
+        )
         return chosen(head=head, loss=loss, augmentation=augmentation)
 
     run_command(run)
