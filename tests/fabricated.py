@@ -75,8 +75,8 @@ def fill(store, videos):
         store.finish()
 
 
-def open_store(cache_dir, **description):
-    return FeatureStore(Path(cache_dir), {"made": "up", **description}, STREAMS, DIM)
+def open_store(cache_dir):
+    return FeatureStore(Path(cache_dir), {"made": "up"}, STREAMS, DIM)
 
 
 def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0, devices=()):

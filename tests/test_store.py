@@ -166,10 +166,6 @@ def test_grows_by_shards_and_a_retried_video_replaces_its_row(tmp_path):
         np.testing.assert_array_equal(again.read(name, 1), store.read(name, 1))
 
 
-def test_another_description_is_another_folder(tmp_path):
-    assert open_store(tmp_path).directory != open_store(tmp_path, gap=0.2).directory
-
-
 def test_a_shard_without_its_index_is_not_used_and_is_replaced(tmp_path):
     store = open_store(tmp_path)
     fill(store, chunk(make_videos(2)))
