@@ -1,0 +1,227 @@
+"""The tables of heads.jsonl, from its logits alone."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from heads_lines import Line, Results
+from jaxtyping import Float, Int
+
+from vd.metrics.binary import METRICS, accuracy, roc_auc
+from vd.metrics.calibration import fit
+from vd.metrics.intervals import metric_intervals, resampled_metrics
+
+PROBE = "probe, C by inner folds"
+_INNER_HEAD = """\
+| setting | ROC AUC | log loss | accuracy | AUC less the probe's | parts above it | CPU seconds |
+|---|---|---|---|---|---|---|"""
+_OUTER_HEAD = """\
+| setting | accuracy | ROC AUC | mean of folds' AUC | log loss | recall violent | non-violent |
+|---|---|---|---|---|---|---|"""
+
+Logits = Float[np.ndarray, " N"]
+
+
+class Scored(NamedTuple):
+    """Logits of clips that their trainings have not seen, with what is known of the clips."""
+
+    logits_N: Logits
+    labels_N: Int[np.ndarray, " N"]
+    group_N: Int[np.ndarray, " N"]
+
+    @property
+    def temperature(self) -> float:
+        """Fitted on these clips."""
+        return fit(self.logits_N, self.labels_N).temperature
+
+
+class Scores(NamedTuple):
+    """Inner out-of-fold figures of one outer training part."""
+
+    auc: float
+    log_loss: float
+    accuracy: float  # at probability 0.5
+
+
+def scored(results: Results, lines: Sequence[Line]) -> Scored:
+    """The clips of some lines, in their order."""
+    clips = [results.clips[name] for line in lines for name in line["clips"]]
+    return Scored(
+        np.array([logit for line in lines for logit in line["logits"]], float),
+        np.array([clip.label for clip in clips]),
+        np.array([clip.group for clip in clips]),
+    )
+
+
+def log_loss(logits_N: Logits, labels_N: Int[np.ndarray, " N"]) -> float:
+    """Mean negative log-likelihood of the labels, in nats."""
+    return float(np.mean(np.logaddexp(0.0, logits_N) - labels_N * logits_N))
+
+
+def inner_lines(
+    results: Results, name: str, outer: int, seed: int
+) -> list[Line] | None:
+    """The lines of all inner folds of an outer part; None unless they are complete."""
+    lines = [
+        line
+        for (setting, of, inner, drawn), line in sorted(
+            results.lines.items(), key=lambda item: item[0][2] or 0
+        )
+        if (setting, of, drawn) == (name, outer, seed) and inner is not None
+    ]
+    expected = sum(clip.outer != outer for clip in results.clips.values())
+    return lines if sum(len(line["clips"]) for line in lines) == expected else None
+
+
+def scores(part: Scored) -> Scores:
+    """AUC of the pooled logits, and what their temperature makes of them."""
+    scaled_N = part.logits_N / part.temperature
+    auc = roc_auc(part.labels_N, part.logits_N)
+    assert auc is not None  # inner folds have both classes
+    return Scores(
+        auc, log_loss(scaled_N, part.labels_N), accuracy(part.labels_N, scaled_N >= 0)
+    )
+
+
+def outers(results: Results) -> list[int]:
+    """The numbers of the outer folds."""
+    return sorted({clip.outer for clip in results.clips.values()})
+
+
+def names(results: Results) -> list[str]:
+    """The settings that have a line, in the order of their first."""
+    return list(dict.fromkeys(name for name, *_ in results.lines))
+
+
+def best_C(results: Results, outer: int) -> str:
+    """The probe's setting of least inner log loss on one outer training part."""
+    probes = [
+        line for line in results.lines.values() if line["settings"]["C"] is not None
+    ]
+    losses = {}
+    for name in dict.fromkeys(line["setting"] for line in probes):
+        if (lines := inner_lines(results, name, outer, 0)) is not None:
+            losses[name] = scores(scored(results, lines)).log_loss
+    return min(losses, key=losses.__getitem__)
+
+
+def rows(results: Results) -> Iterator[tuple[str, list[Scores], float]]:
+    """Each complete row of the inner table: its name, its parts, seconds of a training."""
+    of_probe = [
+        inner_lines(results, best_C(results, outer), outer, 0) or []
+        for outer in outers(results)
+    ]
+    yield PROBE, [scores(scored(results, lines)) for lines in of_probe], np.nan
+    for name in names(results):
+        seeds = sorted({seed for setting, *_, seed in results.lines if setting == name})
+        complete: dict[int, list[Scored]] = {}
+        seconds: list[float] = []
+        for seed in seeds:
+            parts = [inner_lines(results, name, o, seed) for o in outers(results)]
+            whole = [part for part in parts if part is not None]
+            if len(whole) == len(parts):
+                complete[seed] = [scored(results, part) for part in whole]
+                seconds = [line["cpu_seconds"] for part in whole for line in part]
+                seconds = seconds or []
+                ending = f", seed {seed}" if seed else ""
+                yield (
+                    name + ending,
+                    [scores(part) for part in complete[seed]],
+                    float(np.median(seconds)),
+                )
+        if len(complete) > 1:
+            yield (
+                f"{name}, {len(complete)} seeds averaged",
+                [
+                    scores(averaged(parts))
+                    for parts in zip(*complete.values(), strict=True)
+                ],
+                float(len(complete) * np.median(seconds)),
+            )
+
+
+def averaged(parts: Sequence[Scored]) -> Scored:
+    """The mean logits of several seeds on the same clips."""
+    logits_N = np.mean([part.logits_N for part in parts], axis=0)
+    return parts[0]._replace(logits_N=logits_N)
+
+
+def table(results: Results) -> str:
+    """The inner scores, each the mean ± deviation over outer training parts; then the outer."""
+    written = [_INNER_HEAD]
+    probe: np.ndarray | None = None
+    for name, parts, seconds in rows(results):
+        auc_O, loss_O, accuracy_O = np.array(parts).T
+        probe = auc_O if probe is None else probe
+        gain_O = auc_O - probe
+        written.append(
+            f"| {name} | {_spread(auc_O)} | {_spread(loss_O)} | "
+            f"{100 * accuracy_O.mean():.1f} % | {_spread(gain_O, '+')} | "
+            f"{np.sum(gain_O > 0)} of {len(gain_O)} | "
+            f"{'' if np.isnan(seconds) else f'{seconds:.0f}'} |"
+        )
+    outer = list(outer_rows(results))
+    if outer:
+        written += ["", _OUTER_HEAD, *outer]
+    return "\n".join(written)
+
+
+def outer_rows(results: Results) -> Iterator[str]:
+    """Each setting whose outer folds are all tested; the probe first."""
+    tested = {(name, seed) for name, _, inner, seed in results.lines if inner is None}
+    probes = [best_C(results, outer) for outer in outers(results)]
+    chosen = {(PROBE, 0): probes}
+    for name, seed in sorted(tested):
+        if all(line["settings"]["C"] is None for line in _of(results, name)):
+            chosen[name, seed] = [name] * len(probes)
+    for (label, seed), settings in chosen.items():
+        parts = [
+            outer_part(results, name, outer, seed)
+            for outer, name in zip(outers(results), settings, strict=True)
+        ]
+        whole = [part for part in parts if part is not None]
+        if len(whole) == len(parts):
+            yield _outer_row(f"{label}, seed {seed}" if seed else label, whole)
+
+
+def outer_part(results: Results, name: str, outer: int, seed: int) -> Scored | None:
+    """An outer fold's logits, divided by the temperature of its inner ones."""
+    line = results.lines.get((name, outer, None, seed))
+    inner = inner_lines(results, name, outer, seed) or inner_lines(
+        results, name, outer, 0
+    )
+    if line is None or inner is None:
+        return None
+    part = scored(results, [line])
+    return part._replace(logits_N=part.logits_N / scored(results, inner).temperature)
+
+
+def _outer_row(label: str, parts: Sequence[Scored]) -> str:
+    """Figures of all folds together, with intervals by group."""
+    logits_N, labels_N, group_N = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    probability_N = 1 / (1 + np.exp(-logits_N))
+    tested = labels_N, probability_N, probability_N >= 0.5
+    values = {name: metric.compute(*tested) for name, metric in METRICS.items()}
+    ends = metric_intervals(
+        values, [resampled_metrics(*tested, group_N)], labels_N, group_N
+    )
+    auc_O = [roc_auc(part.labels_N, part.logits_N) for part in parts]
+    low, high = ends["accuracy_ci95"] or (np.nan,) * 2
+    auc_low, auc_high = ends["roc_auc_ci95"] or (np.nan,) * 2
+    return (
+        f"| {label} | {100 * values['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f}) "
+        f"| {values['roc_auc']:.3f} ({auc_low:.3f} to {auc_high:.3f}) "
+        f"| {np.mean(auc_O):.3f} | {log_loss(logits_N, labels_N):.3f} "
+        f"| {100 * values['recall_violent']:.1f} | {100 * values['recall_nonviolent']:.1f} |"
+    )
+
+
+def _of(results: Results, name: str) -> list[Line]:
+    return [line for (setting, *_), line in results.lines.items() if setting == name]
+
+
+def _spread(values: Float[np.ndarray, " O"], sign: str = "") -> str:
+    """Mean ± sample deviation."""
+    return f"{values.mean():{sign}.3f} ± {values.std(ddof=1):.3f}".replace("-", "−")
