@@ -37,9 +37,14 @@ OUTER, INNER, SPLIT_SEED = 5, 3, 0
 FIXED: str | None = None  # chosen by inner scores alone; outer folds are tested with it
 
 _BASE = Setting(linear=True, correction=True)
+_LINEAR = Setting(linear=True, recurrent=False)
 SETTINGS = {
     **{f"probe C {C:g}": Setting(C=C) for C in (0.0001, 0.001, 0.01, 0.1, 1.0)},
-    "linear": Setting(linear=True, recurrent=False),
+    "linear": _LINEAR,
+    "linear mixup": _LINEAR.changed(mixup_alpha=0.2),
+    "linear frame dropping": _LINEAR.changed(frame_dropping_rate=0.3),
+    "linear 20 epochs": _LINEAR.changed(epochs=20),
+    "linear 80 epochs": _LINEAR.changed(epochs=80),
     "bilstm standardised": Setting(),
     "correction": _BASE,
     "bilstm beside linear": Setting(linear=True),
@@ -50,9 +55,6 @@ SETTINGS = {
     "correction mixup": _BASE.changed(mixup_alpha=0.2),
     "bilstm input dropout": Setting(input_dropout=0.5),
     "correction 20 epochs": _BASE.changed(epochs=20),
-    "linear mixup": Setting(linear=True, recurrent=False, mixup_alpha=0.2),
-    "linear 20 epochs": Setting(linear=True, recurrent=False, epochs=20),
-    "linear 80 epochs": Setting(linear=True, recurrent=False, epochs=80),
     "correction input dropout": _BASE.changed(input_dropout=0.5),
     "correction average": _BASE.changed(average_decay=0.98),
     "correction decay 10": _BASE.changed(detector_decay=10.0),

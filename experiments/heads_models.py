@@ -128,7 +128,7 @@ def fitted(head: Head, params: Params, clips: Clips) -> Params:
         **params,
         **statistics(set(params) & set(STATISTICS), clips, head.components),
     }
-    if head.correction:
+    if head.correction and head.recurrent:
         last = jax.tree.map(jnp.zeros_like, params["detector"]["logit"])
         params["detector"] = {**params["detector"], "logit": last}
     return params

@@ -7,7 +7,7 @@ import numpy as np
 from heads_lines import Line, Results
 from jaxtyping import Float, Int
 
-from vd.metrics.binary import METRICS, accuracy, roc_auc
+from vd.metrics.binary import accuracy, point_metrics, roc_auc, shown
 from vd.metrics.calibration import fit
 from vd.metrics.intervals import metric_intervals, resampled_metrics
 
@@ -16,7 +16,7 @@ _INNER_HEAD = """\
 | setting | ROC AUC | log loss | accuracy | AUC less the probe's | parts above it | CPU seconds |
 |---|---|---|---|---|---|---|"""
 _OUTER_HEAD = """\
-| setting | accuracy | ROC AUC | mean of folds' AUC | log loss | recall violent | non-violent |
+| setting | accuracy | ROC AUC | recall violent | non-violent | mean of folds' AUC | log loss |
 |---|---|---|---|---|---|---|"""
 
 Logits = Float[np.ndarray, " N"]
@@ -203,19 +203,17 @@ def _outer_row(label: str, parts: Sequence[Scored]) -> str:
     )
     probability_N = 1 / (1 + np.exp(-logits_N))
     tested = labels_N, probability_N, probability_N >= 0.5
-    values = {name: metric.compute(*tested) for name, metric in METRICS.items()}
+    values = point_metrics(*tested)
     ends = metric_intervals(
         values, [resampled_metrics(*tested, group_N)], labels_N, group_N
     )
-    auc_O = [roc_auc(part.labels_N, part.logits_N) for part in parts]
-    low, high = ends["accuracy_ci95"] or (np.nan,) * 2
-    auc_low, auc_high = ends["roc_auc_ci95"] or (np.nan,) * 2
-    return (
-        f"| {label} | {100 * values['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f}) "
-        f"| {values['roc_auc']:.3f} ({auc_low:.3f} to {auc_high:.3f}) "
-        f"| {np.mean(auc_O):.3f} | {log_loss(logits_N, labels_N):.3f} "
-        f"| {100 * values['recall_violent']:.1f} | {100 * values['recall_nonviolent']:.1f} |"
-    )
+    cells = [
+        f"{shown(name, values[name])} ({shown(name, ends[f'{name}_ci95'])})"
+        for name in ("accuracy", "roc_auc", "recall_violent", "recall_nonviolent")
+    ]
+    auc_O = [scores(part).auc for part in parts]
+    more = f"{np.mean(auc_O):.3f}", f"{log_loss(logits_N, labels_N):.3f}"
+    return f"| {' | '.join([label, *cells, *more])} |"
 
 
 def _of(results: Results, name: str) -> list[Line]:

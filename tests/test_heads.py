@@ -218,7 +218,7 @@ def test_the_table_is_what_the_trainings_give(quick, videos, data, tmp_path):
                 logits.append(probe.decision_function(scaler.transform(x[1])))
                 labels.append(y[1])
             logits, labels = np.concatenate(logits), np.concatenate(labels)
-            probability = fit(logits, labels).probability(logits)
+            probability = fit(logits, labels.astype(int)).probability(logits)
             aucs[C, outer.outer] = roc_auc_score(labels, logits)
             losses[C, outer.outer] = log_loss(labels, probability)
     rows = {name: parts for name, parts, _ in heads_table.rows(results)}
