@@ -40,6 +40,7 @@ _BASE = Setting(linear=True, correction=True)
 _LINEAR = Setting(linear=True, recurrent=False)
 SETTINGS = {
     **{f"probe C {C:g}": Setting(C=C) for C in (0.0001, 0.001, 0.01, 0.1, 1.0)},
+    **{f"probe pca {k}": Setting(C=0.01, components=k) for k in (16, 32, 64)},
     "linear": _LINEAR,
     "linear mixup": _LINEAR.changed(mixup_alpha=0.2),
     "linear frame dropping": _LINEAR.changed(frame_dropping_rate=0.3),

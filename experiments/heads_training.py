@@ -33,7 +33,7 @@ Logits = Float[np.ndarray, " N"]
 
 @dataclass(frozen=True)
 class Setting:
-    """A head and how it is trained; `C` alone is the probe's, which takes nothing else."""
+    """A head and how it is trained; with `C` the probe, which takes `components` alone."""
 
     C: float | None = None
     linear: bool = False
@@ -66,15 +66,19 @@ def test_logits(
 ) -> Logits:  # fmt: skip
     """Train on one part and return the logits of another's clips, in its order."""
     if setting.C is not None:
-        return _probe_logits(setting.C, data.part(train), data.part(test))
+        parts = data.part(train), data.part(test)
+        return _probe_logits(setting.C, setting.components, *parts)
     config, plugins = _config(setting, len(train), seed), _plugins(setting, data.dim)
     params = trained(setting, config, plugins, data.part(train))
     head = plugins.make_head(config.model)
     return score(head, params, data.part(test).in_order())
 
 
-def _probe_logits(C: float, train: FeatureSet, test: FeatureSet) -> Logits:
+def _probe_logits(
+    C: float, components: int, train: FeatureSet, test: FeatureSet
+) -> Logits:
     """Logistic regression on standardised mean and deviation over a clip's frames."""
+    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -83,7 +87,9 @@ def _probe_logits(C: float, train: FeatureSet, test: FeatureSet) -> Logits:
         np.concatenate([mean_and_deviation(clip[0][None]) for clip in part.in_order()])
         for part in (train, test)
     )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
+    fewer = [PCA(components, svd_solver="full")] if components else []
+    regression = LogisticRegression(C=C, max_iter=1000)
+    probe = make_pipeline(StandardScaler(), *fewer, regression)
     probe.fit(x_train, train.labels_N)
     logits: Logits = probe.decision_function(x_test)
     return logits
