@@ -44,6 +44,14 @@ class Scores(NamedTuple):
     accuracy: float  # at probability 0.5
 
 
+class Row(NamedTuple):
+    """A row of the inner table: an entry for each outer training part."""
+
+    name: str
+    parts: list[Scores]
+    seconds: float | None = None  # of the CPU, the median training of a seed
+
+
 def scored(results: Results, lines: Sequence[Line]) -> Scored:
     """The clips of some lines, in their order."""
     clips = [results.clips[name] for line in lines for name in line["clips"]]
@@ -108,38 +116,31 @@ def best_C(results: Results, outer: int) -> str:
     return min(losses, key=losses.__getitem__)
 
 
-def rows(results: Results) -> Iterator[tuple[str, list[Scores], float]]:
-    """Each complete row of the inner table: its name, its parts, seconds of a training."""
+def rows(results: Results) -> Iterator[Row]:
+    """Each complete row of the inner table, and the mean logits of several seeds."""
     best = [
         inner_lines(results, best_C(results, outer), outer, 0) or []
         for outer in outers(results)
     ]
-    yield PROBE, [scores(scored(results, lines)) for lines in best], np.nan
+    yield Row(PROBE, [scores(scored(results, lines)) for lines in best])
     for name in names(results):
         seeds = sorted({seed for setting, *_, seed in results.lines if setting == name})
-        complete: dict[int, list[Scored]] = {}
-        seconds: list[float] = []
+        complete: list[list[Scored]] = []
+        seconds = 0.0
         for seed in seeds:
-            parts = [inner_lines(results, name, o, seed) for o in outers(results)]
-            whole = [part for part in parts if part is not None]
-            if len(whole) == len(parts):
-                complete[seed] = [scored(results, part) for part in whole]
-                seconds = [line["cpu_seconds"] for part in whole for line in part]
-                ending = f", seed {seed}" if seed else ""
-                yield (
-                    name + ending,
-                    [scores(part) for part in complete[seed]],
-                    float(np.median(seconds)),
-                )
+            found = [inner_lines(results, name, o, seed) for o in outers(results)]
+            parts = [lines for lines in found if lines is not None]
+            if len(parts) < len(found):
+                continue
+            complete.append([scored(results, lines) for lines in parts])
+            label = f"{name}, seed {seed}" if seed else name
+            own = [line["cpu_seconds"] for lines in parts for line in lines]
+            seconds += float(np.median(own))
+            yield Row(label, list(map(scores, complete[-1])), float(np.median(own)))
         if len(complete) > 1:
-            yield (
-                f"{name}, {len(complete)} seeds averaged",
-                [
-                    scores(averaged(parts))
-                    for parts in zip(*complete.values(), strict=True)
-                ],
-                float(len(complete) * np.median(seconds)),
-            )
+            means = [averaged(parts) for parts in zip(*complete, strict=True)]
+            label = f"{name}, {len(complete)} seeds averaged"
+            yield Row(label, list(map(scores, means)), seconds)
 
 
 def averaged(parts: Sequence[Scored]) -> Scored:
@@ -160,7 +161,7 @@ def table(results: Results) -> str:
             f"| {name} | {_spread(auc_O)} | {_spread(loss_O)} | "
             f"{100 * accuracy_O.mean():.1f} % | {_spread(gain_O, '+')} | "
             f"{np.sum(gain_O > 0)} of {len(gain_O)} | "
-            f"{'' if np.isnan(seconds) else f'{seconds:.0f}'} |"
+            f"{'' if seconds is None else f'{seconds:.0f}'} |"
         )
     outer = list(outer_rows(results))
     if outer:
