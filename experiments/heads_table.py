@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from heads_lines import Line, Results
 from jaxtyping import Float, Int
+from scipy.special import expit
 
 from vd.metrics.binary import accuracy, point_metrics, roc_auc, shown
 from vd.metrics.calibration import fit
-from vd.metrics.intervals import metric_intervals, resampled_metrics
+from vd.metrics.intervals import interval, metric_intervals, resampled_metrics
 
 PROBE = "probe, C by inner folds"  # as the best of several, its inner score flatters
 REFERENCE = "probe C 0.01"  # as in probe.py: chosen before the first run
@@ -19,6 +20,8 @@ _INNER_HEAD = """\
 _OUTER_HEAD = """\
 | setting | accuracy | ROC AUC | recall violent | non-violent | mean of folds' AUC | log loss |
 |---|---|---|---|---|---|---|"""
+
+_SHOWN = "accuracy", "roc_auc", "recall_violent", "recall_nonviolent"
 
 Logits = Float[np.ndarray, " N"]
 
@@ -50,6 +53,30 @@ class Row(NamedTuple):
     name: str
     parts: list[Scores]
     seconds: float | None = None  # of the CPU, the median training of a seed
+
+
+class OuterFolds(NamedTuple):
+    """All outer folds of one model, divided by their inner temperatures."""
+
+    together: Scored
+    auc_O: list[float]
+
+    @property
+    def tested(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels, probabilities, and which clips are predicted to be violent."""
+        probability_N = expit(self.together.logits_N)
+        return self.together.labels_N, probability_N, probability_N >= 0.5
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics by name; all are defined, since both classes are tested."""
+        values = point_metrics(*self.tested)
+        return {name: np.nan if v is None else v for name, v in values.items()}
+
+    @property
+    def resampled(self) -> dict[str, np.ndarray]:
+        """Metrics in resamples of whole groups."""
+        return resampled_metrics(*self.tested, self.together.group_N)
 
 
 def scored(results: Results, lines: Sequence[Line]) -> Scored:
@@ -170,21 +197,28 @@ def table(results: Results) -> str:
 
 
 def outer_rows(results: Results) -> Iterator[str]:
-    """Each setting whose outer folds are all tested; the probe first."""
+    """Each setting and seed whose outer folds are all tested, the probe first.
+
+    Then the paired difference of each setting's mean over seeds to the probe.
+    """
     tested = {(name, seed) for name, _, inner, seed in results.lines if inner is None}
+    if not tested:
+        return
     of_probe = [best_C(results, outer) for outer in outers(results)]
-    chosen = {(PROBE, 0): of_probe}
+    probe = outer_folds(results, of_probe, 0)
+    if probe is None:
+        return
+    yield _outer_row(PROBE, probe)
+    by_name: dict[str, list[OuterFolds]] = {}
     for name, seed in sorted(tested):
-        if all(line["settings"]["C"] is None for line in _of(results, name)):
-            chosen[name, seed] = [name] * len(of_probe)
-    for (label, seed), settings in chosen.items():
-        parts = [
-            outer_part(results, name, outer, seed)
-            for outer, name in zip(outers(results), settings, strict=True)
-        ]
-        whole = [part for part in parts if part is not None]
-        if len(whole) == len(parts):
-            yield _outer_row(f"{label}, seed {seed}" if seed else label, whole)
+        of_name = _of(results, name)
+        folds = outer_folds(results, [name] * len(of_probe), seed)
+        if folds is None or of_name[0]["settings"]["C"] is not None:
+            continue
+        by_name.setdefault(name, []).append(folds)
+        yield _outer_row(f"{name}, seed {seed}" if seed else name, folds)
+    for name, seeds in by_name.items():
+        yield _difference_row(f"{name}, less the probe's", probe, seeds)
 
 
 def outer_part(results: Results, name: str, outer: int, seed: int) -> Scored | None:
@@ -199,24 +233,51 @@ def outer_part(results: Results, name: str, outer: int, seed: int) -> Scored | N
     return part._replace(logits_N=part.logits_N / scored(results, inner).temperature)
 
 
-def _outer_row(label: str, parts: Sequence[Scored]) -> str:
+def outer_folds(
+    results: Results, settings: Sequence[str], seed: int
+) -> OuterFolds | None:
+    """All outer folds together, each with its setting; None unless all are tested."""
+    pairs = zip(settings, outers(results), strict=True)
+    parts = [outer_part(results, name, outer, seed) for name, outer in pairs]
+    whole = [part for part in parts if part is not None]
+    if len(whole) < len(parts):
+        return None
+    columns = zip(*whole, strict=True)
+    together = Scored(*(np.concatenate(column) for column in columns))
+    return OuterFolds(together, [scores(part).auc for part in whole])
+
+
+def _outer_row(label: str, folds: OuterFolds) -> str:
     """Figures of all folds together, with intervals by group."""
-    logits_N, labels_N, group_N = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    probability_N = 1 / (1 + np.exp(-logits_N))
-    tested = labels_N, probability_N, probability_N >= 0.5
-    values = point_metrics(*tested)
+    part = folds.together
     ends = metric_intervals(
-        values, [resampled_metrics(*tested, group_N)], labels_N, group_N
+        folds.values, [folds.resampled], part.labels_N, part.group_N
     )
     cells = [
-        f"{shown(name, values[name])} ({shown(name, ends[f'{name}_ci95'])})"
-        for name in ("accuracy", "roc_auc", "recall_violent", "recall_nonviolent")
+        f"{shown(name, folds.values[name])} ({shown(name, ends[f'{name}_ci95'])})"
+        for name in _SHOWN
     ]
-    auc_O = [scores(part).auc for part in parts]
-    more = f"{np.mean(auc_O):.3f}", f"{log_loss(logits_N, labels_N):.3f}"
+    loss = log_loss(part.logits_N, part.labels_N)
+    more = f"{np.mean(folds.auc_O):.3f}", f"{loss:.3f}"
     return f"| {' | '.join([label, *cells, *more])} |"
+
+
+def _difference_row(label: str, probe: OuterFolds, seeds: Sequence[OuterFolds]) -> str:
+    """Mean over seeds less the probe, on the same resamples of groups."""
+    cells = []
+    for name in _SHOWN:
+        gain = np.mean([one.values[name] for one in seeds]) - probe.values[name]
+        gain_R = np.mean([one.resampled[name] for one in seeds], axis=0)
+        ends = interval(gain_R - probe.resampled[name], probe.together.group_N)
+        low, high = ends or (np.nan, np.nan)
+        cells.append(f"{gain:+.3f} ({low:+.3f} to {high:+.3f})")
+    losses = [
+        log_loss(one.together.logits_N, one.together.labels_N)
+        for one in (probe, *seeds)
+    ]
+    folds = np.mean([one.auc_O for one in seeds]) - np.mean(probe.auc_O)
+    more = f"{folds:+.3f}", f"{np.mean(losses[1:]) - losses[0]:+.3f}"
+    return f"| {' | '.join([label, *cells, *more])} |".replace("-", "−")
 
 
 def _of(results: Results, name: str) -> list[Line]:

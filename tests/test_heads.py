@@ -255,6 +255,7 @@ def test_outer_folds_are_tested_only_with_a_fixed_setting(
     path = tmp_path / "lines.jsonl"
     run(quick, path, videos, data)
     assert all(inner is not None for _, _, inner, _ in read_results(path, "set").lines)
+    monkeypatch.setattr(quick, "FIXED", None)
     with pytest.raises(VdError, match="name it in FIXED"):
         quick.run_outer(path, "set", videos, data, (0,))
     monkeypatch.setattr(quick, "FIXED", "linear")
@@ -275,3 +276,9 @@ def test_outer_folds_are_tested_only_with_a_fixed_setting(
     scale = fit(inner.logits_N, inner.labels_N).temperature
     np.testing.assert_allclose(part.logits_N, np.array(line["logits"]) / scale)
     assert asdict(quick.SETTINGS["linear"]) == line["settings"]
+    *_, probe, linear, difference = heads_table.table(results).splitlines()
+    assert probe.startswith(f"| {heads_table.PROBE} | ")
+    assert linear.startswith("| linear | ")
+    auc = [float(row.split(" | ")[2].split()[0]) for row in (probe, linear)]
+    gain = float(difference.split(" | ")[2].split()[0].replace("−", "-"))
+    assert gain == pytest.approx(auc[1] - auc[0], abs=0.0011)
