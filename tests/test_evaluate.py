@@ -17,7 +17,6 @@ from vd.errors import VdError
 from vd.evaluation.cross_dataset import dataset_name, evaluate_on
 from vd.evaluation.evaluate import operating_points, slices
 from vd.files import read_csv, write_csv
-from vd.metrics import intervals
 from vd.metrics.binary import METRICS, evaluation_metrics
 from vd.metrics.calibration import Calibration, false_alarm_threshold
 from vd.metrics.intervals import resampled_metrics
@@ -178,16 +177,6 @@ def test_few_groups_of_one_class_are_a_warning():
     result = evaluation_metrics(labels, score.astype(float), group, 0.5)
     (warning,) = (w for w in result["warnings"] if "too narrow" in w)
     assert "27 groups (25 with violent, 2 with non-violent clips;" in warning
-
-
-def test_the_same_draws_in_blocks_of_any_size(monkeypatch):
-    group = np.arange(7) % 5
-    monkeypatch.setattr(intervals, "RESAMPLES", 20)
-    (whole,) = intervals.resample_counts(group)
-    monkeypatch.setattr(intervals, "_MOST_WEIGHTS", 21)
-    blocks = list(intervals.resample_counts(group))
-    assert len(blocks) == 7
-    np.testing.assert_array_equal(np.concatenate(blocks), whole)
 
 
 def test_threshold_of_five_percent_false_alarms_by_hand():
