@@ -69,11 +69,6 @@ def test_a_reader_that_has_enough_is_no_error(trained, clips):
     process.stderr.close()
 
 
-def test_an_unknown_flag_is_named():
-    printed = vd("train", "--dataset-path", "x", "--epoch", "3", code=2).stderr
-    assert "--epochs" in printed
-
-
 def test_the_defaults_are_the_recipe():
     settings = vars(TrainingConfig()) | vars(ModelConfig()) | vars(RunConfig())
     recipe = {

@@ -144,19 +144,12 @@ def test_one_class_is_null_with_a_sentence_never_zero():
     assert result["precision_nonviolent"] == 1
 
 
-def test_perfect_and_random_predictions():
+def test_perfect_predictions():
     labels, _, group = made_up(2000, 2000)
     perfect = evaluation_metrics(labels, labels * 0.98 + 0.01, group, 0.5)
     assert all(perfect[n] == 1 for n in METRICS if n not in ("ece", "brier"))
     assert perfect["accuracy_ci95"][0] < 1
     assert perfect["roc_auc_ci95"] is None  # no resample shows its spread
-    chance = evaluation_metrics(
-        labels, np.random.default_rng(1).uniform(size=2000), group, 0.5
-    )
-    for name in ("accuracy", "balanced_accuracy", "roc_auc"):
-        low, high = chance[f"{name}_ci95"]
-        assert low < 0.5 < high
-        assert high - low < 0.06
 
 
 def test_three_clips_and_one_group():
