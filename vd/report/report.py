@@ -115,13 +115,11 @@ def report(
 def _of_run(facts: RunFacts) -> dict[str, Any]:
     """What only the page of a run has; its pictures are those in the folder."""
     hours = facts.evaluations["test"].get("nonviolent_hours")
-    files = {name: facts.folder / f"{name}.png" for name in _PICTURES}
+    paths = {name: facts.folder / f"{name}.png" for name in _PICTURES}
     return {
         "limits": run_limits(facts),
         "nonviolent": duration(3600 * hours) if hours else None,
-        "pictures": {
-            n: file.read_bytes() for n, file in files.items() if file.exists()
-        },
+        "pictures": {name: p.read_bytes() for name, p in paths.items() if p.exists()},
     }
 
 
@@ -228,6 +226,10 @@ def _frames(
     mistakes: Sequence[Mapping[str, Any]], facts: RunFacts, dataset_path: Path | None
 ) -> dict[str, images.Picture]:
     """Frames of the clips by name; any run of a cross-validation knows where all are."""
+    if dataset_path is not None and not dataset_path.exists():
+        raise VdError(
+            f"--dataset-path {dataset_path} does not exist; name where the data set is."
+        )
     root = dataset_path or facts.config.data.dataset_path
     videos = {video.name: video for video in videos_of(facts.folder, root)}
     names = [mistake["name"] for mistake in mistakes]  # one may have been renamed since
