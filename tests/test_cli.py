@@ -1,8 +1,6 @@
 """The command line: wrong values, pipes and signals are one sentence and an exit code."""
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -43,18 +41,6 @@ def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
     )
     assert str(tmp_path / "file") in done.stderr
     assert "space" not in done.stderr
-
-
-@pytest.mark.slow
-def test_quickstart_checks_its_flags_before_it_renders(tmp_path):
-    script = Path(__file__).parents[1] / "experiments" / "quickstart.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--epochs", "0"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--epochs is 0" in done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from vd.files import read_json, write_text
 from vd.metrics.binary import COLLAPSE, METRICS
 from vd.models.losses import imbalance_warning
 from vd.report import images
-from vd.training.log import EarlyStopping, overfits, read_metrics
+from vd.training.log import EarlyStopping, read_metrics
 from vd.training.run_folder import read_config, videos_of
 
 DASH = "–"
@@ -155,12 +155,6 @@ def run_limits(facts: RunFacts) -> list[str]:
     limits += _limits(record, record["accuracy"], record.get("accuracy_ci95"), facts)
     if stopping.best_epoch == stopping.epoch:
         limits.append("the last epoch was the best; more --epochs may give more")
-    if overfits(facts.rows):
-        limits.append(
-            "OVERFITTING at the end: the training loss kept falling while the validation "
-            "loss was a tenth above its least; more clips, --dropout-rate or "
-            "--weight-decay may help"
-        )
     return limits + _imbalance(facts)
 
 
