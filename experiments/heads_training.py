@@ -24,7 +24,14 @@ from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
 from vd.training.loop import begin
 from vd.training.optimizer import learning_rates
-from vd.training.step import Batch, StepNumbers, TrainState, make_step, step_numbers
+from vd.training.step import (
+    AXIS,
+    Batch,
+    StepNumbers,
+    TrainState,
+    make_step,
+    step_numbers,
+)
 
 _BATCH = 32
 
@@ -136,8 +143,8 @@ def trained(
     )
     for rate, batch in zip(rates, batches, strict=True):
         check_interrupt()
-        own = jax.tree.map(lambda array: array[0], batch)  # of the only device
-        state, average = step(state, average, own, numbers._replace(learning_rate=rate))
+        now = numbers._replace(learning_rate=rate)
+        state, average = step(state, average, batch, now)
     return average if setting.average_decay else state.params
 
 
@@ -175,7 +182,9 @@ def _compiled_step(
         )
         return after._replace(params=params), average
 
-    return jax.jit(run)
+    one = jax.local_devices()[:1]
+    axes = None, None, 0, None
+    return jax.pmap(run, AXIS, in_axes=axes, out_axes=None, devices=one)
 
 
 def _regularised(
