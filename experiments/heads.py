@@ -18,12 +18,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
-from heads_lines import Clip, Line, Results, append, key_of, read_results
+from heads_lines import Clip, Line, Results, Setting, append, key_of, read_results
 from heads_table import best_C, table
-from heads_training import Setting, test_logits
 
 from vd.cli import run_command
 from vd.config import Config, DataConfig
@@ -31,7 +30,9 @@ from vd.console import say
 from vd.data.manifest import Video, check_classes
 from vd.data.splits import folds, for_folds
 from vd.errors import VdError
-from vd.training.feature_set import FeatureSet
+
+if TYPE_CHECKING:  # they import JAX, which a decoding worker need not
+    from vd.training.feature_set import FeatureSet
 
 LINES = Path(__file__).with_suffix(".jsonl")
 OUTER, INNER, SPLIT_SEED = 5, 3, 0
@@ -135,17 +136,21 @@ def main(
     return 0
 
 
-def load(dataset_path: Path, cache_dir: Path) -> tuple[list[Video], FeatureSet]:
+def load(dataset_path: Path, cache_dir: Path) -> tuple[list[Video], "FeatureSet"]:
     """The usable clips, one of each content, and their features in memory."""
     from vd.experiment import prepare
 
     config = Config(DataConfig(dataset_path, cache_dir))
     prepared = prepare(config, assign=for_folds)
     videos = list({video.id: video for video in prepared.ledger.usable()}.values())
+    from vd.training.feature_set import FeatureSet
+
     return videos, FeatureSet(videos, prepared.store)
 
 
-def start(lines: Path, dataset: str, videos: Sequence[Video], data: FeatureSet) -> None:
+def start(
+    lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet"
+) -> None:
     """Write the data set's line, or check it: other clips or features are an error."""
     outer_of = folds(videos, OUTER, SPLIT_SEED)
     groups = sorted({video.group or video.id for video in videos})
@@ -181,7 +186,7 @@ def name_of(video: Video) -> str:
 
 
 def run_inner(
-    lines: Path, dataset: str, videos: Sequence[Video], data: FeatureSet,
+    lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet",
     names: Sequence[str], outers: Sequence[int], seeds: Sequence[int],
 ) -> None:  # fmt: skip
     """The settings on the inner folds of one outer fold after another."""
@@ -202,7 +207,7 @@ def run_inner(
 
 
 def run_outer(
-    lines: Path, dataset: str, videos: Sequence[Video], data: FeatureSet,
+    lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet",
     seeds: Sequence[int],
 ) -> None:  # fmt: skip
     """The fixed setting, and the probe with the C of each part's inner folds."""
@@ -222,10 +227,12 @@ def run_outer(
 
 
 def run_parts(
-    lines: Path, dataset: str, name: str, parts: Sequence[Part], data: FeatureSet,
+    lines: Path, dataset: str, name: str, parts: Sequence[Part], data: "FeatureSet",
     seed: int,
 ) -> None:  # fmt: skip
     """Train and test one setting on the parts that have no line yet."""
+    from heads_training import test_logits
+
     for part in parts:
         line: Line = {
             "dataset": dataset, "setting": name, "outer": part.outer,

@@ -1,8 +1,12 @@
-"""The lines of heads.jsonl: one for the data set, then one for each finished training."""
+"""The lines of heads.jsonl: one for the data set, then one for each finished training.
+
+And what a training can be: its settings stand in its line.
+"""
 
 import fcntl
 import json
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +14,35 @@ from vd.errors import VdError
 
 Line = dict[str, Any]
 _KEY = "setting", "outer", "inner", "seed"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A head and how it is trained; with `C` the probe, which takes `components` alone."""
+
+    C: float | None = None
+    linear: bool = False
+    recurrent: bool = True
+    standardised: bool = True
+    correction: bool = False
+    input_dropout: float = 0.0
+    components: int = 0
+    clip_frames: int = 20
+    """Frames of a clip; most of SCFD have 15 to 17, and padding costs time."""
+    epochs: int = 40
+    learning_rate: float = 0.0005
+    detector_rate: float = 1.0
+    """Factor of the detector's learning rate beside a linear path."""
+    detector_decay: float = 0.0
+    """Decoupled weight decay of the detector's matrices beside a linear path."""
+    frame_dropping_rate: float = 0.0
+    mixup_alpha: float = 0.0
+    average_decay: float = 0.0
+    """Decay of a step of the average of weights that is tested (0: the last weights)."""
+
+    def changed(self, **values: Any) -> "Setting":
+        """The same but for these values."""
+        return replace(self, **values)
 
 
 class Clip(NamedTuple):

@@ -1,7 +1,6 @@
 """One training of the study `heads.py`: the whole training part, to the cosine's end."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from heads_lines import Setting
 from heads_models import STATISTICS, PathsHead, fitted
 from jaxtyping import Array, Float
 from probe import mean_and_deviation
@@ -36,35 +36,6 @@ from vd.training.step import (
 _BATCH = 32
 
 Logits = Float[np.ndarray, " N"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A head and how it is trained; with `C` the probe, which takes `components` alone."""
-
-    C: float | None = None
-    linear: bool = False
-    recurrent: bool = True
-    standardised: bool = True
-    correction: bool = False
-    input_dropout: float = 0.0
-    components: int = 0
-    clip_frames: int = 20
-    """Frames of a clip; most of SCFD have 15 to 17, and padding costs time."""
-    epochs: int = 40
-    learning_rate: float = 0.0005
-    detector_rate: float = 1.0
-    """Factor of the detector's learning rate beside a linear path."""
-    detector_decay: float = 0.0
-    """Decoupled weight decay of the detector's matrices beside a linear path."""
-    frame_dropping_rate: float = 0.0
-    mixup_alpha: float = 0.0
-    average_decay: float = 0.0
-    """Decay of a step of the average of weights that is tested (0: the last weights)."""
-
-    def changed(self, **values: Any) -> "Setting":
-        """The same but for these values."""
-        return replace(self, **values)
 
 
 def test_logits(
