@@ -61,6 +61,7 @@ left running. `python -m tests.test_reliability` prints this page.
   Damage inside a GIF ends it there unnoticed. The header of FLV, and of Matroska without a DURATION tag, gives only
   the end of the longest stream. Where sound outlasts the picture, such a file is judged by its sound: a picture that
   ends early counts as whole. Ogg, NUT and Y4M files joined one after the other give all frames, but count as `partial`.
+- An encrypted MP4 is called so; a scrambled transport stream or a protected ASF is quarantined with another reason.
 
 | kind | outcome | reason |
 |---|---|---|
