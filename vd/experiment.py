@@ -3,7 +3,8 @@
 1. Check settings, then the manifest, before anything slow.
 2. Extract missing features; print the ledger; refuse a gap between the classes' losses.
 3. Open the run folder: another identity is an error, a finished run is left as it is.
-4. Train, or continue; restore the best; fit temperature and threshold on validation.
+4. Train, or continue; restore the best; fit temperature and threshold on validation, or
+   with --refit on inner folds.
 5. Evaluate the restored best on validation and test; write pictures and the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from vd.models.head import Head, Params
     from vd.training.feature_set import FeatureSet
+    from vd.training.refit import InnerFolds
 
 
 class Opened(NamedTuple):
@@ -38,6 +40,13 @@ class Opened(NamedTuple):
 
     batch_size: int
     devices: "Sequence[jax.Device]"
+
+
+class Trained(NamedTuple):
+    """A trained model, and what its inner folds chose, if it has any."""
+
+    params: "Params"
+    inner: "InnerFolds | None" = None
 
 
 def run(
@@ -68,14 +77,16 @@ def run(
 
         share = TRAINED_SHARE / processes
         holders = opened.devices if processes == 1 else ()
-        clips = data.parts()
-        sets = {"train": FeatureSet(clips["train"], data.store, holders, share)}
+        from vd.training.refit import parts_to_use
+
+        clips = parts_to_use(config, data.parts())
+        sets = {"train": FeatureSet(clips.pop("train"), data.store, holders, share)}
         if lead:
-            for split in ("val", "test"):
-                sets[split] = FeatureSet(clips[split], data.store)
-        params = train_run(config, plugins, sets, opened)
+            for split, videos in clips.items():
+                sets[split] = FeatureSet(videos, data.store)
+        trained = train_run(config, plugins, sets, opened)
         distributed.part()
-        return evaluate_run(config, plugins, sets, params) if lead else {}
+        return evaluate_run(config, plugins, sets, trained) if lead else {}
 
 
 def check(config: Config, plugins: Plugins) -> None:
@@ -84,6 +95,11 @@ def check(config: Config, plugins: Plugins) -> None:
     if (metric := config.training.early_stopping_metric) not in known:
         raise VdError(
             f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
+        )
+    if config.training.refit and distributed.several(config.run):
+        raise VdError(
+            "--refit trains in one process; leave it out, or leave --coordinator-address, "
+            "--num-processes and --process-id out."
         )
     identity = run_folder.settings_identity(config) | plugins.identity()
     if distributed.is_lead():
@@ -149,7 +165,10 @@ def open_run(
         finished = run_folder.is_finished(run_dir)
     if distributed.broadcast(finished):
         return None
-    fewest = len(clips["train"]) if fewest is None else fewest
+    if fewest is None:
+        from vd.training.refit import fewest_to_train
+
+        fewest = fewest_to_train(config, clips)
     opened = _batch_and_devices(config, fewest)
     if distributed.is_lead():
         if config.run.fresh:  # nothing is deleted before all checks are done
@@ -206,11 +225,12 @@ def train_run(
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
     opened: Opened,
-) -> "Params":
+) -> Trained:
     """Train, or continue, the open run."""
     import jax
 
     from vd.training.loop import train
+    from vd.training.refit import train_with_inner_folds
 
     batch_size, devices = opened
     kind = devices[0].device_kind
@@ -218,11 +238,12 @@ def train_run(
         say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
         if config.model.mixed_precision and devices[0].platform == "cpu":
             say("note: on most CPUs --no-mixed-precision is faster")
-    run_dir, val_set = config.run.checkpoint_dir, sets.get("val")
+    clips, run_dir = sets["train"], config.run.checkpoint_dir
+    how = run_dir, devices, batch_size, plugins
     try:
-        return train(
-            config, sets["train"], val_set, run_dir, devices, batch_size, plugins
-        )
+        if distributed.is_lead() and "val" not in sets:
+            return Trained(*train_with_inner_folds(config, clips, *how))
+        return Trained(train(config, clips, sets.get("val"), *how))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -236,7 +257,7 @@ def evaluate_run(
     config: Config,
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
-    params: "Params",
+    trained: Trained,
 ) -> dict[str, Any]:
     """Calibrate the restored best, evaluate it on validation and test, write the report."""
     from vd import plots
@@ -251,7 +272,7 @@ def evaluate_run(
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
-    results = evaluate_trained(config, head, params, sets, even)
+    results = evaluate_trained(config, head, trained.params, sets, even, trained.inner)
     for result in results.values():
         say(summary(result))
     report(run_dir, mistakes=0)

@@ -50,8 +50,9 @@ class RunFacts:
     def stopping(self) -> EarlyStopping:
         """Early stopping at the end of the run: its best and its last epoch."""
         settings = self.config.training
+        is_phase = "phase" in self.rows[0]  # which has none
         stopping = EarlyStopping(
-            settings.early_stopping_metric,
+            "" if is_phase else settings.early_stopping_metric,
             settings.early_stopping_patience,
             settings.early_stopping_min_delta,
         )
@@ -145,9 +146,10 @@ def run_limits(facts: RunFacts) -> list[str]:
             "--focal-alpha or --learning-rate"
         )
     limits += _limits(record, record["accuracy"], record.get("accuracy_ci95"), facts)
-    if stopping.best_epoch == stopping.epoch:
+    validated = bool(stopping.metric)
+    if validated and stopping.best_epoch == stopping.epoch:
         limits.append("the last epoch was the best; more --epochs may give more")
-    if overfits(facts.rows):
+    if validated and overfits(facts.rows):
         limits.append(
             "OVERFITTING at the end: the training loss kept falling while the validation "
             "loss was a tenth above its least; more clips, --dropout-rate or "
