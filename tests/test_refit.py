@@ -1,5 +1,6 @@
 """Inner folds choose length, temperature and threshold; then all clips are trained on."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -11,9 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.command_line import SMALL, digests, vd
+from tests.command_line import train as train_command
 from tests.fabricated import make_set, make_videos, numbers_config, same_leaves
 from vd.config import Config, DataConfig, TrainingConfig
 from vd.devices import prepare_jax
+from vd.files import read_csv
 from vd.models.plugins import BUILT_IN
 from vd.models.scoring import score
 from vd.training import refit
@@ -153,3 +157,57 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, fold):
     again, same = _train(tmp_path / "killed")
     assert same_leaves(again, params)
     assert np.array_equal(same.logit_N, inner.logit_N)
+
+
+@pytest.fixture(scope="module")
+def refitted(tmp_path_factory, clips, backbone):
+    folder = tmp_path_factory.mktemp("refitted")
+    return folder, train_command(clips, backbone, folder, "--refit")
+
+
+def test_validation_figures_are_those_of_the_inner_folds(refitted):
+    run = refitted[0] / "run"
+    result = json.loads((run / "evaluation_val.json").read_text())
+    rows = read_csv(run / "predictions_val.csv")
+    assert (result["inner_folds"], result["epochs"], result["n"]) == (4, 3, 24)
+    assert any("other inner folds" in warning for warning in result["warnings"])
+    test = json.loads((run / "evaluation_test.json").read_text())
+    assert test["threshold_source"].startswith("inner folds")
+    kept = {
+        row["path"]: row["logit"]
+        for path in (run / "inner").rglob("logits.csv")
+        for row in read_csv(path)
+    }
+    assert {row["path"]: row["logit"] for row in rows} == kept
+    assert "4 inner folds: loss" in refitted[1].stderr
+    assert "more --epochs" not in refitted[1].stderr
+
+
+def test_a_refitted_run_is_evaluated_and_left_as_it_is(refitted, clips, backbone):
+    folder, _ = refitted
+    run = folder / "run"
+    before = digests(run)
+    vd("evaluate", "--checkpoint-dir", run)
+    train_command(clips, backbone, folder, "--refit")
+    assert digests(run) == before
+    refused = vd("evaluate", "--checkpoint-dir", run, "--split", "val", code=2)
+    assert "trained on its validation clips" in refused.stderr
+    vd("report", run, "--out", folder / "page.html", "--mistakes", 0)
+    assert "a length that inner folds chose" in (folder / "page.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_cross_validation_refits_in_each_fold(tmp_path, clips, backbone):
+    vd(
+        "crossval", "--dataset-path", clips, "--cache-dir", tmp_path / "cache",
+        "--checkpoint-dir", tmp_path / "cv", "--backbone", backbone, "--folds", 2,
+        "--no-mixed-precision", *SMALL, "--refit",
+    )  # fmt: skip
+    for fold in range(2):
+        run = tmp_path / "cv" / f"fold-{fold}_seed-0"
+        tested = {row["path"] for row in read_csv(run / "predictions_test.csv")}
+        inner = {row["path"] for row in read_csv(run / "predictions_val.csv")}
+        assert len(tested) + len(inner) == 32
+        assert not tested & inner
+    vd("report", tmp_path / "cv", "--mistakes", 0)
+    vd("compare", tmp_path / "cv", tmp_path / "cv", "--out", tmp_path / "compared")
