@@ -7,6 +7,7 @@ views). `--stand-in` puts a network of the same width in the backbone's place, w
 near none: what a video's length may take is frames and features, and these are as large.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -100,12 +101,11 @@ def write_stand_in(path: Path, size: int = 224, dim: int = 1280) -> Path:
 
 
 def memory(root: int) -> int:
-    """Bytes of a process and its descendants, each page once, and of frames handed over."""
-    total = sum(
-        file.stat().st_size
-        for folder in Path("/dev/shm").glob(f"vd-*-{root}-*")
-        for file in folder.rglob("*.rgb")
-    )
+    """Bytes of a process and its descendants, each page once, and of frames on their way."""
+    total = 0
+    for file in Path("/dev/shm").glob(f"vd-*-{root}-*/*"):
+        with contextlib.suppress(FileNotFoundError):  # collected meanwhile
+            total += file.stat().st_size
     for pid in family(root):
         try:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()

@@ -41,9 +41,9 @@ class Quickstart(Train):
     def __call__(self, **parts: Any) -> int:
         """Render, train and evaluate, then draw violence over time in a longer video."""
         from rendering.clips import render_dataset, render_episode
+        from rendering.timeline import draw_timeline
 
         from vd.console import say
-        from vd.predict.predictor import draw_timeline
 
         render_dataset(self.data.dataset_path, clips=CLIPS, seed=self.render_seed)
         code = super().__call__(**parts)

@@ -38,12 +38,13 @@ def render(
     b_frames: int | None = None,
     stamps: Sequence[int] | None = None,
     clock: int = 1000,
+    container: str | None = None,
     **muxer: str,
 ) -> Path:
     """Encode RGB images; `stamps` are in 1 / clock s, for a variable frame rate."""
     images = list(images)
-    with av.open(str(path), "w", options=muxer) as container:
-        stream = container.add_stream(codec, fps)
+    with av.open(str(path), "w", container, options=muxer) as output:
+        stream = output.add_stream(codec, fps)
         stream.pix_fmt, stream.gop_size, stream.thread_count = pix_fmt, gop, 1
         stream.height, stream.width = images[0].shape[:2]
         if b_frames is not None:
@@ -54,8 +55,8 @@ def render(
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             if stamps is not None:
                 frame.pts, frame.time_base = stamps[index], Fraction(1, clock)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
     return path
 
 
@@ -114,16 +115,8 @@ def render_slow(path: Path, frames: int) -> Path:
 
 def render_late(path: Path) -> Path:
     """Two seconds whose last frame's time is seven weeks later, and so the length."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number, image in enumerate(noisy_frames(50)):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts = number * 40 if number < 49 else 2**32
-            frame.time_base = Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    stamps = [40 * i for i in range(49)] + [2**32]
+    return render(path, noisy_frames(50), stamps=stamps, b_frames=0)
 
 
 def render_paused(path: Path) -> Path:
@@ -222,13 +215,8 @@ def later_by(seconds: float) -> Callable[..., None]:
 
 def render_pictures(path: Path, container: str) -> Path:
     """50 JPEG pictures, one after another or as parts of a message."""
-    with av.open(str(path), "w", container) as new:
-        stream = new.add_stream("mjpeg", 25)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
-        for image in noisy_frames(50):
-            new.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-        new.mux(stream.encode(None))
-    return path
+    pictures = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
+    return render(path, noisy_frames(50), container=container, **pictures)
 
 
 def render_with_cover(path: Path) -> Path:
@@ -256,16 +244,6 @@ def render_encrypted(path: Path) -> Path:
         "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
     }
     return render(path, noisy_frames(50), **options)
-
-
-def scrambled(ts: bytes) -> bytes:
-    """An MPEG transport stream whose video packets are marked as scrambled."""
-    content = bytearray(ts)
-    for packet in range(0, len(content), 188):
-        if content[packet + 1] & 0x1F == 1:  # of the video
-            content[packet + 3] |= 0x80
-            content[packet + 4 : packet + 188] = bytes(184)
-    return bytes(content)
 
 
 def without_tables(path: Path) -> Path:

@@ -4,13 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from vd.data.decode import FrameSettings, decode
+from vd.data.decode import FrameSettings, Sink, decode
 from vd.data.outcome import Outcome
 
 SMALL = FrameSettings(height=48, width=64)  # the size of the rendered clips
 
 
-class Recorder:
+class Recorder(Sink):
     """A sink that notes all calls."""
 
     def __init__(self) -> None:
@@ -50,4 +50,4 @@ def decode_all(path, settings=SMALL):
 
 
 def outcome(path, settings=SMALL):
-    return decode(path, settings)
+    return decode(path, settings, Sink(), images=False)

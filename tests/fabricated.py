@@ -25,10 +25,7 @@ def made_up_predictions(
     nothing = [""] * len(labels)
     probability = np.array(probability, float)
     return Predictions(
-        *(
-            np.array(list(x), object)
-            for x in (paths, groups or nothing, ids or nothing)
-        ),
+        *(np.array(list(x), object) for x in (paths, groups or nothing, ids or paths)),
         np.array(labels),
         probability,
         probability,
@@ -39,16 +36,10 @@ def made_up_predictions(
 
 def make_videos(count, prefix="v"):
     """Videos of alternating class."""
+    names = [f"{prefix}{i}" for i in range(count)]
     return [
-        Video(
-            Path(f"{prefix}{i}.mp4"),
-            f"{prefix}{i}.mp4",
-            i % 2,
-            "train",
-            "",
-            f"{prefix}{i}",
-        )
-        for i in range(count)
+        Video(Path(f"{name}.mp4"), f"{name}.mp4", i % 2, "train", "", name)
+        for i, name in enumerate(names)
     ]
 
 
@@ -84,8 +75,8 @@ def fill(store, videos):
         store.finish()
 
 
-def open_store(cache_dir, **description):
-    return FeatureStore(Path(cache_dir), {"made": "up", **description}, STREAMS, DIM)
+def open_store(cache_dir):
+    return FeatureStore(Path(cache_dir), {"made": "up"}, STREAMS, DIM)
 
 
 def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0, devices=()):
@@ -162,29 +153,24 @@ def write_tiny_backbone(
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(3 * 16, dim)).astype(np.float32) * scale / 500
     shape = [batch, 3, size, size] if channels_first else [batch, size, size, 3]
-    side = size // 4
-    nodes = [
-        helper.make_node(
-            "AveragePool",
-            ["nchw"],
-            ["pooled"],
-            kernel_shape=[side, side],
-            strides=[side, side],
-        ),
+    side, kind, nodes, images = size // 4, TensorProto.FLOAT, [], "images"
+    if of_bytes:
+        kind = TensorProto.UINT8
+        nodes.append(
+            helper.make_node("Cast", [images], ["floats"], to=TensorProto.FLOAT)
+        )
+        images = "floats"
+    if not channels_first:
+        nodes.append(
+            helper.make_node("Transpose", [images], ["nchw"], perm=[0, 3, 1, 2])
+        )
+        images = "nchw"
+    window = {"kernel_shape": [side, side], "strides": [side, side]}
+    nodes += [
+        helper.make_node("AveragePool", [images], ["pooled"], **window),
         helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
         helper.make_node("MatMul", ["flat", "weights"], ["features"]),
     ]
-    if channels_first:
-        nodes[0].input[0] = "images"
-    else:
-        nodes.insert(
-            0, helper.make_node("Transpose", ["images"], ["nchw"], perm=[0, 3, 1, 2])
-        )
-    kind = TensorProto.UINT8 if of_bytes else TensorProto.FLOAT
-    if of_bytes:
-        nodes[0].input[0] = "floats"
-        cast = helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)
-        nodes.insert(0, cast)
     graph = helper.make_graph(
         nodes,
         "tiny",

@@ -104,7 +104,6 @@ def test_wrong_flags_end_the_audit_before_the_work(clips, tmp_path):
         assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.slow
 def test_pairs_of_files_and_groups_cut_by_hand():
     videos = [
         video("a", 1, "train", "g"),

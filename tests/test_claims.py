@@ -148,12 +148,9 @@ def test_the_quick_study_runs_from_scratch_and_again(clips, tmp_path):
     stale = json.dumps(first | {"settings": {"epochs": 7}}) + "\n"
     for text, words in (
         ("garbage\n" + whole, "claims_quick.jsonl, line 1 is damaged"),
-        (whole + "{}\n", "line 3 is damaged (KeyError('clips'))"),
         (whole + whole.splitlines()[0] + "\n", "repeats the cell optimized on scfd"),
-        (whole.replace('"correct": ["', '"correct": ["1', 1), "bits differ in number"),
         (stale, "the cell optimized on scfd with settings that are not those of"),
     ):
         log.write_text(text)
         refused = script(*command, code=2)
         assert words in refused.stderr
-        assert log.read_text() == text

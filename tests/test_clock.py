@@ -94,15 +94,17 @@ def test_stamps_that_restart_go_on_one_usual_step_later(start):
     assert clock.duration == pytest.approx(6.0)
 
 
-def test_one_stamp_that_falls_back_moves_no_other():
-    stamps = steady(50)
-    stamps[20], stamps[30] = 0, stamps[29]
-    assert run(stamps)[0] == seconds(50)
-
-
-def test_a_wrong_stamp_just_before_a_restart_is_no_gap():
-    times, clock = run([*steady(50), 9000, *steady(50)])
-    assert times == seconds(101)
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        [*steady(20), 0, *steady(30, 84)],  # one falls back
+        [*steady(20), 76, *steady(30, 84)],  # one comes twice
+        [*steady(50), 9000, *steady(50)],  # one is wrong just before a restart
+    ],
+)
+def test_a_stamp_that_is_wrong_moves_no_other(stamps):
+    times, clock = run(stamps)
+    assert times == seconds(len(stamps))
     assert clock.gaps == []
 
 

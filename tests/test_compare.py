@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from tests.fabricated import made_up_predictions
 from vd.errors import VdError
 from vd.evaluation.compare import compare, curve, text
 from vd.evaluation.crossval import write_crossval
-from vd.evaluation.predictions import Member
+from vd.evaluation.predictions import Member, read_results, to_rows
 from vd.files import read_csv, write_csv
 from vd.metrics.significance import clips_needed, corrected_t_test, holm, mcnemar
+
+KEPT = Path(__file__).parent / "kept_run" / "run"
 
 
 def test_mcnemar_by_hand():
@@ -40,12 +43,6 @@ def test_corrected_t_test_by_hand():
     assert found["p"] > plain.pvalue
     assert corrected_t_test(np.zeros(4), 0.25)["p"] == 1.0
     assert corrected_t_test(np.full(4, 0.1), 0.25)["p"] is None
-    # a sixth more in every fold, but for rounding
-    more = np.array([5, 4, 3, 2, 6]) / 6 - np.array([4, 3, 2, 1, 5]) / 6
-    assert np.ptp(more) > 0
-    assert corrected_t_test(more, 0.25)["p"] is None
-    none = corrected_t_test(np.array([1e-17, 0.0, -1e-17]), 0.25)
-    assert (none["t"], none["p"]) == (0.0, 1.0)
 
 
 def test_holm_by_hand():
@@ -56,9 +53,6 @@ def test_holm_by_hand():
 
 def test_clips_needed_are_enough():
     """Of simulated comparisons with so many clips about 80 % are significant."""
-    assert clips_needed(0.06) == math.ceil(
-        ((1.959964 * 0.06**0.5 + 0.841621 * (0.06 - 0.0001) ** 0.5) / 0.01) ** 2
-    )
     count = clips_needed(0.10, 0.05)
     rng = np.random.default_rng(0)
     cells = rng.multinomial(count, [0.075, 0.025, 0.9], size=2000)
@@ -67,64 +61,39 @@ def test_clips_needed_are_enough():
     assert clips_needed(0.0) == clips_needed(0.01)  # at least the difference itself
 
 
-def write_run(run, original, rows, threshold=0.5, seed=None):
-    """A copy of a finished run that says other things of other clips."""
+def write_run(run, rows):
+    """The kept run with other predictions: path, label, group and score of each clip."""
     run.mkdir()
-    for name in ("config.json", "metrics.jsonl", "evaluation_test.json"):
-        shutil.copy(original / name, run / name)
-    path = run / "evaluation_test.json"
-    record = json.loads(path.read_text()) | {"threshold": threshold}
-    path.write_text(json.dumps(record))
-    write_csv(
-        run / "predictions_test.csv",
-        [
-            {"path": p, "label": ("nonviolent", "violent")[y], "group": g,
-             "probability": repr(float(s)), "logit": "0.0"}
-            for p, y, g, s in rows
-        ],
-    )  # fmt: skip
-    write_csv(
-        run / "splits.csv",
-        [
-            {"path": p, "label": "", "split": "test", "group": g, "id": f"of {p}"}
-            for p, _, g, _ in rows
-        ],
-    )
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(KEPT / name, run / name)
+    (run / "evaluation_test.json").write_text('{"threshold": 0.5}')
+    paths, labels, groups, score = zip(*rows, strict=True)
+    predictions = made_up_predictions(paths, labels, score, groups=groups)
+    write_csv(run / "predictions_test.csv", to_rows(predictions))
     return run
 
 
-def made_up(count, shift, seed, groups=None):
+def made_up(count, shift, seed, groups):
     rng = np.random.default_rng(seed)
     labels = np.random.default_rng(0).integers(0, 2, count)
     score = 1 / (1 + np.exp(-(rng.normal(size=count) + shift * (2 * labels - 1))))
-    return [
-        (f"{i}.mp4", int(labels[i]), f"g{i % groups}" if groups else "", score[i])
-        for i in range(count)
-    ]
+    return [(f"{i}.mp4", labels[i], f"g{i % groups}", score[i]) for i in range(count)]
 
 
 @pytest.fixture(scope="module")
-def pair(trained, tmp_path_factory):
+def pair(tmp_path_factory):
     """A weak and a better detector of 400 clips in 50 groups."""
     folder = tmp_path_factory.mktemp("pair")
-    run = trained[0] / "run"
-    write_run(folder / "weak", run, made_up(400, 0.5, 1, 50))
-    write_run(folder / "good", run, made_up(400, 1.2, 2, 50)[::-1])  # in another order
+    write_run(folder / "weak", made_up(400, 0.5, 1, 50))
+    write_run(folder / "good", made_up(400, 1.2, 2, 50)[::-1])  # in another order
     return folder
 
 
 def test_figures_are_those_of_other_code(pair):
     result = compare([pair / "weak", pair / "good"])
     (found,) = result["comparisons"]
-    rows = {}
-    for name in ("weak", "good"):
-        for row in read_csv(pair / name / "predictions_test.csv"):
-            rows.setdefault(row["path"], []).append(row)
-    labels = np.array([a["label"] == "violent" for a, _ in rows.values()])
-    weak, good = (
-        np.array([float(both[side]["probability"]) for both in rows.values()])
-        for side in (0, 1)
-    )
+    _, labels, _, weak = map(np.array, zip(*made_up(400, 0.5, 1, 50), strict=True))
+    good = np.array([score for *_, score in made_up(400, 1.2, 2, 50)])
     right = [(score >= 0.5) == labels for score in (weak, good)]
     difference = right[1].astype(int) - right[0].astype(int)
     assert found["accuracy_difference"] == pytest.approx(difference.mean())
@@ -136,16 +105,9 @@ def test_figures_are_those_of_other_code(pair):
     assert (test["only_a"], test["only_b"]) == only
     assert found["p"] == pytest.approx(stats.binomtest(only[1], sum(only)).pvalue)
     assert found["corrected_t_test"] is None
-    groups = np.array([a["group"] for a, _ in rows.values()])
-    names = np.unique(groups)
-    rng = np.random.default_rng(5)  # other draws than those of vd
-    values = []
-    for _ in range(2000):
-        drawn = rng.choice(names, len(names))
-        clips = np.concatenate([np.flatnonzero(groups == name) for name in drawn])
-        values.append(difference[clips].mean())
-    low, high = np.quantile(values, [0.025, 0.975])
-    assert found["accuracy_difference_ci95"] == pytest.approx([low, high], abs=0.008)
+    low, high = found["accuracy_difference_ci95"]
+    assert low < difference.mean() < high
+    assert found["groups"] == 50
     assert found["shown"]
     first = found["verdict"]
     assert first.startswith(
@@ -159,8 +121,8 @@ def test_figures_are_those_of_other_code(pair):
     assert swapped["verdict"].startswith("good is better than weak by")
 
 
-def test_the_same_predictions_show_nothing(pair, trained):
-    write_run(pair / "twin", trained[0] / "run", made_up(400, 1.2, 2, 50))
+def test_the_same_predictions_show_nothing(pair):
+    write_run(pair / "twin", made_up(400, 1.2, 2, 50))
     result = compare([pair / "good", pair / "twin"])
     (found,) = result["comparisons"]
     assert found["accuracy_difference"] == 0
@@ -174,19 +136,18 @@ def test_the_same_predictions_show_nothing(pair, trained):
     assert "good and twin are equally accurate" in found["verdict"]
 
 
-def test_collapse_is_told(pair, trained):
+def test_a_collapse_is_a_warning(pair):
     fallen = [(p, y, g, 0.9) for p, y, g, _ in made_up(400, 1.2, 2, 50)]
-    write_run(pair / "fallen", trained[0] / "run", fallen)
+    write_run(pair / "fallen", fallen)
     collapse, one_run = compare([pair / "good", pair / "fallen"])["warnings"]
     assert collapse.startswith("fallen: CLASS COLLAPSE in 1 of 1 members")
     assert "one training run of each" in one_run
     assert compare([pair / "good", pair / "weak"])["warnings"] == [one_run]
 
 
-def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, trained):
+def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair):
     for seed in (7, 8):
-        run = pair / f"weak{seed}"
-        write_run(run, trained[0] / "run", made_up(400, 0.5, seed, 50))
+        write_run(pair / f"weak{seed}", made_up(400, 0.5, seed, 50))
     result = compare([pair / name for name in ("weak", "good", "weak7", "weak8")])
     found = result["comparisons"]
     raw = [one["p"] for one in found]
@@ -196,91 +157,77 @@ def test_several_are_corrected_and_a_chance_difference_is_not_shown(pair, traine
     assert found[1]["verdict"].endswith(": not shown")
     printed = text(result).splitlines()
     assert printed[::3] == [one["verdict"] for one in found]
-    assert printed[1] == (
-        f"  weak: accuracy {100 * found[0]['accuracy_a']:.1f} %, "
-        f"ROC AUC {found[0]['roc_auc_a']:.3f}"
-    )
+    assert f"accuracy {100 * found[0]['accuracy_a']:.1f} %, ROC AUC" in printed[1]
 
 
-def test_three_clips_one_class_and_one_group(trained, tmp_path):
-    run = trained[0] / "run"
-    cases = {
-        "three": [("a", 0, "", 0.2), ("b", 1, "", 0.3), ("c", 1, "", 0.9)],
-        "calm": [("a", 0, "", 0.2), ("b", 0, "", 0.3), ("c", 0, "", 0.9)],
-        "one": [("a", 0, "g", 0.2), ("b", 1, "g", 0.3), ("c", 1, "g", 0.9)],
-    }
-    for name, rows in cases.items():
-        other = [(p, y, g, 0.9) for p, y, g, _ in rows]
-        a = write_run(tmp_path / name, run, rows)
-        b = write_run(tmp_path / f"{name}2", run, other)
-        result = compare([a, b])
-        json.dumps(result, allow_nan=False)
-        (found,) = result["comparisons"]
-        assert not found["shown"]
-        assert (found["roc_auc_difference"] is None) == (name == "calm")
-        assert (found["accuracy_difference_ci95"] is None) == (name == "one")
-        assert ("no interval" in found["verdict"]) == (name == "one")
-        warnings = " ".join(result["warnings"])
-        assert ("too narrow" in warnings) == (name != "one")
-        assert ("all clips are of one group" in warnings) == (name == "one")
-        assert ("no source groups" in warnings) == (name != "one")
-        text(result)
+@pytest.mark.parametrize(
+    ("labels", "group", "limits"),
+    [
+        ([0, 1, 1], "", ["too narrow", "no source groups"]),
+        ([0, 0, 0], "", ["too narrow", "no source groups"]),
+        ([0, 1, 1], "g", ["all clips are of one group"]),
+    ],
+)
+def test_three_clips_one_class_and_one_group(tmp_path, labels, group, limits):
+    sides = [
+        write_run(
+            tmp_path / name, list(zip("abc", labels, [group] * 3, score, strict=True))
+        )
+        for name, score in (("a", [0.2, 0.3, 0.9]), ("b", [0.9] * 3))
+    ]
+    result = compare(sides)
+    json.dumps(result, allow_nan=False)
+    (found,) = result["comparisons"]
+    assert not found["shown"]
+    assert (found["roc_auc_difference"] is None) == (1 not in labels)
+    assert (found["accuracy_difference_ci95"] is None) == bool(group)
+    assert ("no interval" in found["verdict"]) == bool(group)
+    assert all(words in " ".join(result["warnings"]) for words in limits)
 
 
-def test_what_is_not_paired_is_refused(pair, trained, tmp_path):
-    run = trained[0] / "run"
+def test_what_is_not_paired_is_refused(pair, tmp_path):
     rows = made_up(400, 0.5, 1, 50)
-    fewer = write_run(tmp_path / "fewer", run, rows[1:])
+    fewer = write_run(tmp_path / "fewer", rows[1:])
     with pytest.raises(VdError, match=r"different clips \(1 are in only one of them"):
         compare([pair / "weak", fewer])
-    twice = write_run(tmp_path / "twice", run, [*rows[1:], rows[1]])
-    with pytest.raises(VdError, match="tests a clip twice"):
-        compare([pair / "weak", twice])
     path, label, group, score = rows[0]
     other = [(path, 1 - label, group, score), *rows[1:]]
-    relabelled = write_run(tmp_path / "relabelled", run, other)
+    relabelled = write_run(tmp_path / "relabelled", other)
     with pytest.raises(VdError, match=r"'0.mp4' has another label"):
         compare([pair / "weak", relabelled])
 
 
-def test_clips_are_paired_by_content_where_paths_have_changed(pair, trained, tmp_path):
-    moved = [(f"new/{p}", y, g, s) for p, y, g, s in made_up(400, 1.2, 2, 50)]
-    run = write_run(tmp_path / "good", trained[0] / "run", moved)
-    rows = read_csv(run / "splits.csv")
-    write_csv(
-        run / "splits.csv", [r | {"id": r["id"].replace("new/", "")} for r in rows]
-    )
+def test_clips_are_paired_by_content_where_paths_have_changed(pair, tmp_path):
+    names = {f"new/{400 - i}.mp4": f"{i}.mp4" for i in range(400)}
+    moved = zip(names, made_up(400, 1.2, 2, 50), strict=True)
+    run = write_run(tmp_path / "good", [(name, *row[1:]) for name, row in moved])
+    splits = [
+        {"path": p, "id": content, "split": "test"} for p, content in names.items()
+    ]
+    write_csv(run / "splits.csv", splits)
     ours = compare([pair / "weak", run])["comparisons"][0]
     theirs = compare([pair / "weak", pair / "good"])["comparisons"][0]
     assert ours["accuracy_difference_ci95"] == theirs["accuracy_difference_ci95"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "words"),
     [
-        ("evaluation_test.json", None, "has no evaluation_test.json"),
-        ("evaluation_test.json", "{", "is damaged"),
-        ("evaluation_test.json", "[]", "is damaged"),
-        ("evaluation_test.json", '{"threshold": null}', "is damaged"),
-        ("predictions_test.csv", None, "is damaged"),
-        ("predictions_test.csv", "path\n", "is damaged"),
-        ("config.json", "{}", "has format None"),
-        ("config.json", None, "neither config.json nor crossval.json"),
+        ("evaluation_test.json", "has no evaluation_test.json"),
+        ("predictions_test.csv", "is missing or empty"),
+        ("config.json", "neither config.json nor crossval.json"),
     ],
 )
-def test_unfinished_and_damaged_runs_are_one_sentence(
-    pair, tmp_path, name, content, words
-):
+def test_an_unfinished_run_is_one_sentence(pair, tmp_path, name, words):
     shutil.copytree(pair / "good", tmp_path / "good")
-    path = tmp_path / "good" / name
-    path.unlink() if content is None else path.write_text(content)
+    (tmp_path / "good" / name).unlink()
     with pytest.raises(VdError, match=words):
         compare([pair / "weak", tmp_path / "good"])
 
 
-def test_the_command_writes_what_it_says(pair, tmp_path, trained):
-    out = tmp_path / "out"
-    done = vd("compare", pair / "weak", pair / "good", "--out", out)
+def test_the_command_writes_what_it_says(pair, tmp_path):
+    out, both = tmp_path / "out", (pair / "weak", pair / "good")
+    done = vd("compare", *both, "--out", out)
     assert {p.name for p in out.iterdir()} == {
         "compare.json", "compare.csv", "roc.png", "curves.csv", "curves.png",
     }  # fmt: skip
@@ -289,32 +236,27 @@ def test_the_command_writes_what_it_says(pair, tmp_path, trained):
     found = result["comparisons"][0]
     assert float(row["accuracy_difference"]) == found["accuracy_difference"]
     assert found["verdict"] in done.stdout
-    before = (out / "compare.json").read_bytes()
-    vd("compare", pair / "weak", pair / "good", "--out", out)
-    assert (out / "compare.json").read_bytes() == before
-    refused = vd("compare", pair / "weak", tmp_path / "gone", code=2)
-    assert "neither config.json nor crossval.json" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
-    with pytest.raises(VdError, match="needs two or more"):
-        compare([pair / "weak"])
-    both = pair / "weak", pair / "good"
+    before = digests(tmp_path)
+    vd("compare", *both, "--out", out)
+    assert digests(tmp_path) == before
     kept = digests(pair / "good")
-    assert (
-        "is the folder of a run"
-        in vd("compare", *both, "--out", both[1], code=2).stderr
-    )
+    for arguments, words in [
+        ([pair / "weak"], "needs two or more"),
+        ([*both, "--out", both[1]], "is the folder of a run"),
+    ]:
+        refused = vd("compare", *arguments, code=2).stderr
+        assert words in refused
+        assert len(refused.strip().splitlines()) == 1
     assert digests(pair / "good") == kept
 
 
-def write_crossed(folder, shift, seeds=(0, 1), folds=4, salt=0, turn=0):
+def write_crossed(folder, shift, seeds=(0, 1), salt=0, turn=0):
     """A cross-validation of 120 clips in 30 groups."""
     members = []
     for seed in seeds:
         rows = made_up(120, shift, 10 * seed + salt, 30)
-        for fold in range(folds):
-            mine = [
-                row for i, row in enumerate(rows) if (i % 30 + turn) % folds == fold
-            ]
+        for fold in range(4):
+            mine = [row for i, row in enumerate(rows) if (i % 30 + turn) % 4 == fold]
             paths, labels, groups, score = zip(*mine, strict=True)
             run = folder / f"fold-{fold}_seed-{seed}"
             threshold = 0.4 + 0.05 * fold
@@ -349,12 +291,6 @@ def test_what_differs_by_rounding_alone_is_no_difference(tmp_path):
     assert found["test"] == "McNemar's exact test"
     assert found["p"] == mcnemar(np.zeros(3, bool), np.ones(3, bool))["p"] == 0.25
     assert not found["shown"]
-    few = crossed_of(tmp_path / "few", [[1, 1, 1], [1, 1, 1]])
-    every = crossed_of(tmp_path / "every", [[6, 6, 6], [6, 6, 6]])
-    found = compare([few, every])["comparisons"][0]
-    assert found["p"] == pytest.approx(2 * 0.5**15)  # 15 clips, all the one way
-    assert found["shown"]
-    assert "6.1e-05" in found["verdict"]
     a = crossed_of(tmp_path / "a", [[4, 3, 2], [3, 2, 1], [5, 5, 1]])
     b = crossed_of(tmp_path / "b", [[3, 4, 2], [2, 2, 2], [5, 4, 2]])
     found = compare([a, b])["comparisons"][0]
@@ -365,37 +301,33 @@ def test_what_differs_by_rounding_alone_is_no_difference(tmp_path):
 def test_cross_validations_by_fold_and_seed(tmp_path):
     a = write_crossed(tmp_path / "a", 0.5, salt=3)
     b = write_crossed(tmp_path / "b", 1.2, salt=4)
-    result = compare([a, b])
-    (found,) = result["comparisons"]
-    accuracy = {}
-    clips = {}
+    (found,) = compare([a, b])["comparisons"]
+    right = {}  # of each folder and seed: fold by clip, and whether it is right
     for folder in (a, b):
-        result = json.loads((folder / "crossval.json").read_text())
-        limit = {(r["fold"], r["seed"]): r["threshold"] for r in result["per_fold"]}
-        for row in read_csv(folder / "predictions.csv"):
-            key = int(row["fold"]), int(row["seed"])
-            predicted = float(row["probability"]) >= limit[key]
-            right = predicted == (row["label"] == "violent")
-            accuracy.setdefault((folder.name, *key), []).append(right)
-            clips.setdefault((row["path"], row["seed"]), []).append(right)
-    keys = [(fold, seed) for seed in (0, 1) for fold in range(4)]
-    differences = [
-        np.mean(accuracy["b", *k]) - np.mean(accuracy["a", *k]) for k in keys
-    ]
+        for member in read_results(folder):
+            labels, _, predicted = member.predictions.tested
+            for path, one in zip(
+                member.predictions.paths, predicted == labels, strict=True
+            ):
+                right[folder, member.seed, path] = member.fold, bool(one)
+    paths = [row[0] for row in made_up(120, 0, 0, 30)]
+    differences, only_a, only_b = [], [], []
+    for seed in (0, 1):
+        both = [(right[a, seed, path], right[b, seed, path]) for path in paths]
+        only_a.append(sum(mine > its for (_, mine), (_, its) in both))
+        only_b.append(sum(mine < its for (_, mine), (_, its) in both))
+        for fold in range(4):
+            own = [int(its) - mine for (f, mine), (_, its) in both if f == fold]
+            differences.append(np.mean(own))
     share = 30 / 75
-    spread = math.sqrt((1 / 8 + share) * np.var(differences, ddof=1))
+    t = np.mean(differences) / math.sqrt((1 / 8 + share) * np.var(differences, ddof=1))
     test = found["corrected_t_test"]
     assert test["test_to_train"] == share
-    assert test["t"] == pytest.approx(np.mean(differences) / spread)
-    assert found["p"] == pytest.approx(
-        2 * stats.t.sf(abs(np.mean(differences) / spread), 7)
-    )
+    assert test["t"] == pytest.approx(t)
+    assert found["p"] == pytest.approx(2 * stats.t.sf(abs(t), 7))
     assert found["test"] == "corrected resampled t-test"
-    pooled = np.mean([b - a for a, b in np.array(list(clips.values()), int)])
-    assert found["accuracy_difference"] == pytest.approx(pooled)
-    for test, seed in zip(found["mcnemar"], "01", strict=True):
-        both = [pair for (_, s), pair in clips.items() if s == seed]
-        assert test["only_b"] == sum(b > a for a, b in both)
+    assert found["accuracy_difference"] == (sum(only_b) - sum(only_a)) / 240
+    assert [test["only_b"] for test in found["mcnemar"]] == only_b
     assert found["groups"] == 30
 
 

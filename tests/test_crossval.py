@@ -1,11 +1,12 @@
 """`vd crossval`: every clip tested once a seed, figures that other code finds again."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import time
-from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,7 @@ from tests.fabricated import made_up_predictions
 from vd.errors import VdError
 from vd.evaluation.cross_dataset import cell
 from vd.evaluation.crossval import summarise, write_crossval
-from vd.evaluation.predictions import (
-    Member,
-    pooled_by_seed,
-    read_results,
-)
+from vd.evaluation.predictions import Member, read_results
 from vd.files import read_csv
 from vd.training.log import read_metrics
 
@@ -37,9 +34,10 @@ def arguments(clips, backbone, folder, *more):
 
 
 @pytest.fixture(scope="module")
-def crossed(tmp_path_factory, clips, backbone):
+def crossed(tmp_path_factory, clips, backbone, trained):
     """Two folds × two seeds of 32 clips that come with splits, which are not used."""
     folder = tmp_path_factory.mktemp("crossed")
+    shutil.copytree(trained[0] / "cache", folder / "cache")
     done = vd(*arguments(clips, backbone, folder))
     return folder, done
 
@@ -73,28 +71,40 @@ def test_figures_follow_from_the_pooled_predictions(crossed):
     rows = read_csv(folder / "predictions.csv")
     threshold = {(r["fold"], r["seed"]): r["threshold"] for r in result["per_fold"]}
     assert len(threshold) == 4
-    accuracies, areas = [], []
     for one_seed in result["per_seed"]:
         mine = [row for row in rows if int(row["seed"]) == one_seed["seed"]]
         labels = np.array([row["label"] == "violent" for row in mine])
         probability = np.array([float(row["probability"]) for row in mine])
         limits = [threshold[int(r["fold"]), int(r["seed"])] for r in mine]
-        accuracies.append(np.mean((probability >= limits) == labels))
-        areas.append(sk.roc_auc_score(labels, probability))
-        assert one_seed["accuracy"] == accuracies[-1]
-        assert one_seed["roc_auc"] == pytest.approx(areas[-1])
+        assert one_seed["accuracy"] == np.mean((probability >= limits) == labels)
+        area = sk.roc_auc_score(labels, probability)
+        assert one_seed["roc_auc"] == pytest.approx(area)
         low, high = one_seed["accuracy_ci95"]
         assert low <= one_seed["accuracy"] <= high
-    over = result["over_seeds"]
-    assert over["accuracy"]["mean"] == pytest.approx(np.mean(accuracies))
-    assert over["accuracy"]["sd"] == pytest.approx(np.std(accuracies, ddof=1))
-    assert over["roc_auc"]["mean"] == pytest.approx(np.mean(areas))
-    each = [row["accuracy"] for row in result["per_fold"]]
-    assert result["over_folds"]["accuracy"]["mean"] == pytest.approx(np.mean(each))
-    assert result["over_folds"]["accuracy"]["sd"] == pytest.approx(np.std(each, ddof=1))
+    for over, each in (("over_seeds", "per_seed"), ("over_folds", "per_fold")):
+        values = [row["accuracy"] for row in result[each]]
+        assert result[over]["accuracy"]["mean"] == pytest.approx(np.mean(values))
+        assert result[over]["accuracy"]["sd"] == pytest.approx(np.std(values, ddof=1))
     for row in result["per_fold"]:
         path = folder / row["member"] / "evaluation_test.json"
         assert row["accuracy"] == json.loads(path.read_text())["accuracy"]
+
+
+@pytest.mark.slow
+def test_its_page_shows_every_member(crossed):
+    folder = crossed[0] / "cv"
+    vd("report", folder, "--mistakes", "2", "--out", crossed[0] / "page.html")
+    text = (crossed[0] / "page.html").read_text()
+    record = json.loads((folder / "crossval.json").read_text())
+    for row in [record["over_seeds"]["accuracy"]["mean"], *record["per_fold"]]:
+        share = row if isinstance(row, float) else row["accuracy"]
+        assert f"{100 * share:.1f} %</" in text
+    members = re.findall(r"<tr><td>(fold-\S+)</td>", text)
+    assert members == [row["member"] for row in record["per_fold"]]
+    assert text.count('alt="Eight frames') == 2
+    assert text.count("<img") == 4 + 2
+    for warning in record["warnings"]:
+        assert warning in unescape(text)
 
 
 @pytest.mark.slow
@@ -137,8 +147,8 @@ def test_a_fresh_one_that_fails_leaves_nothing_of_the_former(
 
 @pytest.mark.slow
 def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
-    asked = list(map(str, arguments(clips, backbone, tmp_path)))
     shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
+    asked = list(map(str, arguments(clips, backbone, tmp_path, "--seeds", "0")))
     with subprocess.Popen([*VD, *asked], stderr=subprocess.DEVNULL) as process:
         first = tmp_path / "cv" / "fold-0_seed-0"
         while process.poll() is None and not read_metrics(first):
@@ -147,41 +157,28 @@ def test_a_killed_one_goes_on(crossed, clips, backbone, tmp_path):
     with pytest.raises(VdError, match="has not ended; run its command again"):
         read_results(tmp_path / "cv")
     vd(*asked)
-    assert (tmp_path / "cv" / "crossval.json").exists()
     ours, theirs = (
         read_csv(folder / "cv" / "predictions.csv") for folder in (tmp_path, crossed[0])
     )
+    theirs = [row for row in theirs if row["seed"] == "0"]
     for a, b in zip(ours, theirs, strict=True):
-        assert (a["path"], a["fold"], a["seed"]) == (b["path"], b["fold"], b["seed"])
+        assert (a["path"], a["fold"]) == (b["path"], b["fold"])
         assert float(a["logit"]) == pytest.approx(float(b["logit"]), rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.slow
 def test_wrong_flags_are_one_sentence(crossed, clips, backbone, tmp_path):
+    shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
+    run, gone = crossed[0] / "cv" / "fold-0_seed-0", tmp_path / "gone"
     for more, words in [
         (["--folds", "1"], "--folds is 1; give a value from 2"),
-        (
-            ["--checkpoint-dir", crossed[0] / "cv" / "fold-0_seed-0"],
-            "is the folder of a run",
-        ),
-        (
-            ["--cross-dataset", tmp_path / "gone"],
-            f"{tmp_path / 'gone'} does not",
-        ),
+        (["--checkpoint-dir", run], "is the folder of a run"),
+        (["--cross-dataset", gone], f"{gone} does not"),
         (["--cross-dataset", clips], "are both called set"),
+        (["--group-from", "(violent|nonviolent)/"], "fold 0 has no "),
     ]:
         done = vd(*arguments(clips, backbone, tmp_path, *more), code=2)
-        assert words in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_too_many_folds_for_the_groups(clips, backbone, tmp_path, crossed):
-    shutil.copytree(crossed[0] / "cache", tmp_path / "cache")
-    more = ["--group-from", "(violent|nonviolent)/", "--folds", "2"]
-    done = vd(*arguments(clips, backbone, tmp_path, *more), code=2)
-    assert "part of fold 0 has no " in done.stderr
-    assert "give fewer folds" in done.stderr
+        assert words in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
@@ -232,34 +229,6 @@ def test_trained_on_one_tested_on_the_other(matrix):
     assert digests(folder / "cv") == before
 
 
-@pytest.mark.slow
-def test_another_data_set_that_has_changed_changes_nothing(matrix, tmp_path):
-    folder, asked = matrix
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    asked = [str(part).replace(str(folder), str(tmp_path)) for part in asked]
-    inner = tmp_path / "other" / "a"
-    violent = sorted((inner / "violent").glob("clip*.mp4"))
-    violent[0].rename(inner / "nonviolent" / "calm-after-all.mp4")
-    before = digests(tmp_path / "cv")
-    done = vd(*asked, code=2)
-    assert "on-a" in done.stderr
-    assert "another run" in done.stderr
-    assert digests(tmp_path / "cv") == before
-
-
-@pytest.mark.slow
-def test_a_renamed_clip_of_another_data_set_is_tested_by_its_new_name(matrix):
-    folder, asked = matrix
-    before = json.loads((folder / "cv" / "crossval.json").read_text())["matrix"]
-    clip = next((folder / "other" / "a" / "violent").glob("clip*.mp4"))
-    clip.rename(clip.with_name("renamed.mp4"))
-    after = json.loads(vd(*asked).stdout)["matrix"]
-    assert [row["accuracy"] for row in after] == [row["accuracy"] for row in before]
-    for run in (folder / "cv").glob("fold-*"):
-        paths = [row["path"] for row in read_csv(run / "predictions_a.csv")]
-        assert "violent/renamed.mp4" in paths
-
-
 def member(fold, seed, labels, probability, threshold=0.5, groups=None, start=0):
     """A member that tested the clips c<start>, c<start + 1>, …"""
     paths = [f"c{start + i}" for i in range(len(labels))]
@@ -303,16 +272,6 @@ def test_a_perfect_recall_rests_on_the_groups_of_its_class():
     assert any("(4 with violent, 2 with" in warning for warning in result["warnings"])
 
 
-def test_a_cell_of_the_matrix_has_collapses_and_exact_intervals():
-    right = [member(0, seed, [0, 0, 1, 1], [0.1, 0.1, 0.9, 0.9]) for seed in (0, 1)]
-    figures = cell(right)
-    assert figures["accuracy_ci95"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
-    assert figures["recall_violent_ci95"] == [pytest.approx(0.025 ** (1 / 2)), 1.0]
-    assert figures["collapsed"] == 0
-    fallen = member(0, 2, [0, 0, 1, 1], [0.9, 0.9, 0.9, 0.9])
-    assert cell([right[0], fallen])["collapsed"] == 1
-
-
 def test_a_fold_of_one_class_is_left_out_of_the_mean_and_said():
     members = [
         member(0, 0, [0, 1, 1], [0.1, 0.3, 0.9]),
@@ -324,28 +283,6 @@ def test_a_fold_of_one_class_is_left_out_of_the_mean_and_said():
     assert any("undefined in some fold" in warning for warning in result["warnings"])
 
 
-def test_seeds_over_other_clips_are_refused():
-    same = [member(0, 0, [0, 1], [0.1, 0.9]), member(0, 1, [0, 1], [0.1, 0.9], start=1)]
-    with pytest.raises(VdError, match="other clips or folds"):
-        pooled_by_seed(same)
-    twice = [member(0, 0, [0, 1], [0.1, 0.9]), member(1, 0, [0, 1], [0.1, 0.9])]
-    with pytest.raises(VdError, match="tests a clip twice"):
-        pooled_by_seed(twice)
-
-
-def test_copies_of_a_clip_count_as_one_in_a_cell():
-    """Six clips, each of five names: as wide as for six, whatever their number."""
-    labels, score = np.arange(6) % 2, [0.1, 0.1, 0.1, 0.9, 0.9, 0.1]
-    one = member(0, 0, labels, score)
-    five = member(0, 0, np.repeat(labels, 5), np.repeat(score, 5))
-    five, apart = (
-        replace(five, predictions=five.predictions._replace(ids=ids))
-        for ids in ((np.arange(30) // 5).astype(str), np.arange(30).astype(str))
-    )
-    widths = [np.ptp(cell([tested])["accuracy_ci95"]) for tested in (one, five, apart)]
-    assert widths[1] == widths[0] > 1.5 * widths[2]
-
-
 def test_a_cell_counts_what_no_member_knew():
     one = member(0, 0, [0, 1, 1], [0.1, 0.9, 0.2])
     other = member(1, 0, [1, 1, 0], [0.9, 0.9, 0.9], start=1)  # c1, c2, c3
@@ -353,31 +290,15 @@ def test_a_cell_counts_what_no_member_knew():
     assert figures["n"] == 2
     assert figures["accuracy"] == pytest.approx((0.5 + 1.0) / 2)
     assert figures["roc_auc"] is None
+    assert figures["accuracy_ci95"] == [0.5, 1]  # only c2 on both sides, or only c1
+    assert figures["collapsed"] == 0
+    assert cell([member(0, 0, [0, 0, 1, 1], [0.9] * 4)])["collapsed"] == 1
     assert cell([one, None])["n"] == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("crossval.json", lambda _: "{"),
-        ("crossval.json", lambda _: "[]"),
-        ("crossval.json", lambda text: text.replace('"threshold"', '"limit"')),
-        ("predictions.csv", lambda text: text.replace(",violent,", ",punch,", 1)),
-        ("predictions.csv", lambda text: text.replace("fold", "fould", 1)),
-        ("predictions.csv", lambda text: text.replace(",1,0,", ",7,0,")),
-        ("predictions.csv", lambda _: ""),
-    ],
-)
-def test_a_damaged_crossval_is_one_sentence(tmp_path, name, damage):
-    write_crossval(
-        tmp_path,
-        [
-            member(0, 0, [0, 1], [0.1, 0.3]),
-            member(1, 0, [0, 1], [0.3, 0.9], start=2),
-        ],
-        {},
-    )
-    path = tmp_path / name
-    path.write_text(damage(path.read_text()))
+@pytest.mark.parametrize("name", ["crossval.json", "predictions.csv"])
+def test_a_damaged_crossval_is_one_sentence(tmp_path, name):
+    write_crossval(tmp_path, [member(0, 0, [0, 1], [0.1, 0.3])], {})
+    (tmp_path / name).write_text("")
     with pytest.raises(VdError, match=r"run its vd crossval command again"):
         read_results(tmp_path)

@@ -12,13 +12,11 @@ from tests.broken import (
     LEVEL,
     cut,
     grey_frames,
-    make_broken,
     noisy_frames,
     render,
     render_lossless,
     render_with_sound,
     rotated,
-    trim_without_encoding,
     with_frame_rate,
 )
 from tests.decoding import decode_all, outcome, record
@@ -126,12 +124,6 @@ def test_a_sink_takes_the_header_the_kept_frames_and_the_ends_of_stretches(tmp_p
     assert counted.images == [None] * 80
 
 
-def test_every_broken_file_has_its_outcome(tmp_path):
-    expected = make_broken(tmp_path)
-    found = {name: outcome(tmp_path / name) for name in expected}
-    assert {name: (o.outcome, o.reason) for name, o in found.items()} == expected
-
-
 def test_a_file_that_may_not_be_read_is_unreadable():
     with open_folder() as folder:
         path = render(folder / "a.mp4", noisy_frames(50))
@@ -140,29 +132,12 @@ def test_a_file_that_may_not_be_read_is_unreadable():
             assert outcome(path) == Outcome("quarantined", "unreadable")
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
-        ("grey.mp4", {"pix_fmt": "gray"}),
-        ("ten_bits.mp4", {"pix_fmt": "yuv420p10le"}),
-        ("motion_jpeg.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
-        ("a.wmv", {"codec": "wmv2"}),
-        ("a.flv", {}),
-        ("a.webm", {"codec": "libvpx-vp9"}),
-    ],
-)
-def test_other_formats_are_used(tmp_path, name, options):
-    images, result = decode_all(render(tmp_path / name, noisy_frames(50), **options))
+def test_odd_sizes_are_used(tmp_path):
+    images, result = decode_all(
+        render_lossless(tmp_path / "a.mkv", noisy_frames(50, 33, 51))
+    )
     assert len(images) == 16
-    assert (result.outcome, result.frames, result.fps) == ("used", 50, 25.0)
-
-
-@pytest.mark.parametrize(("height", "width"), [(33, 51), (1, 1)])
-def test_odd_sizes_are_used(tmp_path, height, width):
-    path = render_lossless(tmp_path / "a.mkv", noisy_frames(50, height, width))
-    result = outcome(path)
-    assert (result.outcome, result.height, result.width) == ("used", height, width)
+    assert (result.outcome, result.height, result.width) == ("used", 33, 51)
 
 
 @pytest.mark.parametrize("name", ["12:30.mp4", "-i.mp4", "a%03d.mp4", "caf\udce9.mp4"])
@@ -178,12 +153,6 @@ def test_metadata_in_another_encoding_do_no_harm(tmp_path):
     assert b"Lavf" in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(b"Lavf", "Müß!".encode("latin-1")))
     assert outcome(path).outcome == "used"
-
-
-def test_frames_that_an_edit_list_hides_do_not_lack(tmp_path):
-    path = render(tmp_path / "a.mp4", noisy_frames(50), gop=250)
-    result = outcome(trim_without_encoding(path, tmp_path / "b.mp4", first_frame=40))
-    assert (result.outcome, result.frames) == ("used", 10)
 
 
 def test_frames_that_the_writer_of_an_avi_left_out_do_not_lack(tmp_path):
@@ -210,14 +179,12 @@ def test_a_video_with_too_many_pixels_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.flv", "a.mp4", "a.ts"])
-@pytest.mark.parametrize(("frames", "sound"), [(60, 5.0), (60, 1.0), (60, 2.4)])
-@pytest.mark.parametrize("start", [0.0, 7.0])
+@pytest.mark.parametrize(("sound", "start"), [(5.0, 0.0), (1.0, 0.0), (5.0, 7.0)])
 def test_sound_that_outlasts_the_picture_and_a_late_start_lose_nothing(
-    tmp_path, name, frames, sound, start
+    tmp_path, name, sound, start
 ):
-    path = render_with_sound(tmp_path / name, frames, sound, start=start)
-    result = outcome(path)
-    assert (result.outcome, result.frames) == ("used", frames)
+    result = outcome(render_with_sound(tmp_path / name, 60, sound, start=start))
+    assert (result.outcome, result.frames) == ("used", 60)
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.flv"])

@@ -13,56 +13,30 @@ from tests.fabricated import same_leaves, train_on_numbers
 from vd.devices import training_devices
 from vd.training.loop import Validation
 
-# bytearray clears its memory, so that every page of it is touched, in another thread's arena
+# a page of memory that the C library returned to the system is asked for again
 ALLOCATING = """
-import resource, sys, threading
+import resource
 from vd.devices import prepare_jax
 
-if sys.argv[1] == "prepared":
-    prepare_jax()
+prepare_jax()
 bytearray(50 * 2**20)
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-def allocate():
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
     bytearray(50 * 2**20)
-    before = faults()
-    for _ in range(10):
-        bytearray(50 * 2**20)
-    print(faults() - before)
-
-thread = threading.Thread(target=allocate)
-thread.start()
-thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-
-
 PAGES = 10 * 50 * 2**20 // 4096
 
 
-def faults(how, **environment):
-    """Pages asked for by a thread that takes and frees an array ten times."""
+@pytest.mark.skipif(
+    platform.libc_ver() < ("glibc", "2.35"), reason="glibc's since 2.35"
+)
+@pytest.mark.parametrize("own", [{}, {"MALLOC_MMAP_THRESHOLD_": "1000000"}])
+def test_freed_memory_is_kept_unless_a_user_set_something_else(own):
     plain = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    run = [sys.executable, "-c", ALLOCATING, how]
-    done = subprocess.run(run, env=plain | environment, capture_output=True, check=True)
-    return int(done.stdout)
-
-
-def _keeps():
-    name, version = platform.libc_ver()
-    return name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
-
-
-@pytest.mark.skipif(not _keeps(), reason="glibc's since 2.35")
-def test_freed_memory_is_kept_for_the_next_step():
-    assert faults("prepared") < PAGES / 50
-    assert faults("not") > PAGES / 50  # else this shows nothing here
-
-
-@pytest.mark.skipif(not _keeps(), reason="glibc's since 2.35")
-def test_a_users_own_settings_of_memory_stay():
-    assert faults("prepared", MALLOC_MMAP_THRESHOLD_="1000000") > PAGES / 50
+    run = [sys.executable, "-c", ALLOCATING]
+    done = subprocess.run(run, env=plain | own, capture_output=True, check=True)
+    assert (int(done.stdout) < PAGES / 50) == (not own)
 
 
 def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(
@@ -91,8 +65,7 @@ def test_settings_of_jax_change_no_number_and_damage_no_checkpoint(
     assert not list((tmp_path / "set" / "run" / "checkpoints").glob("damaged-*"))
 
 
-@pytest.mark.parametrize("name", ["cuda", "nonsense"])
-def test_a_device_that_is_not_here_is_one_sentence(name):
+def test_a_device_that_is_not_here_is_one_sentence():
     code = (
         "from vd.cli import run_command\n"
         "from vd.devices import prepare_jax\n"
@@ -101,15 +74,13 @@ def test_a_device_that_is_not_here_is_one_sentence(name):
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=False,
-        env=os.environ | {"JAX_PLATFORMS": name},
+        env=os.environ | {"JAX_PLATFORMS": "nonsense"},
         capture_output=True,
         text=True,
     )
-    if done.returncode == 0:
-        pytest.skip(f"JAX finds {name} here")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"vd: JAX_PLATFORMS={name} names a device")
+    assert line.startswith("vd: JAX_PLATFORMS=nonsense names a device")
 
 
 @pytest.mark.parametrize(("before", "count"), [(None, 2), (1, 1), (2, 2), (8, 2)])

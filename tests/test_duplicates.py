@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.copies import KINDS, write_copies
-from vd.audit.crops import crop, register
+from vd.audit.crops import crop, register, sampling
 from vd.audit.fingerprints import (
     Fingerprint,
     fingerprint,
@@ -135,7 +135,7 @@ def test_the_crop_is_registered():
         for image in (large, large[top:bottom, left:right])
     )
     start = WINDOWS[np.argmin(np.abs(WINDOWS - window).max(1))]
-    (result,) = register(first[None, None], second[None, None], start[None])
+    result = register(first[None], second[None], start)
     np.testing.assert_allclose(result, window, atol=0.01)
     assert np.abs(start - window).max() > 0.01
 
@@ -144,7 +144,7 @@ def test_the_crop_is_registered():
 def test_a_cropped_and_mirrored_second_half_is_found(first_is_cropped):
     video = moving(np.random.default_rng(10), frames=40)
     window = np.array([0.12, 0.03, 0.97, 0.9])
-    cut = crop(video[16:].astype(np.float32), window)[:, :, ::-1]
+    cut = crop(video[16:], sampling(window))[:, :, ::-1]
     small = {"whole": video, "cut": cut.round().astype(np.uint8)}
     names = ["cut", "whole"] if first_is_cropped else ["whole", "cut"]
     (pair,) = find_pairs(kept({name: small[name] for name in names}))

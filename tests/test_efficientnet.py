@@ -3,8 +3,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -39,9 +37,9 @@ def graph() -> bytes:
     return onnx_model(LITE0).SerializeToString()
 
 
-def onnx_features(graph: bytes, images: np.ndarray, threads: int = 2) -> np.ndarray:
+def onnx_features(graph: bytes, images: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 2
     session = onnxruntime.InferenceSession(
         graph, options, providers=["CPUExecutionProvider"]
     )
@@ -63,17 +61,6 @@ def test_flax_features_are_those_of_onnx(graph):
     np.testing.assert_allclose(
         features, onnx_features(graph, images), rtol=0, atol=1e-4
     )
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_batch_position_and_threads_do_not_change_a_bit(graph, threads):
-    images = golden_images()
-    alone = np.concatenate([onnx_features(graph, image[None]) for image in images])
-    for size in (2, 3, 4, 7, 8):
-        for shift in range(3):
-            order = (np.arange(size) + shift) % 3
-            batch = onnx_features(graph, images[order], threads)
-            np.testing.assert_array_equal(batch, alone[order])
 
 
 @pytest.mark.parametrize(
@@ -99,29 +86,19 @@ def test_missing_weights_name_the_package():
         backbone_file("efficientnet-lite9")
 
 
-@pytest.mark.slow
-def test_the_onnx_graph_needs_no_jax():
-    program = (
-        "import sys; from vd.features.efficientnet import onnx_model; "
-        f"onnx_model({LITE0!r}); assert 'jax' not in sys.modules"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", program], check=True, env=environment)
-
-
 def test_tensors_stored_hwio_come_back_oihw():
     stem = load_tensors(backbone_file(LITE0))["_conv_stem.weight"]
     assert stem.shape == (32, 3, 3, 3)
     np.testing.assert_allclose(stem[5], GOLDEN["stem_kernel_5"], rtol=1e-5)
 
 
-def tensor(shape: tuple, strides: tuple, kind: str = "Float") -> bytes:
+def tensor(shape: tuple, strides: tuple) -> bytes:
     """Opcodes of {"w": tensor} with values from the second of a storage of seven."""
     integers = [b"".join(b"I%d\n" % i for i in numbers) for numbers in (shape, strides)]
     return (
         b"(dS'w'\nctorch._utils\n_rebuild_tensor_v2\n"
-        b"((S'storage'\nctorch\n%sStorage\nS'0'\nS'cpu'\nI7\nNtQ"
-        b"I1\n(%st(%stI00\nNtRs." % (kind.encode(), *integers)
+        b"((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI7\nNtQ"
+        b"I1\n(%st(%stI00\nNtRs." % tuple(integers)
     )
 
 
@@ -138,12 +115,6 @@ def test_offset_and_strides(tmp_path):
     values = np.arange(7, dtype="<f4").tobytes()
     path = legacy_file(tmp_path, tensor((2, 3), (1, 2)), values)
     assert load_tensors(path)["w"].tolist() == [[1, 3, 5], [2, 4, 6]]
-
-
-def test_scalar_of_integers(tmp_path):
-    values = np.arange(10, 17, dtype="<i8").tobytes()
-    loaded = load_tensors(legacy_file(tmp_path, tensor((), (), "Long"), values))["w"]
-    assert (loaded.shape, loaded.dtype, loaded.item()) == ((), np.int64, 11)
 
 
 @pytest.mark.parametrize(

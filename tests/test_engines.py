@@ -41,33 +41,23 @@ def test_jax_agrees_with_onnx_runtime_and_pads_its_batches(
     )  # alone in its batch
 
 
-def test_threads_and_company_change_no_bit(backbone, images):
-    one, two = (
-        engines.OnnxEngine(backbone, threads=1),
-        engines.OnnxEngine(backbone, threads=2),
-    )
+@pytest.mark.parametrize("preset", ["default", "fast"])
+def test_threads_and_company_change_no_bit(backbone, images, preset):
+    images = np.stack([cv2.GaussianBlur(image, (0, 0), 9) for image in images])
+    images = cv2.normalize(images, None, 0, 255, cv2.NORM_MINMAX)
+    found = find_backbone(BackboneConfig(feature_preset=preset))
+    one, two = (engines.OnnxEngine(found, threads=n) for n in (1, 2))
     together = two(images)
     np.testing.assert_array_equal(one(images), together)
     for i in range(5):
         np.testing.assert_array_equal(one(images[i : i + 1])[0], together[i])
     assert two(images[:0]).shape == (0, 1280)
-
-
-def test_integers_follow_floats_and_change_no_bit_in_company(backbone, images):
-    quantized = find_backbone(BackboneConfig(feature_preset="fast"))
-    assert quantized.name == "efficientnet-lite0-int8"
-    smooth = np.stack([cv2.GaussianBlur(image, (0, 0), 9) for image in images])
-    smooth = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)
-    one, two = (engines.OnnxEngine(quantized, threads=n) for n in (1, 2))
-    together = two(smooth)
-    np.testing.assert_array_equal(one(smooth), together)
-    for i in range(5):
-        np.testing.assert_array_equal(one(smooth[i : i + 1])[0], together[i])
-    floats = engines.OnnxEngine(backbone)(smooth)
-    lengths = np.linalg.norm(floats, axis=1) * np.linalg.norm(together, axis=1)
-    assert ((floats * together).sum(1) / lengths > 0.9).all()
-    with pytest.raises(VdError, match="--engine jax runs"):
-        make_engine(quantized, "jax")
+    if preset == "fast":  # in integers, near the floats
+        floats = engines.OnnxEngine(backbone)(images)
+        lengths = np.linalg.norm(floats, axis=1) * np.linalg.norm(together, axis=1)
+        assert ((floats * together).sum(1) / lengths > 0.9).all()
+        with pytest.raises(VdError, match="--engine jax runs"):
+            make_engine(found, "jax")
 
 
 def test_each_preset_has_a_store_of_its_own():
@@ -124,8 +114,6 @@ def test_a_network_for_one_image_gives_what_one_for_any_number_does(tmp_path):
     ("network", "words"),
     [
         ({"metadata": {"vd.size": "abc"}}, "wrong metadata.*'abc'"),
-        ({"metadata": {"vd.size": "0"}}, "wrong metadata.*from 1 to 4096"),
-        ({"metadata": {"vd.std": "x"}}, "wrong metadata.*'x'"),
         ({"metadata": {"vd.std": "0"}}, "wrong metadata.*from 1e-30"),
         ({"metadata": {"vd.mean": "nan"}}, "wrong metadata.*--backbone-mean"),
         ({"metadata": {"vd.size": "48"}}, "cannot be run on RGB images of side 48"),
@@ -139,32 +127,10 @@ def test_networks_that_cannot_serve_are_one_sentence(tmp_path, network, words):
         engines.OnnxEngine(find_backbone(BackboneConfig(backbone=str(file))))
 
 
-@pytest.mark.parametrize(
-    ("shape", "axes", "words"),
-    [
-        ([64, 32], [1, 2], "cannot be run on RGB images of side 32"),
-        ([32, 32], [0, 1, 2, 3], r"gives the shape \(\)"),
-    ],
-)
-def test_images_that_are_not_square_and_a_lone_number_are_refused(
-    tmp_path, shape, axes, words
-):
-    node = helper.make_node("ReduceMean", ["images"], ["means"], axes=axes, keepdims=0)
-    kind = TensorProto.FLOAT
-    images = helper.make_tensor_value_info("images", kind, ["N", *shape, 3])
-    means = helper.make_tensor_value_info("means", kind, None)
-    graph = helper.make_graph([node], "means", [images], [means])
-    opset = [helper.make_opsetid("", 13)]
-    file = tmp_path / "means.onnx"
-    save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(file))
-    with pytest.raises(VdError, match=words):
-        engines.OnnxEngine(find_backbone(BackboneConfig(backbone=str(file))))
-
-
 def test_a_flag_wins_over_wrong_metadata(tmp_path):
     file = write_tiny_backbone(tmp_path / "tiny.onnx", metadata={"vd.size": "abc"})
     backbone = find_backbone(BackboneConfig(backbone=str(file), backbone_size=32))
-    assert engines.OnnxEngine(backbone).dim == 8
+    assert backbone.size == 32
 
 
 def test_weights_in_another_file_are_part_of_the_network(tmp_path):
@@ -196,28 +162,48 @@ def test_weights_in_another_file_are_part_of_the_network(tmp_path):
 @pytest.mark.parametrize("flag", ["backbone_mean", "backbone_std"])
 def test_a_network_of_bytes_is_given_no_normalisation(tmp_path, flag):
     file = str(write_tiny_backbone(tmp_path / "tiny.onnx", of_bytes=True))
-    images = np.full((2, 32, 32, 3), 100, np.uint8)
-    assert engines.OnnxEngine(find_backbone(BackboneConfig(backbone=file)))(
-        images
-    ).any()
+    engine = engines.OnnxEngine(find_backbone(BackboneConfig(backbone=file)))
+    assert engine(np.full((2, 32, 32, 3), 100, np.uint8)).any()
     with pytest.raises(VdError, match="are for networks of float images"):
         find_backbone(BackboneConfig(backbone=file, **{flag: 2.0}))
+
+
+def write_network(path, node, *shapes):
+    """An ONNX file of one node with inputs of these shapes."""
+    kind = TensorProto.FLOAT
+    inputs = [
+        helper.make_tensor_value_info(f"input{i}", kind, shape)
+        for i, shape in enumerate(shapes)
+    ]
+    output = helper.make_tensor_value_info("features", kind, None)
+    graph = helper.make_graph([node], "other", inputs, [output])
+    opset = [helper.make_opsetid("", 13)]
+    save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    return BackboneConfig(backbone=str(path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "words"),
+    [
+        ([64, 32], [1, 2], "cannot be run on RGB images of side 32"),
+        ([32, 32], [0, 1, 2, 3], r"gives the shape \(\)"),
+    ],
+)
+def test_images_that_are_not_square_and_a_lone_number_are_refused(
+    tmp_path, shape, axes, words
+):
+    names = ["input0"], ["features"]
+    node = helper.make_node("ReduceMean", *names, axes=axes, keepdims=0)
+    config = write_network(tmp_path / "means.onnx", node, ["N", *shape, 3])
+    with pytest.raises(VdError, match=words):
+        engines.OnnxEngine(find_backbone(config))
 
 
 @pytest.mark.parametrize(
     "shapes", [[["N", 1, 32, 32]], [["N", 10]], [[]], [["N", 32, 32, 3]] * 2]
 )
 def test_the_error_for_other_inputs_names_what_a_network_must_take(tmp_path, shapes):
-    inputs = [
-        helper.make_tensor_value_info(f"input{i}", TensorProto.FLOAT, shape)
-        for i, shape in enumerate(shapes)
-    ]
-    output = helper.make_tensor_value_info("features", TensorProto.FLOAT, None)
-    nodes = [helper.make_node("Identity", ["input0"], ["features"])]
-    graph = helper.make_graph(nodes, "other", inputs, [output])
-    opset = [helper.make_opsetid("", 13)]
-    save(
-        helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "o.onnx"
-    )
+    node = helper.make_node("Identity", ["input0"], ["features"])
+    config = write_network(tmp_path / "other.onnx", node, *shapes)
     with pytest.raises(VdError, match=r"export it with one input, float or uint8"):
-        find_backbone(BackboneConfig(backbone=str(tmp_path / "o.onnx")))
+        find_backbone(config)

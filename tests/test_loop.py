@@ -1,7 +1,5 @@
 """The loop: early stopping, its log, a loss that is not finite, a collapse."""
 
-import json
-
 import pytest
 
 from tests.fabricated import metrics_without_timing, same_leaves, train_on_numbers
@@ -12,16 +10,6 @@ EPOCHS = 8
 
 def run(folder, epochs=EPOCHS, **settings):
     return train_on_numbers(folder, epochs, **settings)
-
-
-def strict_rows(folder):
-    """The lines of metrics.jsonl as any JSON parser reads them: NaN is not JSON."""
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} in metrics.jsonl")
-
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +41,13 @@ def test_a_second_call_changes_nothing(unbroken):
     assert (folder / "run" / "metrics.jsonl").read_bytes() == before
 
 
-def test_patience_stops_and_the_best_is_restored(tmp_path, capsys):
-    run(tmp_path, epochs=40, early_stopping_patience=2, learning_rate=0.05)
-    last = len(metrics_without_timing(tmp_path))
-    assert last < 40
-    assert f"best epoch {last - 2} of {last} by val_loss" in capsys.readouterr().err
-
-
-def test_the_metric_that_stops_training_is_in_the_log(tmp_path, capsys):
-    run(tmp_path, epochs=3, early_stopping_metric="val_brier")
-    rows = metrics_without_timing(tmp_path)
-    best = min(rows, key=lambda row: row["val_brier"])["epoch"]
-    assert f"best epoch {best} of 3 by val_brier" in capsys.readouterr().err
+def test_patience_stops_and_the_best_by_the_metric_is_restored(tmp_path, capsys):
+    settings = {"early_stopping_metric": "val_brier", "early_stopping_patience": 2}
+    run(tmp_path, epochs=40, learning_rate=0.05, **settings)
+    values = [row["val_brier"] for row in metrics_without_timing(tmp_path)]
+    last, best = len(values), 1 + values.index(min(values))
+    assert last == best + 2 < 40
+    assert f"best epoch {best} of {last} by val_brier" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(tmp_path):
@@ -73,16 +56,15 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_remedy(tmp_path):
         match=r"(loss|grad_norm) is (nan|inf) at step \d+; .* --learning-rate",
     ):
         run(tmp_path, learning_rate=1e30, grad_clip_norm=0, warmup_epochs=0)
-    assert strict_rows(tmp_path) == []  # it had come in the first epoch
+    assert metrics_without_timing(tmp_path) == []  # it had come in the first epoch
 
 
 def test_an_undefined_metric_is_null_in_the_log(tmp_path):
     run(tmp_path, epochs=2, val=1)  # one clip, which is not violent
-    for row in strict_rows(tmp_path):
-        assert row["val_roc_auc"] is None
-        assert row["val_recall_violent"] is None
-        assert row["val_recall_nonviolent"] in (0, 1)
-    assert len(strict_rows(tmp_path)) == 2
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert text.count('"val_roc_auc": null, ') == 2
+    assert text.count('"val_recall_violent": null, ') == 2
+    assert "NaN" not in text
 
 
 def test_collapse_is_said_after_a_warmup_that_was_cut(tmp_path, capsys):

@@ -1,10 +1,9 @@
-"""The LSTM against a plain loop, its gradient against autodiff and finite differences."""
+"""The LSTM against a plain loop, its gradient against autodiff."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from vd.models.lstm import BidirectionalLSTM, lstm, product
 
@@ -62,44 +61,22 @@ def autodiff_lstm(inputs, mask, recurrent):
     return jnp.concatenate(outputs, axis=-1)
 
 
-def test_gradient_equals_autodiff():
+@pytest.mark.parametrize("shift", [0, -16])  # −16: all gates shut, the cell's at −1
+def test_gradient_equals_autodiff_with_holes_and_an_empty_clip_too(shift):
     inputs, mask, recurrent = _inputs(1)
-    weights = np.random.default_rng(2).normal(size=(B, T, 2 * H)).astype(np.float32)
-
-    def loss(function):
-        return lambda x, w: jnp.sum(weights * function(x, mask, w))
-
-    ours = jax.grad(loss(lstm), argnums=(0, 1))(inputs, recurrent)
-    theirs = jax.grad(loss(autodiff_lstm), argnums=(0, 1))(inputs, recurrent)
-    for our, their in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(our, their, atol=2e-6)
-
-
-def test_gradient_of_shut_gates_holes_and_an_empty_clip_equals_autodiff():
-    inputs, mask, recurrent = _inputs(7)
-    inputs = inputs - 16  # all gates near 0 and the cell's at -1
     mask[0, 2], mask[2] = 0.0, 0.0
+    weights = np.random.default_rng(2).normal(size=(B, T, 2 * H)).astype(np.float32)
 
     def gradient(function):
         def loss(x, w):
-            return jnp.sum(function(x, mask, w))
+            return jnp.sum(weights * function(x, mask, w))
 
-        return jax.jit(jax.grad(loss, argnums=(0, 1)))(inputs, recurrent)
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(inputs + shift, recurrent)
 
     for our, their in zip(gradient(lstm), gradient(autodiff_lstm), strict=True):
         assert np.any(their)
-        np.testing.assert_allclose(our, their, rtol=1e-4, atol=0)
-
-
-def test_gradient_equals_finite_differences():
-    inputs, mask, recurrent = _inputs(3)
-    check_grads(
-        lambda x, w: lstm(x, mask, w),
-        (inputs, recurrent),
-        order=1,
-        modes=["rev"],
-        rtol=2e-2,
-    )
+        atol = 0 if shift else 2e-6
+        np.testing.assert_allclose(our, their, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 4), (20, 4)])
@@ -132,17 +109,3 @@ def test_backward_direction_reads_a_padded_clip_from_its_last_frame(dtype):
     with_padding = module.apply(variables, padded, mask)
     np.testing.assert_allclose(with_padding[:, :4], alone, atol=1e-6)
     assert not np.any(with_padding[:, 4:])
-
-
-def test_backward_half_is_the_forward_half_of_the_reversed_clip():
-    clip = np.random.default_rng(5).normal(size=(2, 5, 3)).astype(np.float32)
-    mask = np.ones((2, 5), np.float32)
-    module = BidirectionalLSTM(H)
-    params = module.init(jax.random.key(0), clip, mask)["params"]
-    swapped = {
-        "input": jax.tree.map(lambda w: jnp.roll(w, 4 * H, axis=-1), params["input"]),
-        "recurrent": params["recurrent"][::-1],
-    }
-    ahead = module.apply({"params": params}, clip, mask)
-    back = module.apply({"params": swapped}, clip[:, ::-1], mask)
-    np.testing.assert_allclose(ahead[..., H:], back[:, ::-1, :H], atol=1e-6)

@@ -68,22 +68,28 @@ def test_it_shows_what_the_run_folders_say(
     figures = {"accuracy": 0.5, "accuracy_ci95": [0.25, 0.75], "collapsed": True}
     figures |= {"roc_auc": None, "ece": 0.125, "threshold": 2.0}
     other = altered(run, tmp_path / "b", **figures)
-    notebook = execute([run, other], monkeypatch)
+    same, under_way = altered(run, tmp_path / "c"), altered(run, tmp_path / "d")
+    for name in ("evaluation_test.json", "predictions_test.csv"):
+        (under_way / name).unlink()
+    notebook = execute([run, other, same, under_way], monkeypatch)
 
     # curves, bands, confusions, reliabilities
-    assert pictures(notebook) == 1 + 1 + 2 + 2
+    assert pictures(notebook) == 1 + 1 + 3 + 3
     lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["val_loss"] for line in lines]
     best = f"{1 + losses.index(min(losses))} of 3"
-    name = f"{tmp_path.name}/b"
-    shown = table_rows(notebook)
+    name, shown, text = f"{tmp_path.name}/b", table_rows(notebook), words(notebook)
     (compared,) = (row for row in shown if len(row) == 9 and row[0] == name)
     assert compared[1:4] == [best, "50.0 %", "25.0–75.0 %"]
     assert compared[6:] == ["–", "0.125", "2.000"]
     # No probability reaches 2: the recalls are counted at the run's own threshold.
     assert [name, "violent", "4", "0.0 %", "YES"] in shown
     assert [name, "non-violent", "4", "100.0 %", "YES"] in shown
-    assert "not comparable" not in words(notebook)
+    assert "not comparable" not in text
+    verdicts = [row for row in shown if row[-1] in ("shown", "not shown")]
+    assert verdicts[1][:2] == [f"{tmp_path.name}/c", "0.0 points"]
+    assert "one training run of each" in text
+    assert "not evaluated yet" in text
 
 
 def test_phases_are_told_by_hand() -> None:
@@ -102,30 +108,6 @@ def test_phases_are_told_by_hand() -> None:
         "convergence": (7, 8),
     }
     assert phases(rows[:2], config, 2) == {"warmup": (1, 2)}  # no room for the others
-
-
-def test_runs_of_one_clip_list_are_compared(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = trained[0] / "run"
-    notebook = execute([run, altered(run, tmp_path / "b")], monkeypatch)
-    (compared,) = (r for r in table_rows(notebook) if r[-1] in ("shown", "not shown"))
-    assert compared[0] == f"{tmp_path.name}/b"
-    assert compared[1] == "0.0 points"
-    text = words(notebook)
-    assert "equally accurate" in text
-    assert "one training run of each" in text
-
-
-def test_a_run_under_way_has_curves_only(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    under_way = altered(trained[0] / "run", tmp_path / "b")
-    (under_way / "evaluation_test.json").unlink()
-    (under_way / "predictions_test.csv").unlink()
-    notebook = execute([under_way], monkeypatch)
-    assert pictures(notebook) == 1 + 1
-    assert "not evaluated yet" in words(notebook)
 
 
 def test_what_the_file_keeps_is_whole_and_tells_of_no_machine() -> None:

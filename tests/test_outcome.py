@@ -44,13 +44,9 @@ def test_two_frames_may_be_missing_in_a_short_video():
     header = Outcome("quarantined", "", 10, fps=5.0, duration=2.0)
     assert outcome_of(header, Counts(8, 7, 8, reached=1.6)).outcome == "used"
     assert outcome_of(header, Counts(7, 6, 7, reached=1.4)).outcome == "partial"
+    repeats = Counts(6, 5, 10, reached=2.0)  # packets that give no frame
+    assert outcome_of(header, repeats).outcome == "used"
     assert outcome_of(header, Counts(8, 0, 8, reached=1.6)).reason == "too-short"
-    assert outcome_of(header, Counts(0, 0, 0, encrypted=True)).reason == "encrypted"
-
-
-def test_packets_that_give_no_frame_are_not_missing():
-    header = Outcome("quarantined", "", 100, fps=25.0, duration=4.0)
-    assert outcome_of(header, Counts(60, 20, 100, reached=4.0)).outcome == "used"
 
 
 def test_a_row_gives_its_outcome_back():

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import vd
 from vd.files import read_csv, write_csv
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 TRAINING = (
-    "--epochs 20 --batch-size 32 --focal-alpha 0.5 --early-stopping-patience 5".split()
-)
+    "--no-mixed-precision --epochs 20 --batch-size 32 --focal-alpha 0.5 "
+    "--early-stopping-patience 5"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +71,9 @@ def test_with_shuffled_labels_it_falls_to_chance(quickstart, tmp_path):
             path = str(quickstart / "clips" / row["path"])
             table.append({"path": path, "label": label, "split": split})
     write_csv(tmp_path / "shuffled.csv", table)
-    subprocess.run(
-        [
-            sys.executable, "-m", "vd.cli", "train", "--dataset-path", tmp_path / "shuffled.csv",
-            "--cache-dir", quickstart / "cache", "--checkpoint-dir", tmp_path / "run",
-            "--no-mixed-precision", *TRAINING,
-        ],
-        check=True,
+    vd(
+        "train", "--dataset-path", tmp_path / "shuffled.csv", "--cache-dir",
+        quickstart / "cache", "--checkpoint-dir", tmp_path / "run", *TRAINING,
     )  # fmt: skip
     result = json.loads((tmp_path / "run" / "evaluation_test.json").read_text())
     assert 0.3 < result["accuracy"] < 0.7  # 48 clips: just under three deviations

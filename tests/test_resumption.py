@@ -39,7 +39,8 @@ pytestmark = pytest.mark.slow
 
 EPOCHS, STEPS, VAL = 20, 4, 150
 PLACES = "step", "evaluation", "write"
-KILLS = 10  # on each number of devices
+KILLS = 10
+DEVICES = 2
 
 
 class Ending(NamedTuple):
@@ -111,9 +112,9 @@ def watch_training(places, begin):
     around(Checkpoints, "wait", None, end_write)
 
 
-def _child(folder, devices, ending, seconds):
+def _child(folder, ending, seconds):
     """Train in `folder`, write the result; or end as `ending` says."""
-    prepare_jax(devices)
+    prepare_jax(DEVICES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     sys.setswitchinterval(1e-4)
     places = Places(folder, "w+")
@@ -130,7 +131,7 @@ def _child(folder, devices, ending, seconds):
     watch_training(places, begin_place)
 
     def command():
-        params = train_on_numbers(folder, EPOCHS, devices, VAL)
+        params = train_on_numbers(folder, EPOCHS, DEVICES, VAL)
         arrays = {
             jax.tree_util.keystr(path): leaf
             for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -141,11 +142,11 @@ def _child(folder, devices, ending, seconds):
     run_command(command)
 
 
-def call(folder, devices, ending=None, seconds=None):
+def call(folder, ending=None, seconds=None):
     """One process; returns its exit code."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["vd.training.loop", "vd.features.store", "vd.cli"])
-    process = context.Process(target=_child, args=(folder, devices, ending, seconds))
+    process = context.Process(target=_child, args=(folder, ending, seconds))
     process.start()
     process.join()
     return process.exitcode
@@ -156,18 +157,14 @@ def result(folder):
         return metrics_without_timing(folder), dict(arrays)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one device", "two devices"])
-def unbroken(request, tmp_path_factory):
-    """Number of devices, what an unbroken run gives, and the seconds of its places."""
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """What an unbroken run gives, and the seconds of its places."""
     folder = tmp_path_factory.mktemp("unbroken")
-    assert call(folder, request.param) == 0
+    assert call(folder) == 0
     places = Places(folder)
     assert places.inside() == set()
-    return (
-        request.param,
-        result(folder),
-        dict(zip(PLACES, places.counts[2], strict=True)),
-    )
+    return result(folder), dict(zip(PLACES, places.counts[2], strict=True))
 
 
 def where(folder):
@@ -187,8 +184,8 @@ def steps_done(folder):
 
 
 def test_kills_anywhere_change_nothing(tmp_path, unbroken):
-    devices, expected, seconds = unbroken
-    draw = random.Random(devices)
+    expected, seconds = unbroken
+    draw = random.Random(2)
     endings = [
         Ending(
             signal.SIGKILL,
@@ -200,18 +197,18 @@ def test_kills_anywhere_change_nothing(tmp_path, unbroken):
     ]
     fell = []
     for ending in endings:
-        assert call(tmp_path, devices, ending, seconds) == -signal.SIGKILL
+        assert call(tmp_path, ending, seconds) == -signal.SIGKILL
         fell.append(where(tmp_path))
         assert len(metrics_without_timing(tmp_path)) < EPOCHS
     assert set().union(*fell) == set(PLACES), fell
-    assert call(tmp_path, devices) == 0
+    assert call(tmp_path) == 0
     lines, arrays = result(tmp_path)
     assert lines == expected[0]
     assert same_leaves(arrays, expected[1])
 
 
 def test_a_stopped_run_loses_no_step_and_changes_nothing(tmp_path, unbroken):
-    devices, expected, seconds = unbroken
+    expected, seconds = unbroken
     before = 0
     for ending in (
         Ending(signal.SIGTERM, "step", 2, 0.5),
@@ -219,11 +216,11 @@ def test_a_stopped_run_loses_no_step_and_changes_nothing(tmp_path, unbroken):
         Ending(signal.SIGTERM, "write", 2, 0.5),
         Ending(signal.SIGINT, "step", 1, 0.5),
     ):
-        assert call(tmp_path, devices, ending, seconds) == 128 + ending.number
+        assert call(tmp_path, ending, seconds) == 128 + ending.number
         before += Places(tmp_path).begun("step")
         assert steps_done(tmp_path) == before  # all that were begun
         assert where(tmp_path) == set()
-    assert call(tmp_path, devices) == 0
+    assert call(tmp_path) == 0
     lines, arrays = result(tmp_path)
     assert lines == expected[0]
     assert same_leaves(arrays, expected[1])

@@ -143,7 +143,7 @@ def test_a_lacking_part_is_named(tmp_path, present):
 
 def test_a_part_of_one_class_is_named(tmp_path):
     videos = [video(i, i % 2, f"g{i % 2}") for i in range(20)]
-    with pytest.raises(VdError, match=r"the val split .* has no nonviolent"):
+    with pytest.raises(VdError, match=r"the val part .* has no nonviolent"):
         with_splits(videos, config(tmp_path))
 
 

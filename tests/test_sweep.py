@@ -27,22 +27,12 @@ def arguments(clips, backbone, folder):
     ]  # fmt: skip
 
 
-def leaves(tree):
-    if isinstance(tree, dict):
-        return [leaf for key in sorted(tree) for leaf in leaves(tree[key])]
-    return [np.asarray(tree)]
-
-
-def same_metrics(one, other):
+def same_run(one, other):
+    """Two runs whose numbers agree within rounding."""
     for a, b in zip(read_metrics(one), read_metrics(other), strict=True):
         for key in ("step", "learning_rate", "train_loss", "val_loss", "grad_norm"):
             assert a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6), (key, a, b)
-
-
-def same_run(one, other):
-    """Two runs whose numbers agree within rounding."""
-    same_metrics(one, other)
-    first, second = (leaves(restore(run).params) for run in (one, other))
+    first, second = (jax.tree.leaves(restore(run).params) for run in (one, other))
     for a, b in zip(first, second, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
@@ -103,35 +93,6 @@ def test_the_table_has_a_row_a_member_and_a_second_sweep_changes_nothing(
 
 
 @pytest.mark.slow
-def test_folds_are_grouped_and_each_clip_is_tested_once(clips, backbone, tmp_path):
-    vd(*arguments(clips, backbone, tmp_path), "--folds", "3", "--epochs", "2")
-    parts = {"train": [], "val": [], "test": []}
-    for fold in range(3):
-        rows = read_csv(tmp_path / "sweep" / f"fold-{fold}" / "splits.csv")
-        assert len(rows) == 32
-        for name, ids in parts.items():
-            ids.append({row["id"] for row in rows if row["split"] == name})
-    assert not set.intersection(*parts["test"])
-    assert sum(map(len, parts["test"])) == len(set.union(*parts["test"])) == 32
-    assert all(parts["val"])
-
-
-@pytest.mark.slow
-def test_members_stop_early_each_by_itself(clips, backbone, tmp_path):
-    vd(
-        *arguments(clips, backbone, tmp_path), "--set", "learning_rate=1e-9,0.02",
-        "--epochs", "6", "--early-stopping-patience", "2",
-        "--early-stopping-min-delta", "0.001", "--set", "seed=0",
-    )  # fmt: skip
-    slow, fast = (
-        len(read_metrics(tmp_path / "sweep" / f"seed-0_learning-rate-{rate}"))
-        for rate in ("1e-09", "0.02")
-    )
-    assert slow == 3  # the first is the best of what hardly changes
-    assert fast > slow
-
-
-@pytest.mark.slow
 def test_ctrl_c_keeps_every_member_and_the_same_command_goes_on(
     swept, clips, backbone, tmp_path
 ):
@@ -153,7 +114,7 @@ def test_ctrl_c_keeps_every_member_and_the_same_command_goes_on(
 
 
 @pytest.mark.slow
-def test_folds_of_other_sizes_train_with_one_batch_whichever_are_left(
+def test_folds_are_grouped_and_train_with_one_batch_whichever_are_left(
     clips, backbone, tmp_path
 ):
     rows = [
@@ -162,14 +123,18 @@ def test_folds_of_other_sizes_train_with_one_batch_whichever_are_left(
     ]
     table = tmp_path / "clips.csv"
     write_csv(table, rows)
-    asked = [*arguments(table, backbone, tmp_path), "--folds", "3", "--epochs", "2"]
+    asked = [*arguments(table, backbone, tmp_path), "--folds", "3", "--epochs", "1"]
     asked += ["--batch-size", "64"]
     vd(*asked)
     folders = [tmp_path / "sweep" / f"fold-{fold}" for fold in range(3)]
-    trained = [
-        sum(row["split"] == "train" for row in read_csv(folder / "splits.csv"))
-        for folder in folders
-    ]
+    splits = [read_csv(folder / "splits.csv") for folder in folders]
+    tested = [row["id"] for rows in splits for row in rows if row["split"] == "test"]
+    assert len(tested) == len(set(tested)) == 29  # each clip once
+    for part in ("val", "test"):
+        for rows in splits:
+            inside = {row["group"] for row in rows if row["split"] == part}
+            assert inside.isdisjoint(r["group"] for r in rows if r["split"] != part)
+    trained = [sum(row["split"] == "train" for row in rows) for rows in splits]
     assert len(set(trained)) > 1
     for folder in folders:
         config = json.loads((folder / "config.json").read_text())
@@ -204,7 +169,6 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
         (["--set", "augmentation=maybe"], "a value is not a valid bool"),
         (["--set", "focal_alpha=0.5,7"], "--focal-alpha is 7.0; give a value from 0"),
         (["--seeds", "0", "1"], "--seeds is replaced by --set NAME=VALUE,VALUE"),
-        (["--folds", "-1"], "--folds is -1; give a value from 0"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_one_sentence(
@@ -214,13 +178,9 @@ def test_what_a_sweep_cannot_do_is_one_sentence(
 
 
 def test_values_that_agree_in_six_digits_are_two_members(tmp_path):
-    grid = {"learning_rate": [0.00012345678, 0.00012345679, 0.5]}
-    names = [name for name, *_ in member_configs(Config(DataConfig(tmp_path)), grid)]
-    assert names == [
-        "learning-rate-0.00012345678",
-        "learning-rate-0.00012345679",
-        "learning-rate-0.5",
-    ]
+    grid = {"learning_rate": [0.00012345678, 0.00012345679]}
+    names = {name for name, *_ in member_configs(Config(DataConfig(tmp_path)), grid)}
+    assert names == {"learning-rate-0.00012345678", "learning-rate-0.00012345679"}
 
 
 def test_members_are_named_alike_whatever_the_order_of_the_flags(tmp_path):

@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,9 @@ import pytest
 
 from tests import decoding
 from tests.broken import (
-    grey_frames,
     make_broken,
     noisy_frames,
     render,
-    render_lossless,
     render_slow,
 )
 from vd.config import DecodeConfig
@@ -56,8 +53,9 @@ if __name__ == "__main__":
 class Faulty(type(Path())):
     """A path whose decoding stops at a frame: at another one in each pass, then at none.
 
-    `at` are numbers of frames; `kind` is `hang`, `crash`, `full` (crash when two other
-    workers wait with a finished stretch) or `wait` (crash while the first stretch waits).
+    `at` are numbers of frames, −1 for before the header; `kind` is `hang`, `crash`, `full`
+    (crash when two other workers wait with a finished stretch), `wait` (crash while the
+    first stretch waits) or `pause` (go on when the file `….go` is there).
     """
 
     def __new__(cls, path, kind, *at):
@@ -78,32 +76,38 @@ def _spoil(path, kind, at):
     passes.write_text("x" * (number + 1))
     intact = workers.decode
 
+    def stop(sink):
+        folder = Path(sink._name).parent
+        while kind == "full" and len(list(folder.glob("*.frames"))) < 2:
+            time.sleep(0.01)
+        while kind == "hang" or (kind == "pause" and not Path(f"{path}.go").exists()):
+            time.sleep(0.01)
+        if kind != "pause":
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def stopping(other, settings, sink, *options):
+        workers.decode = intact
         keep, stretch = sink.keep, sink.stretch
 
         def crash_waiting():
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
             stretch()
 
-        def keep_or_stop(images, seconds, frames):
-            if number < len(at) and frames > at[number]:
-                folder = Path(sink._name).parent
-                while kind == "full" and len(list(folder.glob("*.frames"))) < 2:
-                    time.sleep(0.01)
-                if kind == "hang":
-                    time.sleep(1000)
-                os.kill(os.getpid(), signal.SIGKILL)
+        def stop_or_keep(images, seconds, frames):
+            if frames > at[number]:
+                stop(sink)
             keep(images, seconds, frames)
 
-        if str(other) == path:
-            workers.decode = intact
-            if kind != "wait":
-                sink.keep = keep_or_stop
-            elif number < len(at):
-                sink.stretch = crash_waiting
+        if kind == "wait":
+            sink.stretch = crash_waiting
+        elif at[number] < 0:
+            stop(sink)
+        else:
+            sink.keep = stop_or_keep
         return intact(other, settings, sink, *options)
 
-    workers.decode = stopping
+    if number < len(at):
+        workers.decode = stopping
     return Path(path)
 
 
@@ -166,11 +170,6 @@ def _has_open(pid: int, path: Path) -> bool:
         return False
 
 
-def _is_stopped(pid: int) -> bool:
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return state == "T"
-
-
 def assert_end(pids: list[int], seconds: float) -> None:
     """Every one of some processes ends in time."""
     give_up = time.monotonic() + seconds
@@ -204,6 +203,7 @@ def start_script(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         )
         processes.append(process)
         return process
@@ -216,28 +216,18 @@ def start_script(tmp_path):
 
 def test_pieces_come_in_order_each_file_with_its_own_outcome(tmp_path, clip):
     expected = make_broken(tmp_path)
-    names = list(expected)
-    paths = [clip, *(tmp_path / name for name in names), clip]
-    pieces = list(decode(paths))
+    paths = [clip, *(tmp_path / name for name in expected), clip]
+    with decode_pool(SMALL, DecodeConfig(60, 2), len(paths)) as pool:
+        whole, *broken, _ = read_headers(paths, pool)
+        pieces = list(decode_videos(paths, pool))
+    assert whole.duration == 2.0
+    assert all(0 <= header.duration <= 2 for header in broken)
     assert [piece.index for piece in pieces] == list(range(len(paths)))
     found = outcomes(pieces)
     assert found == [("used", ""), *expected.values(), ("used", "")]
-    kinds = [kind for kind, _ in found]
-    assert sum(map(kinds.count, ("used", "partial", "quarantined"))) == len(paths)
     alone, _ = decoding.decode_all(clip)
     for piece in (pieces[0], pieces[-1]):
         np.testing.assert_array_equal(piece.images, alone)
-
-
-def test_a_long_video_comes_in_stretches(clip, long):
-    pieces = list(decode([clip, long, clip], stretch_seconds=1.0))
-    assert [piece.index for piece in pieces] == [0, 0, 1, 1, 1, 1, 1, 2, 2]
-    assert [piece.outcome is not None for piece in pieces] == [
-        *(False, True), *(False, False, False, False, True), *(False, True)
-    ]  # fmt: skip
-    whole, _ = decoding.decode_all(long)
-    parts = np.concatenate([piece.images for piece in pieces if piece.index == 1])
-    np.testing.assert_array_equal(parts, whole)
 
 
 def test_the_first_video_in_line_has_a_worker_whatever_the_others_do(long):
@@ -274,62 +264,81 @@ def test_a_stretch_that_waits_while_its_worker_crashes_comes_again(long):
 
 
 LOST = {
-    "hangs twice at one frame": ("hang", (80, 80), ("partial", "timeout"), 2),
-    "hangs once": ("hang", (80,), ("used", ""), 2),
-    "hangs early": ("hang", (40, 40), ("quarantined", "timeout"), 1),
-    "hangs here and there": ("hang", (80, 90), ("quarantined", "timeout"), 2),
-    "hangs there and here": ("hang", (90, 60), ("quarantined", "timeout"), 2),
-    "crashes twice at one frame": ("crash", (80, 80), ("partial", "corrupt-frames"), 2),
-    "crashes early": ("crash", (40, 40), ("quarantined", "corrupt-frames"), 2),
-    "crashes here and there": ("crash", (80, 70), ("quarantined", "corrupt-frames"), 2),
+    "hangs twice at one frame": ("hang", (80, 80), ("partial", "timeout", 2)),
+    "hangs once": ("hang", (80,), ("used", "", 2)),
+    "hangs before its header": ("hang", (-1, -1), ("quarantined", "timeout", 1)),
+    "hangs early": ("hang", (40, 40), ("quarantined", "timeout", 1)),
+    "hangs here and there": ("hang", (80, 90), ("quarantined", "timeout", 2)),
+    "hangs there and here": ("hang", (90, 60), ("quarantined", "timeout", 2)),
+    "crashes twice at one frame": ("crash", (80, 80), ("partial", "corrupt-frames", 2)),
+    "crashes early": ("crash", (40, 40), ("quarantined", "corrupt-frames", 2)),
+    "crashes here and there": ("crash", (80, 70), ("quarantined", "corrupt-frames", 2)),
+}
+NOT_KEPT = {name: LOST[name] for name in LOST if name.endswith(("frame", "early"))}
+NOT_CONFIRMED = {
+    "hangs": ("hang", (40, 40), ("partial", "timeout", 1)),
+    "crashes earlier": ("crash", (40, 30), ("partial", "corrupt-frames", 2)),
+    "crashes later": ("crash", (40, 80), ("partial", "corrupt-frames", 2)),
 }
 
 
+@pytest.fixture(scope="module")
+def decode_stopping(tmp_path_factory, clip, long):
+    """Decode a copy of a clip that stops for each case, and a whole one beside them."""
+
+    def decode_all(cases, **options):
+        folder = tmp_path_factory.mktemp("stopping")
+        videos = []
+        for number, (kind, at, _) in enumerate(cases.values()):
+            copy = shutil.copy(long, folder / f"{number}.mkv")
+            videos.append(Faulty(copy, kind, *at))
+        pieces = list(decode([*videos, clip], 3, 2, 1.0, **options))
+        results = [piece.outcome for piece in pieces if piece.outcome]
+        assert results.pop().outcome == "used"
+        images = [
+            np.concatenate([p.images for p in pieces if p.index == index])
+            for index in range(len(cases))
+        ]
+        found = {
+            name: (result.outcome, result.reason, len(video.passes.read_text()))
+            for name, video, result in zip(cases, videos, results, strict=True)
+        }
+        assert found == {name: expected for name, (_, _, expected) in cases.items()}
+        return dict(zip(cases, zip(results, images, strict=True), strict=True))
+
+    return decode_all
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("keep_images", [True, False])
-@pytest.mark.parametrize(
-    ("kind", "at", "outcome", "passes"), LOST.values(), ids=list(LOST)
-)
+@pytest.mark.parametrize(("cases", "keep_images"), [(LOST, True), (NOT_KEPT, False)])
 def test_a_video_that_stops_counts_if_it_stops_at_the_same_frame_again(
-    clip, long, kind, at, outcome, passes, keep_images
+    decode_stopping, long, cases, keep_images
 ):
-    video = Faulty(long, kind, *at)
-    options = {"stretch_seconds": 1.0, "deadline_seconds": 1}
-    pieces = list(decode([video, clip], keep_images=keep_images, **options))
-    assert outcomes(pieces) == [outcome, ("used", "")]
-    assert len(video.passes.read_text()) == passes
-    result = next(piece.outcome for piece in pieces if piece.outcome)
-    assert (result.width, result.height, result.codec) == (64, 48, "h264")
-    if outcome[0] == "partial":
-        assert 75 <= result.frames <= 80
-        assert result.duration == pytest.approx(result.frames / 25, abs=0.15)
-        if keep_images:
-            images = np.concatenate([p.images for p in pieces if p.index == 0])
-            whole, _ = decoding.decode_all(long)
+    whole, _ = decoding.decode_all(long)
+    results = decode_stopping(cases, keep_images=keep_images)
+    for name, (result, images) in results.items():
+        size = result.width, result.height, result.codec
+        known = name != "hangs before its header"
+        assert size == ((64, 48, "h264") if known else (0, 0, ""))
+        if result.outcome == "partial":
+            assert 75 <= result.frames <= 80
+            assert result.duration == pytest.approx(result.frames / 25, abs=0.15)
+            assert len(images) == (25 if keep_images else 0)
+        if result.outcome != "quarantined":
             np.testing.assert_array_equal(images, whole[: len(images)])
-            assert len(images) == 25
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "at", "frames", "passes"),
-    [("hang", (40, 40), 40, 1), ("crash", (40, 30), 40, 2), ("crash", (40, 80), 80, 2)],
-)
-def test_without_confirmation_a_video_gives_what_came(
-    clip, long, kind, at, frames, passes
-):
-    video = Faulty(long, kind, *at)
-    options = {"stretch_seconds": 1.0, "deadline_seconds": 1}
-    pieces = list(decode([video, clip], confirm=False, **options))
-    reason = "timeout" if kind == "hang" else "corrupt-frames"
-    assert outcomes(pieces) == [("partial", reason), ("used", "")]
-    assert len(video.passes.read_text()) == passes
-    result = next(piece.outcome for piece in pieces if piece.outcome)
-    assert frames - 5 <= result.frames <= frames
-    images = np.concatenate([piece.images for piece in pieces if piece.index == 0])
+def test_without_confirmation_a_video_gives_what_came(decode_stopping, long):
     whole, _ = decoding.decode_all(long)
-    np.testing.assert_array_equal(images, whole[: len(images)])
-    assert len(images) >= min(frames // 25 * 8, 8)
+    results = decode_stopping(NOT_CONFIRMED, confirm=False)
+    frames = [result.frames for result, _ in results.values()]
+    assert 35 <= frames[0] <= 40
+    assert 35 <= frames[1] <= 40
+    assert 75 <= frames[2] <= 80
+    for _, images in results.values():
+        assert len(images) >= 8
+        np.testing.assert_array_equal(images, whole[: len(images)])
 
 
 @pytest.mark.slow
@@ -348,68 +357,12 @@ def test_a_slow_consumer_is_no_timeout_and_few_stretches_wait_for_it(long):
     assert 3 <= most <= 2 + 2 + 1  # one of them is the consumer's
 
 
-def test_images_are_left_out_on_request(clip):
-    (piece,) = decode([clip], keep_images=False)
-    assert piece.images.shape == (0, 2, 48, 64, 3)
-    assert outcomes([piece]) == [("used", "")]
-
-
-def test_nothing_to_decode():
-    assert list(decode([])) == []
-
-
-def test_images_of_two_calls_at_once_do_not_mix(tmp_path):
-    dark = render_lossless(tmp_path / "dark.mkv", grey_frames(20))
-    bright = render_lossless(tmp_path / "bright.mkv", list(grey_frames(50))[30:])
-    calls = decode([dark] * 4, workers=1), decode([bright] * 4, workers=1)
-    for one, other in zip(*calls, strict=True):
-        assert one.images[:, 0].max() < 40
-        assert other.images[:, 0].min() >= 60
-        assert len(one.images) == len(other.images) == 6
-
-
-@pytest.mark.slow
-def test_a_video_that_misses_the_deadline_costs_itself_only(clip, slow):
-    began = time.monotonic()
-    pieces = list(decode([clip, slow, clip, clip], deadline_seconds=1.5))
-    assert outcomes(pieces) == [
-        ("used", ""), ("quarantined", "timeout"), ("used", ""), ("used", "")
-    ]  # fmt: skip
-    assert len(pieces[1].images) == 0
-    assert time.monotonic() - began < 10
-
-
-@needs_proc
-@pytest.mark.parametrize(
-    ("crashes", "outcome"), [(1, ("used", "")), (2, ("quarantined", "corrupt-frames"))]
-)
-def test_a_video_whose_worker_crashes_is_tried_once_more(
-    tmp_path, clip, crashes, outcome
-):
-    longer = render_slow(tmp_path / "longer.mkv", 150)
-
-    def kill() -> None:
-        for _ in range(crashes):
-            (pid,) = workers_reading(longer, os.getpid())
-            os.kill(pid, signal.SIGKILL)
-            assert_end([pid], seconds=5)
-
-    with ThreadPoolExecutor(1) as thread:
-        killing = thread.submit(kill)
-        pieces = list(decode([clip, longer, clip], workers=1))
-        killing.result()
-    assert outcomes(pieces) == [("used", ""), outcome, ("used", "")]
-
-
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize("abandon", ["close", "forget"])
-def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
+def test_a_call_that_is_left_early_stops_its_workers(clip, slow):
     pieces = decode([clip, slow, slow])
     next(pieces)
     workers = workers_reading(slow, os.getpid(), count=2)
-    if abandon == "close":
-        pieces.close()
     del pieces
     assert_end(workers, seconds=2)
     assert not exchange_folders(os.getpid())
@@ -417,25 +370,24 @@ def test_a_call_that_is_left_early_stops_its_workers(clip, slow, abandon):
 
 @pytest.mark.slow
 @needs_proc
-def test_ctrl_c_ends_the_workers_too(start_script, clip, slow):
-    process = start_script([clip, slow, slow])
-    assert process.stdout.readline() == "used \n"
-    workers = workers_reading(slow, process.pid, count=2)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
-    assert_end([process.pid, *workers], seconds=5)
-    assert not exchange_folders(process.pid)
-
-
-@pytest.mark.slow
-@needs_proc
-def test_kill_9_leaves_no_worker_and_the_next_call_tidies_up(start_script, clip, slow):
-    process = start_script([clip, slow, slow])
-    assert process.stdout.readline() == "used \n"
-    workers = workers_reading(slow, process.pid, count=2)
+def test_ctrl_c_and_kill_9_leave_no_worker_and_the_next_call_tidies_up(
+    start_script, clip, slow
+):
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = start_script([clip, slow, slow])
+        assert process.stdout.readline() == "used \n"
+        workers = workers_reading(slow, process.pid, count=2)
+        loaded = Path(f"/proc/{workers[0]}/maps").read_text()
+        assert "libavcodec" in loaded
+        assert "jaxlib" not in loaded
+        assert exchange_folders(process.pid)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as the terminal does
+        else:
+            process.kill()
+        assert_end([process.pid, *workers], seconds=5)
+        process.wait()
     assert exchange_folders(process.pid)
-    process.kill()
-    assert_end(workers, seconds=2)
-    process.wait()
     assert outcomes(decode([clip])) == [("used", "")]
     assert not exchange_folders(process.pid)
 
@@ -453,30 +405,6 @@ def test_the_exchange_folder_of_a_live_process_stays_whatever_its_number(clip):
         assert not folder.exists()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 9216)])
-def test_decoded_frames_that_vanish_are_an_error_not_a_video_without_frames(
-    clip, damage
-):
-    with decode_pool(SMALL, DecodeConfig(), 4) as pool:
-        pieces = decode_videos([clip] * 4, pool)
-        assert len(next(pieces).images) == 16
-        time.sleep(2)  # the next ones are decoded
-        for path in list(pool.folder.rglob("*.images")):
-            damage(path)
-        with pytest.raises(VdError, match="another program removed them"):
-            list(pieces)
-
-
-@pytest.mark.slow
-@needs_proc
-def test_a_worker_does_not_load_jax(start_script, slow):
-    process = start_script([slow])
-    (worker,) = workers_reading(slow, process.pid)
-    loaded = Path(f"/proc/{worker}/maps").read_text()
-    assert "libavcodec" in loaded
-    assert "jaxlib" not in loaded
 
 
 @pytest.mark.slow
@@ -502,46 +430,22 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, clip):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
-def test_headers_of_whole_and_of_broken_videos(tmp_path):
-    paths = [render(tmp_path / "a.mkv", noisy_frames(50))]
-    paths += [tmp_path / name for name in make_broken(tmp_path)]
-    with decode_pool(SMALL, DecodeConfig(10, 2), len(paths)) as pool:
-        whole, *broken = read_headers(paths, pool)
-    assert whole.duration == 2.0
-    assert all(0 <= header.duration <= 2 for header in broken)
-
-
-def test_the_first_videos_are_decoded_before_they_are_asked_for(tmp_path):
-    clip = render(tmp_path / "a.mkv", noisy_frames(50))
-    with decode_pool(SMALL, DecodeConfig(10, 2), 2) as pool:
-        pieces = decode_videos([clip] * 2, pool)
-        whole = 16 * 2 * 48 * 64 * 3  # bytes of two seconds of both streams
-        ended = time.monotonic() + 30
-        while [p.stat().st_size for p in pool.folder.rglob("*.images")] != [whole] * 2:
-            assert time.monotonic() < ended
-            time.sleep(0.05)
-        assert len(list(pieces)) == 2
-
-
-@needs_proc
 @pytest.mark.slow
-def test_a_stopped_program_is_no_timeout_but_a_stuck_worker_is(tmp_path):
-    clip = render_slow(tmp_path / "clip.mkv", 150)  # 1 s of decoding
-    slow = render_slow(tmp_path / "slow.mkv", 9000)  # stuck before half: no second pass
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("timeout_seconds=60", "timeout_seconds=10"))
-    with subprocess.Popen(
-        [sys.executable, script, clip, slow],
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        workers_reading(clip, process.pid)
-        (stuck,) = workers_reading(slow, process.pid)
-        os.killpg(process.pid, signal.SIGSTOP)
-        time.sleep(12)
-        os.killpg(process.pid, signal.SIGCONT)
-        while _is_stopped(stuck):  # a signal to go on would undo the next one
-            time.sleep(0.01)
-        os.kill(stuck, signal.SIGSTOP)  # it never ends by itself
-        assert process.communicate(timeout=60)[0] == "used \nquarantined timeout\n"
+def test_a_stopped_program_is_no_timeout_but_a_stuck_worker_is(
+    start_script, clip, long
+):
+    """Stopped for longer than the deadline and one tick, which a video has in all."""
+    faulty = 'Faulty(sys.argv[1], "pause", 20), Faulty(sys.argv[2], "hang", 40)'
+    script = SCRIPT.replace("Path(name) for name in sys.argv[1:]", faulty)
+    script = script.replace("timeout_seconds=60", "timeout_seconds=2")
+    imported = "from tests.test_workers import Faulty"
+    process = start_script([clip, long], f"{imported}\n{script}")
+    passes = Path(f"{clip}.passes"), Path(f"{long}.passes")
+    while not all(file.exists() and file.read_text() for file in passes):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGSTOP)
+    Path(f"{clip}.go").touch()
+    time.sleep(4)
+    os.killpg(process.pid, signal.SIGCONT)
+    assert process.communicate(timeout=60)[0] == "used \nquarantined timeout\n"
+    assert [file.read_text() for file in passes] == ["x", "x"]

@@ -125,9 +125,6 @@ class Extract:
     data: DataConfig
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    verify: bool = False
-    """Read every stored record against its checksum first; videos of damaged shards are
-    extracted again."""
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
 
     def __call__(self) -> int:
@@ -135,7 +132,7 @@ class Extract:
         from vd.experiment import prepare
 
         config = Config(data=self.data, decode=self.decode, backbone=self.backbone)
-        data = prepare(config, lambda videos, _: videos, self.verify, self.executor)
+        data = prepare(config, lambda videos, _: videos, self.executor)
         count = f"{len(data.ledger.usable())} of {len(data.videos)} videos"
         say(f"{count} have features in {data.store.directory}")
         return 0

@@ -83,7 +83,7 @@ class SplitConfig(Settings):
     """How videos without splits are divided."""
 
     splits_file: Path | None = None
-    """Where assigned splits are kept (default: a file under CACHE/splits)."""
+    """Where assigned splits are kept; None: in a file under CACHE/splits."""
     split_seed: Seed = 0
     """Seed of the 70/15/15 assignment; touches nothing else."""
     resplit: bool = False
@@ -97,7 +97,7 @@ class DecodeConfig(Settings):
     decode_timeout_seconds: Positive = 30.0
     """Deadline of decoding up to 30 s of one video, in seconds."""
     decode_workers: Processes | None = None
-    """Decoding processes (default: one a core)."""
+    """Decoding processes; None: one a core."""
     retry_quarantined: bool = False
     """Decode files again that were quarantined before."""
 
@@ -110,14 +110,14 @@ class BackboneConfig(Settings):
     """fast: 8-bit network, RGB and motion; default: and the square that moves most; best:
     and each frame mirrored too, from which --spatial-augmentation draws."""
     backbone: str | None = None
-    """efficientnet-lite0, -lite1, -lite2, -lite0-int8, or an ONNX file: images to vectors
-    (default: the preset's)."""
+    """efficientnet-lite0, -lite1, -lite2, -lite0-int8, or an ONNX file that maps images to
+    vectors; None: the preset's."""
     backbone_size: Annotated[int, Between(1, 4096)] | None = None
-    """Side of the ONNX file's input images in pixels (default: from the file)."""
+    """Side of the ONNX file's input images in pixels; None: from the file."""
     backbone_mean: Annotated[float, Between(-1e6, 1e6)] | None = None
-    """Subtracted from the 0–255 pixels before an ONNX file (default: its metadata, else 0)."""
+    """Subtracted from the 0–255 pixels before an ONNX file; None: its metadata, else 0."""
     backbone_std: Positive | None = None
-    """Divides them after that (default: the file's metadata, else 1)."""
+    """Divides them after that; None: the file's metadata, else 1."""
     engine: EngineName = "auto"
     """What runs the backbone: ONNX Runtime on a CPU, JAX on an accelerator."""
 
@@ -129,7 +129,7 @@ class ExecutorConfig(Settings):
     executor: Literal["local", "ray"] = "local"
     """This machine, or a Ray cluster that shares its files (needs the extra `ray`)."""
     ray_address: str = "127.0.0.1:6379"
-    """HOST:PORT of the cluster's head node; the default is what `ray start --head` opens."""
+    """HOST:PORT of the cluster's head node, as `ray start --head` opens it."""
 
 
 @dataclass(frozen=True)
@@ -207,8 +207,8 @@ class RunConfig(Settings):
     checkpoint_dir: Path = Path("runs/run")
     """The run folder."""
     devices: Processes | None = None
-    """Devices of each process to train on (default: all accelerators, or a CPU's cores, 8 at
-    most; fewer where the batch does not divide over them)."""
+    """Devices of each process to train on; None: all accelerators, or at most 8 cores of a
+    CPU, fewer where the batch does not divide over them."""
     coordinator_address: str | None = None
     """HOST:PORT on the machine of process 0, to train with several processes (docs/hosts.md);
     auto: this and the next two from Slurm or Kubernetes."""

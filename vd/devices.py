@@ -33,9 +33,8 @@ def own_numerics() -> Iterator[None]:
 def prepare_jax(cpu_devices: int = 1) -> None:
     """Set the number of CPU devices, unless JAX has run before, and cache programs.
 
-    Compiled programs go to $JAX_COMPILATION_CACHE_DIR, else to the user's cache folder if
-    there is one. From now on the process reuses the memory that it frees. Raises `VdError`
-    when JAX_PLATFORMS names a device that is not here.
+    Compiled programs go to $JAX_COMPILATION_CACHE_DIR, else to the user's cache folder.
+    Raises `VdError` when JAX_PLATFORMS names a device that is not here.
     """
     _keep_freed_memory()
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -58,15 +57,14 @@ def prepare_jax(cpu_devices: int = 1) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have the C library keep the memory that a step frees for the next one.
+    """Have glibc keep the memory that a step frees for the next one.
 
-    By default it returns arrays of tens of MiB to the system, which zeroes each of their
-    pages at the next use: up to a fifth of a step. Only glibc has these settings; before
-    2.35 the first is refused, and the other two alone would do harm. A user's own settings
-    are respected.
+    By default it returns large arrays to the system, which zeroes their pages at the next
+    use: up to a fifth of a step. Before 2.35 the first setting is refused, and the other
+    two alone would do harm.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        return
+        return  # a user's own settings
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(_M_MMAP_THRESHOLD, 2**30):

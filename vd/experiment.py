@@ -42,13 +42,6 @@ class Opened(NamedTuple):
     devices: "Sequence[jax.Device]"
 
 
-class Trained(NamedTuple):
-    """A trained model, and what its inner folds chose, if it has any."""
-
-    params: "Params"
-    inner: "InnerFolds | None" = None
-
-
 def run(
     config: Config,
     head: "Callable[[ModelConfig], Head] | None" = None,
@@ -75,18 +68,15 @@ def run(
             keep_splits(data.videos, config)
         from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 
-        share = TRAINED_SHARE / processes
         holders = opened.devices if processes == 1 else ()
         from vd.training.refit import parts_to_use
 
-        clips = parts_to_use(config, data.parts())
+        clips, share = parts_to_use(config, data.parts()), TRAINED_SHARE / processes
         sets = {"train": FeatureSet(clips.pop("train"), data.store, holders, share)}
         if lead:
             for split, videos in clips.items():
                 sets[split] = FeatureSet(videos, data.store)
-        trained = train_run(config, plugins, sets, opened)
-        distributed.part()
-        return evaluate_run(config, plugins, sets, trained) if lead else {}
+        return train_and_evaluate(config, plugins, sets, opened)
 
 
 def check(config: Config, plugins: Plugins) -> None:
@@ -111,7 +101,6 @@ def check(config: Config, plugins: Plugins) -> None:
 def prepare(
     config: Config,
     assign: Callable[[Sequence[Video], Config], Sequence[Video]] = with_splits,
-    verify: bool = False,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
 ) -> Data:
     """Read and extract a data set; print its ledger, refuse one with a loss gap.
@@ -128,9 +117,7 @@ def prepare(
     videos = assign(given, config)
     backbone = find_backbone(config.backbone)
     several = distributed.processes().count > 1
-    store, ledger = extract(
-        videos, config, backbone, verify, executor, only_stored=several
-    )
+    store, ledger = extract(videos, config, backbone, executor, only_stored=several)
     if distributed.is_lead():
         report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
@@ -158,42 +145,38 @@ def open_run(
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
-    run_folder.check_same_run(distributed.broadcast(identity), identity)
-    finished = False
-    if not config.run.fresh and distributed.is_lead():
+    lead, finished, before = distributed.is_lead(), False, None
+    if lead and not config.run.fresh and (run_dir / "config.json").exists():
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
         finished = run_folder.is_finished(run_dir)
-    if distributed.broadcast(finished):
+        before = run_folder.read_config(run_dir)["devices"]["count"]
+    theirs, finished, before = distributed.broadcast((identity, finished, before))
+    run_folder.check_same_run(theirs, identity)
+    if finished:
         return None
     if fewest is None:
         from vd.training.refit import fewest_to_train
 
         fewest = fewest_to_train(config, clips)
-    opened = _batch_and_devices(config, fewest)
-    if distributed.is_lead():
+    opened = _batch_and_devices(config, fewest, before)
+    if lead:
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
         run_folder.write_inputs(config, plugins, data, identity, *opened)
     return opened
 
 
-def _batch_and_devices(config: Config, train_clips: int) -> Opened:
-    """The batch size, cut to what a small train split can fill, and the devices."""
+def _batch_and_devices(config: Config, train_clips: int, before: int | None) -> Opened:
+    """The batch size, cut to what a small train split can fill, and the devices.
+
+    `before` is the number of devices on which an unfinished run began.
+    """
     from vd.devices import training_devices
 
     processes, requested = distributed.processes().count, config.run.devices
-    size, least = config.training.batch_size, (requested or 1) * processes
+    size = config.training.batch_size
     batch_size = min(size, train_clips)
-    batch_size -= batch_size % least
-    if not batch_size:
-        raise VdError(
-            f"{least} devices are more than the {train_clips} clips of the train split; "
-            "give fewer by --devices or --num-processes."
-        )
-    before, run_dir = None, config.run.checkpoint_dir
-    if not config.run.fresh and (run_dir / "config.json").exists():
-        before = run_folder.read_config(run_dir)["devices"]["count"]
-    before = distributed.broadcast(before)
+    batch_size -= batch_size % ((requested or 1) * processes)
     devices = training_devices(requested, batch_size, processes, before)
     if distributed.is_lead():
         if batch_size < size:
@@ -213,53 +196,48 @@ def _finished(run_dir: Path) -> dict[str, Any]:
     from vd.evaluation.evaluate import summary
 
     say(f"{run_dir} is finished; nothing to do (--fresh would start over)")
-    path = run_dir / "evaluation_test.json"
     remedy = "delete it, and the same command evaluates again"
-    result = read_json(path, remedy)
+    result = read_json(run_dir / "evaluation_test.json", remedy)
     say(summary(result))
     return result
 
 
-def train_run(
-    config: Config,
-    plugins: Plugins,
-    sets: Mapping[str, "FeatureSet"],
-    opened: Opened,
-) -> Trained:
-    """Train, or continue, the open run."""
-    import jax
+def train_and_evaluate(
+    config: Config, plugins: Plugins, sets: Mapping[str, "FeatureSet"], opened: Opened
+) -> dict[str, Any]:
+    """Train, or continue, the open run; evaluate its restored best, write the report.
 
+    Temperature and threshold are fitted on validation. Returns the test evaluation; of
+    several processes the first alone evaluates.
+    """
     from vd.training.loop import train
     from vd.training.refit import train_with_inner_folds
 
-    batch_size, devices = opened
-    kind = devices[0].device_kind
-    if distributed.is_lead():
+    (batch_size, devices), run_dir = opened, config.run.checkpoint_dir
+    lead = distributed.is_lead()
+    if lead:
+        kind = devices[0].device_kind
         say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
         if config.model.mixed_precision and devices[0].platform == "cpu":
             say("note: on most CPUs --no-mixed-precision is faster")
-    clips, run_dir = sets["train"], config.run.checkpoint_dir
+    clips, inner = sets["train"], None
     how = run_dir, devices, batch_size, plugins
-    try:
-        if distributed.is_lead() and "val" not in sets:
-            return Trained(*train_with_inner_folds(config, clips, *how))
-        return Trained(train(config, clips, sets.get("val"), *how))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise VdError(
-            f"training needs more memory than {kind} has; give a smaller --batch-size, "
-            "--hidden-size or --projection-size."
-        ) from error
+    if lead and "val" not in sets:
+        params, inner = train_with_inner_folds(config, clips, *how)
+    else:
+        params = train(config, clips, sets.get("val"), *how)
+    distributed.part()
+    return _evaluate(config, plugins, sets, params, inner) if lead else {}
 
 
-def evaluate_run(
+def _evaluate(
     config: Config,
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
-    trained: Trained,
+    params: "Params",
+    inner: "InnerFolds | None",
 ) -> dict[str, Any]:
-    """Calibrate the restored best, evaluate it on validation and test, write the report."""
+    """Calibrate and evaluate the best parameters; write pictures and the report."""
     from vd import plots
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
@@ -272,7 +250,7 @@ def evaluate_run(
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
-    results = evaluate_trained(config, head, trained.params, sets, even, trained.inner)
+    results = evaluate_trained(config, head, params, sets, even, inner)
     for result in results.values():
         say(summary(result))
     report(run_dir, mistakes=0)

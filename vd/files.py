@@ -115,15 +115,15 @@ def lock(path: Path, doing: str, wait: bool = False) -> Iterator[None]:
     lock_file = filelock.FileLock(path)
     with explaining(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(filelock.Timeout):
+        try:
             lock_file.acquire(blocking=False)
-        if not lock_file.is_locked:
+        except filelock.Timeout:
             holder = owner.read_text() if owner.exists() else "another process"
             if not wait:
                 raise VdError(
                     f"{path.parent} is in use by {holder}; wait for it to end, or name "
                     "another folder."
-                )
+                ) from None
             say(f"waiting for {holder}, which writes into {path.parent}")
         while not lock_file.is_locked:
             check_interrupt()

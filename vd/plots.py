@@ -22,8 +22,8 @@ Predicted = Bool[np.ndarray, " N"]
 Rows = Sequence[Mapping[str, Any]]  # an epoch each
 
 # Colours that colour-blind readers distinguish (Okabe and Ito 2008).
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#777777"
-_RUNS = (_BLUE, _ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", _GREY)
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+_RUNS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _STYLES = ("-", "--", "-.")  # for print without colour
 _LONGEST_NAME = 28  # of which two stand side by side
 _PANELS = {  # of the learning curves: metrics by what the legend calls them
@@ -156,7 +156,7 @@ def roc(runs: Mapping[str, tuple[Labels, Probabilities]]) -> Figure:
         else:
             x, y, _ = roc_curve(labels_N, p_N)
             axis.plot(x, y, style, color=colour, label=_short(name))
-    axis.plot([0, 1], [0, 1], ":", color=_GREY, label="chance")
+    axis.plot([0, 1], [0, 1], ":", color=GREY, label="chance")
     axis.set(xlabel="false alarms (share of non-violent)", title="ROC")
     axis.set_ylabel("recall of violent")
     _legend_below(figure)
@@ -166,12 +166,12 @@ def roc(runs: Mapping[str, tuple[Labels, Probabilities]]) -> Figure:
 def reliability(labels_N: Labels, probability_N: Probabilities) -> Figure:
     """Observed frequency against predicted probability, in bins of equally many clips."""
     figure, axis = _unit_square()
-    axis.plot([0, 1], [0, 1], ":", color=_GREY, label="perfect")
+    axis.plot([0, 1], [0, 1], ":", color=GREY, label="perfect")
     observed, predicted = calibration_curve(
         labels_N, probability_N, n_bins=10, strategy="quantile"
     )
     label = f"{len(labels_N)} predictions, equally many a point"
-    axis.plot(predicted, observed, "o", color=_BLUE, label=label)
+    axis.plot(predicted, observed, "o", color=BLUE, label=label)
     axis.set(xlabel="predicted probability of violence", title="Reliability")
     axis.set_ylabel("share that is violent")
     _legend_below(figure)
@@ -185,24 +185,3 @@ def _unit_square() -> tuple[Figure, Axes]:
     axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.grid(alpha=0.3)
     return figure, axis
-
-
-def timeline(
-    seconds_W: Float[np.ndarray, " W"],
-    probability_W: Float[np.ndarray, " W"],
-    threshold: float,
-    violent_spans: Sequence[tuple[float, float]] = (),
-) -> Figure:
-    """Probability of violence over a video; known violent spans, if any, are shaded."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axis = figure.subplots()
-    for number, (start, end) in enumerate(violent_spans):
-        label = None if number else "violent in truth"
-        axis.axvspan(start, end, color=_ORANGE, alpha=0.18, label=label)
-    label = "probability of violence"
-    axis.plot(seconds_W, probability_W, ".-", color=_BLUE, label=label)
-    axis.axhline(threshold, ls="--", color=_GREY, label=f"threshold {threshold:.2f}")
-    axis.set(xlabel="seconds", ylabel="probability", ylim=(-0.02, 1.02))
-    axis.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.18), frameon=False)
-    axis.grid(alpha=0.3)
-    return figure

@@ -22,7 +22,7 @@ from vd.console import say, say_limits
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import fold_splits, for_folds, keep_splits, with_splits
 from vd.errors import VdError
-from vd.experiment import check, evaluate_run, open_run, prepare, train_run
+from vd.experiment import check, open_run, prepare, train_and_evaluate
 from vd.files import lock, read_json, write_csv, write_json
 from vd.metrics.binary import COLLAPSE, shown
 from vd.models.plugins import BUILT_IN, Plugins
@@ -188,8 +188,7 @@ def _train_members(
                 for split, clips in parts_to_use(config, of_fold.parts()).items()
             }
             try:
-                trained = train_run(config, plugins, sets, opened)
-                evaluate_run(config, plugins, sets, trained)
+                train_and_evaluate(config, plugins, sets, opened)
             except VdError as error:
                 say(f"{name} failed: {error}")
                 errors[name] = error

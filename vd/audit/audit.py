@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,11 @@ def _shortcuts(
     prints = [fingerprints[video.id] for video in chosen]
     frame, borders = shortcuts.picture_features(pictures, engine, backbone.size)
     metadata = shortcuts.metadata(chosen, outcomes, prints)
-    tests = {
-        "metadata": (shortcuts.METADATA_MODEL, metadata),
-        "frame": (shortcuts.PICTURE_MODEL, frame),
-        "borders": (shortcuts.PICTURE_MODEL, borders),
-    }
+    test = partial(shortcuts.shortcut, labels_N=labels_N, groups_N=groups_N)
     return {
-        name: shortcuts.shortcut(model, features_NxD, labels_N, groups_N)
-        for name, (model, features_NxD) in tests.items()
+        "metadata": test(shortcuts.METADATA_MODEL, metadata),
+        "frame": test(shortcuts.PICTURE_MODEL, frame),
+        "borders": test(shortcuts.PICTURE_MODEL, borders),
     }
 
 

@@ -5,6 +5,7 @@ mirrored image has the same coefficients, the odd horizontal ones with the other
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -31,13 +32,11 @@ _LOWEST = tuple(
 _MIRROR = np.packbits(_LOWEST[1] % 2 == 1)  # the signs that a mirrored image inverts
 
 # A hash bears an error of 4 % at each edge. So each crop of up to 15 % a side is near one
-# of 16 windows: a span of the width and a span of the height.
+# of 16 windows, which cut two shares of each border.
 _CUTS = 0.0375, 0.1125
-_SPANS = np.array([(a, 1 - b) for a in _CUTS for b in _CUTS], np.float32)
-WINDOWS = np.array(
-    [(left, top, right, bottom) for top, bottom in _SPANS for left, right in _SPANS]
-)
-_DCT_OF_SPANS = np.concatenate(_DCT @ sampling(_SPANS[:, 0], _SPANS[:, 1]))
+WINDOWS = np.array(list(product(_CUTS, _CUTS, *[[1 - cut for cut in _CUTS]] * 2)))
+CROPS = sampling(WINDOWS)
+_COLUMNS, _ROWS = np.moveaxis(_DCT @ CROPS, 1, 0).astype(np.float32)
 
 Small = UInt8[np.ndarray, "F 16 16"]
 Codes = UInt8[np.ndarray, "N 16"]
@@ -55,9 +54,7 @@ class Hits(NamedTuple):
 
 class _Hashes(NamedTuple):
     codes_Nx16: Codes
-    video_N: Int[np.ndarray, "N"]
-    frame_N: Int[np.ndarray, "N"]
-    window_N: Int[np.ndarray, "N"]
+    origins_Nx3: Int[np.ndarray, "N 3"]  # video, window, frame
 
 
 def near_hashes(videos: Sequence[Small]) -> Iterator[Hits]:
@@ -69,16 +66,11 @@ def near_hashes(videos: Sequence[Small]) -> Iterator[Hits]:
     frames, changes = _hashes(videos, False), _hashes(videos, True)
     crops = _crop_hashes(videos)
     both = _Hashes(*map(np.concatenate, zip(changes, crops, strict=True)))
-    distance_N = np.where(both.window_N == WHOLE, _CHANGE_DISTANCE, _CROP_DISTANCE)
-    table = np.unique(
-        np.concatenate(
-            [
-                _near(frames, frames, np.full(len(frames.video_N), _FRAME_DISTANCE)),
-                _near(both, changes, distance_N),
-            ]
-        ),
-        axis=0,
-    )
+    whole_N = both.origins_Nx3[:, 1] == WHOLE
+    distance_N = np.where(whole_N, _CHANGE_DISTANCE, _CROP_DISTANCE)
+    of_frames = _near(frames, frames, np.full(len(frames.codes_Nx16), _FRAME_DISTANCE))
+    of_changes = _near(both, changes, distance_N)
+    table = np.unique(np.concatenate([of_frames, of_changes]), axis=0)
     ends = np.flatnonzero(np.any(np.diff(table[:, :4], axis=0), axis=1)) + 1
     for part in np.split(table, ends) if len(table) else []:
         first, second, mirrored, window = part[0, :4].tolist()
@@ -94,25 +86,14 @@ def _near(
     """
     codes = np.concatenate([queries.codes_Nx16, queries.codes_Nx16 ^ _MIRROR])
     rows, places = neighbours(stored.codes_Nx16, codes, distance_N)
-    mirrored, asked = np.divmod(rows, max(len(queries.video_N), 1))
-    others = stored.video_N[places] != queries.video_N[asked]
-    rows, places, mirrored, asked = (
-        column[others] for column in (rows, places, mirrored, asked)
-    )
+    mirrored, asked = np.divmod(rows, max(len(queries.codes_Nx16), 1))
+    first, window, first_frame = stored.origins_Nx3[places].T
+    second, _, second_frame = queries.origins_Nx3[asked].T
+    table = np.stack([first, second, mirrored, window, first_frame, second_frame], 1)
+    others = first != second
+    rows, table = rows[others], table[others]
     # `rows` is sorted, and of each row the nearest come first
-    nearest = np.arange(len(rows)) - np.searchsorted(rows, rows) < _NEAREST
-    places, mirrored, asked = places[nearest], mirrored[nearest], asked[nearest]
-    table = np.stack(
-        [
-            stored.video_N[places],
-            queries.video_N[asked],
-            mirrored,
-            stored.window_N[places],
-            stored.frame_N[places],
-            queries.frame_N[asked],
-        ],
-        axis=1,
-    )
+    table = table[np.arange(len(rows)) - np.searchsorted(rows, rows) < _NEAREST]
     # the crop is of the first, but whole frames have no order
     swapped = (table[:, 0] > table[:, 1]) & (table[:, 3] == WHOLE)
     table[swapped] = table[swapped][:, [1, 0, 2, 3, 5, 4]]
@@ -164,16 +145,16 @@ def _hashes(videos: Sequence[Small], changes: bool) -> _Hashes:
 
     Without those that are flat, still, or the same as the one before.
     """
-    codes, frames = [], []
-    for small in videos:
+    codes, origins = [], []
+    for video, small in enumerate(videos):
         images = changes_of(small) if changes else small
         of_video = codes_of(images)
         power = np.mean(images**2.0, (1, 2)) if changes else images.var((1, 2))
         kept = power > STILL**2
         kept[1:] &= np.any(of_video[1:] != of_video[:-1], axis=1)
         codes.append(of_video[kept])
-        frames.append(np.flatnonzero(kept))
-    return _joined(codes, frames, np.array([WHOLE]))
+        origins.append(_origins(video, WHOLE, np.flatnonzero(kept)))
+    return _Hashes(np.concatenate(codes), np.concatenate(origins))
 
 
 def _crop_hashes(videos: Sequence[Small]) -> _Hashes:
@@ -181,9 +162,8 @@ def _crop_hashes(videos: Sequence[Small]) -> _Hashes:
 
     A short video is cut into `_LEAST_KEYS` parts in place of seconds.
     """
-    codes, frames = [], []
-    spans = len(_SPANS)
-    for small in videos:
+    codes, origins = [], []
+    for video, small in enumerate(videos):
         changes = changes_of(small)
         power = np.mean(changes**2, (1, 2))
         parts = max(_LEAST_KEYS, len(changes) // FRAMES_PER_SECOND)
@@ -192,22 +172,12 @@ def _crop_hashes(videos: Sequence[Small]) -> _Hashes:
             [part[np.argmax(power[part])] for part in split if len(part)], int
         )
         keys = keys[power[keys] > STILL**2]
-        spectra = _DCT_OF_SPANS @ changes[keys] @ _DCT_OF_SPANS.T
-        spectra = spectra.reshape(-1, spans, SIDE, spans, SIDE).swapaxes(2, 3)
-        codes.append(_signs(spectra))
-        frames.append(np.repeat(keys, spans**2))
-    return _joined(codes, frames, np.arange(spans**2))
+        codes.append(_signs(_ROWS @ changes[keys, None] @ _COLUMNS.swapaxes(1, 2)))
+        origins.append(_origins(video, np.arange(len(WINDOWS)), keys[:, None]))
+    return _Hashes(np.concatenate(codes), np.concatenate(origins))
 
 
-def _joined(
-    codes: Sequence[Codes], frames: Sequence[np.ndarray], windows: np.ndarray
-) -> _Hashes:
-    """Hashes of videos, by video, in one table; `windows` of each frame in turn."""
-    counts = [len(of_video) for of_video in frames]
-    videos = np.repeat(np.arange(len(counts)), counts)
-    return _Hashes(
-        np.concatenate(codes),
-        videos,
-        np.concatenate(frames),
-        np.tile(windows, len(videos) // len(windows)),
-    )
+def _origins(
+    video: int, windows: int | np.ndarray, frames: np.ndarray
+) -> Int[np.ndarray, "N 3"]:
+    return np.stack(np.broadcast_arrays(video, windows, frames), -1).reshape(-1, 3)

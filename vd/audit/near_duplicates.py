@@ -14,22 +14,21 @@ Thresholds were set on altered copies of real clips: docs/results.md.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
 
-from vd.audit.crops import as_coarse, crop, normalized, register
+from vd.audit.crops import Images, as_coarse, crop, normalized, register, sampling
 from vd.audit.fingerprints import Fingerprint, fingerprint_videos
 from vd.audit.hashes import (
+    CROPS,
     FRAMES_PER_SECOND,
     LAG,
     STILL,
     WHOLE,
     WINDOWS,
-    Hits,
     Small,
     changes_of,
     near_hashes,
@@ -43,7 +42,9 @@ _LEAST_OVERLAP, _LEAST_SHARE = 2, 0.5  # changes; of the shorter video
 _HOPEFUL, _SAME_FOOTAGE = 0.4, 0.75  # correlation of the changes
 _SAME_PLACE = 0.85  # mean correlation of the frames of the same footage
 _SAME_SCENE = 0.99  # correlation of two frames
-_REGISTERED_AT_ONCE = 1000  # crops, 4 kB each and several times that meanwhile
+
+# kind, similarity and shift in seconds of two videos
+Match = tuple[Literal["duplicate", "same-scene"], float, float]
 
 
 class Pair(NamedTuple):
@@ -73,92 +74,30 @@ def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
     names = list(fingerprints)
     small = [one.small_Fx16x16 for one in fingerprints.values()]
     pairs: dict[tuple[int, int], Pair] = {}
-    crops: dict[tuple[int, int], list[Hits]] = defaultdict(list)
-    for hits in near_hashes(small):
+    for first, second, mirrored, window, frames_Hx2 in near_hashes(small):
         check_interrupt()
-        a, b, mirrored, window, frames_Hx2 = hits
-        if window != WHOLE:
-            crops[min(a, b), max(a, b)].append(hits)
+        a, b = sorted((first, second))
+        known = pairs.get((a, b))
+        other = small[second][:, :, ::-1] if mirrored else small[second]
+        if window == WHOLE:
+            match = compare(small[first], other, frames_Hx2)
+        elif known is not None and known.kind == "duplicate":
             continue
-        match = compare(small[a], _seen(small[b], mirrored), frames_Hx2)
+        else:
+            match = _compare_crop(small[first], other, window, frames_Hx2)
         if match is not None:
-            pair = Pair(names[a], names[b], *match[:2], mirrored, match[2])
-            if (a, b) not in pairs or _rank(pair) > _rank(pairs[a, b]):
+            kind, similarity, shift = match
+            shift = shift if first == a else -shift
+            pair = Pair(names[a], names[b], kind, similarity, mirrored, shift)
+            if known is None or _rank(pair) > _rank(known):
                 pairs[a, b] = pair
-    unknown = [
-        hits
-        for key, of_pair in crops.items()
-        if key not in pairs or pairs[key].kind != "duplicate"
-        for hits in of_pair
-    ]
-    for hits, similarity, shift in _crops(small, unknown):
-        a, b = sorted((hits.first, hits.second))
-        shift = shift if a == hits.first else -shift
-        pairs[a, b] = Pair(
-            names[a], names[b], "duplicate", similarity, hits.mirrored, shift
-        )
     return sorted(pairs.values(), key=_rank, reverse=True)
-
-
-def _crops(
-    small: Sequence[Small], hits: Sequence[Hits]
-) -> Iterator[tuple[Hits, float, float]]:
-    """Hits whose second video is a crop of the first; similarity and shift in seconds.
-
-    `hits` lists all hits of two videos one after the other; the best of them counts.
-    """
-    for begin in range(0, len(hits), _REGISTERED_AT_ONCE):
-        check_interrupt()
-        some = hits[begin : begin + _REGISTERED_AT_ONCE]
-        first_Nx2x16x16 = _frames_and_changes(small, some, second=False)
-        second_Nx2x16x16 = _frames_and_changes(small, some, second=True)
-        windows_Nx4 = WINDOWS[[one.window for one in some]]
-        cropped_Nx2x16x16 = normalized(crop(first_Nx2x16x16, windows_Nx4[:, None]))
-        alike_Nx2 = np.sum(cropped_Nx2x16x16 * normalized(second_Nx2x16x16), (2, 3))
-        best: dict[tuple[int, int], int] = {}
-        for i in np.argsort(alike_Nx2.sum(1)).tolist():
-            if alike_Nx2[i].min() >= _HOPEFUL:
-                key = some[i].first, some[i].second
-                best[min(key), max(key)] = i
-        chosen = list(best.values())
-        windows_Cx4 = register(
-            first_Nx2x16x16[chosen], second_Nx2x16x16[chosen], windows_Nx4[chosen]
-        )
-        for i, window in zip(chosen, windows_Cx4, strict=True):
-            one = some[i]
-            second = _seen(small[one.second], one.mirrored).astype(np.float32)
-            match = compare(
-                crop(small[one.first].astype(np.float32), window),
-                as_coarse(second, window),
-                one.frames_Hx2,
-            )
-            if match is not None and match[0] == "duplicate":
-                yield one, *match[1:]
-
-
-def _frames_and_changes(
-    small: Sequence[Small], hits: Sequence[Hits], second: bool
-) -> Float32[np.ndarray, "N 2 16 16"]:
-    """The first near frame, and its change, of the first or second video of each hit."""
-    images = []
-    for one in hits:
-        video = one.second if second else one.first
-        frame = one.frames_Hx2[0, int(second)]
-        both = small[video][[frame, frame + LAG]].astype(np.float32)
-        images.append(_seen(both, second and one.mirrored))
-    images_Nx2x16x16 = np.stack(images)
-    images_Nx2x16x16[:, 1] -= images_Nx2x16x16[:, 0]
-    return images_Nx2x16x16
-
-
-def _seen(images: np.ndarray, mirrored: bool) -> np.ndarray:
-    return images[:, :, ::-1] if mirrored else images
 
 
 def compare(
     first: np.ndarray, second: np.ndarray, frames_Hx2: Int[np.ndarray, "H 2"]
-) -> tuple[Literal["duplicate", "same-scene"], float, float] | None:
-    """Kind, similarity and shift in seconds of two videos; None when they are not alike.
+) -> Match | None:
+    """Kind, similarity and shift of two videos; None when they are not alike.
 
     `frames_Hx2` (at least one) are frames of the first and of the second that look alike,
     or after which both change alike; only their commonest shifts in time are tried.
@@ -175,13 +114,32 @@ def compare(
         )
     if best >= _SAME_FOOTAGE and _same_place(first, second, shift):
         return "duplicate", best, shift / FRAMES_PER_SECOND
-    step = -(-len(frames_Hx2) // _MOST)
-    alike, shift = max(
-        (_alike(first[i], second[j]), i - j) for i, j in frames_Hx2[::step].tolist()
-    )
-    if alike >= _SAME_SCENE:
-        return "same-scene", alike, shift / FRAMES_PER_SECOND
-    return None
+    first_K, second_K = frames_Hx2[:: -(-len(frames_Hx2) // _MOST)].T
+    alike_K = _alike(first[first_K], second[second_K])
+    k = alike_K.argmax()
+    if alike_K[k] < _SAME_SCENE:
+        return None
+    shift = float(first_K[k] - second_K[k])
+    return "same-scene", float(alike_K[k]), shift / FRAMES_PER_SECOND
+
+
+def _compare_crop(
+    first: Small, second: Small, window: int, frames_Hx2: Int[np.ndarray, "H 2"]
+) -> Match | None:
+    """As `compare`, when the second shows about this window of the first; no scenes."""
+    both = zip((first, second), frames_Hx2[0], strict=True)
+    first_2x16x16, second_2x16x16 = (_frame_and_change(*one) for one in both)
+    if _alike(crop(first_2x16x16, CROPS[window]), second_2x16x16).min() < _HOPEFUL:
+        return None
+    registered = register(first_2x16x16, second_2x16x16, WINDOWS[window])
+    matrices = sampling(registered)
+    match = compare(crop(first, matrices), as_coarse(second, matrices), frames_Hx2)
+    return match if match is not None and match[0] == "duplicate" else None
+
+
+def _frame_and_change(video: Small, number: int) -> Float32[np.ndarray, "2 16 16"]:
+    frame, later = video[[number, number + LAG]].astype(np.float32)
+    return np.stack([frame, later - frame])
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
@@ -190,10 +148,9 @@ def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
     if shift != whole:  # halfway between two frames
         second = (second[1:] + second[:-1]) / 2
         whole += 1
-    begin, end = max(0, whole), min(len(first), len(second) + whole)
-    if end - begin < max(_LEAST_OVERLAP, _LEAST_SHARE * min(len(first), len(second))):
+    a, b = _overlap(first, second, whole)
+    if len(a) < max(_LEAST_OVERLAP, _LEAST_SHARE * min(len(first), len(second))):
         return 0.0
-    a, b = first[begin:end], second[begin - whole : end - whole]
     powers = np.mean(a**2), np.mean(b**2)
     if min(powers) <= STILL**2:
         return 0.0
@@ -202,19 +159,23 @@ def _correlation(first: np.ndarray, second: np.ndarray, shift: float) -> float:
 
 def _same_place(first: np.ndarray, second: np.ndarray, shift: float) -> bool:
     """Whether two videos' frames look alike where they overlap."""
-    means = []
-    for whole in {math.floor(shift), math.ceil(shift)}:
-        begin, end = max(0, whole), min(len(first), len(second) + whole)
-        alike = [_alike(first[i], second[i - whole]) for i in range(begin, end)]
-        means.append(np.mean(alike))
+    shifts = {math.floor(shift), math.ceil(shift)}
+    means = [np.mean(_alike(*_overlap(first, second, whole))) for whole in shifts]
     return bool(max(means) >= _SAME_PLACE)
 
 
-def _alike(first: np.ndarray, second: np.ndarray) -> float:
-    """Correlation of two small frames; 0 when one is a single grey."""
-    a, b = (frame - frame.mean() for frame in (first, second))
-    power = np.sum(a**2) * np.sum(b**2)
-    return float(np.sum(a * b) / np.sqrt(power)) if power else 0.0
+def _overlap(
+    first: np.ndarray, second: np.ndarray, shift: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of both videos at the same moments; the second is `shift` frames late."""
+    begin = max(0, shift)
+    end = max(begin, min(len(first), len(second) + shift))
+    return first[begin:end], second[begin - shift : end - shift]
+
+
+def _alike(first: Images, second: Images) -> Float[np.ndarray, "*N"]:
+    """Correlation of each two images; 0 when one is a single grey."""
+    return np.sum(normalized(first) * normalized(second), (-2, -1))
 
 
 def _rank(pair: Pair) -> tuple[bool, float]:

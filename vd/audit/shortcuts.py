@@ -97,11 +97,11 @@ def metadata(
     rows = []
     codecs = sorted({outcome.codec for outcome in outcomes})
     for video, outcome, fingerprint in zip(videos, outcomes, fingerprints, strict=True):
-        seconds = outcome.duration or outcome.frames / (outcome.fps or 25.0)
+        seconds = max(outcome.duration, 1e-3)
         rows.append(
             [
                 outcome.width, outcome.height, outcome.fps, outcome.frames, seconds,
-                video.size, 8 * video.size / max(seconds, 1e-3), fingerprint.brightness,
+                video.size, 8 * video.size / seconds, fingerprint.brightness,
                 fingerprint.letterbox, *(outcome.codec == codec for codec in codecs),
             ]
         )  # fmt: skip

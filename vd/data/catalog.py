@@ -4,13 +4,13 @@ All of it can be made again, so a damaged catalog is renamed and a new one begun
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,7 +45,6 @@ _REASONS = {  # by SQLite's primary code, for which a catalog is renamed
     sqlite3.SQLITE_PROTOCOL: "cannot be locked",
 }
 _CHUNK_BYTES = 1 << 20
-_PROBED_AT_ONCE = 64  # files; an interrupt keeps those before
 
 _T = TypeVar("_T")
 
@@ -72,7 +71,7 @@ class Catalog:
 
     def outcomes(self) -> dict[str, Outcome]:
         """All outcomes by content hash."""
-        names = [field.name for field in dataclasses.fields(Outcome)]
+        names = [field.name for field in fields(Outcome)]
         rows = self.select(f"SELECT sha256, {', '.join(names)} FROM outcomes_2")
         return {
             sha256: outcome_from_row(dict(zip(names, values, strict=True)))
@@ -131,8 +130,7 @@ def identify(videos: Sequence[Video], cache_dir: Path) -> list[Video]:
     """Give every readable video its content hash, size and time; unchanged files are not read.
 
     A file is unchanged when its path, size and times of modification and of change are
-    those in the catalog. An interrupt keeps what was hashed until the second before.
-    Files that are missing, empty, unreadable or not regular get "" and 0.
+    those in the catalog. One that is missing, empty, unreadable or not regular gets "" and 0.
     """
     catalog = Catalog(cache_dir)
     rows = catalog.select("SELECT path, size, mtime_ns, ctime_ns, sha256 FROM hashes")
@@ -142,19 +140,17 @@ def identify(videos: Sequence[Video], cache_dir: Path) -> list[Video]:
     if new:
         known |= _hash_all(new, catalog)
     return [
-        dataclasses.replace(
-            video, id=known[file], size=file.size, modified=file.mtime_ns
-        )
+        replace(video, id=known[file], size=file.size, modified=file.mtime_ns)
         if file in known
-        else dataclasses.replace(video, id="", size=0)
+        else replace(video, id="", size=0)
         for video, file in zip(videos, files, strict=True)
     ]
 
 
-def are_videos(
-    paths: Sequence[Path], cache_dir: Path, decode: DecodeConfig
-) -> list[bool]:
-    """Whether FFmpeg knows each file as a video; each content is probed once.
+def find_videos(
+    files: Sequence[Video], cache_dir: Path, decode: DecodeConfig
+) -> set[str]:
+    """The names of the files that FFmpeg knows as videos; each content is probed once.
 
     One that hangs or crashes is none this time.
     """
@@ -162,27 +158,21 @@ def are_videos(
     from vd.data.workers import decode_pool, read_headers
 
     catalog = Catalog(cache_dir)
-    files = identify([Video(path, path.name, 0) for path in paths], cache_dir)
+    files = identify(files, cache_dir)
     known = dict(catalog.select("SELECT sha256, is_video FROM probes"))
-    path_of = {f.id: f.path for f in files if f.id and f.id not in known}
-    if path_of:
-        new = list(path_of)
+    new = {f.id: f.path for f in files if f.id and f.id not in known}
+    if new:
         with (
             track("probing", len(new), "files") as ticker,
             decode_pool(FrameSettings(), decode, len(new)) as pool,
         ):
-            for start in range(0, len(new), _PROBED_AT_ONCE):
-                ids = new[start : start + _PROBED_AT_ONCE]
-                headers = read_headers([path_of[sha256] for sha256 in ids], pool)
-                rows = [
-                    (sha256, header.width > 0)  # known where there is a video
-                    for sha256, header in zip(ids, headers, strict=True)
-                    if header.of_content
-                ]
-                catalog.insert("probes", rows)
-                known |= dict(rows)
-                ticker.advance(len(ids))
-    return [bool(known.get(file.id)) for file in files]
+            headers = read_headers(list(new.values()), pool)
+            for sha256, header in zip(new, headers, strict=True):
+                if header.of_content:
+                    known[sha256] = header.width > 0  # known where there is a video
+                    catalog.insert("probes", [(sha256, known[sha256])])
+                ticker.advance()
+    return {file.name for file in files if known.get(file.id)}
 
 
 def _file(path: Path) -> _File | None:

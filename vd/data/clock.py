@@ -66,8 +66,8 @@ class Clock(Generic[T]):
 
     @property
     def span(self) -> float:
-        """Seconds from the first frame to the end of the last one."""
-        return self._next()
+        """Seconds from the first frame to one usual step after the last one."""
+        return self._last + self.usual_step
 
     @property
     def reach(self) -> float:
@@ -84,10 +84,10 @@ class Clock(Generic[T]):
         if self._held:
             return self._add_behind_jump(frame, stamp)
         if stamp is None:
-            return [self._at(frame, self._next())]
+            return [self._at(frame, self.span)]
         if not self._anchors:
-            self._anchors = [_Anchor(stamp, self._next())]
-            return [self._at(frame, self._next())]
+            self._anchors = [_Anchor(stamp, self.span)]
+            return [self._at(frame, self.span)]
         for anchor in self._anchors:
             seconds = self._seconds(stamp, anchor)
             step = seconds - self._last
@@ -99,8 +99,8 @@ class Clock(Generic[T]):
         if self._last + _SHORTEST_STEP < self._seconds(stamp) <= _LONGEST_VIDEO:
             return self._wait(frame, stamp)
         # One wrong stamp, or the first after a restart: the next frame decides.
-        self._anchors[1:] = [_Anchor(stamp, self._next())]
-        return [self._at(frame, self._next())]
+        self._anchors[1:] = [_Anchor(stamp, self.span)]
+        return [self._at(frame, self.span)]
 
     def finish(self) -> list[Timed[T]]:
         """The frames that are still held at the end of the video."""
@@ -110,13 +110,12 @@ class Clock(Generic[T]):
         return frames
 
     def _add_behind_jump(self, frame: T, stamp: int | None) -> list[Timed[T]]:
-        """Take a frame while others are held."""
         usual = self.usual_step
         longest = max(_GAP_STEPS * usual, _GAP_SECONDS) + len(self._held) * usual
         if stamp is None or self._seconds(stamp) > self._last + longest:
             return self._wait(frame, stamp)
         held, self._held = self._held, []
-        frames = [self._at(wrong, self._next()) for wrong, _ in held]
+        frames = [self._at(wrong, self.span) for wrong, _ in held]
         return frames + self.add(frame, stamp)
 
     def _wait(self, frame: T, stamp: int | None) -> list[Timed[T]]:
@@ -151,10 +150,6 @@ class Clock(Generic[T]):
         anchor, base = anchor or self._anchors[0], self._time_base
         ticks = (stamp - anchor.stamp) * base.numerator
         return anchor.seconds + ticks / base.denominator
-
-    def _next(self) -> float:
-        """The time one usual step after the last frame."""
-        return self._last + self.usual_step
 
     def _accept(self, step: float) -> None:
         self._steps.append(step)

@@ -24,7 +24,6 @@ from vd.data.outcome import (
     Counts,
     Outcome,
     check_file,
-    is_encrypted,
     outcome_of,
     select_stream,
     why_not_opened,
@@ -45,7 +44,7 @@ _Sizes = dict[int | None, Image]  # a frame by `Stream.side`
 
 
 class Sink:
-    """Takes what a video gives, in order; this one does nothing with it."""
+    """Takes what a video gives, in order; this one drops it."""
 
     def header(self, header: Outcome) -> None:
         """The header, once, before the first frame."""
@@ -77,7 +76,7 @@ class FrameSettings:
 def decode(
     path: Path,
     settings: FrameSettings,
-    sink: Sink | None = None,
+    sink: Sink,
     images: bool = True,
     stretch_seconds: float = 30.0,
 ) -> Outcome:
@@ -87,7 +86,7 @@ def decode(
     follows it about `motion_gap_seconds` later. Damaged frames are counted and left out.
     With `images` false, frames are only counted. Never raises for a bad file.
     """
-    keeper = _Keeper(settings, sink or Sink(), images and sink is not None)
+    keeper = _Keeper(settings, sink, images)
     return _open(path, lambda container: _decode(container, keeper, stretch_seconds))
 
 
@@ -120,7 +119,6 @@ def _open(path: Path, read: Callable[[Any], Outcome]) -> Outcome:
 
 
 def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcome:
-    """Decode the best stream of an open file."""
     stream, header = select_stream(container, keeper.settings.max_pixels)
     if header.reason:
         return replace(header, frames=0)
@@ -138,16 +136,19 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
             if frame.width * frame.height > keeper.settings.max_pixels:
                 return replace(header, reason="too-large", frames=0)
             if header.brightness is None:
-                header = replace(header, brightness=_brightness(frame))
+                grey = frame.to_ndarray(format="gray")
+                header = replace(header, brightness=float(grey.mean()))
         for timed in clock.add(picture, stamp):
-            keeper.see(timed, reader.good)
+            keeper.see(timed)
             if timed.seconds >= stretch_end:
                 stretches = timed.seconds // stretch_seconds + 1
                 stretch_end = stretches * stretch_seconds
                 keeper.sink.stretch()
     for timed in clock.finish():
-        keeper.see(timed, reader.good)
-    keeper.finish(reader.good)
+        keeper.see(timed)
+    keeper.finish()
+    if reader.encrypted:
+        return replace(header, reason="encrypted", frames=0)
     counts = reader.counts(header, keeper.kept, clock.reach)
     if container.format.name == PICTURE and counts.packets < 2:
         return Outcome("quarantined", "not-a-video")
@@ -171,14 +172,6 @@ def _open_decoder(stream: Any) -> bool:
     except av.error.FFmpegError:
         return False
     return True
-
-
-def _brightness(frame: Any) -> float | None:
-    """Mean grey of a frame, 0 to 255; None when FFmpeg cannot convert it."""
-    try:
-        return float(frame.to_ndarray(format="gray").mean())
-    except (av.error.FFmpegError, ValueError):
-        return None
 
 
 def _grid(fps: float) -> float:
@@ -211,7 +204,7 @@ class _Keeper:
     def __init__(self, settings: FrameSettings, sink: Sink, images: bool) -> None:
         self.settings, self.sink = settings, sink
         self.grid = 0.0  # frames a second at which rounded time stamps lie
-        self.kept = 0
+        self.kept = self._seen = 0  # frames
         self._waiting: deque[Timed[_Picture]] = deque()  # for their later frames
         self._last: Timed[_Picture] | None = None
         self._slot = -1
@@ -220,19 +213,20 @@ class _Keeper:
         # one a size, because it keeps its tables from frame to frame
         self._reformatters = {side: VideoReformatter() for side in sides}
 
-    def see(self, timed: Timed[_Picture], frames: int) -> None:
+    def see(self, timed: Timed[_Picture]) -> None:
         """Take a frame as the later one of those waiting; keep it if its slot is new.
 
         Later is the frame nearest to `motion_gap_seconds` later, of two as near the earlier
         one.
         """
         if timed.after_gap:
-            self.finish(frames)
+            self.finish()
         if not timed.frame.usable:
             return
+        self._seen += 1
         while self._waiting and timed.seconds >= self._target() - _ROUNDING:
             late = timed.seconds - self._target()
-            self._keep(self._last_within(late + _TIE) or timed, frames)
+            self._keep(self._last_within(late + _TIE) or timed)
         seconds = self._unrounded(timed.seconds) + _ROUNDING
         slot = math.floor(seconds * self.settings.frames_per_second)
         if slot > self._slot:
@@ -240,11 +234,11 @@ class _Keeper:
             self._waiting.append(timed)
         self._last = timed
 
-    def finish(self, frames: int) -> None:
+    def finish(self) -> None:
         """No frame follows, or a gap: the last one may still be the later one."""
         while self._waiting:
             if later := self._last_within(_NEAR):
-                self._keep(later, frames)
+                self._keep(later)
             else:
                 self._waiting.popleft()
         self._last = None
@@ -265,17 +259,15 @@ class _Keeper:
         exact = round(seconds * self.grid) / self.grid if self.grid else seconds
         return exact if abs(exact - seconds) < _ROUNDING else seconds
 
-    def _keep(self, later: Timed[_Picture], frames: int) -> None:
-        """Hand over the first waiting frame."""
+    def _keep(self, later: Timed[_Picture]) -> None:
         earlier = self._waiting.popleft()
         images = None
         if self._images:
             images = self._streams(earlier.frame.sizes(), later.frame.sizes())
         self.kept += 1
-        self.sink.keep(images, earlier.seconds, frames)
+        self.sink.keep(images, earlier.seconds, self._seen)
 
     def _streams(self, earlier: _Sizes, later: _Sizes) -> UInt8[np.ndarray, "S H W 3"]:
-        """The image of each stream, in the size of the settings."""
         height, width = self.settings.height, self.settings.width
         images = []
         for name in self.settings.streams:
@@ -314,16 +306,16 @@ class _Reader:
 
     def __init__(self, container: Any, stream: Any) -> None:
         self.good = 0  # frames decoded so far
+        self.encrypted = False
         self._container, self._stream = container, stream
         self._end = 0.0  # seconds, of all streams if the one has no own duration
         self._packets = 0  # read so far, of the one stream
         self._shown = 0  # of these, not hidden by an edit list
         self._cut = False  # whether the last of them is incomplete
         self._started = False  # whether one of them begins a group of pictures
-        self._encrypted = False
         self._faults: list[int] = []  # the value of `_packets` at each fault
         self._queued = ""  # which stamps of packets wait for the frames, if any
-        self._queue: deque[int | None] = deque()
+        self._queue: deque[int | None] = deque(maxlen=_MOST_IN_DECODER)
 
     def frames(self) -> Iterator[tuple[Any, int | None]]:
         """Decoded frames with their time stamps, from the first good one on.
@@ -344,7 +336,8 @@ class _Reader:
                 continue
             for frame in self._decode(packet):
                 stamp = frame.dts if avi else _stamp(frame)
-                stamp = self._next_stamp() if self._queue else stamp
+                if self._queue:
+                    stamp = self._queue.popleft()
                 if frame.is_corrupt:
                     self._fault()
                 self.good += not frame.is_corrupt
@@ -368,8 +361,6 @@ class _Reader:
             tail=self._faults.count(self._packets) if ends else 0,
             lost=max(faults, self._shown - self.good) if faults else 0,
             reached=max(reach, self._end - start),
-            encrypted=self._encrypted
-            or (not self.good and is_encrypted(self._container)),
         )
 
     def _read(self) -> Iterator[Any]:
@@ -408,7 +399,7 @@ class _Reader:
             self._shown += not packet.is_discard
             self._cut = packet.is_corrupt
             self._started = self._started or packet.is_keyframe
-            self._encrypted |= packet.has_sidedata("encryption_info")
+            self.encrypted |= packet.has_sidedata("encryption_info")
             if self._queued:
                 self._queue.append(getattr(packet, self._queued))
         try:
@@ -426,12 +417,6 @@ class _Reader:
         """Count a frame as damaged or missing, unless it precedes all key frames."""
         if self._started or self.good:
             self._faults.append(self._packets)
-
-    def _next_stamp(self) -> int | None:
-        """The stamp of the next frame, where frames have no own ones."""
-        while len(self._queue) > _MOST_IN_DECODER:  # of packets that gave no frame
-            self._queue.popleft()
-        return self._queue.popleft()
 
 
 def _stamp(unit: Any) -> int | None:

@@ -42,39 +42,39 @@ class Ledger:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of ledger.csv and scan.csv."""
-        return [
-            {
-                "path": entry.video.name,
-                "label": CLASSES[entry.video.label],
-                "split": entry.video.split,
-                "group": entry.video.group,
-                # the brightness only serves slices of evaluations
-                **{
-                    key: value
-                    for key, value in outcome_row(entry.outcome).items()
-                    if key != "brightness"
-                },
-                "sha256": entry.video.id,
-            }
-            for entry in self.entries
-        ]
+        rows = []
+        for entry in self.entries:
+            video, outcome = entry.video, outcome_row(entry.outcome)
+            del outcome["brightness"]  # it only serves slices of evaluations
+            rows.append(
+                {
+                    "path": video.name,
+                    "label": CLASSES[video.label],
+                    "split": video.split,
+                    "group": video.group,
+                    **outcome,
+                    "sha256": video.id,
+                }
+            )
+        return rows
 
     def counts(self) -> list[dict[str, Any]]:
         """Found, used, partial and quarantined with its reasons, per split and class."""
-        tables = []
+        rows = []
         for split, label in itertools.product(("", *SPLITS), range(len(CLASSES))):
             outcomes = [
                 entry.outcome
                 for entry in self.entries
                 if (entry.video.split, entry.video.label) == (split, label)
             ]
+            if not outcomes:
+                continue
             kinds = Counter(outcome.outcome for outcome in outcomes)
             reasons = Counter(o.reason for o in outcomes if o.outcome == "quarantined")
             row = {"split": split, "class": CLASSES[label], "found": len(outcomes)}
             row |= {kind: kinds[kind] for kind in ("used", "partial", "quarantined")}
-            if outcomes:
-                tables.append({**row, "reasons": dict(sorted(reasons.items()))})
-        return tables
+            rows.append({**row, "reasons": dict(sorted(reasons.items()))})
+        return rows
 
     def loss_gap(self) -> dict[str, float]:
         """Share of quarantined files of each class, the difference, Fisher's p (two-sided)."""
@@ -189,9 +189,10 @@ class DecodingPass:
         self._videos = videos
         self._decode = decode
         self._taken: set[str] = set()
-        reasons = ((video.path, check_file(video.path)) for video in videos)
         self._at_path = {
-            path: Outcome("quarantined", reason) for path, reason in reasons if reason
+            video.path: Outcome("quarantined", reason)
+            for video in videos
+            if (reason := check_file(video.path))
         }
 
     def pending(self, known: Mapping[str, Outcome]) -> list[Video]:

@@ -1,6 +1,5 @@
 """The manifest: a row a video, read from a folder or a CSV, and its rows in a run."""
 
-import itertools
 import os
 import re
 import unicodedata
@@ -36,8 +35,6 @@ _VIDEO_SUFFIXES = frozenset(
 _POSSIBLE_SUFFIXES = frozenset(
     ("", *".264 .265 .dat .dav .dv .h264 .h265 .hevc .ivf .nut .qt .y4m".split())
 )
-
-_MOST_KINDS = 10  # of ignored files in a line
 _NO_GROUP = ("nan", "none", "null", "<na>")  # what programs write for an empty cell
 
 
@@ -64,13 +61,8 @@ class Manifest:
 
 
 class _Row(NamedTuple):
-    """A video as the data set has it, with the name of its class."""
-
-    path: Path
-    name: str
+    video: Video  # without its label
     class_name: str
-    split: str
-    group: str = ""
 
 
 def read_manifest(
@@ -99,7 +91,7 @@ def read_manifest(
             f"--dataset-path {path} has no video ({len(ignored)} other files are "
             "ignored); name the folder that holds the class folders."
         )
-    without = [row.name for row in rows if not row.split]
+    without = [video.name for video, _ in rows if not video.split]
     if 0 < len(without) < len(rows):
         raise VdError(
             f"--dataset-path {path}: {without[0]!r} has no split while other videos have "
@@ -107,10 +99,7 @@ def read_manifest(
             "have splits assigned."
         )
     labels = _labels(rows, config)
-    videos = [
-        Video(row.path, row.name, labels[row.class_name], row.split, row.group)
-        for row in rows
-    ]
+    videos = [replace(video, label=labels[name]) for video, name in rows]
     if config.group_from is not None:
         videos = list(_group_from_path(videos, config.group_from))
     if both_classes:
@@ -135,13 +124,12 @@ def _normal(name: str) -> str:
 
 
 def _split(name: str) -> str:
-    """The split of this name, else ""."""
     return _SPLIT_NAMES.get(_normal(name), "")
 
 
 def _labels(rows: Sequence[_Row], config: DataConfig) -> dict[str, int]:
     """The label of each class name of the data set; prints which is which."""
-    path, clip_of = config.dataset_path, {row.class_name: row.name for row in rows}
+    path, clip_of = config.dataset_path, {name: video.name for video, name in rows}
     violent = {_normal(name): name for name in config.positive_class}
     for missing in violent.keys() - set(map(_normal, clip_of)):
         raise VdError(
@@ -170,12 +158,12 @@ def _read_folder(
 ) -> tuple[list[_Row], list[str]]:
     """The videos of ROOT/<class>/… with or without split folders; names of other files."""
     root = config.dataset_path
-    files, ignored = _files(root)
+    paths, ignored = _files(root)
     rows, possible = [], []
-    for path in files:
+    for path in paths:
         name = path.relative_to(root).as_posix()
         class_name, split = _class_and_split(name)
-        row = _Row(path, name, class_name, _split(split))
+        row = _Row(Video(path, name, 0, _split(split)), class_name)
         if class_name and _is_video(path):
             rows.append(row)
         elif class_name and path.suffix.lower() in _POSSIBLE_SUFFIXES:
@@ -183,12 +171,13 @@ def _read_folder(
         else:
             ignored.append(name)
     if possible:
-        from vd.data.catalog import are_videos  # which loads the decoder
+        from vd.data.catalog import find_videos  # which loads the decoder
 
-        answers = are_videos([row.path for row in possible], config.cache_dir, decode)
-        rows += itertools.compress(possible, answers)
-        ignored += [r.name for r, yes in zip(possible, answers, strict=True) if not yes]
-    return sorted(rows), sorted(ignored)
+        files = [row.video for row in possible]
+        videos = find_videos(files, config.cache_dir, decode)
+        rows += (row for row in possible if row.video.name in videos)
+        ignored += (file.name for file in files if file.name not in videos)
+    return sorted(rows, key=lambda row: row.video.path), sorted(ignored)
 
 
 def _class_and_split(name: str) -> tuple[str, str]:
@@ -207,8 +196,7 @@ def count_ignored(names: Iterable[str]) -> str:
             kind = "folders linked again"
         class_name = _class_and_split(name)[0]
         kinds[f"{kind} in {class_name!r}" if class_name else f"{kind} in no class"] += 1
-    texts = [f"{count} {kind}" for kind, count in kinds.most_common(_MOST_KINDS)]
-    return ", ".join(texts) + (", …" if len(kinds) > _MOST_KINDS else "")
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
 
 def _files(root: Path) -> tuple[list[Path], list[str]]:
@@ -236,42 +224,43 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
 
 
 def _is_video(path: Path) -> bool:
-    """Whether a file is a video by its name."""
     return path.suffix.lower() in _VIDEO_SUFFIXES
 
 
 def _read_table(path: Path) -> list[_Row]:
     """The rows of a CSV with path,label and optionally split,group, in order of path."""
-    table = read_csv(path)
+    table = [
+        {name.strip(): value or "" for name, value in row.items() if name}
+        for row in read_csv(path)
+    ]
     if not table:
         raise VdError(f"{path} has no rows below its first line; list the clips there.")
-    columns = [name.strip() for name in table[0] if name]
-    if not {"path", "label"} <= set(columns):
+    if not {"path", "label"} <= table[0].keys():
         raise VdError(
-            f"{path} names the columns {','.join(columns)!r:.80}; "
+            f"{path} names the columns {','.join(table[0])!r:.80}; "
             "its first line must name path,label and may name split,group, separated by "
             "commas, semicolons or tabs, in UTF-8 or UTF-16."
         )
     rows = [_listed_row(row, path) for row in table]
+    videos = [row.video for row in rows]
     # b/../a is a, and so is an absolute path
-    places = Counter(os.path.abspath(row.path) for row in rows)
+    places = Counter(os.path.abspath(video.path) for video in videos)
     place, count = places.most_common(1)[0]
     if count > 1:
         raise VdError(f"{path} lists {place!r} {count} times; keep one of these rows.")
-    if not any(os.path.lexists(row.path) for row in rows):
+    if not any(os.path.lexists(video.path) for video in videos):
         raise VdError(
             f"none of the {len(rows)} files listed in {path} exists, for example "
-            f"{str(rows[0].path)!r}; its paths must be relative to its folder."
+            f"{str(videos[0].path)!r}; its paths must be relative to its folder."
         )
-    for group in sorted({row.group for row in rows if row.group.lower() in _NO_GROUP}):
-        say(f"{path}: the group {group!r} counts as no group")
-        rows = [r._replace(group="") if r.group == group else r for r in rows]
-    return sorted(rows, key=lambda row: row.name)
+    for group in {row.get("group", "") for row in table}:
+        if group.lower() in _NO_GROUP:
+            say(f"{path}: the group {group!r} counts as no group")
+    return sorted(rows, key=lambda row: row.video.name)
 
 
-def _listed_row(row: Mapping[str, str], path: Path) -> _Row:
+def _listed_row(values: Mapping[str, str], path: Path) -> _Row:
     """A row of the CSV at `path`, checked."""
-    values = {name.strip(): value or "" for name, value in row.items() if name}
     where = f"{path}, row {','.join(values.values())!r:.80}"
     if not values["path"] or not values["label"]:
         raise VdError(f"{where} has no path or no label; add it, or delete the row.")
@@ -285,7 +274,10 @@ def _listed_row(row: Mapping[str, str], path: Path) -> _Row:
     forms = [name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
     name = next((f for f in forms if os.path.lexists(path.parent / f)), name)
     group = values.get("group", "")
-    return _Row(path.parent / name, name, values["label"], _split(split), group)
+    if group.lower() in _NO_GROUP:
+        group = ""
+    video = Video(path.parent / name, name, 0, _split(split), group)
+    return _Row(video, values["label"])
 
 
 def _group_from_path(videos: Iterable[Video], pattern: str) -> Iterator[Video]:

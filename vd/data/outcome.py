@@ -23,9 +23,7 @@ _CONTAINERS = re.compile(  # the first bytes of files that FFmpeg should open
     rb"|\x30\x26\xb2\x75|\x06\x0e\x2b\x34|G.{187}G.{187}G",
     re.DOTALL,
 )
-_OF_A_PATH = frozenset(
-    ("empty", "unreadable", "not-a-regular-file", "missing", "changed")
-)
+_OF_A_PATH = "empty", "unreadable", "not-a-regular-file", "missing", "changed"
 _NO_VIDEOS = "_pipe", "image2", "tty", "concat"  # formats of pictures and texts
 PICTURE = "jpeg_pipe"  # the format of a JPEG picture, and of raw Motion JPEG
 _PICTURES = (
@@ -33,8 +31,6 @@ _PICTURES = (
     | av.stream.Disposition.still_image
     | av.stream.Disposition.timed_thumbnails
 )
-_TS_PACKETS = re.compile(rb"G.{187}G.{187}G", re.DOTALL)
-_TS_BYTES = 188 * 4096  # of a transport stream that are looked at
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d\.\d+)")
 _TOLERATED_FRAMES = 2  # may be missing in a used video, as headers are inexact
 _TOLERATED_SHARE = 0.05  # or this share of its frames
@@ -75,23 +71,20 @@ class Counts:
     tail: int = 0  # how many of the faults end the file
     lost: int = 0  # frames that the faults cost
     reached: float = 0.0  # seconds from the first frame to the end of what was read
-    encrypted: bool = False
 
 
 def check_file(path: Path) -> Reason:
     """Why a path cannot be a video; does not open it, as a named pipe would hang."""
     try:
         status = os.stat(path)
-        mode = os.R_OK | os.X_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
-        readable = os.access(path, mode, effective_ids=True)
     except PermissionError:
         return "unreadable"
     except (OSError, ValueError):  # missing, a loop of links, no possible name
         return "missing"
-    if not readable:
-        return "unreadable"
     if not stat.S_ISREG(status.st_mode):
         return "not-a-regular-file"
+    if not os.access(path, os.R_OK, effective_ids=True):
+        return "unreadable"
     return "" if status.st_size else "empty"
 
 
@@ -104,20 +97,6 @@ def why_not_opened(path: Path, error: Exception | None = None) -> Reason:
             return "truncated" if _CONTAINERS.match(handle.read(377)) else "not-a-video"
     except OSError:  # a disk error, or the file is gone
         return "unreadable"
-
-
-def is_encrypted(container: Any) -> bool:
-    """Whether a file of which no frame can be decoded names a protection.
-
-    FFmpeg drops the scrambled packets of an MPEG transport stream in silence.
-    """
-    if container.format.name != "mpegts":
-        return "ASF_Protection_Type" in container.metadata
-    with open(container.name, "rb") as handle:
-        content = handle.read(_TS_BYTES)
-    first = _TS_PACKETS.search(content)
-    controls = content[first.start() + 3 :: 188] if first else b""
-    return sum(byte & 0xC0 > 0 for byte in controls) > len(controls) / 2
 
 
 def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
@@ -150,9 +129,8 @@ def select_stream(container: Any, max_pixels: int) -> tuple[Any, Outcome]:
     if "mp4" in name:
         frames = min(frames, len(index) or frames)  # an edit list hides some
     else:
-        duration = max(
-            duration, frames / fps
-        )  # FFmpeg shortens the duration of a cut AVI
+        # FFmpeg shortens the duration of a cut AVI
+        duration = max(duration, frames / fps)
         # the index is without the frames that the writer of an AVI skipped
         if "avi" in name and len(index):
             whole = index[-1].timestamp >= (1 - _TOLERATED_SHARE) * frames
@@ -199,15 +177,13 @@ def outcome_of(header: Outcome, counts: Counts) -> Outcome:
         expected, missing = round(header.duration * header.fps), unreached
     missing += counts.lost
     tolerated = max(_TOLERATED_FRAMES, _TOLERATED_SHARE * expected)
-    damaged = counts.faults or counts.encrypted or (counts.packets and not counts.good)
+    damaged = counts.faults or (counts.packets and not counts.good)
     if missing <= tolerated and not damaged:
         if not counts.kept:
             return replace(known, reason="too-short")
         return replace(known, outcome="used")
     cut = unreached > tolerated or counts.faults == counts.tail > 0
     reason: Reason = "truncated" if cut else "corrupt-frames"
-    if counts.encrypted:
-        reason = "encrypted"
     enough = counts.kept and missing <= (1 - _LEAST_SHARE) * expected
     return replace(known, outcome="partial" if enough else "quarantined", reason=reason)
 

@@ -14,13 +14,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
-from vd.data.manifest import (
-    SPLITS,
-    Video,
-    check_classes,
-    read_manifest,
-    split_rows,
-)
+from vd.data.manifest import SPLITS, Video, check_classes, read_manifest, split_rows
 from vd.errors import VdError
 from vd.files import read_csv, write_csv
 
@@ -140,12 +134,8 @@ def fold_splits(
         others = [video for video in videos if fold_of[video.id] != fold]
         inner = assign(others, {"train": 0.85, "val": 0.15}, seed)
         result = [replace(video, split=inner.get(video.id, "test")) for video in videos]
-        for split in SPLITS:
-            check_classes(
-                [video for video in result if video.split == split],
-                f"--folds {count}: the {split} part of fold {fold}",
-                "give fewer folds, or a data set with more groups of each class",
-            )
+        remedy = "give fewer --folds, or a data set with more groups of each class"
+        _check_parts(result, f"fold {fold}", remedy)
         yield result
 
 
@@ -206,13 +196,10 @@ def with_splits(videos: Sequence[Video], config: Config) -> list[Video]:
             f"{path} has splits but no {min(set(SPLITS) - present)} part; add it, or remove "
             "the split folders or column to have splits assigned."
         )
-    for split in SPLITS:
-        check_classes(
-            [video for video in videos if video.split == split],
-            f"the {split} split of {path}",
-            "add clips, use smaller groups, or see with vd scan which files are missing or "
-            "unreadable",
-        )
+    remedy = (
+        "add clips, use smaller groups, or see with vd scan which files are unreadable"
+    )
+    _check_parts(videos, str(path), remedy)
     if cut := groups_cut(videos):
         raise VdError(
             f"the group {cut[0]['group']!r} is in several splits {cut[0]['clips']}; correct "
@@ -257,8 +244,13 @@ def _kept(videos: Sequence[Video], config: Config) -> list[Video]:
     return [replace(v, split=split_of.get(v.id, "")) for v in merged]
 
 
+def _check_parts(videos: Sequence[Video], whole: str, remedy: str) -> None:
+    for split in SPLITS:
+        part = [video for video in videos if video.split == split]
+        check_classes(part, f"the {split} part of {whole}", remedy)
+
+
 def _warn_of_copies(videos: Sequence[Video]) -> None:
-    """Warn of the same content in several splits or under both labels."""
     places = defaultdict(set)
     for video in videos:
         if video.id:

@@ -1,15 +1,14 @@
 """Decoding in worker processes: one that is stuck is ended, one that crashes is replaced.
 
-The processes are Pebble's, and spawned because JAX runs threads and a fork could hang. None
-outlives its parent. A worker decodes a video in one pass. Each stretch of it comes back as
-files in shared memory: renaming them hands the stretch over, and the worker decodes on when
-they have been removed. No lock is held meanwhile that a killed worker could keep.
+They are spawned, because JAX runs threads and a fork could hang. A worker decodes a video in
+one pass. Each stretch of it comes back as files in shared memory: renaming them hands the
+stretch over, and the worker decodes on when they have been removed. No lock is held
+meanwhile that a killed worker could keep.
 """
 
 import contextlib
 import fcntl
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -90,18 +89,12 @@ class DecodePool:
         self._line.append(video)
         self._start()
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Wait until `ready`; meanwhile videos are started, ended and cancelled."""
-        self._step(0.0)  # a worker may have become free
-        while not ready():
-            self._step(_POLL_SECONDS)
-
     def _start(self) -> None:
         while self._line and len(self._running) < self.workers:
             self._running.append(self._line.popleft())
             self._running[-1].start()
 
-    def _step(self, seconds: float) -> None:
+    def step(self, seconds: float) -> None:
         """Wait so long at most, settle passes that ended, count the time of the others.
 
         Time is counted in ticks of at most a second while somebody waits. So neither a pause
@@ -144,7 +137,7 @@ def decode_pool(
 ) -> Iterator[DecodePool]:
     """Yield a pool for so many videos; its processes are stopped however the block ends.
 
-    Raises `VdError` if there is no place for decoded frames, or if the workers cannot start.
+    Raises `VdError` if the workers cannot start.
     """
     workers = max(1, min(decode.decode_workers or usable_cores(), videos))
     frames = stretch_seconds * settings.frames_per_second * len(settings.streams)
@@ -183,8 +176,8 @@ def decode_videos(
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
-    The workers begin with the first videos at once, and a few videos are always decoded
-    ahead, so memory is bounded. Without `keep_images` each video is one piece without frames.
+    A few videos are decoded ahead, so memory is bounded. Without `keep_images` each video is
+    one piece without frames.
 
     A video whose decoding misses the pool's deadline (timeout) or crashes (corrupt-frames) is
     decoded once more. If both passes end at the same frame and gave at least half of the
@@ -197,29 +190,23 @@ def decode_videos(
         _Video(index, path, pool, keep_images, confirm)
         for index, path in enumerate(paths)
     )
-    return _in_order(deque(islice(videos, pool.workers + ahead)), videos)
-
-
-def _in_order(
-    started: deque["_Video"], videos: Iterator["_Video"]
-) -> Iterator[Decoded]:
-    """The pieces of one video after another; when one has ended, another one starts."""
+    started = deque(islice(videos, pool.workers + ahead))
     while started:
         yield from started.popleft().pieces()
         started.extend(islice(videos, 1))
 
 
-def read_headers(paths: Sequence[Path], pool: DecodePool) -> list[Outcome]:
+def read_headers(paths: Sequence[Path], pool: DecodePool) -> Iterator[Outcome]:
     """What the header of each video says; one that hangs or crashes is unreadable."""
     limit = min(_HEADER_SECONDS, pool.deadline_seconds)
-    headers = [Outcome("quarantined", "unreadable")] * len(paths)
     futures = [
         pool.schedule(read_header, path, pool.settings, timeout=limit) for path in paths
     ]
-    for index, future in enumerate(futures):
-        with contextlib.suppress(TimeoutError, ProcessExpired):
-            headers[index] = result_of(future)
-    return headers
+    for future in futures:
+        try:
+            yield result_of(future)
+        except (TimeoutError, ProcessExpired):
+            yield Outcome("quarantined", "unreadable")
 
 
 @dataclass(eq=False)
@@ -250,12 +237,13 @@ class _Video:
 
     def pieces(self) -> Iterator[Decoded]:
         """The frames of each stretch, and the outcome with the last one."""
+        self.pool.step(0.0)  # a worker may have become free
         while self.outcome is None:
-            self.pool.wait(lambda: self.outcome is not None or self._is_waiting())
             if self._is_waiting():
                 images, seconds = self._collect("frames")
                 self._given = len(self._records)
                 yield Decoded(self.index, images, seconds, None)
+            self.pool.step(_POLL_SECONDS)
         yield Decoded(self.index, *self._rest, self.outcome)
 
     def tick(self, seconds: float) -> None:
@@ -276,7 +264,11 @@ class _Video:
         except ProcessExpired:
             self.outcome = self._lost("corrupt-frames")
         except OSError as error:
-            raise _exchange_error(self.pool, error.strerror or str(error)) from error
+            raise VdError(
+                f"decoded frames cannot be written into {self.pool.folder} "
+                f"({error.strerror or error}); free some space there or name another folder "
+                "in TMPDIR, then run the same command again."
+            ) from error
         except Exception as error:
             error.add_note(f"while decoding {self.path}")
             raise
@@ -288,37 +280,35 @@ class _Video:
     def _lost(self, reason: Reason) -> Outcome | None:
         """Take what a lost worker has written; None if a second pass is needed."""
         crashed = reason == "corrupt-frames"
+        last = self._file("frames.part")
         if self._is_waiting():
-            self._file("frames").rename(self._file("frames.part"))
-        stuck = crashed or self._is_stuck()
-        images, seconds = self._collect("frames.part", is_lost=True)
+            self._file("frames").rename(last)
+        elif not last.exists():  # the worker ended before
+            last.touch()
+        # stuck: without a frame for a while; a slow decoder ends anywhere
+        quiet = time.time() - last.stat().st_mtime
+        stuck = crashed or quiet > _STUCK_SHARE * self.pool.deadline_seconds
+        images, seconds = self._collect("frames.part")
         header = Outcome("quarantined", reason)
         with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or cut
             row = json.loads(Path(f"{self._name}.header").read_text())
             header = replace(outcome_from_row(row), reason=reason)
         records = np.concatenate(self._records)
         frames = int(records["frames"].max(initial=0))
-        enough = stuck and frames >= _LEAST_SHARE * expected_frames(header)
+        least = max(1, _LEAST_SHARE * expected_frames(header))  # 0: not even a header
+        enough = stuck and frames >= least
         passes = self._lost_passes
         passes.append(records)
         if len(passes) == 1 and (crashed or (self.confirm and enough)):
             return None
         if self.confirm:
-            counts = enough and len(passes) == 2 and np.array_equal(passes[0], records)
+            counts = enough and np.array_equal(passes[0], records)
         else:
             records = max(passes, key=len)
-            counts = True
-        counts = counts and len(records) > 0
+            counts = len(records) > 0
         is_new = counts and len(self._records) > self._given
         self._rest = (images, seconds) if is_new else (images[:0], seconds[:0])
         return _partial(header, records) if counts else replace(header, frames=frames)
-
-    def _is_stuck(self) -> bool:
-        """Whether no frame came for a while: a slow decoder ends anywhere."""
-        with contextlib.suppress(FileNotFoundError):
-            written = self._file("frames.part").stat().st_mtime
-            return time.time() - written > _STUCK_SHARE * self.pool.deadline_seconds
-        return False
 
     def _file(self, ending: str) -> Path:
         """A file of the stretch that a worker decodes, or that is complete."""
@@ -337,38 +327,22 @@ class _Video:
             self._collect("frames")
 
     def _collect(
-        self, ending: str, is_lost: bool = False
+        self, ending: str
     ) -> tuple[UInt8[np.ndarray, "F S H W 3"], Float64[np.ndarray, "F"]]:
-        """The images of a stretch, without a copy, and their seconds; removes its files.
-
-        Of a lost pass, the frames that are complete. Raises `VdError` when some are missing
-        otherwise.
-        """
+        """The images of a stretch, without a copy, and their seconds; removes its files."""
         settings = self.pool.settings
         shape = len(settings.streams), settings.height, settings.width, 3
+        records = np.fromfile(self._file(ending), _RECORD)
+        kept = len(records) if self.keep_images else 0
         images: np.ndarray = np.zeros((0, *shape), np.uint8)
-        records = np.zeros(0, _RECORD)
-        try:
-            content = self._file(ending).read_bytes()
-            count = len(content) // _RECORD.itemsize
-            if self.keep_images:
-                file = self._file("images")
-                written = file.stat().st_size // math.prod(shape)
-                if written != count and not is_lost:
-                    raise ValueError
-                count = min(count, written)
-                if count:  # an empty file cannot be mapped
-                    images = np.memmap(file, np.uint8, "r", shape=(count, *shape))
-                file.unlink()
-            records = np.frombuffer(content, _RECORD, count)
-            self._file(ending).unlink()
-        except (OSError, ValueError) as error:  # gone, or cut
-            if not is_lost:
-                reason = "another program removed them"
-                raise _exchange_error(self.pool, reason) from error
+        if kept:  # an empty file cannot be mapped
+            file = self._file("images")
+            images = np.asarray(np.memmap(file, np.uint8, "r", shape=(kept, *shape)))
+        self._file("images").unlink(missing_ok=True)
+        self._file(ending).unlink()
         self._records.append(records)
         self._left = self.pool.deadline_seconds
-        return np.asarray(images), records["seconds"][: len(images)].copy()
+        return images, records["seconds"][:kept]
 
 
 def _partial(header: Outcome, records: np.ndarray) -> Outcome:
@@ -382,29 +356,21 @@ def _partial(header: Outcome, records: np.ndarray) -> Outcome:
     return replace(known, duration=clock.duration, span=clock.span, gaps=gaps)
 
 
-def _exchange_error(pool: DecodePool, reason: str) -> VdError:
-    return VdError(
-        f"decoded frames in {pool.folder} are lost ({reason}); free some space there or name "
-        "another folder in TMPDIR, then run the same command again."
-    )
-
-
 class _Handover(Sink):
     """In the worker: writes kept frames, and renames a file when a stretch is complete.
 
     A frame is written at once, so that it stays when the process is killed.
     """
 
-    def __init__(self, name: str, keep_images: bool) -> None:
-        self._name, self._keep_images = name, keep_images
-        self._stretch = 0
+    def __init__(self, name: str) -> None:
+        self._name, self._stretch = name, 0
         self._open()
 
     def _open(self) -> None:
-        base = f"{self._name}.{self._stretch}"
-        if self._keep_images:
-            self._images = open(f"{base}.images", "wb")  # noqa: SIM115
-        self._records = open(f"{base}.frames.part", "wb", buffering=0)  # noqa: SIM115
+        self._file = f"{self._name}.{self._stretch}.frames"
+        images = f"{self._name}.{self._stretch}.images"
+        self._images = open(images, "wb")  # noqa: SIM115
+        self._records = open(f"{self._file}.part", "wb", buffering=0)  # noqa: SIM115
 
     def header(self, header: Outcome) -> None:
         """Write the header, which is known of a lost video too then."""
@@ -421,9 +387,8 @@ class _Handover(Sink):
 
     def stretch(self) -> None:
         """Hand over a stretch, and wait until it has been collected."""
-        file = f"{self._name}.{self._stretch}.frames"
-        os.rename(f"{file}.part", file)
-        while os.path.exists(file):
+        os.rename(f"{self._file}.part", self._file)
+        while os.path.exists(self._file):
             time.sleep(_POLL_SECONDS)
         self._stretch += 1
         self._open()
@@ -433,7 +398,7 @@ def _decode(
     path: Path, settings: FrameSettings, seconds: float, name: str, keep_images: bool
 ) -> Outcome:
     """In the worker: decode a video, and write what it gives into files of this name."""
-    return decode(path, settings, _Handover(name, keep_images), keep_images, seconds)
+    return decode(path, settings, _Handover(name), keep_images, seconds)
 
 
 def _start_worker(parent: int) -> None:
@@ -472,13 +437,7 @@ def _exchange_folder(needed_bytes: float) -> Iterator[Path]:
     """A private folder in shared memory if it is large enough, else on the disk."""
     root = _SHARED_MEMORY
     if not os.access(root, os.W_OK) or shutil.disk_usage(root).free < needed_bytes:
-        try:
-            root = Path(tempfile.gettempdir())
-        except FileNotFoundError as error:
-            raise VdError(
-                f"there is no folder for decoded frames ({error.strerror or error}); name "
-                "a writable folder in TMPDIR."
-            ) from error
+        root = Path(tempfile.gettempdir())
     prefix = f"vd-{socket.gethostname()}-"
     for old in root.glob(f"{prefix}*"):
         _remove_if_left(old)

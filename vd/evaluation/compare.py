@@ -93,24 +93,17 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     return result
 
 
-def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
-    """The clips of both sides in one order, for each seed.
+def _check_paired(a: Side, b: Side) -> None:
+    """Raise `VdError` unless clips, labels, folds and seeds of both are the same.
 
-    Clips are paired by content where it is known, else by path; copies in the order of
-    their paths. Raises `VdError` unless clips, labels, folds and seeds are the same.
+    Clips are paired by content, copies in the order of their paths.
     """
-    key = "ids" if all(a.first.ids) and all(b.first.ids) else "paths"
-    ordered = [
-        [one.chosen(np.argsort(getattr(one, key), kind="stable")) for one in seeds]
-        for seeds in (a.seeds.values(), b.seeds.values())
-    ]
-    one, other = ordered[0][0], ordered[1][0]
+    one, other = a.first, b.first
     remedy = "compare what was tested on the same clips, with the same splits and seeds"
-    keys, others = getattr(one, key), getattr(other, key)
-    if not np.array_equal(keys, others):
+    if not np.array_equal(one.ids, other.ids):
         raise VdError(
             f"{a.folder} and {b.folder} were tested on different clips "
-            f"({len({*keys} ^ {*others})} are in only one of them); {remedy}."
+            f"({len({*one.ids} ^ {*other.ids})} are in only one of them); {remedy}."
         )
     for words, values in (("another label", "labels_N"), ("another fold", "fold_N")):
         differs = getattr(one, values) != getattr(other, values)
@@ -124,13 +117,13 @@ def _paired(a: Side, b: Side) -> tuple[list[Predictions], list[Predictions]]:
             f"{a.folder} has the seeds {list(a.seeds)} and {b.folder} {list(b.seeds)}; "
             f"{remedy}."
         )
-    return ordered[0], ordered[1]
 
 
 def _compare_two(a: Side, b: Side) -> dict[str, Any]:
     """The figures of one comparison, without those that depend on the others."""
-    sides = _paired(a, b)
-    one, other = sides[0][0], sides[1][0]
+    _check_paired(a, b)
+    sides = list(a.seeds.values()), list(b.seeds.values())
+    one, other = a.first, b.first
     labels_N = one.labels_N
     right_a, right_b = (
         np.stack([seed.predicted_N == (labels_N == 1) for seed in side])
@@ -198,16 +191,16 @@ def _auc_difference(
 
 def _t_test(a: Sequence[Member], b: Sequence[Member]) -> dict[str, Any]:
     """Corrected t-test over the members of both, by fold and seed."""
-
-    def accuracies(members: Sequence[Member]) -> np.ndarray:
-        ordered = sorted(members, key=lambda member: (member.seed, member.fold or 0))
-        tested = [member.predictions for member in ordered]
-        return np.array([accuracy(of.labels_N, of.predicted_N) for of in tested])
-
     tested = np.mean([len(member.predictions.paths) for member in a])
     share = float(tested / np.mean([member.train_clips for member in a]))
-    result = corrected_t_test(accuracies(b) - accuracies(a), share)
+    result = corrected_t_test(_accuracies(b) - _accuracies(a), share)
     return {**result, "test_to_train": share}
+
+
+def _accuracies(members: Sequence[Member]) -> np.ndarray:
+    """Accuracy of each fold and seed."""
+    tested = [member.predictions for member in members]
+    return np.array([accuracy(of.labels_N, of.predicted_N) for of in tested])
 
 
 def _verdict(pair: Mapping[str, Any], comparisons: int) -> str:

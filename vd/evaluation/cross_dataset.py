@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from vd.config import Config, DataConfig
 from vd.console import say
 from vd.data.catalog import identify
@@ -88,7 +86,7 @@ def evaluate_on(
     data = replace(config.data, positive_class=positive_class, group_from=group_from)
     config = replace(config, data=data)
     name = name or dataset_name(dataset_path)
-    _check_name(run_dir, f"{name}_tta" if tta else name, name, dataset_path)
+    _check_name(run_dir, name, dataset_path)
     other = _open(config, run_dir)
     videos, facts = other.unseen(run_dir)
     if not videos:
@@ -97,10 +95,10 @@ def evaluate_on(
             f"{len(other.videos)} usable clips, or on their groups; name a data set with "
             "usable clips that it has not seen."
         )
-    left_out = facts["left_out"]
+    content, group = facts["left_out"].values()
     say(
         f"{len(videos)} clips of {name}; left out, as the run was trained or validated on "
-        f"them: {left_out['content']} by content, {left_out['group']} more by group"
+        f"them: {content} by content, {group} more by group"
     )
     features = FeatureSet(videos, other.store)
     return evaluate_split(restored, features, run_dir, name, tta, facts)
@@ -111,7 +109,8 @@ def evaluate_members_on(
 ) -> list[Member | None]:
     """Every member's predictions for another data set; None where it knew all its clips.
 
-    Writes the files of an evaluation called `name` into each member's folder.
+    Writes the files of an evaluation called `name`, without pictures, into each member's
+    folder.
     """
     first = members[0].run_dir
     config = moved(restore(first).config, first, None, None)
@@ -125,12 +124,10 @@ def evaluate_members_on(
             tested.append(None)
             continue
         part = everything.part(videos)
-        evaluate_split(restore(run_dir), part, run_dir, name, more=facts)
+        evaluate_split(restore(run_dir), part, run_dir, name, more=facts, draw=False)
         say(f"{run_dir.name} is tested on {len(videos)} clips of {name}")
-        there = read_run(run_dir, member.fold, name)
-        content = {video.name: video.id for video in videos}
-        ids = np.array([content[path] for path in there.predictions.paths], object)
-        tested.append(replace(there, predictions=there.predictions._replace(ids=ids)))
+        ids = {video.name: video.id for video in videos}
+        tested.append(read_run(run_dir, member.fold, name, ids))
     return tested
 
 
@@ -164,8 +161,8 @@ def cell(members: Sequence[Member | None]) -> dict[str, Any]:
     tested = [set(member.predictions.paths) if member else set() for member in members]
     common = set.intersection(*tested)
     if not common:
-        nothing = dict.fromkeys(("mean", "ci95", "sd"))
-        return _cell(0, len(members), 0, dict.fromkeys(METRICS, nothing))
+        undefined = dict.fromkeys(("mean", "ci95", "sd"))
+        return _cell(0, len(members), 0, dict.fromkeys(METRICS, undefined))
     chosen = []
     for member in filter(None, members):
         inside = [i for i, p in enumerate(member.predictions.paths) if p in common]
@@ -195,14 +192,14 @@ def _cell(
     return result
 
 
-def _check_name(run_dir: Path, file_name: str, name: str, dataset_path: Path) -> None:
+def _check_name(run_dir: Path, name: str, dataset_path: Path) -> None:
     """Raise `VdError` when the files of `name` would be those of something else."""
     remedy = f"give the files of --on {dataset_path} another name with --name"
     if name in _TAKEN or name.endswith("_tta") or Path(name).name != name:
         raise VdError(
             f"{name!r} is the name of a run's own evaluation or cannot name a file; {remedy}."
         )
-    path = run_dir / f"evaluation_{file_name}.json"
+    path = run_dir / f"evaluation_{name}.json"
     if path.exists():
         former = read_json(path, "delete it").get("dataset")
         if former != str(dataset_path.absolute()):

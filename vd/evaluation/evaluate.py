@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from matplotlib.figure import Figure
 from scipy.special import expit
 
@@ -92,8 +92,9 @@ def evaluate_trained(
 ) -> dict[str, dict[str, Any]]:
     """Calibrate a trained model and evaluate validation, then test, by split.
 
-    Writes calibration.json and the files of both. `even_logit` is the loss's own threshold.
-    With `inner` its logits of the training clips, each out of its fold, are validation.
+    Writes calibration.json and the files of both, with pictures of test alone.
+    `even_logit` is the loss's own threshold. With `inner` its logits of the training clips,
+    each out of its fold, are validation.
     """
     run_dir = config.run.checkpoint_dir
     val_set = sets.get("val", sets["train"])
@@ -114,7 +115,7 @@ def evaluate_trained(
     results = {}
     if len(logit_N):
         results["val"] = write_evaluation(
-            fitted, val_set, logit_N, run_dir, "val", "val", more
+            fitted, val_set, logit_N, run_dir, "val", "val", more, draw=False
         )
     results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
     return results
@@ -127,6 +128,7 @@ def evaluate_split(
     split: str,
     tta: bool = False,
     more: Mapping[str, Any] | None = None,
+    draw: bool = True,
 ) -> dict[str, Any]:
     """Score `data`, then `write_evaluation`."""
     if tta and data.views == 1:
@@ -139,7 +141,7 @@ def evaluate_split(
     name = f"{split}_tta" if tta else split  # beside the run's own figures
     more = {"tta": tta, **(more or {})}
     return write_evaluation(
-        restored.calibration, data, logit_N, run_dir, split, name, more
+        restored.calibration, data, logit_N, run_dir, split, name, more, draw
     )
 
 
@@ -151,10 +153,11 @@ def write_evaluation(
     split: str,
     name: str,
     more: Mapping[str, Any],
+    draw: bool = True,
 ) -> dict[str, Any]:
     """Write predictions, pictures, and last evaluation_<name>.json; returns its content.
 
-    `more` are further keys of it.
+    `more` are further keys of it. `draw`: the pictures.
     """
     labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
     predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
@@ -174,8 +177,9 @@ def write_evaluation(
     suffix = "" if name == "test" else f"_{name}"
     title = f"Confusion at threshold {fitted.threshold:.3f}"
     area = f"area {shown('roc_auc', result['roc_auc'])}"
-    for picture, figure in pictures({area: predictions}, title).items():
-        plots.save(figure, run_dir / f"{picture}{suffix}.png")
+    if draw:
+        for picture, figure in pictures({area: predictions}, title).items():
+            plots.save(figure, run_dir / f"{picture}{suffix}.png")
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
 
@@ -202,12 +206,7 @@ def _figures(
     metrics = evaluation_metrics(
         labels_N, probability_N, clusters_N, fitted.threshold, grouped
     )
-    if fitted.uninformative:
-        metrics["warnings"].append(
-            f"the temperature, {fitted.temperature:.1f}, is the largest that is tried: on "
-            "validation the scores hardly separate the classes; check the labels, or add clips"
-        )
-    seconds_N = np.array([seconds(outcome) for outcome in outcomes])
+    seconds_N = np.array([outcome.duration for outcome in outcomes])
     return {
         **metrics,
         "threshold": fitted.threshold,
@@ -273,7 +272,7 @@ def summary(result: Mapping[str, Any]) -> str:
     return text
 
 
-_MOST_SLICES = 100  # of groups the largest, so that the file can be read
+_MOST_GROUPS = 100  # the largest, so that the file can be read
 _BANDS = {  # unit and edges of slices by a number; a slice holds its lower edge
     "resolution": ("lines", (240, 360, 480, 720, 1080)),  # the shorter side
     "fps": ("frames/s", (15, 24, 29, 49)),
@@ -281,64 +280,55 @@ _BANDS = {  # unit and edges of slices by a number; a slice holds its lower edge
     "duration": ("s", (2, 5, 10, 30, 60)),
 }
 
-Slice = tuple[int, str]  # its place among the slices of its facet, and its name
+Inside = Bool[np.ndarray, " N"]  # which clips are in a slice
 
 
 def slices(
     videos: Sequence[Video], outcomes: Sequence[Outcome], predictions: Predictions
 ) -> dict[str, list[dict[str, Any]]]:
     """Figures of every slice of each facet, in order; of groups the largest."""
-    clips = Counter(video.group for video in videos)
-    facets: dict[str, list[Slice]] = {
-        "split": [(0, video.split or "none") for video in videos],
-        "group": [(-clips[v.group], v.group or "none") for v in videos],
-        "resolution": [
-            _band("resolution", min(o.width, o.height) or None) for o in outcomes
-        ],
-        "fps": [_band("fps", o.fps or None) for o in outcomes],
-        "brightness": [_band("brightness", o.brightness) for o in outcomes],
-        "duration": [_band("duration", seconds(o) or None) for o in outcomes],
+    numbers: dict[str, list[float | None]] = {
+        "resolution": [min(o.width, o.height) or None for o in outcomes],
+        "fps": [o.fps or None for o in outcomes],
+        "brightness": [o.brightness for o in outcomes],
+        "duration": [o.duration or None for o in outcomes],
     }
-    if set(clips) == {""}:
-        del facets["group"]
+    splits = np.array([video.split for video in videos], object)
+    facets = {"split": {s or "none": splits == s for s in sorted(set(splits))}}
+    if predictions.grouped:
+        largest = Counter(predictions.groups).most_common(_MOST_GROUPS)
+        facets["group"] = {g or "none": predictions.groups == g for g, _ in largest}
+    facets |= {facet: _bands(facet, values) for facet, values in numbers.items()}
     return {
         facet: [
-            _figures_of_slice(one[1], [value == one for value in values], predictions)
-            for one in sorted(set(values))[:_MOST_SLICES]
+            _figures_of_slice(name, inside_N, predictions)
+            for name, inside_N in parts.items()
+            if inside_N.any()
         ]
-        for facet, values in facets.items()
+        for facet, parts in facets.items()
     }
 
 
-def _band(facet: str, value: float | None) -> Slice:
-    """The slice between two edges that a number is in."""
+def _bands(facet: str, values: Sequence[float | None]) -> dict[str, Inside]:
+    """The clips of each slice by a number."""
     unit, edges = _BANDS[facet]
-    names = [
-        f"under {edges[0]} {unit}",
-        *(f"{low} to {high} {unit}" for low, high in pairwise(edges)),
-        f"{edges[-1]} {unit} and more",
-    ]
-    if value is None:
-        return len(names), "unknown"
-    place = int(np.searchsorted(edges, value, side="right"))
-    return place, names[place]
-
-
-def seconds(outcome: Outcome) -> float:
-    """Length of a video by its header, else by its frames; 0 where neither is known."""
-    if outcome.duration > 0:
-        return outcome.duration
-    return outcome.frames / outcome.fps if outcome.fps > 0 else 0.0
+    value_N = np.array(values, float)  # NaN where unknown
+    bands = {f"under {edges[0]} {unit}": value_N < edges[0]}
+    for low, high in pairwise(edges):
+        bands[f"{low} to {high} {unit}"] = (low <= value_N) & (value_N < high)
+    bands[f"{edges[-1]} {unit} and more"] = value_N >= edges[-1]
+    bands["unknown"] = np.isnan(value_N)
+    return bands
 
 
 def _figures_of_slice(
-    name: str, inside_N: Sequence[bool], predictions: Predictions
+    name: str, inside_N: Inside, predictions: Predictions
 ) -> dict[str, Any]:
     """The row of one slice."""
-    places = np.flatnonzero(inside_N)
-    labels_N, probability_N, predicted_N = predictions.chosen(places).tested
-    right_N, every_N = predicted_N == (labels_N == 1), np.ones(len(places), bool)
-    accuracy, ends = share(right_N, every_N, predictions.cluster_N[places])
+    inside = predictions.chosen(np.flatnonzero(inside_N))
+    labels_N, probability_N, predicted_N = inside.tested
+    right_N, every_N = predicted_N == (labels_N == 1), np.ones(len(labels_N), bool)
+    accuracy, ends = share(right_N, every_N, inside.cluster_N)
     return {
         "slice": name,
         "n": len(labels_N),

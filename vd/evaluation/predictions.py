@@ -1,8 +1,7 @@
 """Test predictions of a run or of a cross-validation: written, read back, pooled."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ class Predictions(NamedTuple):
 
     paths: Shaped[np.ndarray, " N"]
     groups: Shaped[np.ndarray, " N"]  # "" where unknown
-    ids: Shaped[np.ndarray, " N"]  # content hash, "" where unknown
+    ids: Shaped[np.ndarray, " N"]  # content hash, the path where unknown
     labels_N: Int[np.ndarray, " N"]
     probability_N: Float64[np.ndarray, " N"]
     logit_N: Float64[np.ndarray, " N"]
@@ -45,13 +44,12 @@ class Predictions(NamedTuple):
     @property
     def cluster_N(self) -> Shaped[np.ndarray, " N"]:
         """What each clip is resampled with: its group, else the clip and all its copies."""
-        contents = np.where(self.ids == "", self.paths, self.ids)
         first: dict[str, str] = {}
-        for path, content in sorted(zip(self.paths, contents, strict=True)):
+        for path, content in sorted(zip(self.paths, self.ids, strict=True)):
             first.setdefault(content, path)
-        clips = zip(self.groups, contents, strict=True)
+        clips = zip(self.groups, self.ids, strict=True)
         return np.array(
-            [f"group {group}" if group else f"clip {first[c]}" for group, c in clips]
+            [f"group {group}" if group else f"clip {first[i]}" for group, i in clips]
         )
 
 
@@ -83,24 +81,19 @@ def to_rows(predictions: Predictions, **columns: object) -> list[dict[str, Any]]
     ]
 
 
-def from_rows(
+def _from_rows(
     rows: Sequence[Mapping[str, str]],
-    threshold: float = 0.5,
-    ids: Mapping[str, str] | None = None,
-    fold: int | None = None,
+    threshold: float,
+    ids: Mapping[str, str],
+    fold: int | None,
 ) -> Predictions:
-    """Rows of CSV as predictions; `ids` are content hashes by path.
-
-    Raises `KeyError`, `TypeError` or `ValueError` when they are damaged.
-    """
+    """Rows of CSV as predictions; `ids` are content hashes by path."""
     paths = [row["path"] for row in rows]
     probability_N = np.array([float(row["probability"]) for row in rows])
-    if not rows or not ((probability_N >= 0) & (probability_N <= 1)).all():
-        raise ValueError("it has no row, or a probability is not between 0 and 1")
     return Predictions(
         np.array(paths, object),
         np.array([row["group"] for row in rows], object),
-        np.array([(ids or {}).get(path, "") for path in paths], object),
+        np.array([ids.get(path, path) for path in paths], object),
         np.array([CLASSES.index(row["label"]) for row in rows]),
         probability_N,
         np.array([float(row["logit"]) for row in rows]),
@@ -109,21 +102,28 @@ def from_rows(
     )
 
 
-def read_run(run_dir: Path, fold: int | None = None, name: str = "test") -> Member:
-    """A finished run's predictions in its evaluation of that name."""
+def read_run(
+    run_dir: Path,
+    fold: int | None = None,
+    name: str = "test",
+    ids: Mapping[str, str] | None = None,
+) -> Member:
+    """A finished run's predictions in its evaluation of that name.
+
+    `ids` are content hashes by path, those of the run's own data set by default.
+    """
     path = run_dir / f"evaluation_{name}.json"
     if not path.exists():
         raise VdError(
             f"{run_dir} has no {path.name}, so it is not evaluated; run its training "
             "command again to go on."
         )
-    seed = read_settings(run_dir).training.seed
-    ids, train_clips = _splits(run_dir)
-    table = run_dir / f"predictions_{name}.csv"
     remedy = "run vd evaluate on the run to write it again"
-    with _damaged(f"{path} or {table.name}", remedy):
-        threshold = float(read_json(path, remedy)["threshold"])
-        predictions = from_rows(read_csv(table), threshold, ids, fold)
+    threshold = read_json(path, remedy)["threshold"]
+    own_ids, train_clips = _splits(run_dir)
+    rows = _rows(run_dir / f"predictions_{name}.csv", remedy)
+    predictions = _from_rows(rows, threshold, ids or own_ids, fold)
+    seed = read_settings(run_dir).training.seed
     return Member(run_dir, fold, seed, threshold, train_clips, predictions)
 
 
@@ -140,26 +140,21 @@ def read_results(folder: Path) -> list[Member]:
         )
     remedy = "run its vd crossval command again to write it again"
     rows = defaultdict(list)
+    for row in _rows(folder / "predictions.csv", remedy):
+        rows[row["fold"], row["seed"]].append(row)
     members = []
-    with _damaged(f"{path} or predictions.csv", remedy):
-        for row in read_csv(folder / "predictions.csv"):
-            rows[row["fold"], row["seed"]].append(row)
-        for entry in read_json(path, remedy)["per_fold"]:
-            fold, seed, threshold = entry["fold"], entry["seed"], entry["threshold"]
-            run_dir = folder / entry["member"]
-            tested = rows[str(fold), str(seed)]
-            predictions = from_rows(tested, threshold, _splits(run_dir)[0], fold)
-            members.append(
-                Member(run_dir, fold, seed, threshold, entry["n_train"], predictions)
-            )
+    for entry in read_json(path, remedy)["per_fold"]:
+        fold, seed, threshold = entry["fold"], entry["seed"], entry["threshold"]
+        run_dir = folder / entry["member"]
+        ids, _ = _splits(run_dir)
+        predictions = _from_rows(rows[str(fold), str(seed)], threshold, ids, fold)
+        train_clips = entry["n_train"]
+        members.append(Member(run_dir, fold, seed, threshold, train_clips, predictions))
     return members
 
 
 def pooled_by_seed(members: Sequence[Member]) -> dict[int, Predictions]:
-    """The clips of all folds together, sorted by content and path, by seed.
-
-    Raises `VdError` when a seed tests a clip twice, or seeds test different clips.
-    """
+    """The clips of all folds together, sorted by content and path, by seed."""
     of_seed = defaultdict(list)
     for member in members:
         of_seed[member.seed].append(member.predictions)
@@ -167,19 +162,15 @@ def pooled_by_seed(members: Sequence[Member]) -> dict[int, Predictions]:
     for seed, parts in sorted(of_seed.items()):
         joined = Predictions(*map(np.concatenate, zip(*parts, strict=True)))
         pooled[seed] = joined.chosen(np.lexsort((joined.paths, joined.ids)))
-    first = next(iter(pooled.values()))
-    for seed, one in pooled.items():
-        if (
-            len(set(one.paths)) < len(one.paths)
-            or not np.array_equal(one.paths, first.paths)
-            or not np.array_equal(one.fold_N, first.fold_N)
-        ):
-            raise VdError(
-                f"{members[0].run_dir.parent}: seed {seed} tests a clip twice, or other "
-                "clips or folds than another seed; run the command that wrote the "
-                "predictions again."
-            )
     return pooled
+
+
+def _rows(path: Path, remedy: str) -> list[dict[str, str]]:
+    """The rows of a CSV file that has some."""
+    rows = read_csv(path)
+    if not rows:
+        raise VdError(f"{path} is missing or empty; {remedy}.")
+    return rows
 
 
 def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
@@ -187,12 +178,3 @@ def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
     rows = read_csv(run_dir / "splits.csv")
     train_clips = sum(row["split"] == "train" for row in rows)
     return {row["path"]: row["id"] for row in rows}, train_clips
-
-
-@contextmanager
-def _damaged(files: str, remedy: str) -> Iterator[None]:
-    """Turn what a missing or wrong value raises in the block into one sentence."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise VdError(f"{files} is damaged ({error!r}); {remedy}.") from error

@@ -105,26 +105,22 @@ def find_backbone(config: BackboneConfig) -> Backbone:
 
 def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
     """The network of an ONNX file whose only input is images; no session is opened."""
-    import onnx
+    from onnx import TensorProto
 
     _, network = _read_onnx(file)
     graph = network.graph
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     shapes = [_shape(value) for value in inputs]
-    kinds = [
-        onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
-        for value in inputs
-    ]
+    kinds = [value.type.tensor_type.elem_type for value in inputs]
     images = len(inputs) == 1 and len(shapes[0]) == 4 and 3 in shapes[0][1::2]
-    if not images or kinds[0] not in ("float", "uint8"):
+    if not images or kinds[0] not in (TensorProto.FLOAT, TensorProto.UINT8):
         raise VdError(
-            f"--backbone {file} takes {' and '.join(map(str, shapes))} of "
-            f"{' and '.join(kinds)}; export it with one input, float or uint8 images of "
-            "shape (N, H, W, 3) or (N, 3, H, W)."
+            f"--backbone {file} has inputs of the shapes {shapes}; export it with one "
+            "input, float or uint8 images of shape (N, H, W, 3) or (N, 3, H, W)."
         )
     normalised = (config.backbone_mean, config.backbone_std) != (None, None)
-    if kinds[0] == "uint8" and normalised:
+    if kinds[0] == TensorProto.UINT8 and normalised:
         raise VdError(
             "--backbone-mean and --backbone-std are for networks of float images; "
             f"{file} takes bytes and normalises them itself: leave them out."
@@ -175,14 +171,13 @@ def _shape(value: "onnx.ValueInfoProto") -> list[int | str]:
 
 def _with_metadata(config: BackboneConfig, metadata: dict[str, str]) -> BackboneConfig:
     """The settings, completed from the ONNX file's metadata where no flag is given."""
-    kinds = {"size": int, "mean": float, "std": float}
     try:
-        given = {
-            f"backbone_{name}": kind(metadata[f"vd.{name}"])
-            for name, kind in kinds.items()
-            if getattr(config, f"backbone_{name}") is None and f"vd.{name}" in metadata
-        }
-        return replace(config, **given)
+        for name, kind in (("size", int), ("mean", float), ("std", float)):
+            flag, key = f"backbone_{name}", f"vd.{name}"
+            if getattr(config, flag) is None and key in metadata:
+                value: Any = kind(metadata[key])
+                config = replace(config, **{flag: value})
+        return config
     except (ValueError, VdError) as error:
         raise VdError(
             f"--backbone {config.backbone} has wrong metadata, one of vd.size, vd.mean, "

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ _Chunk = tuple[Path, list[dict[str, Any]], list[StretchDone]]
 class _Replica:
     """On a node: the backbone on one core, and a decoding process of its own."""
 
-    def __init__(self, config: Config, fingerprint: str) -> None:
+    def __init__(self, config: Config, fingerprint: str, current: Path) -> None:
+        with suppress(OSError):  # absolute paths need no current folder
+            os.chdir(current)
         self._decode = replace(
             config.decode, decode_workers=config.decode.decode_workers or 1
         )
@@ -107,7 +109,7 @@ def extract_on_ray(
 def _chunks(
     ray: Any, videos: Sequence[Video], store: FeatureStore, config: Config, folder: Path
 ) -> Iterator[_Chunk]:
-    """The chunks of the videos as replicas finish them; a lost node is a warning."""
+    """The chunks of the videos as replicas finish them."""
     from ray.util import ActorPool
 
     resource = "GPU" if config.backbone.engine == "jax" else "CPU"
@@ -121,17 +123,11 @@ def _chunks(
     actor = ray.remote(_Replica).options(
         num_cpus=1, num_gpus=int(resource == "GPU"), max_restarts=_RESTARTS, max_task_retries=-1
     )  # fmt: skip
-    data = replace(config.data, cache_dir=config.data.cache_dir.absolute())
-    backbone, file = config.backbone, Path(config.backbone.backbone or "")
-    if file.is_file():  # replicas run in another folder
-        backbone = replace(backbone, backbone=str(file.absolute()))
-    shared = replace(config, data=data, backbone=backbone)
-    nodes = _living_nodes(ray)
+    replica = config, store.fingerprint, Path.cwd()
     # only the pool refers to the replicas: one that it drops ends and frees its slot
-    pool = ActorPool([actor.remote(shared, store.fingerprint) for _ in range(count)])
-    files = [replace(video, path=video.path.absolute()) for video in videos]
-    for first in range(0, len(files), size):
-        task = first, files[first : first + size], folder
+    pool = ActorPool([actor.remote(*replica) for _ in range(count)])
+    for first in range(0, len(videos), size):
+        task = first, videos[first : first + size], folder
         pool.submit(lambda replica, task: replica.extract.remote(*task), task)
     while pool.has_next():
         check_interrupt()
@@ -140,19 +136,8 @@ def _chunks(
         except TimeoutError:
             continue
         yield chunk
-        before, nodes = nodes, _living_nodes(ray)
-        if nodes < before:
-            say(
-                f"warning: {before - nodes} of {before} nodes of the Ray cluster were lost; "
-                "the others repeat their chunks"
-            )
         if pool.has_free():  # nothing waits: free the slot for one that restarts
             pool.pop_idle()
-
-
-def _living_nodes(ray: Any) -> int:
-    """The number of living nodes."""
-    return sum(node["Alive"] for node in ray.nodes())
 
 
 @contextmanager

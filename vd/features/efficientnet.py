@@ -98,19 +98,13 @@ def architecture(variant: str) -> list[Block]:
         repeats = stage.repeats
         if stage not in (_STAGES[0], _STAGES[-1]):
             repeats = math.ceil(repeats * scaling.depth)
-        filters = _scaled_filters(stage.filters, scaling.width)
+        filters = int(stage.filters * scaling.width + 4) // 8 * 8  # nearest multiple
         for repeat in range(repeats):
             stride = stage.stride if repeat == 0 else 1
             convs = _bottleneck(len(blocks) - 1, stage, stride, inputs, filters)
             blocks.append(Block(convs, residual=stride == 1 and inputs == filters))
             inputs = filters
     return [*blocks, Block((Conv("head", ("_conv_head", "_bn1"), FEATURES),))]
-
-
-def _scaled_filters(filters: int, width: float) -> int:
-    """The multiple of 8 nearest to `filters · width`, but at least 90 % of it."""
-    scaled = max(8, int(filters * width + 4) // 8 * 8)
-    return scaled if scaled >= 0.9 * filters * width else scaled + 8
 
 
 def _bottleneck(
@@ -213,11 +207,12 @@ def _quantized_convolution(
     steps_O = np.maximum(steps_O, np.abs(bias) / (scale * 2**30)).clip(1e-12)
     integers = np.round(kernel / steps_O[:, None, None, None]).astype(np.int8)
     biases_O = np.round(bias / (steps_O * scale)).astype(np.int32)
+    zeros_O = np.zeros(len(bias), np.int32)
     weights = graph.dequantized(
-        graph.constant(integers), steps_O, np.zeros(len(bias), np.int8), axis=0
+        graph.constant(integers), steps_O, zeros_O.astype(np.int8), axis=0
     )
     offsets = graph.dequantized(
-        graph.constant(biases_O), steps_O * scale, np.zeros(len(bias), np.int32), axis=0
+        graph.constant(biases_O), steps_O * scale, zeros_O, axis=0
     )
     return graph.convolution(x, conv, weights, offsets)
 
@@ -247,13 +242,8 @@ class _Graph:
 
     def convolution(self, x: str, conv: Conv, kernel: str, bias: str) -> str:
         """Append a convolution with TensorFlow's SAME padding."""
-        return self.add(
-            "Conv",
-            *(x, kernel, bias),
-            auto_pad="SAME_UPPER",
-            strides=[conv.stride, conv.stride],
-            group=conv.groups,
-        )
+        padded = {"auto_pad": "SAME_UPPER", "strides": [conv.stride, conv.stride]}
+        return self.add("Conv", x, kernel, bias, group=conv.groups, **padded)
 
     def dequantized(self, x: str, scale: Any, zero: Any, axis: int = 1) -> str:
         """(x − zero) · scale of an integer tensor; `zero` has its type."""

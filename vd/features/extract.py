@@ -61,17 +61,15 @@ def extract(
     videos: Sequence[Video],
     config: Config,
     backbone: Backbone,
-    verify: bool = False,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
     only_stored: bool = False,
 ) -> tuple[FeatureStore, Ledger]:
     """Bring the store up to date with `videos`; returns it and the ledger.
 
-    Videos with stored features are skipped by content hash; `verify` first reads every
-    record and drops damaged shards. Files that `vd scan` quarantined are not decoded again.
-    The engine is built only when a video is missing. Raises `VdError` when the disk is too
-    small; with `only_stored` when a video has no features. Waits for another process that
-    writes into the store.
+    Videos with stored features are skipped by content hash; files that `vd scan`
+    quarantined are not decoded again. The engine is built only when a video is missing.
+    Raises `VdError` when the disk is too small; with `only_stored` when a video has no
+    features. Waits for another process that writes into the store.
     """
     dim = backbone.dim or make_engine(backbone, config.backbone.engine).dim
     store = open_store(config.data.cache_dir, backbone, dim)
@@ -88,9 +86,9 @@ def extract(
             f"{len(videos)} videos, and several processes extract none; run vd extract "
             "with the same --cache-dir first."
         )
-    if verify or decoding.pending(stored()):
+    if decoding.pending(stored()):
         with lock(store.directory / ".lock", "an extraction", wait=True):
-            store.recover(verify)  # another writer may have added shards
+            store.recover()  # another writer may have added shards
             while missing := decoding.pending(stored()):
                 _extract_missing(missing, store, backbone, decoding, config, executor)
     store.write_metadata()  # also when the files were deleted

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -96,18 +97,14 @@ class RecordFormat:
 
     def __init__(self, streams: int, dim: int) -> None:
         self._size = streams * dim
-        raw = tfds.features.Encoding.BYTES
+        tensor = partial(tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES)
         self.features = tfds.features.FeaturesDict(
             {
                 "id": tfds.features.Text(),
                 "view": tfds.features.Scalar(np.int32),
                 "part": tfds.features.Scalar(np.int32),
-                "features": tfds.features.Tensor(
-                    shape=(None, streams, dim), dtype=np.float16, encoding=raw
-                ),
-                "seconds": tfds.features.Tensor(
-                    shape=(None,), dtype=np.float64, encoding=raw
-                ),
+                "features": tensor(shape=(None, streams, dim), dtype=np.float16),
+                "seconds": tensor(shape=(None,), dtype=np.float64),
             }
         )
         self._serializer = tfds.core.example_serializer.ExampleSerializer(

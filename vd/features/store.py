@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from jaxtyping import Float16, Float64, Int
 
-from vd.console import say, track
+from vd.console import say
 from vd.data.outcome import Outcome, outcome_from_row
 from vd.data.streams import stream_settings
 from vd.errors import VdError
@@ -73,16 +72,13 @@ class FeatureStore:
         self._writer: ShardWriter | None = None
         self._read_new_indexes()
 
-    def recover(self, verify: bool = False) -> list[int]:
+    def recover(self) -> None:
         """Drop damaged shards and remove what killed writers left. The caller holds the lock.
 
-        Shards that another writer added meanwhile are read first; with `verify` every
-        record is read. Returns the numbers of the dropped shards.
+        Shards that another writer added meanwhile are read first.
         """
         self._read_new_indexes()
-        if verify:
-            self._verify()
-        dropped, self.damaged = sorted(set(self.damaged)), []
+        dropped, self.damaged = self.damaged, []
         for number in dropped:
             say(
                 f"warning: shard {number} of {self.directory} is missing or damaged; its "
@@ -90,24 +86,7 @@ class FeatureStore:
             )
             self._index(number).unlink(missing_ok=True)
             self._shard(number).unlink(missing_ok=True)
-        if dropped:
-            self.rows, self.lengths = {}, []
-            self._read_new_indexes()
         remove_orphans(self.directory)
-        return dropped
-
-    def _verify(self) -> None:
-        """Read every record; the shards of unreadable ones are damaged."""
-        with track("verifying", len(self.rows), "videos") as ticker:
-            for row in self.rows.values():
-                try:
-                    for part, view in product(range(row.parts), range(row.views)):
-                        self._read_part(row, view, part)
-                except VdError:
-                    self.damaged.append(row.shard)
-                ticker.advance()
-        count = len(set(self.damaged)) or "none"
-        say(f"verified {len(self.lengths)} shards: {count} damaged")
 
     def add(
         self, video_id: str, outcome: Outcome, engine: str, parts: Iterable[Part] = ()
@@ -200,8 +179,8 @@ class FeatureStore:
         except (DecodeError, RuntimeError, ValueError, LookupError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise VdError(
-                f"{self.directory} is damaged ({reason}); run vd extract --verify, which "
-                "extracts the damaged videos again."
+                f"{self._shard(stored.shard)} is damaged ({reason}); delete it and run vd "
+                "extract: its videos are extracted again."
             ) from error
 
     def write_metadata(self) -> None:
@@ -238,7 +217,7 @@ class FeatureStore:
 
     def _read_new_indexes(self) -> None:
         """Read the indexes that were added since, up to the last one."""
-        indexes = self.directory.glob(f"index-{'[0-9]' * 5}.csv")
+        indexes = self.directory.glob("index-*.csv")
         last = max((int(path.stem[-5:]) for path in indexes), default=-1)
         for number in range(len(self.lengths), last + 1):
             rows = self._read_index(number)

@@ -22,11 +22,6 @@ class Calibration:
     threshold_source: str
     false_alarm_threshold: float | None = None  # at FALSE_ALARMS; None: not fitted
 
-    @property
-    def uninformative(self) -> bool:
-        """Whether the fit took the largest temperature: logits hardly separate the classes."""
-        return self.temperature > 0.999 * _TEMPERATURES[1]  # the fit ends just below
-
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """Probability of violence from raw logits, in float64."""
         result: np.ndarray = expit(np.asarray(logit_N, np.float64) / self.temperature)

@@ -18,10 +18,7 @@ def focal_loss(
     focal_alpha: float,
     focal_gamma: float,
 ) -> Float[Array, " B"]:
-    """Focal loss of each clip (Lin et al. 2017, eq. 5).
-
-    alpha weighs the violent class, 1 − alpha the other; gamma 0 is weighted cross-entropy.
-    """
+    """Focal loss of each clip (Lin et al. 2017, eq. 5); alpha weighs the violent class."""
     return optax.sigmoid_focal_loss(
         logits_B, targets_B, alpha=focal_alpha, gamma=focal_gamma
     )
@@ -33,10 +30,9 @@ def clip_losses(
     labels_B: Shaped[Array | np.ndarray, " B"],
     settings: TrainingConfig,
 ) -> Float[Array, " B"]:
-    """Loss of each clip against its smoothed target; `loss` None is the focal loss.
+    """Loss of each clip against its smoothed target (Szegedy et al. 2016, two classes).
 
-    Targets are y(1 − ε) + ε/2 (Szegedy et al. 2016, two classes). A loss gets the settings
-    that it names among its arguments.
+    A loss gets the settings that it names among its arguments; None is the focal loss.
     """
     loss, epsilon = loss or focal_loss, settings.label_smoothing
     targets_B = jnp.asarray(labels_B) * (1.0 - epsilon) + epsilon / 2
@@ -48,10 +44,9 @@ def clip_losses(
 def even_logit(
     loss: Callable[..., Any] | None, settings: TrainingConfig, share: float
 ) -> float:
-    """The logit of least mean loss where a `share` of the clips is violent.
+    """The logit of least mean loss for clips of which a `share` is violent and no more known.
 
-    That is the logit of a clip of which nothing is known: 0 for cross-entropy of balanced
-    classes, below it where the loss weighs violent clips less.
+    0 for cross-entropy of balanced classes, below it where violent clips weigh less.
     """
     logit_C = np.linspace(-8, 8, 3201, dtype=np.float32)
     loss_C = np.zeros(len(logit_C))

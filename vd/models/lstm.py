@@ -29,10 +29,9 @@ def _product_fwd(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _product_bwd(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    """Gradients as products of the arrays as they lie in memory, without a transpose.
+    """Gradients as products of the arrays as they lie in memory.
 
-    JAX forms a weight gradient as the transpose of dyᵀ·x, for which XLA's CPU compiler may
-    copy a whole array first.
+    JAX's own is the transpose of dyᵀ·x, for which XLA on a CPU may copy an array first.
     """
     x, weight = saved
     dx = jnp.tensordot(dy, weight, (-1, 1))
@@ -56,18 +55,11 @@ def dense(features: int, name: str, dtype: Any = jnp.float32, **more: Any) -> nn
 
 
 class _Factors(NamedTuple):
-    """Partial derivatives at each frame, the factors of the gradient.
+    """Partial derivatives at each frame, the factors of the gradient."""
 
-    by_gates: of the cell c by the inputs of i, f and g, of the output h by that of o.
-    h_by_c: of h by c. c_by_c: of c by the cell before.
-    """
-
-    by_gates_BxTx8H: Array
+    by_gates_BxTx8H: Array  # of the cell c by the inputs of i, f, g; of h by that of o
     h_by_c_BxTx2H: Array
-    c_by_c_BxTx2H: Array
-
-
-Residuals = tuple[Array, _Factors, Array, Array]  # what the backward pass needs
+    c_by_c_BxTx2H: Array  # of the cell by the one before
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -93,10 +85,9 @@ def _forward(
     dtype: Any,
     keep: bool,
 ) -> tuple[Array, _Factors]:
-    """Outputs and, with `keep`, the factors, computed while a frame is in the cache.
+    """Outputs and, with `keep`, the factors; those by gates overwrite the gates' inputs.
 
-    Each step reads and writes its frames in place: a scan would reverse, split and transpose
-    whole arrays. The factors by gates overwrite the gates' inputs.
+    Each step reads and writes its frames in place: a scan would transpose whole arrays.
     """
     batch, frames = mask_BxT.shape
     hidden = recurrent_2xHx4H.shape[1]
@@ -117,14 +108,18 @@ def _forward(
             h = mask * o * tanh_c
             h_BxTx2H = _write(h_BxTx2H, h, time, d)
             if keep:
-                by_gates = (
+                by_gates, h_by_c, c_by_c = factors
+                parts = (
                     mask * g * i * (1 - i),
                     mask * before * f * (1 - f),
                     mask * i * (1 - g**2),
                     mask * tanh_c * o * (1 - o),
                 )
-                by_c = o * (1 - tanh_c**2), mask * f
-                factors = _keep(factors, by_gates, by_c, time, d)
+                for gate, part in enumerate(parts):  # one by one: without a copy
+                    by_gates = _write(by_gates, part, time, 4 * d + gate)
+                h_by_c = _write(h_by_c, o * (1 - tanh_c**2), time, d)
+                c_by_c = _write(c_by_c, mask * f, time, d)
+                factors = _Factors(by_gates, h_by_c, c_by_c)
             after.append((h, c))
         return tuple(after), h_BxTx2H, factors
 
@@ -141,32 +136,16 @@ def _activate(inputs_Bx4H: Array) -> Array:
     return jnp.where(gate_1x4H == 2, jnp.tanh(inputs_Bx4H), sigmoid(inputs_Bx4H))
 
 
-def _keep(
-    factors: _Factors, by_gates: Any, by_c: Any, time: Any, direction: int
-) -> _Factors:
-    """The factors after one frame of one direction; written gate by gate, without a copy."""
-    by_gates_BxTx8H, h_by_c_BxTx2H, c_by_c_BxTx2H = factors
-    for gate, part in enumerate(by_gates):
-        by_gates_BxTx8H = _write(by_gates_BxTx8H, part, time, 4 * direction + gate)
-    return _Factors(
-        by_gates_BxTx8H,
-        _write(h_by_c_BxTx2H, by_c[0], time, direction),
-        _write(c_by_c_BxTx2H, by_c[1], time, direction),
-    )
-
-
 def _fwd(
     inputs_BxTx8H: Array, mask_BxT: Array, recurrent_2xHx4H: Array, dtype: Any
-) -> tuple[Array, Residuals]:
+) -> tuple[Array, Any]:
     h_BxTx2H, factors = _forward(
         inputs_BxTx8H, mask_BxT, recurrent_2xHx4H, dtype, keep=True
     )
     return h_BxTx2H, (h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H)
 
 
-def _bwd(
-    dtype: Any, residuals: Residuals, dh_BxTx2H: Array
-) -> tuple[Array, Array, Array]:
+def _bwd(dtype: Any, residuals: Any, dh_BxTx2H: Array) -> tuple[Array, Array, Array]:
     """Backpropagation through time; weight gradients are one product each after it."""
     h_BxTx2H, factors, mask_BxT, recurrent_2xHx4H = residuals
     batch, frames = mask_BxT.shape

@@ -1,7 +1,6 @@
 """A user's own head, loss and augmentation, and how a run finds them again.
 
-A run records the import path `package.module:Name` of each, and the file that defines it.
-Restoring imports it by that path, also from the folder where it was.
+A run records the import path `package.module:Name` and the file of each.
 """
 
 import json
@@ -30,15 +29,13 @@ _BUILT_IN = {
 
 
 class Plugins(NamedTuple):
-    """What a run trains with beside its settings; None is what vd has.
+    """What a run trains with beside its settings; None is what vd has."""
 
-    head: a subclass of `vd.models.head.Head`, or a partial of one with its own settings.
-    loss: (logits_B, targets_B, named settings of training) → losses_B.
-    augmentation: (batch, a key for each clip) → batch.
-    """
-
+    # a subclass of Head, or a partial of one with its own settings
     head: "Callable[[ModelConfig], Head] | None" = None
+    # (logits_B, targets_B, named settings of training) → losses_B
     loss: Callable[..., Any] | None = None
+    # (batch, a key for each clip) → batch
     augmentation: Callable[..., Any] | None = None
 
     def make_head(self, config: ModelConfig) -> "Head":
@@ -50,9 +47,7 @@ class Plugins(NamedTuple):
     def identity(self) -> dict[str, dict[str, Any]]:
         """Import path of each, and the head's own settings, for a run's identity."""
         identity: dict[str, dict[str, Any]] = {
-            kind: {
-                "import": _BUILT_IN[kind] if plugin is None else _find(kind, plugin)[0]
-            }
+            kind: {"import": _find(kind, plugin)[0]}
             for kind, plugin in self._asdict().items()
         }
         if self.head is not None:
@@ -62,11 +57,8 @@ class Plugins(NamedTuple):
         return identity
 
     def files(self) -> dict[str, str | None]:
-        """The file that defines each."""
-        return {
-            kind: None if plugin is None else str(_find(kind, plugin)[1])
-            for kind, plugin in self._asdict().items()
-        }
+        """The file that defines each; None is what vd has."""
+        return {kind: _find(kind, plugin)[1] for kind, plugin in self._asdict().items()}
 
 
 BUILT_IN = Plugins()
@@ -74,7 +66,7 @@ BUILT_IN = Plugins()
 
 def recorded_plugin(values: Mapping[str, Any], kind: str) -> Any:
     """The head, loss or augmentation in a run's config.json; None is what vd has."""
-    file = values["part_files"].get(kind)
+    file = values["part_files"][kind]
     if file is None:
         return None
     identity = values["identity"][kind]
@@ -103,6 +95,11 @@ def import_head(path: str) -> "type[Head]":
     """The class that `--head` names; raises `VdError` unless it is a head."""
     from vd.models.head import Head
 
+    if ":" not in path:
+        raise VdError(
+            f"--head {path} names no class in a module; give package.module:Name, for "
+            "example my_head:MyHead for the class MyHead in my_head.py."
+        )
     head = import_plugin(path, f"--head {path}", Path.cwd())
     if not (isinstance(head, type) and issubclass(head, Head)):
         raise VdError(
@@ -146,13 +143,16 @@ def own_fields(head: "type[Head]") -> dict[str, Any]:
     return {f.name: f.default for f in fields(head) if f.name not in common}
 
 
-def _find(kind: str, plugin: Any) -> tuple[str, Path]:
+def _find(kind: str, plugin: Any) -> tuple[str | None, str | None]:
     """Import path and file; raises `VdError` when it could not be imported again."""
+    if plugin is None:
+        return _BUILT_IN[kind], None
     if isinstance(plugin, partial):  # a head with its own settings
         plugin = plugin.func
     try:
-        module = sys.modules[plugin.__module__]
-        restorable = attrgetter(plugin.__qualname__)(module) is plugin
+        name, path = plugin.__module__, plugin.__qualname__
+        module = sys.modules[name]
+        restorable = attrgetter(path)(module) is plugin
         file = Path(str(module.__file__)).absolute()
     except (AttributeError, KeyError):
         restorable = False
@@ -161,7 +161,6 @@ def _find(kind: str, plugin: Any) -> tuple[str, Path]:
             f"the {kind} {plugin!r} is not a class or function at the top of a .py file, so "
             "it could not be restored; move it into one and import it from there."
         )
-    name = plugin.__module__
     if name == "__main__":  # the script that was started, by its file or as python -m
         name = module.__spec__.name if module.__spec__ else file.stem
-    return f"{name}:{plugin.__qualname__}", file
+    return f"{name}:{path}", str(file)

@@ -7,6 +7,7 @@ other clips in its batch, nor on the devices that trained.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +31,7 @@ class Windows(NamedTuple):
 
 
 def score(
-    head: Head,
-    params: Params,
-    views: Iterable[Sequence[Float16[np.ndarray, "F D"]]],
+    head: Head, params: Params, views: Iterable[Sequence[Float16[np.ndarray, "F D"]]]
 ) -> Float64[np.ndarray, " N"]:
     """Logit of each video: the mean over its views (usually one) and their windows."""
     return score_batches(head, params, window_batches(views, head.config.clip_frames))
@@ -72,15 +71,13 @@ def window_batches(
     views: Iterable[Sequence[Float16[np.ndarray, "F D"]]], clip_frames: int
 ) -> Iterator[Windows]:
     """Batches of SCORING_BATCH windows; the last is filled with rows that are not scored."""
-    rows: list[tuple[int, np.ndarray]] = []
-    for owner, videos_views in enumerate(views):
-        for features_FxD in videos_views:
-            for frames in scoring_windows(len(features_FxD), clip_frames):
-                rows.append((owner, features_FxD[frames]))
-                if len(rows) == SCORING_BATCH:
-                    yield _stack(rows, clip_frames)
-                    rows = []
-    if rows:
+    windows = (
+        (owner, features_FxD[frames])
+        for owner, views_of_one in enumerate(views)
+        for features_FxD in views_of_one
+        for frames in scoring_windows(len(features_FxD), clip_frames)
+    )
+    while rows := list(islice(windows, SCORING_BATCH)):
         yield _stack(rows, clip_frames)
 
 

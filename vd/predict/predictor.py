@@ -9,13 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from vd import plots
 from vd.config import DecodeConfig, EngineName
 from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
 from vd.devices import prepare_jax
-from vd.errors import VdError
 from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
@@ -135,19 +133,3 @@ def sliding_windows(
                 middles.append(start + window / 2)
                 windows.append(frames)
     return np.array(middles), windows
-
-
-def draw_timeline(
-    run_dir: Path,
-    video: Path,
-    picture: Path,
-    violent_spans: Sequence[tuple[float, float]] = (),
-) -> None:
-    """Draw the probability of violence over a video; known violent spans are shaded.
-
-    Raises `VdError` when the video cannot be decoded.
-    """
-    timeline = Predictor(run_dir).timeline(video)
-    if timeline is None:
-        raise VdError(f"{video} cannot be decoded; run vd scan on it to see why.")
-    plots.save(plots.timeline(*timeline, violent_spans), picture)

@@ -30,6 +30,12 @@ from vd.training.run_folder import read_config, videos_of
 
 DASH = "–"
 MISTAKES = 12
+_PICTURES = {
+    "curves": "Learning curves",
+    "confusion": "Confusion matrix of the tested clips",
+    "roc": "ROC curve of the tested clips",
+    "reliability": "Reliability of the tested clips",
+}
 
 
 class RunFacts:
@@ -80,8 +86,6 @@ def report(
     pooled = pooled_by_seed(members)
     wrong = _mistakes(list(pooled.values()))
     shown = wrong[: mistakes or MISTAKES]
-    curves = {f"seed {seed}": predictions for seed, predictions in pooled.items()}
-    figures = pictures(curves, "Confusion at the threshold")
     values = {
         "title": f"Report of {folder.resolve().name}",
         "dataset": dataset_name(facts.config.data.dataset_path),
@@ -89,10 +93,6 @@ def report(
         "described": facts.described,
         "metrics": METRICS,
         "defaults": to_json(Config(DataConfig(dataset_path=Path(DASH)))),
-        "pictures": [
-            images.picture(plots.png(figure), "png", f"{name} of the tested clips")
-            for name, figure in figures.items()
-        ],
         "tested": len(next(iter(pooled.values())).paths),
         "seeds": len(pooled),
         "mistakes": len(wrong),
@@ -101,38 +101,48 @@ def report(
         "frames": _frames(shown, facts, dataset_path) if mistakes else {},
     }
     if members[0].fold is None:
-        page = render("vd.report", "run.html.j2", values | _of_run(facts))
+        template, own = "run.html.j2", _of_run(facts)
     else:
-        own = _of_crossval(folder, members, facts)
-        page = render("vd.report", "crossval.html.j2", values | own)
+        template, own = "crossval.html.j2", _of_crossval(folder, members, pooled)
+    own["pictures"] = {
+        name: images.picture(content, "png", _PICTURES[name])
+        for name, content in own["pictures"].items()
+    }
+    page = render("vd.report", template, values | own)
     write_text(path, page)
     return path
 
 
 def _of_run(facts: RunFacts) -> dict[str, Any]:
-    """What only the page of a run has."""
+    """What only the page of a run has; its pictures are those in the folder."""
     hours = facts.evaluations["test"].get("nonviolent_hours")
-    curves = plots.learning_curves({"": facts.rows})
+    files = {name: facts.folder / f"{name}.png" for name in _PICTURES}
     return {
         "limits": run_limits(facts),
         "nonviolent": duration(3600 * hours) if hours else None,
-        "curves": images.picture(plots.png(curves), "png", "Learning curves"),
+        "pictures": {
+            n: file.read_bytes() for n, file in files.items() if file.exists()
+        },
     }
 
 
 def _of_crossval(
-    folder: Path, members: Sequence[Member], first: RunFacts
+    folder: Path, members: Sequence[Member], pooled: Mapping[int, Predictions]
 ) -> dict[str, Any]:
-    """What only the page of a cross-validation has."""
+    """What only the page of a cross-validation has; its pictures are of all members."""
     remedy = "run its vd crossval command again to write it again"
     values = read_json(folder / "crossval.json", remedy)
-    accuracy = values["over_seeds"]["accuracy"]
+    accuracy, first = values["over_seeds"]["accuracy"], RunFacts(members[0].run_dir)
     rows = curve([member.run_dir for member in members])
-    curves = plots.bands({folder.resolve().name: rows}, PANELS)
+    seeds = {f"seed {seed}": predictions for seed, predictions in pooled.items()}
+    figures = {
+        "curves": plots.bands({folder.resolve().name: rows}, PANELS),
+        **pictures(seeds, "Confusion at the threshold"),
+    }
     return {
         "limits": list(_limits(values, accuracy["mean"], accuracy["ci95"], first)),
         "values": values,
-        "curves": images.picture(plots.png(curves), "png", "Learning curves"),
+        "pictures": {name: plots.png(figure) for name, figure in figures.items()},
     }
 
 

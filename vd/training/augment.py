@@ -27,10 +27,7 @@ def augment(
     axis: str | None,
     own: Callable[..., Any] | None = None,
 ) -> "Batch":
-    """The batch after each augmentation that is on, and after a user's own.
-
-    `axis` is that of the devices, over which the global batch lies.
-    """
+    """The batch after each augmentation that is on, and a user's own; `axis`: of devices."""
     for purpose, (setting, function) in enumerate(AUGMENTATIONS.items()):
         if config.augmentation and (strength := getattr(config, setting)):
             keys_B = clip_keys(config.seed, step, batch.index_B, _LARGEST - purpose)

@@ -26,9 +26,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Batches from `first_step` to the run's last step, made ahead by Grain.
 
-    Each is split over the `devices` of this process. `rows` are the rows of the global batch
-    that this process makes (None: all). Every epoch has a new order of the videos; those
-    that do not fill its last batch are left out of it.
+    Each is the `rows` of the global batch (None: all), split over this process's `devices`.
+    Every epoch has a new order of the videos; what fills no batch at its end is left out.
     """
     per_epoch = len(data) // batch_size
     row_B = np.array(rows or range(batch_size))

@@ -43,13 +43,10 @@ class Checkpoint:
 
 
 class _LastTwoAndTheirBest(PreservationPolicy):
-    """Keeps the last two checkpoints, and the best one that each of them names.
-
-    `best_of` has the best epoch that a checkpoint names. Where it is not known, as in a
-    folder that this process has not restored, nothing is deleted.
-    """
+    """Keeps the last two checkpoints, and the best one that each of them names."""
 
     def __init__(self) -> None:
+        # by epoch; where one is not known, as before a restoration, nothing is deleted
         self.best_of: dict[int, int] = {}
 
     def should_preserve(
@@ -76,9 +73,8 @@ class Checkpoints:
             self._folder.mkdir(exist_ok=True)
         # every error reaches us as an exception; the filter is added once
         logging.getLogger("absl").addFilter(_is_not_from_orbax)
-        alone = None  # process 0 of several saves without the others
-        if jax.process_count() > 1:
-            alone = {jax.process_index()}
+        # process 0 of several saves without the others
+        alone = {jax.process_index()} if jax.process_count() > 1 else None
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_names=("params", "rest", "info"),
@@ -95,10 +91,7 @@ class Checkpoints:
         )
 
     def save(self, at: Checkpoint) -> None:
-        """Start writing a checkpoint; the previous write is finished first.
-
-        The checkpoint of a whole epoch replaces one that was saved within it.
-        """
+        """Start writing a checkpoint, after the previous write."""
         state = jax.device_get(at.state)
         rest = {"step": state.step, "opt_state": state.opt_state}
         info = {"stopping": asdict(at.stopping), "sums": asdict(at.sums)}
@@ -108,7 +101,7 @@ class Checkpoints:
             "info": _sha256_json(info),
         }
         self.wait()
-        if at.epoch in self._manager.all_steps():
+        if at.epoch in self._manager.all_steps():  # one that was saved within the epoch
             self._manager.delete(at.epoch)
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
@@ -146,8 +139,7 @@ class Checkpoints:
     def restore_last(self, like: TrainState) -> Checkpoint | None:
         """The newest whole checkpoint in the form of `like`, or None.
 
-        Damaged ones are set aside with a warning. Raises `VdError` when the best one is
-        damaged: no other checkpoint can replace it.
+        Damaged ones are set aside with a warning; a damaged best one is a `VdError`.
         """
         rest_like = {"step": like.step, "opt_state": like.opt_state}
         epochs = sorted(self._manager.all_steps(), reverse=True)
@@ -178,6 +170,7 @@ class Checkpoints:
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
         """The best parameters and their epoch, as the newest checkpoint names it."""
+        self.wait()
         last = self._manager.latest_step()
         if last is None:
             raise VdError(
@@ -206,8 +199,6 @@ class Checkpoints:
         like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(like)})
         restored = self._read(epoch, args)[name]
-        if jax.tree.map(np.shape, restored) != jax.tree.map(np.shape, like):
-            raise self._damaged(epoch, "its shapes are not those of config.json")
         if _sha256(restored) != self._info(epoch)["sha256"][name]:
             raise self._damaged(epoch, "its checksum differs")
         return restored

@@ -1,8 +1,7 @@
 """Several processes that train one model: all run one program over all devices.
 
-Process 0 alone locks the run folder, restores, validates, decides and saves; it broadcasts
-what it decided. A process that fails ends at once, and JAX then ends the others, which miss
-its heartbeat.
+Process 0 alone locks the run folder, restores, validates, decides, saves, and broadcasts.
+A process that fails ends at once; JAX then ends the others, which miss its heartbeat.
 """
 
 import os
@@ -93,13 +92,7 @@ def _initialize(run: RunConfig) -> Processes:
             "and --process-id."
         ) from error
     prepare_jax(run.devices or most_cpu_devices())
-    own, count = jax.local_device_count(), jax.process_count()
-    if len(jax.devices()) != count * own:
-        raise VdError(
-            f"this process has {own} devices and others have another number; give all "
-            "processes as many by --devices."
-        )
-    return Processes(jax.process_index(), count)
+    return Processes(jax.process_index(), jax.process_count())
 
 
 def processes() -> Processes:

@@ -47,11 +47,19 @@ class FeatureSet:
         self.dim = store.streams * store.dim
         rows_N = self.views * self.frames_N
         self._offset_N = np.cumsum(rows_N) - rows_N
-        self._memory = self._load(share)
-        if self._memory is None:
-            store.open()
+        self._memory: Float16[np.ndarray, "R D"] | None = None
         self._take: Callable[[Any], Any] | None = None
-        if self._memory is not None and fits(self._memory.nbytes, devices):
+        size = int(rows_N.sum()) * self.dim * np.float16().itemsize
+        if size > usable_memory() * share:
+            store.open()
+            return
+        self._memory = np.empty((int(rows_N.sum()), self.dim), np.float16)
+        with track("features into memory", len(self), "videos") as ticker:
+            for index, video in enumerate(self.videos):
+                for view in range(self.views):
+                    self.read(index, view)[:] = store.read(video.id, view)
+                ticker.advance()
+        if fits(size, devices):
             self._take = take_on(devices, self._memory)
 
     def __len__(self) -> int:
@@ -110,46 +118,22 @@ class FeatureSet:
         # "wrap": into `out` as it is, where "raise" goes by way of a copy
         return self._memory.take(rows_NxBxT, axis=0, out=features_NxBxTxD, mode="wrap")
 
-    def _load(self, share: float) -> Float16[np.ndarray, "R D"] | None:
-        """Every frame of every view in one array; None if it takes more than its share."""
-        rows = int(self.views * self.frames_N.sum())
-        if rows * self.dim * np.float16().itemsize > usable_memory() * share:
-            return None
-        memory = np.empty((rows, self.dim), np.float16)
-        with track("features into memory", len(self), "videos") as ticker:
-            for index, video in enumerate(self.videos):
-                for view in range(self.views):
-                    start = self._offset_N[index] + view * self.frames_N[index]
-                    memory[start : start + self.frames_N[index]] = self.store.read(
-                        video.id, view
-                    )
-                ticker.advance()
-        return memory
-
 
 def usable_memory(
     groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")
 ) -> int:
     """Bytes that this process may use: the machine's memory, or a control group's limit."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    lines = groups.read_text().splitlines() if groups.exists() else []
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers in ("", "memory"):
-            name = "memory.limit_in_bytes" if controllers else "memory.max"
-            group = Path(path.lstrip("/"))
-            for place in (group, *group.parents):
-                with contextlib.suppress(OSError, ValueError):  # none, or "max"
-                    limits.append(
-                        int((mounted / controllers / place / name).read_text())
-                    )
+    if groups.exists():
+        own = Path(groups.read_text().rpartition("::/")[2].strip())
+        for group in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                limits.append(int((mounted / group / "memory.max").read_text()))
     return min(limits)
 
 
 def host_array(shape: Sequence[int]) -> Float16[np.ndarray, "..."]:
-    """An uninitialised array that JAX uses on a CPU without copying it.
-
-    Split over several devices, each part of a multiple of 64 bytes is not copied either.
-    """
+    """An uninitialised array that JAX uses on a CPU without copying it, nor parts of it."""
     size = math.prod(shape) * np.float16().itemsize
     raw = np.empty(size + _ALIGNED, np.uint8)
     begin = -raw.ctypes.data % _ALIGNED

@@ -62,17 +62,25 @@ class EpochSums:
 class MetricsLog:
     """metrics.jsonl, a line an epoch, and the same for TensorBoard."""
 
-    def __init__(self, run_dir: Path, epoch: int, earlier: Sequence[Row] = ()) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        epoch: int,
+        phase: str | None = None,
+        earlier: Sequence[Row] = (),
+    ) -> None:
         """Cut the file back to `epoch` lines, and write TensorBoard's file from them.
 
-        `earlier` are the lines of phases before this one, which stand first.
+        With a `phase` its lines alone are kept, behind those of the `earlier` ones.
         """
         from tensorboardX import SummaryWriter
 
         self._path = run_dir / "metrics.jsonl"
-        rows = [row for row in read_metrics(run_dir) if row["epoch"] <= epoch]
-        if len(rows) < epoch:
-            say(f"warning: {self._path} has {len(rows)} of the {epoch} epochs so far")
+        rows = [
+            row
+            for row in read_metrics(run_dir, every_phase=True)
+            if row.get("phase") == phase and row["epoch"] <= epoch
+        ]
         lines = [json.dumps(row) + "\n" for row in (*earlier, *rows)]
         write_text(self._path, "".join(lines))
         for old in run_dir.glob("events.out.tfevents.*"):
@@ -205,10 +213,7 @@ class Watch:
 
 
 def overfits(rows: Sequence[Row]) -> bool:
-    """Whether each of the last three epochs overfits.
-
-    Its training loss is below that of the best epoch, its validation loss 1.1 times as high.
-    """
+    """Whether the last three epochs train better than the best one, and validate 1.1× worse."""
     best = min(rows, key=lambda row: row["val_loss"], default={})
     recent = rows[-_OVERFIT_EPOCHS:]
     return len(recent) == _OVERFIT_EPOCHS and all(

@@ -50,7 +50,7 @@ from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet, fits
 from vd.training.log import EarlyStopping, EpochSums, MetricsLog, Row, Watch
-from vd.training.optimizer import learning_rates, make_optimizer, say_cut_warmup
+from vd.training.optimizer import learning_rates, make_optimizer
 from vd.training.step import (
     Batch,
     SharedStep,
@@ -113,14 +113,13 @@ def train(
     with ExitStack() as stack:
         lead = None
         if distributed.is_lead():
-            if not (phase and phase.ticker):
-                say_cut_warmup(settings, steps)
             checkpoints = stack.enter_context(Checkpoints(run_dir))
             at = checkpoints.restore_last(at.state) or at
             if at.epoch and not (phase and phase.ticker):
                 say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
-            earlier = phase.earlier if phase else ()
-            log = stack.enter_context(MetricsLog(run_dir, at.stopping.epoch, earlier))
+            of_phase = (phase.name, phase.earlier) if phase else ()
+            log = MetricsLog(run_dir, at.stopping.epoch, *of_phase)
+            stack.enter_context(log)
             if phase and phase.ticker:
                 watch = Watch(settings, rates, log.rows, phase.ticker, quiet=True)
             else:
@@ -202,7 +201,6 @@ class _Lead:
 
     def best(self, at: Checkpoint) -> Params:
         """The best parameters, restored."""
-        self.checkpoints.wait()
         params, best = self.checkpoints.restore_best(at.state.params)
         if not self.phase:
             say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")

@@ -22,28 +22,21 @@ def warmup_steps(config: TrainingConfig, steps_per_epoch: int) -> int:
     return max(steps // 5, 1) if steps > 1 else 0
 
 
-def say_cut_warmup(config: TrainingConfig, steps_per_epoch: int) -> None:
-    """Warn if the warmup is cut."""
+def learning_rates(
+    config: TrainingConfig, steps_per_epoch: int
+) -> Float32[np.ndarray, " steps"]:
+    """The rate of each step: linear warmup, then a cosine to 0 (Loshchilov, Hutter 2017)."""
+    steps = config.epochs * steps_per_epoch
     warmup = warmup_steps(config, steps_per_epoch)
     if warmup < config.warmup_epochs * steps_per_epoch:
         say(
             f"warning: --warmup-epochs {config.warmup_epochs} is not shorter than the run; "
-            f"warming up for {warmup} of its {config.epochs * steps_per_epoch} steps"
+            f"warming up for {warmup} of its {steps} steps"
         )
-
-
-def learning_rates(
-    config: TrainingConfig, steps_per_epoch: int
-) -> Float32[np.ndarray, " steps"]:
-    """The rate of each step: linear warmup to the peak, then a cosine to 0 at the last.
-
-    Loshchilov and Hutter, "SGDR" (2017).
-    """
-    steps = config.epochs * steps_per_epoch
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=warmup_steps(config, steps_per_epoch),
+        warmup_steps=warmup,
         decay_steps=steps,
     )
     return np.asarray(jax.jit(jax.vmap(schedule))(np.arange(steps)))

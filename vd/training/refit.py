@@ -111,7 +111,9 @@ def train_with_inner_folds(
     """
     training = _Training(config, clips, run_dir / "inner", devices, batch_size, plugins)
     held = inner_folds(clips.videos, config.splits.split_seed)
-    say("--refit: the validation clips are trained on too; inner folds validate instead")
+    say(
+        "--refit: the validation clips are trained on too; inner folds validate instead"
+    )
     inner = training.choose(held) if held else _without_folds(config)
     earlier = [
         row

@@ -232,20 +232,17 @@ def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
     # the suffix tells of a table that has moved
     is_table = dataset_path.is_file() or dataset_path.suffix == ".csv"
     root = dataset_path.parent if is_table else dataset_path
-    try:
-        videos = [
-            Video(
-                path=root / row["path"],
-                name=row["path"],
-                label=CLASSES.index(row["label"]),
-                split=row["split"],
-                group=row["group"],
-                id=row["id"],
-            )
-            for row in read_csv(path)
-        ]
-    except (KeyError, ValueError):  # another program has saved it
-        videos = []
+    videos = [
+        Video(
+            path=root / row["path"],
+            name=row["path"],
+            label=CLASSES.index(row["label"]),
+            split=row["split"],
+            group=row["group"],
+            id=row["id"],
+        )
+        for row in read_csv(path)
+    ]
     if dataset_fingerprint(videos) != read_config(run_dir)["identity"]["dataset"]:
         raise VdError(
             f"{path} is missing, damaged or changed; put back the file that training wrote, "
@@ -276,10 +273,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _git_revision() -> str | None:
     """The revision of the checkout that vd runs from, if it is one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True, timeout=10
-        ).strip()
-    except (OSError, subprocess.SubprocessError):
+    if shutil.which("git") is None:
         return None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None

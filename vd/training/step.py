@@ -24,7 +24,7 @@ AXIS = "devices"
 
 
 class Batch(NamedTuple):
-    """A batch as a step sees it; a global batch has a first axis more, the devices."""
+    """A batch as a step sees it; a global batch has the devices as a first axis."""
 
     features_BxTxD: Float16[Any, "*N B T D"]  # on the devices already, or on the host
     mask_BxT: Float32[Any, "*N B T"]
@@ -33,24 +33,18 @@ class Batch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Training state (no device axis), as saved in checkpoints.
+    """Training state (no device axis), as saved in checkpoints."""
 
-    `step` is the number of completed steps.
-    """
-
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # completed steps
     params: Params
     opt_state: optax.OptState
 
 
 class StepNumbers(NamedTuple):
-    """Settings that are arguments of the compiled step, by name.
-
-    Runs that differ in these alone share one program. `learning_rate` is that of this step.
-    """
+    """Settings that are arguments of the step: runs that differ in these share a program."""
 
     seed: UInt32[Any, ""]
-    learning_rate: Float32[Any, ""]
+    learning_rate: Float32[Any, ""]  # of this step
     focal_alpha: Float32[Any, ""]
     focal_gamma: Float32[Any, ""]
     label_smoothing: Float32[Any, ""]
@@ -80,10 +74,8 @@ def step_numbers(config: Config, devices: Sequence[jax.Device] = ()) -> StepNumb
     return jax.device_put(numbers, everywhere)
 
 
-def make_step(
-    config: Config, plugins: Plugins = BUILT_IN, axis: str | None = None
-) -> TrainStep:
-    """The step, a pure function; its means are also over the mapped `axis`, if any."""
+def make_step(config: Config, plugins: Plugins) -> TrainStep:
+    """The step of one device, a pure function; its means are over all mapped devices."""
 
     def step_fn(
         state: TrainState, batch: Batch, numbers: StepNumbers
@@ -91,7 +83,7 @@ def make_step(
         traced = with_settings(config, numbers._asdict())
         settings, head = traced.training, plugins.make_head(traced.model)
         optimizer = make_optimizer(settings)
-        batch = augment(batch, settings, state.step, axis, plugins.augmentation)
+        batch = augment(batch, settings, state.step, AXIS, plugins.augmentation)
 
         def loss_fn(params: Params) -> tuple[Array, Array]:
             keys_B = clip_keys(settings.seed, state.step, batch.index_B)
@@ -105,8 +97,7 @@ def make_step(
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, logits_B), grads = grad_fn(state.params)
         accuracy = jnp.mean((logits_B > 0) == (batch.labels_B > 0.5))
-        means = grads, loss, accuracy
-        grads, loss, accuracy = jax.lax.pmean(means, axis) if axis else means
+        grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(loss, accuracy, optax.tree.norm(grads))
@@ -134,27 +125,26 @@ def make_train_step(
 def _parallel_step(
     config: Config, devices: tuple[jax.Device, ...], plugins: Plugins
 ) -> TrainStep:
+    return _over(devices, make_step(config, plugins), (None, 0, None))
+
+
+def _over(devices: Sequence[jax.Device], step: Callable[..., Any], axes: Any) -> Any:
+    """The step on each of the devices; it reuses the memory of the state that it takes."""
     return jax.pmap(
-        make_step(config, plugins, AXIS),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=(None, None),
-        devices=list(devices),
-        donate_argnums=0,
+        step, AXIS, in_axes=axes, out_axes=None, devices=devices, donate_argnums=0
     )
 
 
 class SharedStep:
     """A step over the devices of all processes, which learn of each other's signals by it.
 
-    All call it equally often. The signal is read one step late, so that no device waits for
-    a host.
+    The signal is read one step late, so that no device waits for a host.
     """
 
     def __init__(
         self, config: Config, devices: Sequence[jax.Device], plugins: Plugins
     ) -> None:
-        step = make_step(config, plugins, AXIS)
+        step = make_step(config, plugins)
 
         def shared(
             state: TrainState, batch: Batch, numbers: StepNumbers, signal: Array
@@ -162,14 +152,7 @@ class SharedStep:
             return *step(state, batch, numbers), jax.lax.pmax(signal, AXIS)
 
         self._local = len(devices) // distributed.processes().count
-        self._parallel = jax.pmap(
-            shared,
-            axis_name=AXIS,
-            in_axes=(None, 0, None, 0),
-            out_axes=(None, None, None),
-            devices=list(devices),
-            donate_argnums=0,
-        )
+        self._parallel = _over(devices, shared, (None, 0, None, 0))
         self._signal, self._late = 0, None
 
     def __call__(
