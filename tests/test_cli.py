@@ -1,8 +1,6 @@
 """The command line: wrong values, pipes and signals are one sentence and an exit code."""
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -46,18 +44,6 @@ def test_a_file_in_place_of_a_folder_is_named_and_no_space_is_asked_for(
 
 
 @pytest.mark.slow
-def test_quickstart_checks_its_flags_before_it_renders(tmp_path):
-    script = Path(__file__).parents[1] / "experiments" / "quickstart.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--epochs", "0"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--epochs is 0" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error(trained, clips):
     files = sorted(str(path) for path in clips.rglob("*.mp4"))[:4]
     command = [*VD, "predict", *files, "--checkpoint-dir", str(trained[0] / "run")]
@@ -67,11 +53,6 @@ def test_a_reader_that_has_enough_is_no_error(trained, clips):
     assert b"Broken pipe" not in process.stderr.read()
     assert process.wait() == 141
     process.stderr.close()
-
-
-def test_an_unknown_flag_is_named():
-    printed = vd("train", "--dataset-path", "x", "--epoch", "3", code=2).stderr
-    assert "--epochs" in printed
 
 
 def test_the_defaults_are_the_recipe():

@@ -238,11 +238,6 @@ def test_csv_faults(tmp_path, text, words):
     assert all(word in str(caught.value) for word in words)
 
 
-def test_wrong_path(tmp_path):
-    with pytest.raises(VdError, match="does not exist"):
-        read(tmp_path / "nowhere")
-
-
 # what a file name can hold: bytes that are not UTF-8 come as lone low surrogates
 names = st.text(
     st.characters(exclude_characters="\0\r", exclude_categories=["Cs"])

@@ -54,7 +54,9 @@ def table_rows(notebook: Any) -> list[list[str]]:
 def altered(run: Path, to: Path, **evaluation: Any) -> Path:
     """What the notebook reads of `run`, with other figures in its evaluation."""
     to.mkdir()
-    for name in ("config.json", "metrics.jsonl", "predictions_test.csv"):
+    for name in (
+        "config.json", "splits.csv", "metrics.jsonl", "predictions_test.csv",
+    ):  # fmt: skip
         (to / name).write_bytes((run / name).read_bytes())
     result = json.loads((run / "evaluation_test.json").read_text())
     (to / "evaluation_test.json").write_text(json.dumps(result | evaluation))

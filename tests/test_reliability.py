@@ -60,7 +60,7 @@ left running. `python -m tests.test_reliability` prints this page.
   nothing that FFmpeg reads in it gives its length; it is `partial`, however much is missing, if the cut breaks a frame.
   Damage inside a GIF ends it there unnoticed. The header of FLV, and of Matroska without a DURATION tag, gives only
   the end of the longest stream. Where sound outlasts the picture, such a file is judged by its sound: a picture that
-  ends early counts as whole. Ogg files joined one after the other give all frames, but count as `partial`.
+  ends early counts as whole. Ogg, NUT and Y4M files joined one after the other give all frames, but count as `partial`.
 
 | kind | outcome | reason |
 |---|---|---|

@@ -234,6 +234,8 @@ def test_wrong_files_and_flags_are_one_sentence(run, tmp_path):
     for out in (tmp_path, run / "config.json"):
         with pytest.raises(VdError, match=r"must end in \.html"):
             report(run, out)
+    with pytest.raises(VdError, match="--dataset-path gone does not exist"):
+        report(run, dataset_path=Path("gone"))
     (run / "evaluation_val.json").write_text("{")
     with pytest.raises(VdError, match=r"^[^\n]*evaluation_val.json is damaged[^\n]*$"):
         report(run)

@@ -148,6 +148,20 @@ def test_a_clock_that_jumps_an_hour_adds_no_hour(tmp_path):
     assert result.span == pytest.approx(length + 4.0)
     assert len(sink.seconds) == 32
     assert len(sink.stretches) == 1  # and not 120
+    path.write_bytes(later.read_bytes() + source.read_bytes())  # FFmpeg's 26 hours
+    assert record(path)[1].span == pytest.approx(4.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_frames_that_are_reordered_late_keep_their_times(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 48, 64, 3), np.uint8)
+    ramp = np.add.outer(np.arange(48), np.arange(64))[..., None].repeat(3, axis=2)
+    images = [*noise, *[((ramp + 3 * i) % 256).astype(np.uint8) for i in range(100)]]
+    path = render(tmp_path / f"a.{suffix}", images, b_frames=3)
+    sink, result = record(path)
+    assert result.duration == pytest.approx(6.0, abs=1e-3)
+    steps = 25 * np.array(sink.seconds)
+    np.testing.assert_allclose(steps, steps.round(), atol=0.05)
 
 
 def test_one_stamp_far_ahead_loses_no_frame(tmp_path):

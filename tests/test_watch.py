@@ -13,7 +13,7 @@ from vd.config import TrainingConfig
 from vd.console import track
 from vd.errors import VdError
 from vd.training import loop
-from vd.training.log import EarlyStopping, Watch, overfits, read_metrics
+from vd.training.log import EarlyStopping, Watch, read_metrics
 
 ROW = {
     "epoch": 2, "step": 20, "train_loss": 0.5, "val_loss": 0.25, "val_accuracy": 0.75,
@@ -63,25 +63,6 @@ def test_a_terminal_has_one_line_that_is_gone_at_the_end(clock, monkeypatch):
     text = terminal.getvalue()
     assert "epoch 1/3, loss 0.1250" in text
     assert text.endswith("\x1b[2K")
-
-
-def curve(*pairs):
-    return [{"train_loss": train, "val_loss": val} for train, val in pairs]
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([], False),
-        (curve((9, 9), (8, 8), (7, 9), (6, 9), (5, 9)), True),
-        (curve((9, 9), (8, 8), (7, 9), (6, 9)), False),  # two epochs only
-        (curve((9, 9), (8, 8), (7, 9), (6, 8.7), (5, 9)), False),  # hardly worse
-        (curve((9, 9), (8, 8), (7, 9), (8, 9), (5, 9)), False),  # not learnt either
-        (curve((9, 9), (8, 8), (7, 9), (6, 9), (5, 7)), False),  # a new best
-    ],
-)
-def test_overfitting_is_three_epochs_of_a_widening_gap(rows, expected):
-    assert overfits(rows) == expected
 
 
 def test_short_epochs_share_a_line_and_the_last_one_has_its_own(clock, capsys):

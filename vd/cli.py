@@ -189,7 +189,7 @@ class Crossval(_Training):
     folds: Annotated[int, Between(2, 1000)] = 5
     """Grouped, stratified folds over all clips, each the test part once."""
     seeds: tuple[int, ...] = ()
-    """Values of --seed (default: --seed alone)."""
+    """Values of --seed; none: --seed alone."""
     cross_dataset: tuple[Path, ...] = ()
     """Other data sets: the same on each of them, and every one's members tested on all."""
 
@@ -221,7 +221,7 @@ class Evaluate:
     """Another data set, all of it, with the run's threshold; clips that the run was trained
     or validated on, by content or group, are left out."""
     name: str | None = None
-    """Name of the files of --on (default: that of the data set)."""
+    """Name of the files of --on; None: that of the data set."""
     positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """With --on: a violent class, when its names are not the usual ones; may be repeated."""
     group_from: str | None = None
@@ -283,7 +283,7 @@ class Report(Settings):
     folder: tyro.conf.Positional[Path]
     """A run folder, or one of vd crossval (vd compare takes several)."""
     out: Path | None = None
-    """The page (default: report.html in the folder)."""
+    """The page; None: report.html in the folder."""
     mistakes: Annotated[int, Between(0, 100_000)] = 12
     """Misclassified clips to show with frames, which decodes these videos (0: without
     frames, quick)."""

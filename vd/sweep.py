@@ -107,7 +107,8 @@ def parse_grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
         kind = kinds[name]
         parse = {"true": True, "false": False}.__getitem__ if kind is bool else kind
         try:
-            grid[name] = [parse(text.strip()) for text in values.split(",")]
+            parsed = [parse(text.strip()) for text in values.split(",")]
+            grid[name] = list(dict.fromkeys(parsed))
         except (KeyError, ValueError):
             raise VdError(
                 f"--set {assignment}: a value is not a valid {kind.__name__}; give "

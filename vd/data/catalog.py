@@ -179,10 +179,7 @@ def _file(path: Path) -> _File | None:
     """A file as it is now; None when it has no content to hash."""
     if check_file(path):
         return None  # opening a named pipe would wait for ever; decoding says why
-    try:
-        status = os.stat(path)
-    except OSError:  # it has gone meanwhile
-        return None
+    status = os.stat(path)
     name = os.fsencode(path.absolute())
     return _File(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

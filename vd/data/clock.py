@@ -37,7 +37,8 @@ class Clock(Generic[T]):
 
     Stamps count in `time_base` seconds. One that falls back or is missing goes on one usual
     step after the last frame: the median of the last accepted steps, or 1 / `rate` before
-    any is known. One that jumps ahead is held with the frames behind it, until the stamps
+    any is known. One that falls back by less than that, as two frames in one tick do, goes
+    on half a step. One that jumps ahead is held with the frames behind it, until the stamps
     return (then it was wrong) or 32 frames show that they do not (then it is a gap).
     `hold` is called with each frame that is held.
     """
@@ -50,8 +51,10 @@ class Clock(Generic[T]):
         self._last = -self._first_step  # seconds of the last frame
         self._steps: deque[float] = deque(maxlen=_HISTORY)
         self._longest_step = 0.0  # accepted
-        # The first goes on; the second would, had the clock restarted at the last frame.
+        # By the first the clock goes on; by the second it has restarted, which is certain
+        # when the stamps of as many frames as may be held have not returned to the first.
         self._anchors: list[_Anchor] = []
+        self._restarted = 0  # frames
         self._held: list[tuple[T, int | None]] = []
 
     @property
@@ -93,13 +96,18 @@ class Clock(Generic[T]):
             step = seconds - self._last
             usual = step <= _GAP_SECONDS or step <= _GAP_STEPS * self.usual_step
             if usual and step > _SHORTEST_STEP:
-                self._anchors = [anchor]
+                self._restarted += anchor is not self._anchors[0]
+                if anchor is self._anchors[0] or self._restarted == _HELD:
+                    self._anchors = [anchor]
                 self._accept(step)
                 return [self._at(frame, seconds)]
-        if self._last + _SHORTEST_STEP < self._seconds(stamp) <= _LONGEST_VIDEO:
+        step = self._seconds(stamp) - self._last
+        if _SHORTEST_STEP < step <= _LONGEST_VIDEO - self._last:
             return self._wait(frame, stamp)
-        # One wrong stamp, or the first after a restart: the next frame decides.
-        self._anchors[1:] = [_Anchor(stamp, self.span)]
+        if -self.usual_step < step <= _SHORTEST_STEP:
+            return [self._at(frame, self._last + self.usual_step / 2)]
+        # One wrong stamp, or the first after a restart: the next frames decide.
+        self._anchors[1:], self._restarted = [_Anchor(stamp, self.span)], 0
         return [self._at(frame, self.span)]
 
     def finish(self) -> list[Timed[T]]:
@@ -146,10 +154,10 @@ class Clock(Generic[T]):
         return frames
 
     def _seconds(self, stamp: int, anchor: _Anchor | None = None) -> float:
-        """The time of a stamp, by the present anchor or by another one."""
-        anchor, base = anchor or self._anchors[0], self._time_base
-        ticks = (stamp - anchor.stamp) * base.numerator
-        return anchor.seconds + ticks / base.denominator
+        """The time of a stamp, by an anchor or by the one that the last frames went by."""
+        anchor = anchor or self._anchors[-1 if self._restarted else 0]
+        ticks = (stamp - anchor.stamp) * self._time_base.numerator
+        return anchor.seconds + ticks / self._time_base.denominator
 
     def _accept(self, step: float) -> None:
         self._steps.append(step)

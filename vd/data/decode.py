@@ -112,7 +112,13 @@ def _open(path: Path, read: Callable[[Any], Outcome]) -> Outcome:
         return Outcome("quarantined", reason)
     try:
         # by its absolute path: FFmpeg takes `12:30.mp4` for an address
-        with av.open(str(path.absolute()), metadata_errors="replace") as container:
+        with av.open(
+            str(path.absolute()),
+            metadata_errors="replace",
+            options={
+                "correct_ts_overflow": "0"
+            },  # the clock does: a restart is no wrap
+        ) as container:
             return read(container)
     except av.error.FFmpegError as error:
         return Outcome("quarantined", why_not_opened(path, error))
@@ -325,8 +331,9 @@ class _Reader:
         packets = self._read()
         ahead: list[Any] = []
         reorders = self._stream.codec_context.reorder_depth > 0
-        avi = self._container.format.name == "avi"  # where FFmpeg makes the pts up
-        if reorders or avi:
+        container = self._container.format.name
+        avi = container == "avi"  # where FFmpeg makes the pts up
+        if avi or (reorders and container == "asf"):
             ahead = list(islice(packets, _PACKETS_AHEAD))
             self._queued = _decoding_stamps(ahead)
         for packet in chain(ahead, packets):
@@ -426,10 +433,10 @@ def _stamp(unit: Any) -> int | None:
 
 
 def _decoding_stamps(packets: list[Any]) -> str:
-    """Which stamps of packets are in the order of decoding, though frames are reordered.
+    """Which stamps of AVI or ASF are in the order of decoding, though frames are reordered.
 
-    AVI and ASF have no others, and FFmpeg takes the next packet's for the time at which a
-    frame is shown. "": packets have the times of their own frames.
+    FFmpeg then takes the next packet's for the time at which a frame is shown. "": packets
+    have the times of their own frames.
     """
     packets = [packet for packet in packets if packet is not None and packet.size]
     shown = [packet.pts for packet in packets]

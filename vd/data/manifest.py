@@ -196,7 +196,8 @@ def count_ignored(names: Iterable[str]) -> str:
             kind = "folders linked again"
         class_name = _class_and_split(name)[0]
         kinds[f"{kind} in {class_name!r}" if class_name else f"{kind} in no class"] += 1
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    listed = [f"{count} {kind}" for kind, count in kinds.most_common(10)]
+    return ", ".join(listed + ["…"] * (len(kinds) > 10))
 
 
 def _files(root: Path) -> tuple[list[Path], list[str]]:
@@ -253,7 +254,7 @@ def _read_table(path: Path) -> list[_Row]:
             f"none of the {len(rows)} files listed in {path} exists, for example "
             f"{str(videos[0].path)!r}; its paths must be relative to its folder."
         )
-    for group in {row.get("group", "") for row in table}:
+    for group in sorted({row.get("group", "") for row in table}):
         if group.lower() in _NO_GROUP:
             say(f"{path}: the group {group!r} counts as no group")
     return sorted(rows, key=lambda row: row.video.name)

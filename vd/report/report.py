@@ -25,7 +25,7 @@ from vd.files import read_json, write_text
 from vd.metrics.binary import COLLAPSE, METRICS
 from vd.models.losses import imbalance_warning
 from vd.report import images
-from vd.training.log import EarlyStopping, overfits, read_metrics
+from vd.training.log import EarlyStopping, read_metrics
 from vd.training.run_folder import read_config, videos_of
 
 DASH = "–"
@@ -116,13 +116,11 @@ def report(
 def _of_run(facts: RunFacts) -> dict[str, Any]:
     """What only the page of a run has; its pictures are those in the folder."""
     hours = facts.evaluations["test"].get("nonviolent_hours")
-    files = {name: facts.folder / f"{name}.png" for name in _PICTURES}
+    paths = {name: facts.folder / f"{name}.png" for name in _PICTURES}
     return {
         "limits": run_limits(facts),
         "nonviolent": duration(3600 * hours) if hours else None,
-        "pictures": {
-            n: file.read_bytes() for n, file in files.items() if file.exists()
-        },
+        "pictures": {name: p.read_bytes() for name, p in paths.items() if p.exists()},
     }
 
 
@@ -156,15 +154,8 @@ def run_limits(facts: RunFacts) -> list[str]:
             "--focal-alpha or --learning-rate"
         )
     limits += _limits(record, record["accuracy"], record.get("accuracy_ci95"), facts)
-    validated = bool(stopping.metric)
-    if validated and stopping.best_epoch == stopping.epoch:
+    if stopping.metric and stopping.best_epoch == stopping.epoch:
         limits.append("the last epoch was the best; more --epochs may give more")
-    if validated and overfits(facts.rows):
-        limits.append(
-            "OVERFITTING at the end: the training loss kept falling while the validation "
-            "loss was a tenth above its least; more clips, --dropout-rate or "
-            "--weight-decay may help"
-        )
     return limits + _imbalance(facts)
 
 
@@ -230,6 +221,10 @@ def _frames(
     mistakes: Sequence[Mapping[str, Any]], facts: RunFacts, dataset_path: Path | None
 ) -> dict[str, images.Picture]:
     """Frames of the clips by name; any run of a cross-validation knows where all are."""
+    if dataset_path is not None and not dataset_path.exists():
+        raise VdError(
+            f"--dataset-path {dataset_path} does not exist; name where the data set is."
+        )
     root = dataset_path or facts.config.data.dataset_path
     videos = {video.name: video for video in videos_of(facts.folder, root)}
     names = [mistake["name"] for mistake in mistakes]  # one may have been renamed since

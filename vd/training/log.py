@@ -21,8 +21,6 @@ Row = Mapping[str, Any]  # of metrics.jsonl
 
 FINAL = "final"  # phase that trains on all clips, after inner folds
 _LINE_SECONDS = 5.0  # between the lines of short epochs
-_OVERFIT_EPOCHS = 3
-_OVERFIT_RATIO = 1.1
 
 
 @dataclass
@@ -210,17 +208,6 @@ class Watch:
             f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s"
             + ("  best" if stopping.best_epoch == row["epoch"] else "")
         )
-
-
-def overfits(rows: Sequence[Row]) -> bool:
-    """Whether the last three epochs train better than the best one, and validate 1.1× worse."""
-    best = min(rows, key=lambda row: row["val_loss"], default={})
-    recent = rows[-_OVERFIT_EPOCHS:]
-    return len(recent) == _OVERFIT_EPOCHS and all(
-        row["train_loss"] < best["train_loss"]
-        and row["val_loss"] > _OVERFIT_RATIO * best["val_loss"]
-        for row in recent
-    )
 
 
 def _recalls(row: Row) -> str:
