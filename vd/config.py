@@ -190,6 +190,12 @@ class TrainingConfig(Settings):
     val_balanced_accuracy, val_roc_auc, or val_ and another name in vd.metrics.binary.METRICS."""
     early_stopping_min_delta: Annotated[float, Between(0, 1e6)] = 0.0
     """Smallest change that counts as better."""
+    refit: bool = False
+    """For few clips: inner folds of the training and validation clips choose the length of
+    training (20, 40 or 80 epochs, none above --epochs), temperature and threshold; then all
+    of these clips are trained on. Early stopping is off."""
+    refit_if_few: bool = False
+    """Do so by itself below 2,000 clips or 50 groups."""
     seed: Seed = 0
     """Seed of initialisation, order, dropout and augmentation."""
 

@@ -3,7 +3,8 @@
 1. Check settings, then the manifest, before anything slow.
 2. Extract missing features; print the ledger; refuse a gap between the classes' losses.
 3. Open the run folder: another identity is an error, a finished run is left as it is.
-4. Train, or continue; restore the best; fit temperature and threshold on validation.
+4. Train, or continue; restore the best; fit temperature and threshold on validation, or
+   with --refit on inner folds.
 5. Evaluate the restored best on validation and test; write pictures and the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from vd.models.head import Head, Params
     from vd.training.feature_set import FeatureSet
+    from vd.training.refit import InnerFolds
 
 
 class Opened(NamedTuple):
@@ -67,11 +69,13 @@ def run(
         from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 
         holders = opened.devices if processes == 1 else ()
-        clips, share = data.parts(), TRAINED_SHARE / processes
-        sets = {"train": FeatureSet(clips["train"], data.store, holders, share)}
+        from vd.training.refit import parts_to_use
+
+        clips, share = parts_to_use(config, data.parts()), TRAINED_SHARE / processes
+        sets = {"train": FeatureSet(clips.pop("train"), data.store, holders, share)}
         if lead:
-            for split in ("val", "test"):
-                sets[split] = FeatureSet(clips[split], data.store)
+            for split, videos in clips.items():
+                sets[split] = FeatureSet(videos, data.store)
         return train_and_evaluate(config, plugins, sets, opened)
 
 
@@ -81,6 +85,11 @@ def check(config: Config, plugins: Plugins) -> None:
     if (metric := config.training.early_stopping_metric) not in known:
         raise VdError(
             f"--early-stopping-metric {metric} is unknown; give one of {', '.join(known)}."
+        )
+    if config.training.refit and distributed.several(config.run):
+        raise VdError(
+            "--refit trains in one process; leave it out, or leave --coordinator-address, "
+            "--num-processes and --process-id out."
         )
     identity = run_folder.settings_identity(config) | plugins.identity()
     if distributed.is_lead():
@@ -145,7 +154,11 @@ def open_run(
     run_folder.check_same_run(theirs, identity)
     if finished:
         return None
-    opened = _batch_and_devices(config, fewest or len(clips["train"]), before)
+    if fewest is None:
+        from vd.training.refit import fewest_to_train
+
+        fewest = fewest_to_train(config, clips)
+    opened = _batch_and_devices(config, fewest, before)
     if lead:
         if config.run.fresh:  # nothing is deleted before all checks are done
             run_folder.clear(run_dir)
@@ -198,6 +211,7 @@ def train_and_evaluate(
     several processes the first alone evaluates.
     """
     from vd.training.loop import train
+    from vd.training.refit import train_with_inner_folds
 
     (batch_size, devices), run_dir = opened, config.run.checkpoint_dir
     lead = distributed.is_lead()
@@ -206,15 +220,22 @@ def train_and_evaluate(
         say(f"training on {len(sets['train'])} clips, {len(devices)} × {kind}")
         if config.model.mixed_precision and devices[0].platform == "cpu":
             say("note: on most CPUs --no-mixed-precision is faster")
-    params = train(
-        config, sets["train"], sets.get("val"), run_dir, devices, batch_size, plugins
-    )
+    clips, inner = sets["train"], None
+    how = run_dir, devices, batch_size, plugins
+    if lead and "val" not in sets:
+        params, inner = train_with_inner_folds(config, clips, *how)
+    else:
+        params = train(config, clips, sets.get("val"), *how)
     distributed.part()
-    return _evaluate(config, plugins, sets, params) if lead else {}
+    return _evaluate(config, plugins, sets, params, inner) if lead else {}
 
 
 def _evaluate(
-    config: Config, plugins: Plugins, sets: Mapping[str, "FeatureSet"], params: "Params"
+    config: Config,
+    plugins: Plugins,
+    sets: Mapping[str, "FeatureSet"],
+    params: "Params",
+    inner: "InnerFolds | None",
 ) -> dict[str, Any]:
     """Calibrate and evaluate the best parameters; write pictures and the report."""
     from vd import plots
@@ -229,7 +250,7 @@ def _evaluate(
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
-    results = evaluate_trained(config, head, params, sets, even)
+    results = evaluate_trained(config, head, params, sets, even, inner)
     for result in results.values():
         say(summary(result))
     report(run_dir, mistakes=0)

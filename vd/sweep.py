@@ -161,6 +161,7 @@ def _train_members(
 ) -> dict[str, VdError]:
     """Train and evaluate each unfinished member; returns the errors of those that failed."""
     from vd.training.feature_set import TRAINED_SHARE, FeatureSet
+    from vd.training.refit import fewest_to_train, parts_to_use
 
     @lru_cache(maxsize=1)  # another batch size may take other devices
     def features(devices: Any) -> FeatureSet:
@@ -168,7 +169,10 @@ def _train_members(
         return FeatureSet(usable, data.store, devices, TRAINED_SHARE)
 
     # one batch for all, which the smallest fold can fill
-    fewest = min(len(fold.parts()["train"]) for fold in by_fold)
+    fewest = min(
+        fewest_to_train(member.config, by_fold[member.fold or 0].parts())
+        for member in members
+    )
     errors: dict[str, VdError] = {}
     finished = 0
     for number, (name, fold, config) in enumerate(members, start=1):
@@ -182,7 +186,7 @@ def _train_members(
             everything = features(tuple(opened.devices))
             sets = {
                 split: everything.part(clips)
-                for split, clips in of_fold.parts().items()
+                for split, clips in parts_to_use(config, of_fold.parts()).items()
             }
             try:
                 train_and_evaluate(config, plugins, sets, opened)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from matplotlib.figure import Figure
+from scipy.special import expit
 
 from vd import plots
 from vd.config import Config
@@ -32,10 +33,15 @@ from vd.metrics.intervals import share
 from vd.models.head import Head, Params
 from vd.models.scoring import score
 from vd.training.feature_set import FeatureSet
+from vd.training.refit import InnerFolds, refits
 from vd.training.run_folder import videos_of
 
 _SECONDS_AN_HOUR = 3600
 _TRAINED = "the model was trained on most of these clips: on new ones it is worse"
+_INNER = (
+    "each clip was scored by a model of other inner folds; length of training, temperature "
+    "and threshold were chosen on these logits"
+)
 _SEEN = {
     "train": _TRAINED,
     "val": "the best epoch, temperature and threshold were chosen on these clips: on new "
@@ -65,6 +71,12 @@ def evaluate(
             "exist; leave it out to use the stored features, name the place where the clips "
             "are now, or evaluate another data set with --on."
         )
+    trained = [video for video in everything if video.split in ("train", "val")]
+    if split == "val" and refits(config, trained):
+        raise VdError(
+            f"--split val: {run_dir} was trained on its validation clips too (--refit); "
+            "evaluation_val.json has the figures of its inner folds."
+        )
     videos = [video for video in everything if split in (video.split, "all")]
     store = features_of_run(videos, restored, config, run_dir)
     return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
@@ -76,23 +88,37 @@ def evaluate_trained(
     params: Params,
     sets: Mapping[str, FeatureSet],
     even_logit: float,
+    inner: InnerFolds | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Calibrate a trained model and evaluate validation, then test, by split.
 
     Writes calibration.json and the files of both, with pictures of test alone.
-    `even_logit` is the loss's own threshold.
+    `even_logit` is the loss's own threshold. With `inner` its logits of the training clips,
+    each out of its fold, are validation.
     """
-    run_dir, val_set = config.run.checkpoint_dir, sets["val"]
-    logit_N = score(head, params, val_set.in_order())
-    fitted = fit(logit_N, val_set.labels_N.astype(int), even_logit)
+    run_dir = config.run.checkpoint_dir
+    val_set = sets.get("val", sets["train"])
+    more: dict[str, Any] = {"tta": False}
+    if inner is None:
+        logit_N = score(head, params, val_set.in_order())
+    else:
+        logit_N = inner.logit_N
+        folds = len(np.unique(inner.fold_N))
+        more |= {"inner_folds": folds, "epochs": inner.epochs, "losses": inner.losses}
+    if len(logit_N):
+        source = "inner folds" if inner else "validation"
+        fitted = fit(logit_N, val_set.labels_N.astype(int), even_logit, source)
+    else:
+        fitted = Calibration(1.0, float(expit(even_logit)), "the loss's own threshold")
     write_json(run_dir / "calibration.json", asdict(fitted))
     restored = Restored(config, head, params, fitted, val_set.dim)
-    return {
-        split: evaluate_split(
-            restored, sets[split], run_dir, split, draw=split == "test"
+    results = {}
+    if len(logit_N):
+        results["val"] = write_evaluation(
+            fitted, val_set, logit_N, run_dir, "val", "val", more, draw=False
         )
-        for split in ("val", "test")
-    }
+    results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
+    return results
 
 
 def evaluate_split(
@@ -104,10 +130,7 @@ def evaluate_split(
     more: Mapping[str, Any] | None = None,
     draw: bool = True,
 ) -> dict[str, Any]:
-    """Score `data`; write predictions, pictures, and last evaluation_<split>.json.
-
-    Returns the content of the latter; `more` are further keys of it. `draw`: the pictures.
-    """
+    """Score `data`, then `write_evaluation`."""
     if tta and data.views == 1:
         raise VdError(
             f"--tta averages over views, and the features of {run_dir} have only one; leave "
@@ -115,8 +138,27 @@ def evaluate_split(
         )
     clips = data.in_order(data.views if tta else 1)
     logit_N = score(restored.head, restored.params, clips)
-    fitted = restored.calibration
     name = f"{split}_tta" if tta else split  # beside the run's own figures
+    more = {"tta": tta, **(more or {})}
+    return write_evaluation(
+        restored.calibration, data, logit_N, run_dir, split, name, more, draw
+    )
+
+
+def write_evaluation(
+    fitted: Calibration,
+    data: FeatureSet,
+    logit_N: Float64[np.ndarray, " N"],
+    run_dir: Path,
+    split: str,
+    name: str,
+    more: Mapping[str, Any],
+    draw: bool = True,
+) -> dict[str, Any]:
+    """Write predictions, pictures, and last evaluation_<name>.json; returns its content.
+
+    `more` are further keys of it. `draw`: the pictures.
+    """
     labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
     predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
     names, groups, ids = (
@@ -128,9 +170,10 @@ def evaluate_split(
     )
     write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
     figures = _figures(fitted, data, predictions)
-    result = {"split": split, **figures, "tta": tta, **(more or {})}
+    result = {"split": split, **figures, **more}
     if split in _SEEN:
-        result["warnings"].append(_SEEN[split])
+        seen = _INNER if "inner_folds" in more else _SEEN[split]
+        result["warnings"].append(seen)
     suffix = "" if name == "test" else f"_{name}"
     title = f"Confusion at threshold {fitted.threshold:.3f}"
     area = f"area {shown('roc_auc', result['roc_auc'])}"
@@ -216,8 +259,11 @@ def summary(result: Mapping[str, Any]) -> str:
         f"{METRICS[name].label} {shown(name, result[name])}"
         for name in ("recall_violent", "recall_nonviolent", "roc_auc")
     ]
+    how = ", views averaged" if result.get("tta") else ""
+    if "inner_folds" in result:
+        how = f" by {result['inner_folds']} inner folds"
     text = (
-        f"{result['split']}{', views averaged' * result['tta']}: accuracy "
+        f"{result['split']}{how}: accuracy "
         f"{shown('accuracy', result['accuracy'])} (95 % interval {between}, "
         f"{result['n']} clips), {', '.join(figures)}"
     )

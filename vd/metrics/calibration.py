@@ -32,13 +32,14 @@ def fit(
     logit_N: Float[np.ndarray, " N"],
     labels_N: Int[np.ndarray, " N"],
     even_logit: float = 0.0,
+    source: str = "validation",
 ) -> Calibration:
     """Temperature by likelihood (Guo et al. 2017), threshold by smoothed balanced accuracy.
 
     The likelihood is of Platt's targets (1999), (n₁ + 1) / (n₁ + 2) and 1 / (n₀ + 2), so that
     a part without a mistake gives no certainty. `even_logit` is the logit of least mean loss
     for a clip without information (`vd.models.losses.even_logit`); the fewer the clips, the
-    nearer to it the threshold.
+    nearer to it the threshold. `source` is where the logits come from.
     """
     counts = np.bincount(labels_N, minlength=2)
     targets_C = np.array([1, counts[1] + 1]) / (counts + 2)
@@ -56,7 +57,7 @@ def fit(
     return Calibration(
         temperature,
         float(expit(_best_threshold(logit_N, labels_N, even_logit) / temperature)),
-        "validation, best balanced accuracy near the loss's own threshold",
+        f"{source}, best balanced accuracy near the loss's own threshold",
         false_alarm_threshold(probability_N, labels_N),
     )
 

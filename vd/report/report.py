@@ -56,8 +56,9 @@ class RunFacts:
     def stopping(self) -> EarlyStopping:
         """Early stopping at the end of the run: its best and its last epoch."""
         settings = self.config.training
+        is_phase = "phase" in self.rows[0]  # which has none
         stopping = EarlyStopping(
-            settings.early_stopping_metric,
+            "" if is_phase else settings.early_stopping_metric,
             settings.early_stopping_patience,
             settings.early_stopping_min_delta,
         )
@@ -153,7 +154,7 @@ def run_limits(facts: RunFacts) -> list[str]:
             "--focal-alpha or --learning-rate"
         )
     limits += _limits(record, record["accuracy"], record.get("accuracy_ci95"), facts)
-    if stopping.best_epoch == stopping.epoch:
+    if stopping.metric and stopping.best_epoch == stopping.epoch:
         limits.append("the last epoch was the best; more --epochs may give more")
     return limits + _imbalance(facts)
 

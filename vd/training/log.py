@@ -19,6 +19,7 @@ from vd.metrics.binary import COLLAPSE, METRICS
 
 Row = Mapping[str, Any]  # of metrics.jsonl
 
+FINAL = "final"  # phase that trains on all clips, after inner folds
 _LINE_SECONDS = 5.0  # between the lines of short epochs
 
 
@@ -59,13 +60,27 @@ class EpochSums:
 class MetricsLog:
     """metrics.jsonl, a line an epoch, and the same for TensorBoard."""
 
-    def __init__(self, run_dir: Path, epoch: int) -> None:
-        """Cut the file back to `epoch` lines, and write TensorBoard's file from them."""
+    def __init__(
+        self,
+        run_dir: Path,
+        epoch: int,
+        phase: str | None = None,
+        earlier: Sequence[Row] = (),
+    ) -> None:
+        """Cut the file back to `epoch` lines, and write TensorBoard's file from them.
+
+        With a `phase` its lines alone are kept, behind those of the `earlier` ones.
+        """
         from tensorboardX import SummaryWriter
 
         self._path = run_dir / "metrics.jsonl"
-        rows = [row for row in read_metrics(run_dir) if row["epoch"] <= epoch]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [
+            row
+            for row in read_metrics(run_dir, every_phase=True)
+            if row.get("phase") == phase and row["epoch"] <= epoch
+        ]
+        lines = [json.dumps(row) + "\n" for row in (*earlier, *rows)]
+        write_text(self._path, "".join(lines))
         for old in run_dir.glob("events.out.tfevents.*"):
             old.unlink()
         self._board = SummaryWriter(str(run_dir))
@@ -90,13 +105,16 @@ class MetricsLog:
 
     def _show(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            if name not in ("epoch", "step") and value is not None:
+            if name not in ("epoch", "step", "phase") and value is not None:
                 self._board.add_scalar(name, float(value), row["epoch"])
         self._board.flush()
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The complete lines of a run's metrics.jsonl; a line cut by a crash is left out."""
+def read_metrics(run_dir: Path, every_phase: bool = False) -> list[dict[str, Any]]:
+    """The complete lines of a run's metrics.jsonl; a line cut by a crash is left out.
+
+    Of a run with inner folds those of the last phase, which trains on all clips.
+    """
     path = run_dir / "metrics.jsonl"
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
@@ -104,12 +122,15 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError:
             break
-    return rows
+    return [row for row in rows if every_phase or row.get("phase", FINAL) == FINAL]
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """The best epoch so far. Each checkpoint has it, so a resumed run stops alike."""
+    """The best epoch so far. Each checkpoint has it, so a resumed run stops alike.
+
+    Without a metric the last epoch is the best, and nothing stops early.
+    """
 
     metric: str
     patience: int
@@ -120,6 +141,8 @@ class EarlyStopping:
 
     def update(self, epoch: int, value: float | None) -> "EarlyStopping":
         """Take in an epoch's value; a tie, and an undefined value, keep the earlier best."""
+        if not self.metric:
+            return replace(self, epoch=epoch, best_epoch=epoch)
         if value is not None:
             gain = value - self.best_value
             name = self.metric.removeprefix("val_")
@@ -144,14 +167,16 @@ class Watch:
         rates: Float32[np.ndarray, " steps"],
         rows: Sequence[Row],
         ticker: Ticker,
+        quiet: bool = False,
     ) -> None:
         self._config, self._rates = config, rates
-        self._rows, self._ticker = list(rows), ticker
+        self._rows, self._ticker, self._quiet = list(rows), ticker, quiet
         self._printed = -math.inf
 
     def step(self, loss: float) -> None:
         """Count a step, and show its loss with the recalls of the last epoch."""
-        recalls = f", {_recalls(self._rows[-1])}" if self._rows else ""
+        validated = self._rows and "val_loss" in self._rows[-1]
+        recalls = f", {_recalls(self._rows[-1])}" if validated else ""
         epoch = f"epoch {len(self._rows) + 1}/{self._config.epochs}"
         self._ticker.advance(note=f" at most, {epoch}, loss {loss:.4f}{recalls}")
 
@@ -159,8 +184,10 @@ class Watch:
         """Print an epoch's line, at most one every few seconds, and a collapse at once."""
         before = self._rows[-1] if self._rows else {}
         self._rows.append(row)
+        if self._quiet:
+            return
         warm = row["step"] > np.argmax(self._rates)  # the peak ends the warmup
-        if row["val_collapsed"] and warm and not before.get("val_collapsed"):
+        if row.get("val_collapsed") and warm and not before.get("val_collapsed"):
             say(
                 f"WARNING: CLASS COLLAPSE at threshold 0.5 in epoch {row['epoch']}: {COLLAPSE}"
             )
@@ -169,10 +196,15 @@ class Watch:
         if now - self._printed < _LINE_SECONDS and not last:
             return
         self._printed = now
+        validation = ""
+        if "val_loss" in row:
+            validation = (
+                f"val {row['val_loss']:.4f}  accuracy {_percent(row['val_accuracy'])}  "
+                f"{_recalls(row)}  "
+            )
         say(
             f"epoch {row['epoch']}/{self._config.epochs}  step {row['step']}  "
-            f"loss {row['train_loss']:.4f}  val {row['val_loss']:.4f}  "
-            f"accuracy {_percent(row['val_accuracy'])}  {_recalls(row)}  "
+            f"loss {row['train_loss']:.4f}  {validation}"
             f"lr {row['learning_rate']:.1e}  {row['videos_per_second']:.0f} videos/s"
             + ("  best" if stopping.best_epoch == row["epoch"] else "")
         )

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,7 +30,14 @@ from jaxtyping import Float32
 from scipy.special import expit
 
 from vd.config import Config
-from vd.console import Interrupted, holding_interrupts, interrupted, say, track
+from vd.console import (
+    Interrupted,
+    Ticker,
+    holding_interrupts,
+    interrupted,
+    say,
+    track,
+)
 from vd.devices import own_numerics
 from vd.errors import VdError
 from vd.metrics.binary import METRICS, collapsed
@@ -42,7 +49,7 @@ from vd.training import distributed
 from vd.training.batches import training_batches
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet, fits
-from vd.training.log import EarlyStopping, EpochSums, MetricsLog, Watch
+from vd.training.log import EarlyStopping, EpochSums, MetricsLog, Row, Watch
 from vd.training.optimizer import learning_rates, make_optimizer
 from vd.training.step import (
     Batch,
@@ -62,6 +69,16 @@ _VALIDATION_SHARE = 1 / 8  # of a GPU's memory; the features to train on have a 
 _TRACED = range(3, 13)  # steps of a process; the first compiles
 
 
+class Phase(NamedTuple):
+    """One of several trainings of a run; its last epoch is its best."""
+
+    name: str
+    earlier: Sequence[Row] = ()  # lines of metrics.jsonl that stand before its own
+    ticker: Ticker | None = (
+        None  # of all inner folds, which print no lines of their own
+    )
+
+
 @holding_interrupts()  # a signal ends training after a step, with a checkpoint
 @own_numerics()
 def train(
@@ -72,10 +89,12 @@ def train(
     devices: Sequence[jax.Device],
     batch_size: int,
     plugins: Plugins = BUILT_IN,
+    phase: Phase | None = None,
 ) -> Params:
     """Train, or continue, the run in `run_dir`; returns the best epoch's parameters.
 
     Several processes all call it; process 0 alone has a `val_set` and uses the folder.
+    A `phase` has no early stopping, and need not have a `val_set`.
     Raises `VdError` when a loss is not finite, naming step and metric, and `Interrupted`
     after a signal.
     """
@@ -83,6 +102,8 @@ def train(
     steps = len(train_set) // batch_size
     rates = learning_rates(settings, steps)
     at = begin(config, train_set.dim, plugins)
+    if phase:
+        at = replace(at, stopping=replace(at.stopping, metric=""))
     if processes.count == 1:
         step, signal = make_train_step(config, devices, plugins), interrupted
         numbers = step_numbers(config, devices)
@@ -91,17 +112,24 @@ def train(
         numbers, signal = step_numbers(config), shared.interrupted
     with ExitStack() as stack:
         lead = None
-        if val_set is not None:
+        if distributed.is_lead():
             checkpoints = stack.enter_context(Checkpoints(run_dir))
             at = checkpoints.restore_last(at.state) or at
-            if at.epoch:
+            if at.epoch and not (phase and phase.ticker):
                 say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
-            log = stack.enter_context(MetricsLog(run_dir, at.stopping.epoch))
-            left = settings.epochs * steps - int(at.state.step)
-            ticker = stack.enter_context(track("training", left, "steps"))
-            watch = Watch(settings, rates, log.rows, ticker)
-            validation = Validation(config, val_set, plugins)
-            lead = _Lead(validation, checkpoints, log, watch)
+            of_phase = (phase.name, phase.earlier) if phase else ()
+            log = MetricsLog(run_dir, at.stopping.epoch, *of_phase)
+            stack.enter_context(log)
+            if phase and phase.ticker:
+                watch = Watch(settings, rates, log.rows, phase.ticker, quiet=True)
+            else:
+                left = settings.epochs * steps - int(at.state.step)
+                ticker = stack.enter_context(track("training", left, "steps"))
+                watch = Watch(settings, rates, log.rows, ticker)
+            validation = None
+            if val_set is not None:
+                validation = Validation(config, val_set, plugins)
+            lead = _Lead(validation, checkpoints, log, watch, phase)
             if config.run.profile:
                 step = profiled(step, run_dir / "profile")
         at = distributed.broadcast(replace(at, state=jax.device_get(at.state)))
@@ -165,15 +193,17 @@ class Validation:
 class _Lead:
     """What process 0 alone does: it validates, writes lines and saves checkpoints."""
 
-    validation: Validation
+    validation: Validation | None
     checkpoints: Checkpoints
     log: MetricsLog
     watch: Watch
+    phase: Phase | None
 
     def best(self, at: Checkpoint) -> Params:
         """The best parameters, restored."""
         params, best = self.checkpoints.restore_best(at.state.params)
-        say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")
+        if not self.phase:
+            say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")
         return params
 
 
@@ -242,9 +272,12 @@ class _Run:
     def _finish_epoch(self, at: Checkpoint, lead: _Lead) -> EarlyStopping:
         """Validation, the epoch's line, early stopping, checkpoint."""
         began, step = time.perf_counter(), int(at.state.step)
-        metrics = lead.validation.metrics(at.state.params)
-        _check_finite(step, val_loss=metrics["val_loss"])
+        metrics = {}
+        if lead.validation:
+            metrics = lead.validation.metrics(at.state.params)
+            _check_finite(step, val_loss=metrics["val_loss"])
         row = {
+            **({"phase": lead.phase.name} if lead.phase else {}),
             "epoch": at.epoch,
             "step": step,
             "learning_rate": float(self.rates[step - 1]),
@@ -253,7 +286,7 @@ class _Run:
             "seconds": at.sums.seconds + time.perf_counter() - began,
         }
         metric = self.config.training.early_stopping_metric
-        stopping = at.stopping.update(at.epoch, row[metric])
+        stopping = at.stopping.update(at.epoch, row.get(metric))
         lead.log.write(row)
         lead.checkpoints.save(Checkpoint(at.state, stopping))
         lead.watch.epoch(row, stopping)

@@ -37,7 +37,7 @@ _PACKAGES = (
 )  # fmt: skip
 _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
-    "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
+    "inner", "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
 )  # fmt: skip
@@ -136,8 +136,7 @@ def _differences(
 def is_finished(run_dir: Path) -> bool:
     """Whether training, calibration, both evaluations and the report have left their files."""
     names = (
-        "splits.csv", "calibration.json", "evaluation_val.json", "evaluation_test.json",
-        "report.html",
+        "splits.csv", "calibration.json", "evaluation_test.json", "report.html",
     )  # fmt: skip
     checkpoints = (run_dir / "checkpoints").glob("[0-9]*")
     return any(checkpoints) and all((run_dir / name).exists() for name in names)

@@ -114,7 +114,10 @@ def make_train_step(
     Configs that differ in `StepNumbers` alone get the same function, compiled once.
     """
     only = Config(config.data, model=config.model, training=config.training)
-    common = with_settings(only, step_numbers(Config(config.data))._asdict())
+    numbers = step_numbers(Config(config.data))._asdict()
+    common = with_settings(
+        only, {**numbers, "epochs": 1}
+    )  # which the step does not use
     return _parallel_step(common, tuple(devices), plugins)
 
 
