@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import struct
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,8 +13,15 @@ import onnxruntime
 import pytest
 
 from vd.errors import VdError
-from vd.features.efficientnet import folded_parameters, onnx_model
+from vd.features.efficientnet import (
+    VARIANTS,
+    folded_parameters,
+    parameter_shapes,
+    unbounded_tensors,
+)
 from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
+from vd.features.efficientnet_onnx import measured_ranges, onnx_model
+from vd.features.network import built_in_network
 from vd.features.weights import backbone_file, load_tensors
 
 LITE0 = "efficientnet-lite0"
@@ -34,7 +43,7 @@ def golden_images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def graph() -> bytes:
-    return onnx_model(LITE0).SerializeToString()
+    return onnx_model(built_in_network(LITE0)).SerializeToString()
 
 
 def onnx_features(graph: bytes, images: np.ndarray) -> np.ndarray:
@@ -77,6 +86,34 @@ def test_parameter_count(variant, side, count):
         EfficientNetLite(variant).init, jax.random.key(0), images
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameter_shapes_are_those_of_the_flax_module(variant):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+    module = EfficientNetLite(variant)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    zeros = {name: np.zeros(s, bool) for name, s in parameter_shapes(variant).items()}
+    assert jax.tree.map(lambda leaf: leaf.shape, variables) == jax.tree.map(
+        lambda leaf: leaf.shape, flax_parameters(zeros)
+    )
+
+
+def test_ranges_are_percentiles_of_the_tensors_without_relu6():
+    network = replace(built_in_network(LITE0), size=64)
+    images = golden_images()[:, 80:144, 80:144]
+    ranges = measured_ranges(network, images)
+    assert list(ranges) == unbounded_tensors(LITE0)
+    apply = partial(EfficientNetLite(LITE0).apply, capture_intermediates=True)
+    _, kept = jax.jit(apply)(flax_parameters(network.parameters), images)
+    convs = {
+        name: np.asarray(kept["intermediates"][name]["__call__"][0])
+        for name in kept["intermediates"].keys() - {"__call__"}
+    }
+    convs["block2_sum"] = convs["block1_project"] + convs["block2_project"]
+    for name in convs.keys() & ranges.keys():
+        expected = np.percentile(convs[name], [0.01, 99.99])
+        np.testing.assert_allclose(ranges[name], expected, rtol=0, atol=2e-3)
 
 
 def test_missing_weights_name_the_package():

@@ -12,14 +12,9 @@ from vd.config import EngineName, usable_cores
 from vd.console import check_interrupt, say
 from vd.errors import VdError
 from vd.features.backbone import Backbone
-from vd.features.efficientnet import (
-    FEATURES,
-    QUANTIZED,
-    VARIANTS,
-    folded_parameters,
-    onnx_model,
-    quantized_model,
-)
+from vd.features.efficientnet import FEATURES, VARIANTS
+from vd.features.efficientnet_onnx import onnx_model, quantized_model
+from vd.features.network import Network
 
 _JAX_BATCH = 64  # per device; fixed, so that features do not depend on other images
 
@@ -35,9 +30,11 @@ def make_engine(
     `before` is the engine that made a run's features: auto takes it if possible, else
     prints a note. `threads`: for ONNX Runtime, default one a core.
     """
+    network = backbone.network
+    has_flax_form = network is not None and not network.quantized
     if name == "auto":
         name = "onnxruntime"
-        if backbone.name in VARIANTS and before != name and _has_accelerator():
+        if has_flax_form and before != name and _has_accelerator():
             name = "jax"
         if before and before != name:
             say(
@@ -46,12 +43,12 @@ def make_engine(
             )
     if name == "onnxruntime":
         return OnnxEngine(backbone, threads)
-    if backbone.name not in VARIANTS:
+    if network is None or network.quantized:
         raise VdError(
-            f"--engine jax runs only {', '.join(VARIANTS)}; leave it out for "
-            f"{backbone.name}."
+            f"--engine jax runs only {', '.join(VARIANTS)} and .npz networks, in floats; "
+            f"leave it out for {backbone.name}."
         )
-    return JaxEngine(backbone)
+    return JaxEngine(network)
 
 
 class OnnxEngine:
@@ -65,10 +62,9 @@ class OnnxEngine:
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
         """Try the network on a black image; raises `VdError` if it cannot be used."""
         model: str | bytes = str(backbone.file)
-        if backbone.quantized:
-            model = quantized_model(QUANTIZED[backbone.name]).SerializeToString()
-        elif backbone.built_in:
-            model = onnx_model(backbone.name).SerializeToString()
+        if (network := backbone.network) is not None:
+            build = quantized_model if network.quantized else onnx_model
+            model = build(network).SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a call runs on the thread that makes it
         options.log_severity_level = 4  # its errors reach us as exceptions
@@ -119,7 +115,7 @@ class JaxEngine:
     name = "jax"
     dim = FEATURES
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, network: Network) -> None:
         import jax
 
         from vd.devices import own_numerics, prepare_jax
@@ -129,8 +125,8 @@ class JaxEngine:
         self._numerics = own_numerics
         self._devices = jax.local_device_count()
         self.batch = self._devices * _JAX_BATCH
-        module = EfficientNetLite(backbone.name)
-        variables = flax_parameters(folded_parameters(backbone.name))
+        module = EfficientNetLite(network.variant)
+        variables = flax_parameters(network.parameters)
         self._apply = jax.pmap(
             lambda images: module.apply(variables, images),
             devices=jax.local_devices(),
