@@ -110,8 +110,8 @@ class BackboneConfig(Settings):
     """fast: 8-bit network, RGB and motion; default: and the square that moves most; best:
     and each frame mirrored too, from which --spatial-augmentation draws."""
     backbone: str | None = None
-    """efficientnet-lite0, -lite1, -lite2, -lite0-int8, or an ONNX file that maps images to
-    vectors; None: the preset's."""
+    """efficientnet-lite0, -lite1, -lite2, -lite0-int8, the .npz file of an adapted network
+    (with its own streams), or an ONNX file that maps images to vectors; None: the preset's."""
     backbone_size: Annotated[int, Between(1, 4096)] | None = None
     """Side of the ONNX file's input images in pixels; None: from the file."""
     backbone_mean: Annotated[float, Between(-1e6, 1e6)] | None = None

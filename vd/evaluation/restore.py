@@ -9,7 +9,7 @@ from vd.data.catalog import identify
 from vd.data.manifest import Video
 from vd.devices import own_numerics
 from vd.errors import VdError
-from vd.features.backbone import Backbone, find_backbone
+from vd.features.backbone import COPIES, Backbone, find_backbone
 from vd.features.extract import extract
 from vd.features.store import (
     FeatureStore,
@@ -69,9 +69,10 @@ def moved(
         dataset_path=dataset_path or config.data.dataset_path,
         cache_dir=cache_dir or config.data.cache_dir,
     )
-    backbone, copy = config.backbone, run_dir / "backbone.onnx"
-    if copy.exists():
-        backbone = replace(backbone, backbone=str(copy))
+    backbone = config.backbone
+    for copy in (run_dir / name for name in COPIES):
+        if copy.exists():
+            backbone = replace(backbone, backbone=str(copy))
     return replace(config, data=data, backbone=backbone)
 
 
@@ -82,7 +83,8 @@ def check_features(backbone: Backbone, run_dir: Path) -> None:
         raise VdError(
             f"{run_dir} was trained on other features than {backbone.name} gives in this "
             "version of vd; run its training command with a new --checkpoint-dir, which "
-            "extracts and trains again, or put back its backbone.onnx if that has changed."
+            "extracts and trains again, or put back its copy of the backbone if that has "
+            "changed."
         )
 
 

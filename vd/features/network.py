@@ -6,6 +6,7 @@ float16, and "network", all other fields as JSON in UTF-8 bytes (docs/data_forma
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -100,7 +101,10 @@ def read_network(path: Path) -> Network:
     Raises `VdError` when the file is missing, damaged, or of another format.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+        content = io.BytesIO(path.read_bytes())
+        if not zipfile.is_zipfile(content):
+            raise ValueError("it is no archive")
+        with np.load(content, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive}
         fields = json.loads(arrays.pop(_FIELDS).tobytes())
         if fields.pop("format") == _FORMAT:

@@ -36,7 +36,7 @@ _PACKAGES = (
     "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
 )  # fmt: skip
 _OWN_FILES = (
-    "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
+    "splits.csv", "ledger.csv", "backbone.onnx", "backbone.npz", "metrics.jsonl", "events.out.tfevents.*",
     "inner", "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
@@ -193,8 +193,8 @@ def write_inputs(
     rows = split_rows(video for split in SPLITS for video in clips[split])
     write_csv(run_dir / "splits.csv", rows)
     write_csv(run_dir / "ledger.csv", ledger.rows())
-    if not backbone.built_in:
-        write_bytes(run_dir / "backbone.onnx", backbone.content)
+    if backbone.copy_name is not None:
+        write_bytes(run_dir / backbone.copy_name, backbone.content)
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
