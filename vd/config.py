@@ -134,18 +134,32 @@ class ExecutorConfig(Settings):
 
 @dataclass(frozen=True)
 class ModelConfig(Settings):
-    """Projection, bidirectional LSTM, attention pooling, one logit."""
+    """Projection, bidirectional LSTM, attention pooling, one logit; or a linear path."""
 
     clip_frames: Annotated[int, Between(1, 100_000)] = 32
     """Frames of a clip (T) at 8 a second; longer videos are cut into windows."""
     projection_size: Annotated[int, Between(0, 8192)] = 256
     """Features of a frame after the linear projection (P); 0: straight into the LSTM."""
-    hidden_size: Annotated[int, Between(1, 4096)] = 128
-    """Hidden units of each LSTM direction (H)."""
+    hidden_size: Annotated[int, Between(0, 4096)] = 128
+    """Hidden units of each LSTM direction (H); 0: no LSTM, the linear path alone."""
     dropout_rate: Annotated[float, Between(0, 0.99)] = 0.3
     """Share of units dropped after the projection and after the pooling."""
     mixed_precision: bool = True
     """Products and activations in bfloat16; parameters and loss stay float32."""
+    linear_path: bool = False
+    """For few clips: a linear map of each clip's mean and deviation over time. The LSTM's
+    logit, which begins at 0, is added to it. Features are standardised."""
+    correction_rate: Share = 0.1
+    """Learning rate of the LSTM beside a linear path, as a share of --learning-rate."""
+
+    def __post_init__(self) -> None:
+        """Raise `VdError` when neither path is left."""
+        super().__post_init__()
+        if not (self.hidden_size or self.linear_path):
+            raise VdError(
+                "--hidden-size 0 leaves a head without an LSTM; give a number of hidden "
+                "units, or --linear-path."
+            )
 
 
 @dataclass(frozen=True)
