@@ -1,5 +1,7 @@
 """`vd compare`: runs or cross-validations against the first of them, on the same clips.
 
+One alone is compared with the linear probe beside it.
+
 1. All are read; unless they tested the same clips in the same folds nothing is compared.
 2. The difference of accuracy, and of ROC AUC, is taken clip by clip, the mean over seeds;
    its interval resamples whole groups.
@@ -20,7 +22,12 @@ from vd.console import say
 from vd.errors import VdError
 from vd.evaluation.crossval import collapse_of, flat_row, spread
 from vd.evaluation.paired import accuracy_difference, auc_difference
-from vd.evaluation.predictions import Member, pooled_by_seed, read_results
+from vd.evaluation.predictions import (
+    Member,
+    pooled_by_seed,
+    read_probes,
+    read_results,
+)
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     METRICS,
@@ -39,9 +46,16 @@ _SIGNIFICANT = 0.05
 class Side:
     """One run or cross-validation, read from its folder."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, of_probe: bool = False) -> None:
+        self.name, self.folder, self.of_probe = name, folder, of_probe
         self.members = read_results(folder)
+        if of_probe:
+            self.members = read_probes(self.members)
+            if not self.members:
+                raise VdError(
+                    f"{folder} was trained without a linear probe beside it; name another "
+                    "folder to compare it with."
+                )
         self.seeds = pooled_by_seed(self.members)
         self.first = next(iter(self.seeds.values()))  # the clips of the first seed
         self.is_crossval = self.members[0].fold is not None
@@ -50,14 +64,17 @@ class Side:
 def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
-    It is written into `out`, with tables and pictures.
+    A single folder is compared with the linear probe beside it. `out` gets compare.json,
+    tables and pictures.
     """
-    if len(folders) < 2:
-        raise VdError("vd compare needs two or more folders; name them.")
+    if not folders:
+        raise VdError("vd compare needs a folder; name one or more.")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
     sides = list(map(Side, names, folders))
+    if len(sides) == 1:
+        sides.insert(0, Side("the linear probe", folders[0], of_probe=True))
     pairs = [_compare_two(sides[0], side) for side in sides[1:]]
     corrected = holm([pair["p"] for pair in pairs])
     for pair, p in zip(pairs, corrected, strict=True):
@@ -219,7 +236,11 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     scores = {s.name: (s.first.labels_N, s.first.probability_N) for s in sides}
     plots.save(plots.roc(scores), out / "roc.png")
-    curves = {s.name: curve([member.run_dir for member in s.members]) for s in sides}
+    curves = {
+        side.name: curve([member.run_dir for member in side.members])
+        for side in sides
+        if not side.of_probe  # which has no epochs
+    }
     rows = [{"run": name, **row} for name, of in curves.items() for row in of]
     write_csv(out / "curves.csv", rows)
     plots.save(plots.bands(curves, PANELS), out / "curves.png")

@@ -1,13 +1,13 @@
 """Paired differences: two models, or two sets of seeds, tested on the same clips."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
 from vd.evaluation.predictions import Predictions
-from vd.metrics.binary import roc_auc
+from vd.metrics.binary import roc_auc, shown
 from vd.metrics.intervals import (
     Groups,
     difference_interval,
@@ -57,6 +57,24 @@ def auc_difference(
         "roc_auc_difference": None if auc_a is None or auc_b is None else auc_b - auc_a,
         "roc_auc_difference_ci95": interval(resampled[1] - resampled[0], cluster_N),
     }
+
+
+def worse_than_probe(values: Mapping[str, Any]) -> list[str]:
+    """A sentence when the linear probe's ROC AUC is above the model's.
+
+    `values` has the model's less the probe's as `roc_auc_difference`, and its interval.
+    """
+    gain, ends = (values.get(f"roc_auc_difference{x}") for x in ("", "_ci95"))
+    if gain is None or gain >= 0:
+        return []
+    between = (
+        f" (95 % interval {shown('roc_auc', [-ends[1], -ends[0]])})" if ends else ""
+    )
+    sentence = (
+        f"a linear probe on the same features is better by {shown('roc_auc', -gain)} of ROC "
+        f"AUC{between}: the head is not shown to be worth its training"
+    )
+    return [sentence]
 
 
 def _mean_auc(seeds: Sequence[Predictions]) -> float | None:
