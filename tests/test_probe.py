@@ -240,7 +240,7 @@ def members(labels, probability):
 
 def test_a_cross_validation_pools_it_as_it_pools_the_model():
     labels = [[0, 1, 1, 0], [1, 0, 1, 0]]
-    models = [[0.1, 0.9, 0.2, 0.4], [0.3, 0.6, 0.7, 0.1]]
+    models = [[0.1, 0.9, 0.2, 0.4], [0.05, 0.6, 0.7, 0.1]]
     probes = [[0.2, 0.9, 0.6, 0.3], [0.9, 0.95, 0.7, 0.1]]
     result = summarise(members(labels, models), members(labels, probes))
     row, y = result["probe"], np.concatenate(labels)
