@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 
 from vd.config import Config
 from vd.console import say, track
-from vd.evaluation.evaluate import write_evaluation
+from vd.evaluation.evaluate import predicted, write_evaluation
 from vd.evaluation.paired import auc_difference
 from vd.evaluation.predictions import PROBE, read_run
 from vd.metrics.binary import shown
@@ -59,17 +59,15 @@ def evaluate_probe(
     probe = fit_probe(sets["train"], sets.get("val"), config.splits.split_seed)
     logit_N = probe.logits(test)
     model = read_run(run_dir).predictions  # of the same clips in the same order
-    own = model._replace(probability_N=probe.calibration.probability(logit_N))
+    own = predicted(probe.calibration, test, logit_N)
     difference = auc_difference([own], [model], model.cluster_N)
     more = {
         "tta": False,
         "roc_auc_difference": difference["roc_auc_difference"],
         "roc_auc_difference_ci95": difference["roc_auc_difference_ci95"],
     }
-    calibration = probe.calibration
-    return write_evaluation(
-        calibration, test, logit_N, run_dir, "test", PROBE, more, draw=False
-    )
+    how = run_dir, "test", PROBE, more
+    return write_evaluation(probe.calibration, test, logit_N, *how, draw=False)
 
 
 def summary(result: Mapping[str, Any]) -> str:
