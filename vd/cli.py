@@ -261,7 +261,8 @@ class Compare:
     """Compare runs, or cross-validations, with the first named, clip by clip."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, or folders of vd crossval; the first is the baseline."""
+    """Run folders, or folders of vd crossval; the first is the baseline, one alone is
+    compared with the linear probe beside it."""
     out: Path | None = None
     """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
     curves.png."""

@@ -5,7 +5,8 @@
 3. Open the run folder: another identity is an error, a finished run is left as it is.
 4. Train, or continue; restore the best; fit temperature and threshold on validation, or
    with --refit on inner folds.
-5. Evaluate the restored best on validation and test; write pictures and the report.
+5. Evaluate the restored best on validation and test, and a linear probe beside it; write
+   pictures and the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
@@ -239,6 +240,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Calibrate and evaluate the best parameters; write pictures and the report."""
     from vd import plots
+    from vd.evaluation import probe
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
     from vd.report.report import RunFacts, report, run_limits
@@ -251,8 +253,11 @@ def _evaluate(
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
     results = evaluate_trained(config, head, params, sets, even, inner)
+    of_probe = probe.evaluate_probe(config, sets)
     for result in results.values():
         say(summary(result))
+    if of_probe is not None:
+        say(probe.summary(of_probe))
     report(run_dir, mistakes=0)
     say_limits(run_limits(RunFacts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")

@@ -159,15 +159,7 @@ def write_evaluation(
 
     `more` are further keys of it. `draw`: the pictures.
     """
-    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
-    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
-    names, groups, ids = (
-        np.array([getattr(video, key) for video in data.videos], object)
-        for key in ("name", "group", "id")
-    )
-    predictions = Predictions(
-        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
-    )
+    predictions = predicted(fitted, data, logit_N)
     write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
     figures = _figures(fitted, data, predictions)
     result = {"split": split, **figures, **more}
@@ -182,6 +174,21 @@ def write_evaluation(
             plots.save(figure, run_dir / f"{picture}{suffix}.png")
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
+
+
+def predicted(
+    fitted: Calibration, data: FeatureSet, logit_N: Float64[np.ndarray, " N"]
+) -> Predictions:
+    """What the logits of some clips become by a calibration; of no fold."""
+    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
+    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
+    names, groups, ids = (
+        np.array([getattr(video, key) for video in data.videos], object)
+        for key in ("name", "group", "id")
+    )
+    return Predictions(
+        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
+    )
 
 
 def pictures(tested: Mapping[str, Predictions], title: str) -> dict[str, Figure]:
