@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from vd.config import BackboneConfig
 from vd.errors import VdError
 from vd.features import engines
 from vd.features.backbone import PRESETS, find_backbone
-from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
+from vd.features.efficientnet_jax import image_features, jax_parameters
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.engines import make_engine
 from vd.features.network import built_in_network, read_network, write_network
@@ -108,7 +109,7 @@ def test_a_file_of_the_built_in_network_gives_its_features_to_the_bit(tmp_path, 
 
 
 @pytest.mark.parametrize("side", [160, 224])
-def test_the_flax_module_agrees_with_onnx_runtime_on_other_weights(
+def test_the_network_in_jax_agrees_with_onnx_runtime_on_other_weights(
     tmp_path, lite0, side
 ):
     write_network(tmp_path / "b.npz", replace(perturbed(lite0, side), size=side))
@@ -117,8 +118,8 @@ def test_the_flax_module_agrees_with_onnx_runtime_on_other_weights(
     pictures = images(2, side)
     ours = make_engine(found, "onnxruntime")(pictures)
     assert ours.max() > 1
-    variables = flax_parameters(found.network.parameters)
-    theirs = jax.jit(EfficientNetLite(LITE0).apply)(variables, pictures)
+    parameters = jax_parameters(found.network.parameters)
+    theirs = jax.jit(partial(image_features, LITE0))(parameters, pictures)
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
 
 
