@@ -20,6 +20,9 @@ import tyro
 
 from vd import __version__
 from vd.config import (
+    ADAPTATION,
+    ADAPTED_MODEL,
+    AdaptConfig,
     BackboneConfig,
     Between,
     Config,
@@ -27,8 +30,10 @@ from vd.config import (
     DecodeConfig,
     EngineName,
     ExecutorConfig,
+    RunConfig,
     Settings,
     SplitConfig,
+    TrainingConfig,
 )
 from vd.console import Interrupted, listen, say, say_limits
 from vd.errors import SOME_FAILED, USAGE, VdError
@@ -166,6 +171,32 @@ class Train(_Training):
 
 
 @dataclass(frozen=True)
+class Adapt:
+    """Fine-tune the backbone's upper blocks on the training clips, with a linear read-out."""
+
+    data: DataConfig
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    training: TrainingConfig = ADAPTATION
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __call__(self) -> int:
+        """Write a run folder; its backbone.npz is the adapted network."""
+        from vd.experiment import adapt
+
+        adapt(self.config(), self.adapt)
+        return 0
+
+    def config(self) -> Config:
+        """The settings of the run."""
+        return Config(
+            self.data, self.splits, self.decode, model=ADAPTED_MODEL,
+            training=self.training, run=self.run,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Sweep(_Training):
     """Train every combination of some settings' values; each is a run folder of its own."""
 
@@ -199,6 +230,26 @@ class Crossval(_Training):
 
         others, plugins = self.cross_dataset, self.plugins()
         result = crossval(self, self.folds, self.seeds, others, plugins)
+        print(json.dumps(result, indent=2))
+        return 0
+
+
+@dataclass(frozen=True)
+class AdaptedCrossval(Adapt):
+    """Adapt the backbone once for every fold and seed, and pool the predictions."""
+
+    folds: Annotated[int, Between(2, 1000)] = 5
+    """Grouped, stratified folds over all clips, each the test part once."""
+    seeds: tuple[int, ...] = ()
+    """Values of --seed; none: --seed alone."""
+    adapt_backbone: Annotated[bool, tyro.conf.arg(name="adapt")] = True
+    """Adapt; without it a head is trained on the backbone's features."""
+
+    def __call__(self) -> int:
+        """Write predictions.csv and crossval.json; print the latter."""
+        from vd.sweep import crossval_adapted
+
+        result = crossval_adapted(self.config(), self.adapt, self.folds, self.seeds)
         print(json.dumps(result, indent=2))
         return 0
 
@@ -350,7 +401,7 @@ class Predict:
 
 
 _COMMANDS: tuple[Any, ...] = (
-    Scan, Audit, Split, Extract, Train, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+    Scan, Audit, Split, Extract, Train, Adapt, Sweep, Crossval, Evaluate, Compare, Report, Predict,
 )  # fmt: skip
 
 
@@ -371,7 +422,9 @@ def _command() -> int:
             f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
             "--set seed=0,1,2."
         )
-    if name in ("train", "sweep", "crossval"):
+    if name == "crossval" and "--adapt" in flags:
+        commands[name] = AdaptedCrossval
+    elif name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, prog="vd", description="Violence detection in video.", config=_FLAT

@@ -19,6 +19,7 @@ from vd.errors import VdError
 
 EngineName = Literal["auto", "onnxruntime", "jax"]
 PresetName = Literal["fast", "default", "best"]
+StreamName = Literal["rgb", "motion", "square"]
 
 
 class Between(NamedTuple):
@@ -123,6 +124,19 @@ class BackboneConfig(Settings):
 
 
 @dataclass(frozen=True)
+class AdaptConfig(Settings):
+    """What of the backbone is adapted, and to which images."""
+
+    stream: StreamName = "motion"
+    """The stream whose images are seen; the square costs as much as motion."""
+    size: Annotated[int, Between(32, 600)] = 160
+    """Side of the images in pixels."""
+    fixed_blocks: Annotated[int, Between(0, 17)] = 6
+    """Of the network's 18 blocks (the stem is the first, the head's convolution the last),
+    how many stay as they were."""
+
+
+@dataclass(frozen=True)
 class ExecutorConfig(Settings):
     """Where features are computed; touches no number."""
 
@@ -212,6 +226,22 @@ class TrainingConfig(Settings):
     """Do so by itself below 2,000 clips or 50 groups."""
     seed: Seed = 0
     """Seed of initialisation, order, dropout and augmentation."""
+
+
+# how the backbone is adapted: AdamW at 2e-4, cross-entropy, a fixed length
+ADAPTATION = TrainingConfig(
+    epochs=8,
+    batch_size=8,
+    learning_rate=0.0002,
+    warmup_epochs=2,
+    weight_decay=0.01,
+    focal_alpha=0.5,
+    focal_gamma=0.0,
+    label_smoothing=0.0,
+    temporal_jitter=0.0,
+    refit_if_few=True,
+)
+ADAPTED_MODEL = ModelConfig(dropout_rate=0.2, mixed_precision=False)
 
 
 @dataclass(frozen=True)

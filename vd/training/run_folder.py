@@ -36,8 +36,9 @@ _PACKAGES = (
     "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
 )  # fmt: skip
 _OWN_FILES = (
-    "splits.csv", "ledger.csv", "backbone.onnx", "backbone.npz", "metrics.jsonl", "events.out.tfevents.*",
-    "inner", "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
+    "splits.csv", "ledger.csv", "backbone.onnx", "backbone.npz", "metrics.jsonl",
+    "events.out.tfevents.*", "inner", "adaptation", "checkpoints", "calibration.json",
+    "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
 )  # fmt: skip
@@ -80,7 +81,8 @@ def check_folder(run_dir: Path) -> None:
     """Raise `VdError` when the folder exists and is not that of a run."""
     if (run_dir / "config.json").exists() or not run_dir.exists():
         return
-    ours = ".lock", "config.json.tmp-"  # of a run that was killed as it began
+    # of a run that was killed as it began, or before the end of its adaptation
+    ours = ".lock", "config.json.tmp-", "adaptation", "backbone.npz"
     if not all(path.name.startswith(ours) for path in run_dir.iterdir()):
         raise VdError(
             f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is not a "
