@@ -78,8 +78,11 @@ def training_frames(
 
 
 def scoring_windows(stored: int, clip_frames: int) -> Iterator[Int[np.ndarray, " L"]]:
-    """Windows that scoring averages: the fewest that cover a video, evenly spread."""
+    """Windows that scoring averages: consecutive blocks, and a last one that ends at the end.
+
+    A recording can be scored while it comes, with no more than `clip_frames` frames kept.
+    """
     length = min(stored, clip_frames)
-    count = -(-stored // clip_frames)
-    for start in np.rint(np.linspace(0, stored - length, count)).astype(np.int64):
-        yield np.arange(start, start + length)
+    for start in range(0, stored, clip_frames):
+        first = min(start, stored - length)
+        yield np.arange(first, first + length)
