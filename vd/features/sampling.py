@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float16, Float32, Float64, Int
 
 from vd.data.clock import FRAMES_PER_SECOND
 
@@ -92,6 +92,12 @@ def scoring_windows(stored: int, clip_frames: int) -> Iterator[Int[np.ndarray, "
         yield np.arange(first, first + length)
 
 
+def window_length(seconds_N: Float[np.ndarray, " N"], clip_frames: int) -> float:
+    """Seconds of a sliding window: the median training clip's, at most `clip_frames`."""
+    longest = clip_frames / FRAMES_PER_SECOND
+    return min(round(float(np.median(seconds_N)), 3), longest)
+
+
 class Window(NamedTuple):
     """A window in time: the newest `frames` frames when it was complete."""
 
@@ -104,6 +110,14 @@ class Window(NamedTuple):
     def middle(self) -> float:
         """Where the value of the window stands, in seconds."""
         return (self.start + self.end) / 2
+
+
+class TimedFeatures(NamedTuple):
+    """Features of a video's frames, and their times."""
+
+    features_FxD: Float16[np.ndarray, "F D"]
+    seconds_F: Float64[np.ndarray, " F"]
+    after_gap_F: Bool[np.ndarray, " F"]  # whether it is the first one after a gap
 
 
 class SlidingWindows:
@@ -156,3 +170,18 @@ class SlidingWindows:
         frames = sum(seconds >= start - _ROUNDING for seconds in self._newest)
         after_gap = not self._windows and not self._is_first_piece
         return [Window(start, end, frames, after_gap)] if frames else []
+
+
+def windows_of(
+    video: TimedFeatures, length: float, stride: float, most_frames: int
+) -> list[Float16[np.ndarray, "L D"]]:
+    """The features of each of `SlidingWindows` over a whole video."""
+    sliding, windows = SlidingWindows(length, stride, most_frames), []
+    for number, (seconds, after_gap) in enumerate(
+        zip(video.seconds_F.tolist(), video.after_gap_F.tolist(), strict=True)
+    ):
+        complete = sliding.push(seconds, after_gap)
+        windows += [video.features_FxD[number - w.frames : number] for w in complete]
+    count = len(video.seconds_F)
+    rest = sliding.finish()
+    return windows + [video.features_FxD[count - w.frames : count] for w in rest]

@@ -32,6 +32,11 @@ class Cutter:
         self._rows: deque[np.ndarray] = deque(maxlen=clip_frames)
         self._sliding = SlidingWindows(length, stride, clip_frames)
 
+    @property
+    def is_longer_than_a_clip(self) -> bool:
+        """Whether more frames came than a clip has."""
+        return self.frames > self._clip_frames
+
     def push(
         self, row_D: Float16[np.ndarray, " D"], seconds: float, after_gap: bool
     ) -> list[Cut]:
