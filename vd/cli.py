@@ -319,6 +319,9 @@ class Predict:
     """Where to stop."""
     duration: str | None = None
     """How much to predict from --start-time on, in place of --end-time."""
+    out: Path | None = None
+    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
+    file timeline.png, events.vtt and a page with the video."""
     events: EventConfig = field(default_factory=EventConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
@@ -329,7 +332,7 @@ class Predict:
         between = parse_between(self.start_time, self.end_time, self.duration)
         files = find_files(self.sources)
         from vd.devices import prepare_jax
-        from vd.predict.outputs import report
+        from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
         prepare_jax()
@@ -337,12 +340,18 @@ class Predict:
         predictor = Predictor(
             self.checkpoint_dir, self.engine, self.decode, self.events
         )
-        with track_media("predicting") as ticker:
+        say(f"events: {predictor.plan}")
+        with (
+            outputs(self.out, files, predictor.plan.rules) as written,
+            track_media("predicting") as ticker,
+        ):
             predictions = predictor.predict(files, between, ticker)
             for name, prediction in zip(files, predictions, strict=True):
                 failed |= prediction.probability is None
                 report(name, prediction)
                 print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
+                if written:
+                    written.add(name, prediction)
         return SOME_FAILED if failed else 0
 
 

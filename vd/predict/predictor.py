@@ -51,6 +51,13 @@ class EventPlan:
     window_seconds: float
     threshold_source: str
 
+    def __str__(self) -> str:
+        return (
+            f"windows of {self.window_seconds:g} s each {self.rules.stride_seconds:g} s; "
+            f"open at {self.rules.threshold:.3f} ({self.threshold_source}), close under "
+            f"{self.rules.end_threshold:.3f}"
+        )
+
 
 class Progress(Protocol):
     """Is told how far prediction has come; `vd.console.MediaTicker` is one."""
