@@ -29,13 +29,14 @@ from vd.config import (
     DataConfig,
     DecodeConfig,
     EngineName,
+    EventConfig,
     ExecutorConfig,
     RunConfig,
     Settings,
     SplitConfig,
     TrainingConfig,
 )
-from vd.console import Interrupted, listen, say, say_limits
+from vd.console import Interrupted, listen, say, say_limits, track_media
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.training.distributed import LOST, end, processes
 
@@ -353,50 +354,56 @@ class Report(Settings):
 
 @dataclass(frozen=True)
 class Predict:
-    """Probability of violence of video files: a JSON line each on standard output."""
+    """Violence over time in video files: a JSON line each on standard output."""
 
-    files: tyro.conf.Positional[
-        Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
+    sources: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")]
     ]
-    """Video files."""
+    """Video files, folders, quoted patterns ("**/*.mp4"), a .csv with a column path, a .txt
+    with a path a line, or - for such a list on standard input."""
     checkpoint_dir: Path
     """The run folder."""
     engine: EngineName = "auto"
     """What runs the backbone."""
+    start_time: str | None = None
+    """Where to begin in each file: seconds, MM:SS or HH:MM:SS."""
+    end_time: str | None = None
+    """Where to stop."""
+    duration: str | None = None
+    """How much to predict from --start-time on, in place of --end-time."""
+    out: Path | None = None
+    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
+    file timeline.png, events.vtt and a page with the video."""
+    events: EventConfig = field(default_factory=EventConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __call__(self) -> int:
         """Exit code 1 when some file could not be done."""
+        from vd.predict.sources import find_files, parse_between
+
+        between = parse_between(self.start_time, self.end_time, self.duration)
+        files = find_files(self.sources)
         from vd.devices import prepare_jax
+        from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
-        if not self.files:
-            raise VdError("vd predict was given no file; name one or more video files.")
         prepare_jax()
         failed = False
-        predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
-        predictions = predictor.predict([Path(name) for name in self.files])
-        for name, prediction in zip(self.files, predictions, strict=True):
-            outcome = prediction.outcome
-            if prediction.probability is None:
-                failed = True
-                say(f"{name} could not be predicted: {outcome.reason}")
-            elif outcome.outcome == "partial":
-                say(
-                    f"{name} is partial ({outcome.reason}): predicted from the "
-                    f"{outcome.frames} frames that could be decoded"
-                )
-            row = {
-                "path": name,  # as it was given
-                "probability": prediction.probability,
-                "label": prediction.label,
-                "outcome": outcome.outcome,
-                "reason": outcome.reason,
-                "frames": outcome.frames,
-                "duration": outcome.duration,
-                "gaps": outcome.gaps,
-            }
-            print(json.dumps(row), flush=True)
+        predictor = Predictor(
+            self.checkpoint_dir, self.engine, self.decode, self.events
+        )
+        say(f"events: {predictor.plan}")
+        with (
+            outputs(self.out, files, predictor.plan.rules) as written,
+            track_media("predicting") as ticker,
+        ):
+            predictions = predictor.predict(files, between, ticker)
+            for name, prediction in zip(files, predictions, strict=True):
+                failed |= prediction.probability is None
+                report(name, prediction)
+                print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
+                if written:
+                    written.add(name, prediction)
         return SOME_FAILED if failed else 0
 
 

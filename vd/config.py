@@ -147,6 +147,28 @@ class ExecutorConfig(Settings):
 
 
 @dataclass(frozen=True)
+class EventConfig(Settings):
+    """When violence over time is an event."""
+
+    window_seconds: Positive | None = None
+    """Length of the windows that slide over a video; None: that of the median training
+    clip, at most --clip-frames at 8 a second."""
+    stride_seconds: Annotated[float, Between(0.01, 1e6)] = 0.25
+    """Seconds from a window to the next."""
+    threshold: Share | None = None
+    """Probability of a window at which an event opens; None: the run's event threshold,
+    which 5 % of the non-violent validation clips reach."""
+    end_threshold: Share | None = None
+    """Probability under which it closes; None: two thirds of --threshold."""
+    min_event_seconds: Annotated[float, Between(0, 1e6)] = 0.0
+    """Shorter events are dropped, after merging."""
+    merge_seconds: Annotated[float, Between(0, 1e6)] = 2.0
+    """Events so near to each other are one."""
+    max_event_seconds: Positive = 300.0
+    """A longer event ends there, and a new one begins."""
+
+
+@dataclass(frozen=True)
 class ModelConfig(Settings):
     """Projection, bidirectional LSTM, attention pooling, one logit; or a linear path."""
 

@@ -43,14 +43,7 @@ def restore(run_dir: Path) -> Restored:
 
     described = read_config(run_dir)
     config: Config = from_json(Config, described["settings"])
-    path = run_dir / "calibration.json"
-    if not path.exists():
-        raise VdError(
-            f"{run_dir} has no calibration.json, so its training has not ended; run its "
-            "command again to go on, then evaluate."
-        )
-    remedy = "delete it, and the training command fits it again"
-    fitted = Calibration(**read_json(path, remedy))
+    fitted = read_calibration(run_dir)
     dim = described["preprocessing"]["dim"]
     plugins = Plugins(head=recorded_plugin(described, "head"))
     head = plugins.make_head(config.model)
@@ -58,6 +51,18 @@ def restore(run_dir: Path) -> Restored:
     with Checkpoints(run_dir, read_only=True) as checkpoints:
         params, _ = checkpoints.restore_best(like)
     return Restored(config, head, params, fitted, dim)
+
+
+def read_calibration(run_dir: Path) -> Calibration:
+    """What was fitted when the training of a run ended."""
+    path = run_dir / "calibration.json"
+    if not path.exists():
+        raise VdError(
+            f"{run_dir} has no calibration.json, so its training has not ended; run its "
+            "command again to go on, then evaluate."
+        )
+    remedy = "delete it, and the training command fits it again"
+    return Calibration(**read_json(path, remedy))
 
 
 def moved(
