@@ -1,7 +1,7 @@
 """The command line: one subcommand for each task; parses, calls, prints; nothing else.
 
 Heavy modules are imported by the command that needs them, so that help and errors are
-quick and a decoding worker, which imports the main script again, stays light.
+quick.
 """
 
 import argparse
