@@ -32,6 +32,7 @@ from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit
 from vd.metrics.intervals import share
 from vd.models.head import Head, Params
 from vd.models.scoring import score
+from vd.training.best_weights import write_best_weights
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import InnerFolds, refits
 from vd.training.run_folder import videos_of
@@ -92,7 +93,7 @@ def evaluate_trained(
 ) -> dict[str, dict[str, Any]]:
     """Calibrate a trained model and evaluate validation, then test, by split.
 
-    Writes calibration.json and the files of both, with pictures of test alone.
+    Writes weights.npz, calibration.json and the files of both, with pictures of test alone.
     `even_logit` is the loss's own threshold. With `inner` its logits of the training clips,
     each out of its fold, are validation.
     """
@@ -110,6 +111,7 @@ def evaluate_trained(
         fitted = fit(logit_N, val_set.labels_N.astype(int), even_logit, source)
     else:
         fitted = Calibration(1.0, float(expit(even_logit)), "the loss's own threshold")
+    write_best_weights(run_dir, params)
     write_json(run_dir / "calibration.json", asdict(fitted))
     restored = Restored(config, head, params, fitted, val_set.dim)
     results = {}

@@ -5,12 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vd.config import Config, from_json
-from vd.data.catalog import identify
 from vd.data.manifest import Video
 from vd.devices import own_numerics
 from vd.errors import VdError
 from vd.features.backbone import Backbone, find_backbone
-from vd.features.extract import extract
 from vd.features.store import (
     FeatureStore,
     features_description,
@@ -21,7 +19,7 @@ from vd.files import read_json
 from vd.metrics.calibration import Calibration
 from vd.models.head import Head, Params, init_params
 from vd.models.plugins import Plugins, recorded_plugin
-from vd.training.checkpoints import Checkpoints
+from vd.training.best_weights import read_best_weights
 from vd.training.run_folder import read_config
 
 
@@ -38,7 +36,7 @@ class Restored:
 
 @own_numerics()
 def restore(run_dir: Path) -> Restored:
-    """The best checkpoint of a run and its calibration."""
+    """The parameters of a run's best checkpoint, and its calibration."""
     import jax
 
     described = read_config(run_dir)
@@ -55,8 +53,12 @@ def restore(run_dir: Path) -> Restored:
     plugins = Plugins(head=recorded_plugin(described, "head"))
     head = plugins.make_head(config.model)
     like = jax.eval_shape(lambda: init_params(head, dim, jax.random.key(0)))
-    with Checkpoints(run_dir, read_only=True) as checkpoints:
-        params, _ = checkpoints.restore_best(like)
+    params = read_best_weights(run_dir, like)
+    if params is None:
+        from vd.training.checkpoints import Checkpoints  # orbax takes a second
+
+        with Checkpoints(run_dir, read_only=True) as checkpoints:
+            params, _ = checkpoints.restore_best(like)
     return Restored(config, head, params, fitted, dim)
 
 
@@ -90,6 +92,9 @@ def features_of_run(
     videos: Sequence[Video], restored: Restored, config: Config, run_dir: Path
 ) -> FeatureStore:
     """The store with the features of clips of the run; missing ones are extracted again."""
+    from vd.data.catalog import identify
+    from vd.features.extract import extract
+
     backbone = find_backbone(config.backbone)
     check_features(backbone, run_dir)
     dim = restored.dim // len(backbone.streams)

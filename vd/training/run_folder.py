@@ -37,7 +37,7 @@ _PACKAGES = (
 )  # fmt: skip
 _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
-    "inner", "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
+    "inner", "checkpoints", "weights.npz", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
 )  # fmt: skip
