@@ -15,6 +15,7 @@ from tests.command_line import vd
 from tests.fabricated import same_leaves
 from vd.errors import VdError
 from vd.evaluation.restore import restore
+from vd.predict.predictor import load
 
 ROOT = Path(__file__).parent.parent
 UNNEEDED = (
@@ -46,14 +47,14 @@ def clip(clips):
     return next(clips.glob("test/violent/*.mp4"))
 
 
-def python(*arguments, source=None):
+def python(*arguments, source=None, code=0):
     """What a Python process of its own printed."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         input=source, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
 
@@ -106,3 +107,23 @@ def test_a_script_without_a_guard_and_one_from_standard_input_predict(
         assert [float(line) for line in done.stdout.split()] == [
             expected["probability"]
         ]
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "said"),
+    [("no.mp4", "run", "no.mp4 not found"), ("", "none", "none holds no config.json")],
+)
+def test_what_is_missing_is_said_before_anything_slow_is_imported(
+    run_dir, clip, name, run, said
+):
+    arguments = name or clip, "--checkpoint-dir", run_dir.with_name(run)
+    done = python("-c", LISTED, "predict", *arguments, code=2)
+    assert said in done.stderr
+    imported = done.stderr.splitlines()[-1].split()
+    assert {"jax", "flax", "onnxruntime", "cv2"} & set(imported) == set()
+
+
+def test_an_unfinished_run_is_refused_at_once(run_dir):
+    (run_dir / "calibration.json").unlink()
+    with pytest.raises(VdError, match="its training has not ended"):
+        load(run_dir)

@@ -315,12 +315,18 @@ class Predict:
 
     def __call__(self) -> int:
         """Exit code 1 when some file could not be done."""
-        from vd.devices import prepare_jax
-        from vd.predict.predictor import Predictor
+        from vd.training.run_folder import read_config
 
         if not self.files:
             raise VdError("vd predict was given no file; name one or more video files.")
-        prepare_jax()
+        read_config(self.checkpoint_dir)  # before anything slow is imported
+        if not any(Path(name).exists() for name in self.files):
+            more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
+            raise VdError(
+                f"{self.files[0]}{more} not found; name one or more video files."
+            )
+        from vd.predict.predictor import Predictor
+
         failed = False
         predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
         predictions = predictor.predict([Path(name) for name in self.files])

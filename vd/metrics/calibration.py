@@ -26,7 +26,7 @@ class Calibration:
         return sigmoid(np.asarray(logit_N, np.float64) / self.temperature)
 
 
-def sigmoid(value_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
+def sigmoid(value_N: Float[np.ndarray, "*N"] | float) -> Float[np.ndarray, "*N"]:
     """1 / (1 + e⁻ˣ) in float64, by the C library: to the bit what SciPy's expit gives.
 
     NumPy's exp has other last bits, and SciPy takes .4 s to import.

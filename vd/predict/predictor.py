@@ -1,25 +1,25 @@
 """Prediction: files in, probabilities out, by the very path that evaluation takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float16, Float64
 
 from vd.config import DecodeConfig, EngineName
+from vd.console import result_of
 from vd.data.decode import FrameSettings
 from vd.data.manifest import CLASSES
 from vd.data.outcome import Outcome
-from vd.devices import prepare_jax
-from vd.evaluation.restore import check_features, moved, restore
+from vd.evaluation.restore import Restored, check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
 from vd.features.extract import VideoFeatures, video_features
-from vd.models.scoring import score
-from vd.training.run_folder import read_config
+from vd.training.run_folder import read_config, read_settings
 
 _ROUNDING = 1e-6  # seconds
 
@@ -39,8 +39,9 @@ def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
 
     Raises `VdError` when training has not ended or a file of the run is missing.
     """
-    prepare_jax()
-    return Predictor(Path(run_dir), engine)
+    predictor = Predictor(Path(run_dir), engine)
+    predictor.wait()
+    return predictor
 
 
 class Timeline(NamedTuple):
@@ -54,7 +55,9 @@ class Timeline(NamedTuple):
 class Predictor:
     """A trained run, from its folder alone.
 
-    `engine` "auto" takes the engine of the run's features where it can.
+    `engine` "auto" takes the engine of the run's features where it can. The head is restored
+    in the background, because importing JAX takes as long as the first video; an error of it
+    is raised by `wait`, or by the first prediction.
     """
 
     def __init__(
@@ -63,24 +66,30 @@ class Predictor:
         engine: EngineName = "auto",
         decode: DecodeConfig | None = None,
     ) -> None:
-        self._restored = restore(run_dir)
-        config = moved(self._restored.config, run_dir, None, None)
+        config = moved(read_settings(run_dir), run_dir, None, None)
         self._decode = decode or config.decode
         self._backbone = find_backbone(config.backbone)
         check_features(self._backbone, run_dir)
         before = read_config(run_dir)["engine"]
         self._engine = make_engine(self._backbone, engine, before)
+        self._restoring = ThreadPoolExecutor(1).submit(_restore, run_dir)
+
+    def wait(self) -> None:
+        """Wait for the head; raises `VdError` when the run cannot be restored."""
+        self._restored  # noqa: B018  # a property
+
+    @property
+    def _restored(self) -> Restored:
+        return result_of(self._restoring)
 
     def predict(self, files: Sequence[Path | str]) -> Iterator[Prediction]:
         """Probability of violence of each file, in order, as each is done."""
         paths = list(map(Path, files))
-        restored = self._restored
         for path, video in zip(paths, self._features(paths), strict=True):
             probability = label = None
             if len(video.seconds_F):
-                logit_N = score(restored.head, restored.params, [[video.features_FxSD]])
-                probability = float(restored.calibration.probability(logit_N)[0])
-                label = CLASSES[probability >= restored.calibration.threshold]
+                probability = float(self._probability([[video.features_FxSD]])[0])
+                label = CLASSES[probability >= self._restored.calibration.threshold]
             yield Prediction(path, video.outcome, probability, label)
 
     def timeline(
@@ -99,14 +108,30 @@ class Predictor:
         middle_W, windows = sliding_windows(
             video.seconds_F, video.outcome.gaps, window_seconds, stride_seconds
         )
-        restored = self._restored
         one_by_one = ([video.features_FxSD[window]] for window in windows)
-        logit_W = score(restored.head, restored.params, one_by_one)
-        probability_W = restored.calibration.probability(logit_W)
-        return Timeline(middle_W, probability_W, restored.calibration.threshold)
+        probability_W = self._probability(one_by_one)
+        return Timeline(middle_W, probability_W, self._restored.calibration.threshold)
+
+    def _probability(
+        self, views: Iterable[Sequence[Float16[np.ndarray, "F D"]]]
+    ) -> Float64[np.ndarray, " N"]:
+        """Probability of violence of clips, as `vd.models.scoring.score` takes them."""
+        restored = self._restored
+        from vd.models.scoring import score  # by now JAX is imported
+
+        logit_N = score(restored.head, restored.params, views)
+        return restored.calibration.probability(logit_N)
 
     def _features(self, paths: Sequence[Path]) -> Iterator[VideoFeatures]:
         return video_features(paths, self._backbone, self._engine, self._decode)
+
+
+def _restore(run_dir: Path) -> Restored:
+    """Start JAX, and restore the run."""
+    from vd.devices import prepare_jax
+
+    prepare_jax()
+    return restore(run_dir)
 
 
 def sliding_windows(
