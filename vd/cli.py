@@ -1,7 +1,7 @@
 """The command line: one subcommand for each task; parses, calls, prints; nothing else.
 
 Heavy modules are imported by the command that needs them, so that help and errors are
-quick and a decoding worker, which imports the main script again, stays light.
+quick.
 """
 
 import argparse
@@ -380,14 +380,14 @@ class Predict:
     def __call__(self) -> int:
         """Exit code 1 when some file could not be done."""
         from vd.predict.sources import find_files, parse_between
+        from vd.training.run_folder import read_config
 
         between = parse_between(self.start_time, self.end_time, self.duration)
         files = find_files(self.sources)
-        from vd.devices import prepare_jax
+        read_config(self.checkpoint_dir)  # before anything slow is imported
         from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
-        prepare_jax()
         failed = False
         predictor = Predictor(
             self.checkpoint_dir, self.engine, self.decode, self.events

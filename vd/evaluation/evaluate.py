@@ -33,6 +33,7 @@ from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit, with_events
 from vd.metrics.intervals import share
 from vd.models.head import Head, Params
 from vd.models.scoring import peak_logits, score
+from vd.training.best_weights import write_best_weights
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import InnerFolds, refits
 from vd.training.run_folder import videos_of
@@ -93,7 +94,7 @@ def evaluate_trained(
 ) -> dict[str, dict[str, Any]]:
     """Calibrate a trained model and evaluate validation, then test, by split.
 
-    Writes calibration.json and the files of both, with pictures of test alone.
+    Writes weights.npz, calibration.json and the files of both, with pictures of test alone.
     `even_logit` is the loss's own threshold. With `inner` its logits of the training clips,
     each out of its fold, are validation.
     """
@@ -104,6 +105,7 @@ def evaluate_trained(
         folds = len(np.unique(inner.fold_N))
         more |= {"inner_folds": folds, "epochs": inner.epochs, "losses": inner.losses}
     logit_N, fitted = _calibrate(config, head, params, sets, even_logit, inner)
+    write_best_weights(run_dir, params)
     write_json(run_dir / "calibration.json", asdict(fitted))
     restored = Restored(config, head, params, fitted, val_set.dim)
     results = {}

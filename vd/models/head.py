@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Float16, PRNGKeyArray
 
 from vd.config import Config, ModelConfig
 from vd.errors import VdError
-from vd.models.losses import clip_losses
 from vd.models.plugins import Plugins
 
 Params = Any  # Flax's nested dictionary of float32 arrays
@@ -76,6 +75,8 @@ def apply(
 
 def check_shapes(plugins: Plugins, config: Config, dim: int) -> None:
     """Raise `VdError` unless head and loss give a float32 a clip; nothing is computed."""
+    from vd.models.losses import clip_losses  # optax, which prediction does not need
+
     head, frames = plugins.make_head(config.model), config.model.clip_frames
     features_BxTxD = jax.ShapeDtypeStruct((2, frames, dim), jnp.float16)
     mask_BxT = jax.ShapeDtypeStruct((2, frames), jnp.float32)

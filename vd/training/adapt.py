@@ -10,23 +10,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float16, Float32, Float64
+from jaxtyping import Float32, Float64
 
-from vd.config import AdaptConfig, BackboneConfig, Config, ModelConfig
+from vd.config import AdaptConfig, BackboneConfig, Config, EventConfig, ModelConfig
 from vd.console import say
 from vd.data.manifest import Video
 from vd.features.backbone import find_backbone
 from vd.features.efficientnet_jax import onnx_parameters
-from vd.features.engines import OnnxEngine
+from vd.features.extract import extract
 from vd.features.network import Network, write_network
+from vd.features.sampling import window_length
 from vd.files import read_csv, write_bytes, write_csv
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
+from vd.models.detector import Detector
 from vd.models.head import Params
 from vd.models.plugins import Plugins
+from vd.models.scoring import peak_logits, score
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet
 from vd.training.image_augment import augment_motion, augment_rgb
@@ -106,21 +109,21 @@ class Adaptation(NamedTuple):
         held = inner_folds(clips.videos, self.config.splits.split_seed)
         say(f"adapting {len(held) + 1} times: for {len(held)} inner folds, and for all")
         place = {video.id: n for n, video in enumerate(clips.videos)}
-        fold_N, logit_N = np.zeros(len(place), int), np.zeros(len(place))
+        fold_N, logits_2xN = np.zeros(len(place), int), np.zeros((2, len(place)))
         for fold, part in enumerate(held):
             places = [place[video.id] for video in part]
             fold_N[places] = fold
-            logit_N[places] = self._inner_logits(clips, fold, part)
+            logits_2xN[:, places] = self._inner_logits(clips, fold, part)
         earlier = [
             row
             for fold in range(len(held))
             for row in read_metrics(self._folder(fold), every_phase=True)
         ]
         adapted = self.on_all(clips, earlier)
-        epochs = self.config.training.epochs
-        if not held:
-            return adapted, InnerFolds(epochs, {}, fold_N[:0], logit_N[:0])
-        return adapted, InnerFolds(epochs, {}, fold_N, logit_N)
+        known = slice(None) if held else slice(0)
+        return adapted, InnerFolds(
+            self.config.training.epochs, {}, fold_N[known], *logits_2xN[:, known]
+        )
 
     def on_all(self, clips: FeatureSet, earlier: Sequence[Row] = ()) -> Adapted:
         """Adapt on all clips; `earlier` are lines of metrics.jsonl before its own."""
@@ -131,8 +134,11 @@ class Adaptation(NamedTuple):
 
     def _inner_logits(
         self, clips: FeatureSet, fold: int, part: Sequence[Video]
-    ) -> Float64[np.ndarray, " N"]:
-        """Logits of a fold by the network of the others; adapts it unless they are kept."""
+    ) -> Float64[np.ndarray, "2 N"]:
+        """Logits of a fold, and of its peaks, by the network of the others.
+
+        Adapts that network unless they are kept.
+        """
         folder = self._folder(fold)
         path = folder / "logits.csv"
         if not path.exists():
@@ -141,14 +147,35 @@ class Adaptation(NamedTuple):
             others = [video for video in clips.videos if video.id not in inside]
             phase = Phase(f"inner fold {fold}")
             adapted = self._train(clips.part(others), folder, phase)
-            logits = read_logits(adapted, clips.part(part).in_order(), folder)
+            head, params = Detector(READ_OUT), read_out(adapted)
+            held = self._features(adapted.network, part, folder)
+            logit_N = score(head, params, held.in_order())
+            length = window_length(clips.seconds_N, READ_OUT.clip_frames)
+            stride = EventConfig.stride_seconds
+            peak_N = peak_logits(head, params, held.in_time(), length, stride)
             rows = [
-                {"path": video.name, "logit": repr(float(logit))}
-                for video, logit in zip(part, logits, strict=True)
+                {"path": video.name, "logit": repr(float(x)), "peak": repr(float(peak))}
+                for video, x, peak in zip(part, logit_N, peak_N, strict=True)
             ]
             write_csv(path, rows)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return np.array([float(row["logit"]) for row in read_csv(path)])
+        for name in ("checkpoints", "cache"):  # nobody reads them
+            shutil.rmtree(folder / name, ignore_errors=True)
+        rows = read_csv(path)
+        return np.array([[float(r[name]) for r in rows] for name in ("logit", "peak")])
+
+    def _features(
+        self, network: Network, videos: Sequence[Video], folder: Path
+    ) -> FeatureSet:
+        """Features of a few videos by an adapted network, in a cache of their own."""
+        write_network(folder / "cache" / "backbone.npz", network)
+        backbone = BackboneConfig(backbone=str(folder / "cache" / "backbone.npz"))
+        config = replace(
+            self.config,
+            data=replace(self.config.data, cache_dir=folder / "cache"),
+            backbone=backbone,
+        )
+        store, _ = extract(videos, config, find_backbone(backbone))
+        return FeatureSet(videos, store)
 
     def _train(self, clips: FeatureSet, folder: Path, phase: Phase) -> Adapted:
         """Train, or continue, to the end of the schedule."""
@@ -181,41 +208,25 @@ def seen_rows(videos: Iterable[Video]) -> Iterator[dict[str, str]]:
         yield {"id": video.id, "group": video.group}
 
 
-def read_logits(
-    adapted: Adapted,
-    clips: Iterable[Sequence[Float16[np.ndarray, "F D"]]],
-    folder: Path,
-) -> Float64[np.ndarray, " N"]:
-    """The read-out's logits of clips of images, by the engine that predicts."""
-    side, file = adapted.network.size, folder / "backbone.npz"
-    write_network(file, adapted.network)
-    engine = OnnxEngine(find_backbone(BackboneConfig(backbone=str(file))))
-    logits: list[Any] = []
-    for pixels_FxD, *_ in clips:
-        images = pixels_FxD.astype(np.uint8).reshape(-1, side, side, 3)
-        features_FxD = engine(images).astype(np.float16).astype(np.float64)
-        logits.append(features_FxD.mean(0) @ adapted.kernel_D + adapted.bias)
-    return np.array(logits)
+def read_out(adapted: Adapted) -> Params:
+    """The read-out as parameters of the head `READ_OUT`.
+
+    That is a linear path whose features are not standardised, without weights for the
+    deviation over time.
+    """
+    size = len(adapted.kernel_D)
+    kernel_2D = np.concatenate([adapted.kernel_D, np.zeros(size, np.float32)])
+    bias_1 = np.array([adapted.bias], np.float32)
+    return {
+        "pooled_mean": np.zeros(2 * size, np.float32),
+        "pooled_deviation": np.ones(2 * size, np.float32),
+        "linear": {"kernel": kernel_2D[:, None], "bias": bias_1},
+    }
 
 
 def write_read_out(run_dir: Path, adapted: Adapted, epochs: int) -> Params:
-    """Save the read-out as the run's checkpoint; returns the head's parameters.
-
-    The head is a linear path (`READ_OUT`) whose features are not standardised and which has
-    no weights for deviations over time.
-    """
-    size = len(adapted.kernel_D)
-    kernel_2Dx1 = np.concatenate([adapted.kernel_D, np.zeros(size, np.float32)])[
-        :, None
-    ]
-    params = {
-        "pooled_mean": np.zeros(2 * size, np.float32),
-        "pooled_deviation": np.ones(2 * size, np.float32),
-        "linear": {
-            "kernel": kernel_2Dx1,
-            "bias": np.array([adapted.bias], np.float32),
-        },
-    }
+    """Save the read-out as the run's checkpoint; returns the head's parameters."""
+    params = read_out(adapted)
     stopping = EarlyStopping("", 1, 0.0, epoch=epochs, best_epoch=epochs)
     state = TrainState(np.zeros((), np.int32), params, {})  # type: ignore[arg-type]
     with Checkpoints(run_dir) as checkpoints:

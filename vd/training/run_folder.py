@@ -38,8 +38,8 @@ _PACKAGES = (
 )  # fmt: skip
 _OWN_FILES = (
     "splits.csv", "ledger.csv", "backbone.onnx", "backbone.npz", "metrics.jsonl",
-    "events.out.tfevents.*", "inner", "adaptation", "checkpoints", "calibration.json",
-    "evaluation_*.json", "predictions_*.csv", "curves.png",
+    "events.out.tfevents.*", "inner", "adaptation", "checkpoints", "weights.npz",
+    "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
 )  # fmt: skip
