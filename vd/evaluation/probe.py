@@ -25,7 +25,7 @@ from vd.training.feature_set import FeatureSet
 from vd.training.refit import inner_folds
 
 _C = 0.01  # inverse L2 penalty, chosen before the first run; 0.001 to 1 do as well
-_MOST_VALUES = 250_000_000  # of all clips together: 1 GB, and as much again to fit
+_MOST_VALUES = 250_000_000  # of all clips together: 1 GB, up to three times that to fit
 
 
 @dataclass(frozen=True)
