@@ -293,15 +293,34 @@ def _evaluate_adapted(
     images: Config, data: Data, adapted: "Adapted", inner: "InnerFolds | None"
 ) -> dict[str, Any]:
     """Write the run of an adapted network and its read-out; evaluate and report it."""
-    from vd.features.backbone import find_backbone
-    from vd.features.extract import extract
-    from vd.features.network import write_network
-    from vd.training.adapt import READ_OUT, write_read_out
+    from vd.training.adapt import write_read_out
     from vd.training.feature_set import FeatureSet
     from vd.training.refit import parts_to_use
 
+    folder = images.run.checkpoint_dir
+    config, data = adapted_features(images, data, adapted)
+    opened = open_run(config, BUILT_IN, data)
+    assert opened is not None
+    shutil.copyfile(folder / "metrics.jsonl", folder.parent / "metrics.jsonl")
+    params = write_read_out(folder.parent, adapted, config.training.epochs)
+    parts = parts_to_use(config, data.parts()).items()
+    sets = {split: FeatureSet(clips, data.store) for split, clips in parts}
+    result = _evaluate(config, BUILT_IN, sets, params, inner)
+    shutil.rmtree(folder / "checkpoints")  # only a run that is not finished needs them
+    return result
+
+
+def adapted_features(
+    images: Config, data: Data, adapted: "Adapted"
+) -> tuple[Config, Data]:
+    """The run that reads an adapted network out, and its features; writes backbone.npz."""
+    from vd.features.backbone import find_backbone
+    from vd.features.extract import extract
+    from vd.features.network import write_network
+    from vd.training.adapt import READ_OUT
+
     run_dir = images.run.checkpoint_dir.parent
-    write_network(run_dir / "backbone.npz", adapted.network)
+    write_network(run_dir / "backbone.npz", adapted.network, half=True)
     config = replace(
         images,
         backbone=BackboneConfig(backbone=str(run_dir / "backbone.npz")),
@@ -309,19 +328,8 @@ def _evaluate_adapted(
         run=replace(images.run, checkpoint_dir=run_dir, fresh=False),
     )
     backbone = find_backbone(config.backbone)
-    usable = data.ledger.usable()
-    store, _ = extract(usable, config, backbone)
-    data = data._replace(store=store, backbone=backbone)
-    opened = open_run(config, BUILT_IN, data)
-    assert opened is not None
-    folder = images.run.checkpoint_dir
-    shutil.copyfile(folder / "metrics.jsonl", run_dir / "metrics.jsonl")
-    params = write_read_out(run_dir, adapted, config.training.epochs)
-    parts = parts_to_use(config, data.parts()).items()
-    sets = {split: FeatureSet(clips, store) for split, clips in parts}
-    result = _evaluate(config, BUILT_IN, sets, params, inner)
-    shutil.rmtree(folder / "checkpoints")  # only a run that is not finished needs them
-    return result
+    store, _ = extract(data.ledger.usable(), config, backbone)
+    return config, data._replace(store=store, backbone=backbone)
 
 
 def _evaluate(

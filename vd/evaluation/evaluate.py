@@ -113,7 +113,8 @@ def evaluate_trained(
         results["val"] = write_evaluation(
             fitted, val_set, logit_N, run_dir, "val", "val", more, draw=False
         )
-    results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
+    if "test" in sets:
+        results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
     return results
 
 

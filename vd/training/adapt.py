@@ -167,7 +167,7 @@ class Adaptation(NamedTuple):
         self, network: Network, videos: Sequence[Video], folder: Path
     ) -> FeatureSet:
         """Features of a few videos by an adapted network, in a cache of their own."""
-        write_network(folder / "cache" / "backbone.npz", network)
+        write_network(folder / "cache" / "backbone.npz", network, half=True)
         backbone = BackboneConfig(backbone=str(folder / "cache" / "backbone.npz"))
         config = replace(
             self.config,
@@ -199,7 +199,8 @@ class Adaptation(NamedTuple):
             streams=(self.settings.stream,),
             seen={"trained_on": list(seen_rows(clips.videos))},
         )
-        return Adapted(network, *readout(params))
+        # as its file has it, so that all figures are of the weights that are kept
+        return Adapted(network.rounded(), *readout(params))
 
 
 def seen_rows(videos: Iterable[Video]) -> Iterator[dict[str, str]]:
