@@ -11,7 +11,7 @@ best of its batch sizes (chosen in a first round, that is not counted):
 - torch, torch_channels_last: the same convolutions, folded as they are here
 - float32: here `ours` is the 8-bit network of `--feature-preset fast`, theirs the float one
 
-Where JAX has a GPU, `ours` is the Flax module in float32, and the peers are torch with cuDNN
+Where JAX has a GPU, `ours` is the network in JAX, float32, and the peers are torch with cuDNN
 there, channels last: torch_float32 (with TF32, cuDNN's default) and torch_bfloat16.
 """
 

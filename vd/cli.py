@@ -1,7 +1,7 @@
 """The command line: one subcommand for each task; parses, calls, prints; nothing else.
 
 Heavy modules are imported by the command that needs them, so that help and errors are
-quick and a decoding worker, which imports the main script again, stays light.
+quick.
 """
 
 import argparse
@@ -20,17 +20,23 @@ import tyro
 
 from vd import __version__
 from vd.config import (
+    ADAPTATION,
+    ADAPTED_MODEL,
+    AdaptConfig,
     BackboneConfig,
     Between,
     Config,
     DataConfig,
     DecodeConfig,
     EngineName,
+    EventConfig,
     ExecutorConfig,
+    RunConfig,
     Settings,
     SplitConfig,
+    TrainingConfig,
 )
-from vd.console import Interrupted, listen, say, say_limits
+from vd.console import Interrupted, listen, say, say_limits, track_media
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.training.distributed import LOST, end, processes
 
@@ -166,6 +172,32 @@ class Train(_Training):
 
 
 @dataclass(frozen=True)
+class Adapt:
+    """Fine-tune the backbone's upper blocks on the training clips, with a linear read-out."""
+
+    data: DataConfig
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    training: TrainingConfig = ADAPTATION
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __call__(self) -> int:
+        """Write a run folder; its backbone.npz is the adapted network."""
+        from vd.experiment import adapt
+
+        adapt(self.config(), self.adapt)
+        return 0
+
+    def config(self) -> Config:
+        """The settings of the run."""
+        return Config(
+            self.data, self.splits, self.decode, model=ADAPTED_MODEL,
+            training=self.training, run=self.run,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Sweep(_Training):
     """Train every combination of some settings' values; each is a run folder of its own."""
 
@@ -199,6 +231,26 @@ class Crossval(_Training):
 
         others, plugins = self.cross_dataset, self.plugins()
         result = crossval(self, self.folds, self.seeds, others, plugins)
+        print(json.dumps(result, indent=2))
+        return 0
+
+
+@dataclass(frozen=True)
+class AdaptedCrossval(Adapt):
+    """Adapt the backbone once for every fold and seed, and pool the predictions."""
+
+    folds: Annotated[int, Between(2, 1000)] = 5
+    """Grouped, stratified folds over all clips, each the test part once."""
+    seeds: tuple[int, ...] = ()
+    """Values of --seed; none: --seed alone."""
+    adapt_backbone: Annotated[bool, tyro.conf.arg(name="adapt")] = True
+    """Adapt; without it a head is trained on the backbone's features."""
+
+    def __call__(self) -> int:
+        """Write predictions.csv and crossval.json; print the latter."""
+        from vd.sweep import crossval_adapted
+
+        result = crossval_adapted(self.config(), self.adapt, self.folds, self.seeds)
         print(json.dumps(result, indent=2))
         return 0
 
@@ -261,7 +313,8 @@ class Compare:
     """Compare runs, or cross-validations, with the first named, clip by clip."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, or folders of vd crossval; the first is the baseline."""
+    """Run folders, or folders of vd crossval; the first is the baseline, one alone is
+    compared with the linear probe beside it."""
     out: Path | None = None
     """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
     curves.png."""
@@ -301,55 +354,61 @@ class Report(Settings):
 
 @dataclass(frozen=True)
 class Predict:
-    """Probability of violence of video files: a JSON line each on standard output."""
+    """Violence over time in video files: a JSON line each on standard output."""
 
-    files: tyro.conf.Positional[
-        Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
+    sources: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")]
     ]
-    """Video files."""
+    """Video files, folders, quoted patterns ("**/*.mp4"), a .csv with a column path, a .txt
+    with a path a line, or - for such a list on standard input."""
     checkpoint_dir: Path
     """The run folder."""
     engine: EngineName = "auto"
     """What runs the backbone."""
+    start_time: str | None = None
+    """Where to begin in each file: seconds, MM:SS or HH:MM:SS."""
+    end_time: str | None = None
+    """Where to stop."""
+    duration: str | None = None
+    """How much to predict from --start-time on, in place of --end-time."""
+    out: Path | None = None
+    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
+    file timeline.png, events.vtt and a page with the video."""
+    events: EventConfig = field(default_factory=EventConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __call__(self) -> int:
         """Exit code 1 when some file could not be done."""
-        from vd.devices import prepare_jax
+        from vd.predict.sources import find_files, parse_between
+        from vd.training.run_folder import read_config
+
+        between = parse_between(self.start_time, self.end_time, self.duration)
+        files = find_files(self.sources)
+        read_config(self.checkpoint_dir)  # before anything slow is imported
+        from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
-        if not self.files:
-            raise VdError("vd predict was given no file; name one or more video files.")
-        prepare_jax()
         failed = False
-        predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
-        predictions = predictor.predict([Path(name) for name in self.files])
-        for name, prediction in zip(self.files, predictions, strict=True):
-            outcome = prediction.outcome
-            if prediction.probability is None:
-                failed = True
-                say(f"{name} could not be predicted: {outcome.reason}")
-            elif outcome.outcome == "partial":
-                say(
-                    f"{name} is partial ({outcome.reason}): predicted from the "
-                    f"{outcome.frames} frames that could be decoded"
-                )
-            row = {
-                "path": name,  # as it was given
-                "probability": prediction.probability,
-                "label": prediction.label,
-                "outcome": outcome.outcome,
-                "reason": outcome.reason,
-                "frames": outcome.frames,
-                "duration": outcome.duration,
-                "gaps": outcome.gaps,
-            }
-            print(json.dumps(row), flush=True)
+        predictor = Predictor(
+            self.checkpoint_dir, self.engine, self.decode, self.events
+        )
+        say(f"events: {predictor.plan}")
+        with (
+            outputs(self.out, files, predictor.plan.rules) as written,
+            track_media("predicting") as ticker,
+        ):
+            predictions = predictor.predict(files, between, ticker)
+            for name, prediction in zip(files, predictions, strict=True):
+                failed |= prediction.probability is None
+                report(name, prediction)
+                print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
+                if written:
+                    written.add(name, prediction)
         return SOME_FAILED if failed else 0
 
 
 _COMMANDS: tuple[Any, ...] = (
-    Scan, Audit, Split, Extract, Train, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+    Scan, Audit, Split, Extract, Train, Adapt, Sweep, Crossval, Evaluate, Compare, Report, Predict,
 )  # fmt: skip
 
 
@@ -370,7 +429,9 @@ def _command() -> int:
             f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
             "--set seed=0,1,2."
         )
-    if name in ("train", "sweep", "crossval"):
+    if name == "crossval" and "--adapt" in flags:
+        commands[name] = AdaptedCrossval
+    elif name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, prog="vd", description="Violence detection in video.", config=_FLAT

@@ -46,7 +46,7 @@ class Backbone:
     dim: int | None = FEATURES  # features of an image; None: the file does not say
     mean: float = 0.0
     std: float = 1.0
-    streams: tuple[str, ...] = ("rgb", "motion")
+    streams: tuple[str, ...] = ()  # (): those of the preset
     views: tuple[str, ...] = VIEWS
     is_onnx: bool = False  # whether the file is a user's ONNX file
 
@@ -96,19 +96,18 @@ class Backbone:
 def find_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
 
-    Metadata keys: `vd.size`, `vd.mean`, `vd.std`. The file of a network (.npz) says its size,
-    and its streams where it was made for some; they win over the preset's.
+    Metadata keys: `vd.size`, `vd.mean`, `vd.std`, `vd.streams` (names, with commas). The file
+    of a network (.npz) says its size. The streams of either win over the preset's.
     """
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone
-    streams, file = preset.streams, Path(name)
+    file = Path(name)
     if (variant := QUANTIZED.get(name, name)) in VARIANTS:
         _check_flags(config, name)
         backbone = Backbone(name, VARIANTS[variant].resolution, backbone_file(variant))
     elif file.suffix == ".npz" and file.is_file():
         _check_flags(config, name)
         backbone = _network_backbone(file)
-        streams = backbone.streams or streams
     elif file.is_file():
         backbone = _user_backbone(config, file)
     else:
@@ -116,6 +115,12 @@ def find_backbone(config: BackboneConfig) -> Backbone:
             f"--backbone {name} is neither a file nor one of "
             f"{', '.join((*VARIANTS, *QUANTIZED))}; give one of these or the path of an "
             "ONNX or .npz file."
+        )
+    streams = backbone.streams or preset.streams
+    if unknown := set(streams) - set(STREAMS):
+        raise VdError(
+            f"--backbone {name} was made for the stream {min(unknown)!r}, which is none of "
+            f"{', '.join(STREAMS)}; define it in STREAMS, or take another network."
         )
     return replace(backbone, streams=streams, views=preset.views)
 
@@ -133,11 +138,6 @@ def _check_flags(config: BackboneConfig, name: str) -> None:
 def _network_backbone(file: Path) -> Backbone:
     """The network of an .npz file, with the streams that it was made for."""
     network = read_network(file)
-    if unknown := set(network.streams) - set(STREAMS):
-        raise VdError(
-            f"--backbone {file} was made for the stream {min(unknown)!r}, which is none of "
-            f"{', '.join(STREAMS)}; define it in STREAMS, or take another network."
-        )
     return Backbone(str(file), network.size, file, streams=network.streams)
 
 
@@ -163,7 +163,8 @@ def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
             "--backbone-mean and --backbone-std are for networks of float images; "
             f"{file} takes bytes and normalises them itself: leave them out."
         )
-    config = _with_metadata(config, {p.key: p.value for p in network.metadata_props})
+    metadata = {p.key: p.value for p in network.metadata_props}
+    config = _with_metadata(config, metadata)
     size = config.backbone_size or shapes[0][2]  # the width, or the height
     if not isinstance(size, int):
         raise VdError(
@@ -178,6 +179,7 @@ def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
         dim if isinstance(dim, int) and dim > 0 else None,
         0.0 if config.backbone_mean is None else config.backbone_mean,
         1.0 if config.backbone_std is None else config.backbone_std,
+        streams=tuple(filter(None, metadata.get("vd.streams", "").split(","))),
         is_onnx=True,
     )
 

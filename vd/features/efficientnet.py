@@ -2,7 +2,7 @@
 
 Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"
 (2019); the Lite variants have no squeeze-excite and ReLU6 instead of swish.
-`efficientnet_onnx` and `efficientnet_flax` build the network from the table; this module
+`efficientnet_onnx` and `efficientnet_jax` build the network from the table; this module
 imports neither onnx nor jax.
 """
 

@@ -1,6 +1,7 @@
 """Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,16 +26,16 @@ Features = Float32[np.ndarray, "N D"]
 def make_engine(
     backbone: Backbone, name: EngineName, before: str = "", threads: int | None = None
 ) -> "Engine":
-    """The engine called `name`; auto is JAX on an accelerator if the backbone has a Flax form.
+    """The engine called `name`; auto is JAX on an accelerator if the backbone has a JAX form.
 
     `before` is the engine that made a run's features: auto takes it if possible, else
     prints a note. `threads`: for ONNX Runtime, default one a core.
     """
     network = backbone.network
-    has_flax_form = network is not None and not network.quantized
+    has_jax_form = network is not None and not network.quantized
     if name == "auto":
         name = "onnxruntime"
-        if has_flax_form and before != name and _has_accelerator():
+        if has_jax_form and before != name and _has_accelerator():
             name = "jax"
         if before and before != name:
             say(
@@ -110,7 +111,7 @@ class OnnxEngine:
 
 
 class JaxEngine:
-    """The Flax module under pmap on all local devices, with one padded batch shape."""
+    """The network in JAX under pmap on all local devices, with one padded batch shape."""
 
     name = "jax"
     dim = FEATURES
@@ -119,16 +120,15 @@ class JaxEngine:
         import jax
 
         from vd.devices import own_numerics, prepare_jax
-        from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
+        from vd.features.efficientnet_jax import image_features, jax_parameters
 
         prepare_jax()
         self._numerics = own_numerics
         self._devices = jax.local_device_count()
         self.batch = self._devices * _JAX_BATCH
-        module = EfficientNetLite(network.variant)
-        variables = flax_parameters(network.parameters)
+        parameters = jax_parameters(network.parameters)
         self._apply = jax.pmap(
-            lambda images: module.apply(variables, images),
+            partial(image_features, network.variant, parameters),
             devices=jax.local_devices(),
         )
 

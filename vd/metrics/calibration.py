@@ -1,13 +1,13 @@
 """Temperature and threshold, fitted on validation: arrays in, numbers out."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, ndtr
 
 FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
+_SECONDS_AN_HOUR = 3600
 _CANDIDATES = 1001
 _HOLD = 20.0  # of the threshold to the loss's own (experiments/threshold.py)
 _TEMPERATURES = (0.05, 20.0)  # the smallest and the largest that are tried
@@ -21,11 +21,26 @@ class Calibration:
     threshold: float
     threshold_source: str
     false_alarm_threshold: float | None = None  # at FALSE_ALARMS; None: not fitted
+    # of a window, which FALSE_ALARMS of the calm clips reach; None: not fitted
+    event_threshold: float | None = None
+    event_threshold_source: str = ""
+    calm_hours: float | None = None  # of the clips behind it
+    window_seconds: float | None = None
+    stride_seconds: float | None = None
 
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """Probability of violence from raw logits, in float64."""
-        result: np.ndarray = expit(np.asarray(logit_N, np.float64) / self.temperature)
-        return result
+        return sigmoid(np.asarray(logit_N, np.float64) / self.temperature)
+
+
+def sigmoid(value_N: Float[np.ndarray, "*N"] | float) -> Float[np.ndarray, "*N"]:
+    """1 / (1 + e⁻ˣ) in float64, by the C library: to the bit what SciPy's expit gives.
+
+    NumPy's exp has other last bits, and SciPy takes .4 s to import.
+    """
+    value_N = np.asarray(value_N, np.float64)
+    result = [1 / (1 + math.exp(min(-value, 709.0))) for value in value_N.flat]
+    return np.array(result).reshape(value_N.shape)
 
 
 def fit(
@@ -41,6 +56,8 @@ def fit(
     for a clip without information (`vd.models.losses.even_logit`); the fewer the clips, the
     nearer to it the threshold. `source` is where the logits come from.
     """
+    from scipy.optimize import minimize_scalar  # prediction imports no SciPy
+
     counts = np.bincount(labels_N, minlength=2)
     targets_C = np.array([1, counts[1] + 1]) / (counts + 2)
     targets_N = targets_C[labels_N]
@@ -53,12 +70,35 @@ def fit(
         negative_log_likelihood, bounds=np.log(_TEMPERATURES), method="bounded"
     )
     temperature = float(np.exp(result.x))
-    probability_N = expit(logit_N / temperature)
+    probability_N = sigmoid(logit_N / temperature)
     return Calibration(
         temperature,
-        float(expit(_best_threshold(logit_N, labels_N, even_logit) / temperature)),
+        float(sigmoid(_best_threshold(logit_N, labels_N, even_logit) / temperature)),
         f"{source}, best balanced accuracy near the loss's own threshold",
         false_alarm_threshold(probability_N, labels_N),
+    )
+
+
+def with_events(
+    fitted: Calibration,
+    peak_logit_N: Float[np.ndarray, " N"],
+    labels_N: Int[np.ndarray, " N"],
+    seconds_N: Float[np.ndarray, " N"],
+    source: str,
+) -> Calibration:
+    """The calibration with a threshold for windows, from the highest logit of each clip's.
+
+    `seconds_N` are the lengths of the clips. A calm clip one of whose windows reaches the
+    threshold is an alarm, and 5 % of them may.
+    """
+    calm_N = labels_N == 0
+    threshold = false_alarm_threshold(fitted.probability(peak_logit_N), labels_N)
+    share = f"what {FALSE_ALARMS:.0%} of the non-violent clips reach".replace("%", " %")
+    return replace(
+        fitted,
+        event_threshold=threshold,
+        event_threshold_source=f"{source}, {share}" if calm_N.any() else "",
+        calm_hours=float(seconds_N[calm_N].sum()) / _SECONDS_AN_HOUR,
     )
 
 
@@ -88,6 +128,8 @@ def _best_threshold(
     deviations of all logits from `even` costs 20 x² / n; `even` beyond the medians of the
     classes is taken to the nearer, for such a network has an offset of its own.
     """
+    from scipy.special import ndtr
+
     classes = {label: logit_N[labels_N == label] for label in np.unique(labels_N)}
     medians = [np.median(own) for own in classes.values()]
     even = float(np.clip(even, min(medians), max(medians)))
