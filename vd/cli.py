@@ -7,6 +7,7 @@ quick.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -22,6 +23,7 @@ from vd import __version__
 from vd.config import (
     ADAPTATION,
     ADAPTED_MODEL,
+    PRETRAINED,
     AdaptConfig,
     BackboneConfig,
     Between,
@@ -259,8 +261,9 @@ class AdaptedCrossval(Adapt):
 class Evaluate:
     """Evaluate the best checkpoint of a run on one of its splits, or on another data set."""
 
-    checkpoint_dir: Path
-    """The run folder."""
+    checkpoint_dir: Path | None = None
+    """The run folder; None, with --on: a copy in runs/pretrained of the detector that comes
+    with vd."""
     split: Literal["train", "val", "test", "all"] = "test"
     """The part to evaluate."""
     tta: bool = False
@@ -289,6 +292,15 @@ class Evaluate:
                 "--positive-class and --group-from for another one; give the former without "
                 "--on, the latter with it."
             )
+        run_dir = self.checkpoint_dir
+        if run_dir is None:
+            if self.on is None:
+                raise VdError(
+                    "vd evaluate needs a run: give --checkpoint-dir, or --on with a data set "
+                    "to evaluate the detector that comes with vd."
+                )
+            run_dir = Path("runs/pretrained")
+            shutil.copytree(PRETRAINED, run_dir, dirs_exist_ok=True)
         from vd.devices import prepare_jax
         from vd.evaluation.cross_dataset import evaluate_on
         from vd.evaluation.evaluate import evaluate, summary
@@ -296,10 +308,10 @@ class Evaluate:
         prepare_jax()
         if self.on is None:
             where = self.dataset_path, self.cache_dir
-            result = evaluate(self.checkpoint_dir, self.split, self.tta, *where)
+            result = evaluate(run_dir, self.split, self.tta, *where)
         else:
             result = evaluate_on(
-                self.checkpoint_dir, self.on, self.name, self.tta, self.cache_dir,
+                run_dir, self.on, self.name, self.tta, self.cache_dir,
                 self.positive_class, self.group_from,
             )  # fmt: skip
         print(json.dumps(result, indent=2))
@@ -361,8 +373,8 @@ class Predict:
     ]
     """Video files, folders, quoted patterns ("**/*.mp4"), a .csv with a column path, a .txt
     with a path a line, or - for such a list on standard input."""
-    checkpoint_dir: Path
-    """The run folder."""
+    checkpoint_dir: Path | None = None
+    """The run folder; None: the detector that comes with vd."""
     engine: EngineName = "auto"
     """What runs the backbone."""
     start_time: str | None = None
@@ -384,14 +396,16 @@ class Predict:
 
         between = parse_between(self.start_time, self.end_time, self.duration)
         files = find_files(self.sources)
-        read_config(self.checkpoint_dir)  # before anything slow is imported
+        run_dir = self.checkpoint_dir or PRETRAINED
+        read_config(run_dir)  # before anything slow is imported
+        if self.checkpoint_dir is None:
+            card = PRETRAINED / "MODEL_CARD.md"
+            say(f"detector: the one that comes with vd, described in {card}")
         from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
         failed = False
-        predictor = Predictor(
-            self.checkpoint_dir, self.engine, self.decode, self.events
-        )
+        predictor = Predictor(run_dir, self.engine, self.decode, self.events)
         say(f"events: {predictor.plan}")
         with (
             outputs(self.out, files, predictor.plan.rules) as written,

@@ -17,6 +17,8 @@ import tyro
 
 from vd.errors import VdError
 
+PRETRAINED = Path(__file__).with_name("pretrained")  # the run that comes with vd
+
 EngineName = Literal["auto", "onnxruntime", "jax"]
 PresetName = Literal["fast", "default", "best"]
 StreamName = Literal["rgb", "motion", "square"]

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float64
 
-from vd.config import Config, DecodeConfig, EngineName, EventConfig
+from vd.config import PRETRAINED, Config, DecodeConfig, EngineName, EventConfig
 from vd.console import result_of
 from vd.data.decode import WHOLE
 from vd.errors import VdError
@@ -35,8 +35,8 @@ from vd.training.run_folder import read_config, read_settings
 _END_SHARE = 2 / 3  # of the threshold, under which an event closes
 
 
-def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
-    """The detector of a finished run, from its folder alone; `vd.load` is the same.
+def load(run_dir: Path | str = PRETRAINED, engine: EngineName = "auto") -> "Predictor":
+    """The detector of a finished run, or the one that comes with vd; `vd.load` is the same.
 
     Raises `VdError` when training has not ended or a file of the run is missing.
     """
