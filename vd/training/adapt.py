@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 
 from vd.config import AdaptConfig, BackboneConfig, Config, EventConfig, ModelConfig
 from vd.console import say
 from vd.data.manifest import Video
 from vd.features.backbone import find_backbone
 from vd.features.efficientnet_jax import onnx_parameters
+from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
 from vd.features.network import Network, write_network
 from vd.features.sampling import window_length
@@ -39,6 +40,7 @@ from vd.training.refit import InnerFolds, inner_folds
 from vd.training.step import TrainState
 
 VARIANT = "efficientnet-lite0"
+_RANGED = 128  # images that the ranges of the 8-bit network are measured on
 READ_OUT = ModelConfig(linear_path=True, hidden_size=0, mixed_precision=False)
 
 
@@ -181,15 +183,8 @@ class Adaptation(NamedTuple):
         """Train, or continue, to the end of the schedule."""
         plugins = adapter_plugins(self.settings)
         params = train(
-            self.config,
-            clips,
-            None,
-            folder,
-            self.devices,
-            self.batch_size,
-            plugins,
-            phase,
-        )
+            self.config, clips, None, folder, self.devices, self.batch_size, plugins, phase
+        )  # fmt: skip
         head = plugins.make_head(self.config.model)
         assert isinstance(head, Adapter)
         network = Network(
@@ -200,7 +195,18 @@ class Adaptation(NamedTuple):
             seen={"trained_on": list(seen_rows(clips.videos))},
         )
         # as its file has it, so that all figures are of the weights that are kept
-        return Adapted(network.rounded(), *readout(params))
+        network = network.rounded()
+        ranges = measured_ranges(network, _some_images(clips))
+        network = replace(network, ranges=ranges, quantized=self.settings.int8)
+        return Adapted(network, *readout(params))
+
+
+def _some_images(clips: FeatureSet) -> UInt8[np.ndarray, "N H W 3"]:
+    """One image, from the middle, of clips that lie evenly among all."""
+    side = image_side(clips.dim)
+    places = np.unique(np.linspace(0, len(clips) - 1, _RANGED).astype(int))
+    pixels = [clips.read(n, 0)[clips.frames_N[n] // 2] for n in places.tolist()]
+    return np.stack(pixels).astype(np.uint8).reshape(-1, side, side, 3)
 
 
 def seen_rows(videos: Iterable[Video]) -> Iterator[dict[str, str]]:
