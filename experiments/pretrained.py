@@ -173,7 +173,7 @@ and ECE flatter a little; the AUC does not depend on them. `predictions_val.csv`
 logits. The settings were fixed beforehand; one other way of adapting, in five variants, was
 tried on inner folds of one training part and was no better. On the same folds a linear probe
 on the frozen network's RGB, motion and square has 80.4 % and 0.901 (docs/results.md), at six
-times the work of the network: the difference in AUC is within chance.
+times the network's work, by arithmetic.
 
 ## What it must not be used for
 
