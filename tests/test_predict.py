@@ -207,9 +207,7 @@ def test_the_threshold_of_windows_is_what_few_calm_clips_reach(trained, clips):
     )
     train = [float(r["duration"]) for r in read_csv(run / "ledger.csv")
              if r["split"] == "train" and r["outcome"] != "quarantined"]  # fmt: skip
-    assert predictor.plan.window_seconds == pytest.approx(
-        min(np.median(train), 4.0), abs=1e-3
-    )
+    assert predictor.plan.window_seconds == min(round(8 * np.median(train)), 32) / 8
 
 
 def test_an_older_run_takes_the_threshold_of_clips_and_says_so(trained, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from vd.config import Config, DecodeConfig, EngineName, EventConfig
+from vd.data.clock import FRAMES_PER_SECOND
 from vd.data.decode import WHOLE
 from vd.devices import prepare_jax
 from vd.errors import VdError
@@ -195,4 +196,4 @@ def _window_seconds(run_dir: Path, config: Config, fitted: Calibration) -> float
         if row["split"] == "train" and row["outcome"] != "quarantined"
     ]
     frames = config.model.clip_frames
-    return window_length(np.array(known or [np.inf]), frames)
+    return window_length(np.array(known or [frames / FRAMES_PER_SECOND]), frames)
