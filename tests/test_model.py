@@ -139,8 +139,11 @@ def losses_of(tmp_path, devices, steps, **settings):
     return losses, state
 
 
-def test_two_devices_follow_one_within_rounding(tmp_path):
-    one, two = (losses_of(tmp_path, devices, 50)[0] for devices in (1, 2))
+@pytest.mark.parametrize(
+    "model", [SMALL, replace(SMALL, linear_path=True)], ids=["default", "linear path"]
+)
+def test_two_devices_follow_one_within_rounding(tmp_path, model):
+    one, two = (losses_of(tmp_path, n, 50, model=model)[0] for n in (1, 2))
     np.testing.assert_allclose(one, two, rtol=1e-5)
 
 

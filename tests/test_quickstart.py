@@ -1,7 +1,6 @@
 """The quickstart as a newcomer runs it; with shuffled labels it must know nothing."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -36,28 +35,6 @@ def test_it_learns_motion(quickstart):
     assert not result["collapsed"]
     for picture in ("curves", "confusion", "roc", "reliability", "timeline"):
         assert (quickstart / "run" / f"{picture}.png").stat().st_size > 5000
-
-
-IMPORT_ALL = """
-import runpy, sys
-for script in sys.argv[1:]:
-    runpy.run_path(script, run_name="__mp_main__")
-    for heavy in ("jax", "sklearn"):
-        if heavy in sys.modules:
-            sys.exit(f"{script} imports {heavy}")
-"""
-
-
-def test_no_worker_of_an_experiment_imports_jax():
-    folder = ROOT / "experiments"
-    modules = folder.glob("*.py")
-    scripts = sorted(str(one) for one in modules if "__main__" in one.read_text())
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, *scripts],
-        env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}, check=False,
-        capture_output=True, text=True,
-    )  # fmt: skip  # the folder is on a worker's path
-    assert done.returncode == 0, done.stderr
 
 
 def test_with_shuffled_labels_it_falls_to_chance(quickstart, tmp_path):

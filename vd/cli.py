@@ -1,12 +1,13 @@
 """The command line: one subcommand for each task; parses, calls, prints; nothing else.
 
 Heavy modules are imported by the command that needs them, so that help and errors are
-quick and a decoding worker, which imports the main script again, stays light.
+quick.
 """
 
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -20,6 +21,10 @@ import tyro
 
 from vd import __version__
 from vd.config import (
+    ADAPTATION,
+    ADAPTED_MODEL,
+    PRETRAINED,
+    AdaptConfig,
     BackboneConfig,
     Between,
     Config,
@@ -29,8 +34,10 @@ from vd.config import (
     EventConfig,
     ExecutorConfig,
     OutputConfig,
+    RunConfig,
     Settings,
     SplitConfig,
+    TrainingConfig,
 )
 from vd.console import Interrupted, listen, say, say_limits, track_media
 from vd.errors import SOME_FAILED, USAGE, VdError
@@ -168,6 +175,32 @@ class Train(_Training):
 
 
 @dataclass(frozen=True)
+class Adapt:
+    """Fine-tune the backbone's upper blocks on the training clips, with a linear read-out."""
+
+    data: DataConfig
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    training: TrainingConfig = ADAPTATION
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __call__(self) -> int:
+        """Write a run folder; its backbone.npz is the adapted network."""
+        from vd.experiment import adapt
+
+        adapt(self.config(), self.adapt)
+        return 0
+
+    def config(self) -> Config:
+        """The settings of the run."""
+        return Config(
+            self.data, self.splits, self.decode, model=ADAPTED_MODEL,
+            training=self.training, run=self.run,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Sweep(_Training):
     """Train every combination of some settings' values; each is a run folder of its own."""
 
@@ -206,11 +239,32 @@ class Crossval(_Training):
 
 
 @dataclass(frozen=True)
+class AdaptedCrossval(Adapt):
+    """Adapt the backbone once for every fold and seed, and pool the predictions."""
+
+    folds: Annotated[int, Between(2, 1000)] = 5
+    """Grouped, stratified folds over all clips, each the test part once."""
+    seeds: tuple[int, ...] = ()
+    """Values of --seed; none: --seed alone."""
+    adapt_backbone: Annotated[bool, tyro.conf.arg(name="adapt")] = True
+    """Adapt; without it a head is trained on the backbone's features."""
+
+    def __call__(self) -> int:
+        """Write predictions.csv and crossval.json; print the latter."""
+        from vd.sweep import crossval_adapted
+
+        result = crossval_adapted(self.config(), self.adapt, self.folds, self.seeds)
+        print(json.dumps(result, indent=2))
+        return 0
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Evaluate the best checkpoint of a run on one of its splits, or on another data set."""
 
-    checkpoint_dir: Path
-    """The run folder."""
+    checkpoint_dir: Path | None = None
+    """The run folder; None, with --on: a copy in runs/pretrained of the detector that comes
+    with vd."""
     split: Literal["train", "val", "test", "all"] = "test"
     """The part to evaluate."""
     tta: bool = False
@@ -239,6 +293,15 @@ class Evaluate:
                 "--positive-class and --group-from for another one; give the former without "
                 "--on, the latter with it."
             )
+        run_dir = self.checkpoint_dir
+        if run_dir is None:
+            if self.on is None:
+                raise VdError(
+                    "vd evaluate needs a run: give --checkpoint-dir, or --on with a data set "
+                    "to evaluate the detector that comes with vd."
+                )
+            run_dir = Path("runs/pretrained")
+            shutil.copytree(PRETRAINED, run_dir, dirs_exist_ok=True)
         from vd.devices import prepare_jax
         from vd.evaluation.cross_dataset import evaluate_on
         from vd.evaluation.evaluate import evaluate, summary
@@ -246,10 +309,10 @@ class Evaluate:
         prepare_jax()
         if self.on is None:
             where = self.dataset_path, self.cache_dir
-            result = evaluate(self.checkpoint_dir, self.split, self.tta, *where)
+            result = evaluate(run_dir, self.split, self.tta, *where)
         else:
             result = evaluate_on(
-                self.checkpoint_dir, self.on, self.name, self.tta, self.cache_dir,
+                run_dir, self.on, self.name, self.tta, self.cache_dir,
                 self.positive_class, self.group_from,
             )  # fmt: skip
         print(json.dumps(result, indent=2))
@@ -263,7 +326,8 @@ class Compare:
     """Compare runs, or cross-validations, with the first named, clip by clip."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, or folders of vd crossval; the first is the baseline."""
+    """Run folders, or folders of vd crossval; the first is the baseline, one alone is
+    compared with the linear probe beside it."""
     out: Path | None = None
     """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
     curves.png."""
@@ -310,8 +374,8 @@ class Predict:
     ]
     """Video files, folders, quoted patterns ("**/*.mp4"), a .csv with a column path, a .txt
     with a path a line, or - for such a list on standard input."""
-    checkpoint_dir: Path
-    """The run folder."""
+    checkpoint_dir: Path | None = None
+    """The run folder; None: the detector that comes with vd."""
     engine: EngineName = "auto"
     """What runs the backbone."""
     start_time: str | None = None
@@ -327,18 +391,20 @@ class Predict:
     def __call__(self) -> int:
         """Exit code 1 when some file could not be done."""
         from vd.predict.sources import find_files, parse_between
+        from vd.training.run_folder import read_config
 
         between = parse_between(self.start_time, self.end_time, self.duration)
         files = find_files(self.sources)
-        from vd.devices import prepare_jax
+        run_dir = self.checkpoint_dir or PRETRAINED
+        read_config(run_dir)  # before anything slow is imported
+        if self.checkpoint_dir is None:
+            card = PRETRAINED / "MODEL_CARD.md"
+            say(f"detector: the one that comes with vd, described in {card}")
         from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
-        prepare_jax()
         failed = False
-        predictor = Predictor(
-            self.checkpoint_dir, self.engine, self.decode, self.events
-        )
+        predictor = Predictor(run_dir, self.engine, self.decode, self.events)
         say(f"events: {predictor.plan}")
         with (
             outputs(self.output, files, predictor.plan.rules, between) as written,
@@ -355,7 +421,7 @@ class Predict:
 
 
 _COMMANDS: tuple[Any, ...] = (
-    Scan, Audit, Split, Extract, Train, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+    Scan, Audit, Split, Extract, Train, Adapt, Sweep, Crossval, Evaluate, Compare, Report, Predict,
 )  # fmt: skip
 
 
@@ -376,7 +442,9 @@ def _command() -> int:
             f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
             "--set seed=0,1,2."
         )
-    if name in ("train", "sweep", "crossval"):
+    if name == "crossval" and "--adapt" in flags:
+        commands[name] = AdaptedCrossval
+    elif name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, prog="vd", description="Violence detection in video.", config=_FLAT

@@ -1,6 +1,7 @@
 """Decoding in worker processes: one that is stuck is ended, one that crashes is replaced.
 
-They are spawned, because JAX runs threads and a fork could hang. A worker decodes a video in
+They are spawned, because JAX runs threads and a fork could hang, and without the caller's
+main script, so that it needs no `if __name__ == "__main__":`. A worker decodes a video in
 one pass. Each stretch of it comes back as files in shared memory: renaming them hands the
 stretch over, and the worker decodes on when they have been removed. No lock is held
 meanwhile that a killed worker could keep.
@@ -9,7 +10,6 @@ meanwhile that a killed worker could keep.
 import contextlib
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -26,7 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
-from multiprocessing import resource_tracker
+from multiprocessing import resource_tracker, spawn
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +160,7 @@ def decode_pool(
             max_tasks=_TASKS_A_WORKER,
             initializer=_start_worker,
             initargs=[os.getpid()],
-            context=multiprocessing.get_context("spawn"),
+            context=_WorkerContext(),
         )
         deadline = decode.decode_timeout_seconds
         try:
@@ -170,9 +171,8 @@ def decode_pool(
             )
         except BrokenProcessPool as error:
             raise VdError(
-                "the decoding processes ended before they began to work: decode videos "
-                'under `if __name__ == "__main__":` if this is a script, else free some '
-                "memory or lower --decode-workers."
+                "the decoding processes ended before they began to work; free some memory or "
+                "lower --decode-workers."
             ) from error
         finally:
             processes.stop()
@@ -423,6 +423,42 @@ def _decode(
 ) -> Outcome:
     """In the worker: decode a video, and write what it gives into files of this name."""
     return decode(path, settings, _Handover(name), keep_images, seconds, between)
+
+
+class _WorkerProcess(SpawnProcess):
+    """A spawned process that does not run the caller's main script again."""
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:
+        with _start_lock, _without_main_script():
+            return SpawnProcess._Popen(process)
+
+
+class _WorkerContext(SpawnContext):
+    Process = _WorkerProcess
+
+
+_start_lock = threading.Lock()  # Pebble replaces workers in threads of its own
+
+
+@contextmanager
+def _without_main_script() -> Iterator[None]:
+    """Leave the main script out of what a process that starts in the block is told.
+
+    A script without a guard would decode again in every worker; one from standard input
+    cannot be read again. `multiprocessing` has no setting for it.
+    """
+    original = spawn.get_preparation_data
+
+    def without_main_script(name: str) -> dict[str, Any]:
+        data = original(name)
+        return {k: v for k, v in data.items() if not k.startswith("init_main")}
+
+    spawn.get_preparation_data = without_main_script
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original
 
 
 def _start_worker(parent: int) -> None:

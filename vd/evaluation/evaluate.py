@@ -33,6 +33,7 @@ from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit, with_events
 from vd.metrics.intervals import share
 from vd.models.head import Head, Params
 from vd.models.scoring import peak_logits, score
+from vd.training.best_weights import write_best_weights
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import InnerFolds, refits
 from vd.training.run_folder import videos_of
@@ -93,7 +94,7 @@ def evaluate_trained(
 ) -> dict[str, dict[str, Any]]:
     """Calibrate a trained model and evaluate validation, then test, by split.
 
-    Writes calibration.json and the files of both, with pictures of test alone.
+    Writes weights.npz, calibration.json and the files of both, with pictures of test alone.
     `even_logit` is the loss's own threshold. With `inner` its logits of the training clips,
     each out of its fold, are validation.
     """
@@ -104,6 +105,7 @@ def evaluate_trained(
         folds = len(np.unique(inner.fold_N))
         more |= {"inner_folds": folds, "epochs": inner.epochs, "losses": inner.losses}
     logit_N, fitted = _calibrate(config, head, params, sets, even_logit, inner)
+    write_best_weights(run_dir, params)
     write_json(run_dir / "calibration.json", asdict(fitted))
     restored = Restored(config, head, params, fitted, val_set.dim)
     results = {}
@@ -111,7 +113,8 @@ def evaluate_trained(
         results["val"] = write_evaluation(
             fitted, val_set, logit_N, run_dir, "val", "val", more, draw=False
         )
-    results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
+    if "test" in sets:
+        results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
     return results
 
 
@@ -181,15 +184,7 @@ def write_evaluation(
 
     `more` are further keys of it. `draw`: the pictures.
     """
-    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
-    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
-    names, groups, ids = (
-        np.array([getattr(video, key) for video in data.videos], object)
-        for key in ("name", "group", "id")
-    )
-    predictions = Predictions(
-        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
-    )
+    predictions = predicted(fitted, data, logit_N)
     write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
     figures = _figures(fitted, data, predictions)
     result = {"split": split, **figures, **more}
@@ -204,6 +199,21 @@ def write_evaluation(
             plots.save(figure, run_dir / f"{picture}{suffix}.png")
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
+
+
+def predicted(
+    fitted: Calibration, data: FeatureSet, logit_N: Float64[np.ndarray, " N"]
+) -> Predictions:
+    """What the logits of some clips become by a calibration; of no fold."""
+    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
+    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
+    names, groups, ids = (
+        np.array([getattr(video, key) for video in data.videos], object)
+        for key in ("name", "group", "id")
+    )
+    return Predictions(
+        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
+    )
 
 
 def pictures(tested: Mapping[str, Predictions], title: str) -> dict[str, Figure]:

@@ -1,16 +1,17 @@
-"""A finished run restored: its best checkpoint, calibration, and the features it needs."""
+"""A finished run restored: its best checkpoint, calibration, and the features it needs.
+
+JAX is imported by `restore` alone, so that prediction can decode meanwhile.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vd.config import Config, from_json
-from vd.data.catalog import identify
 from vd.data.manifest import Video
-from vd.devices import own_numerics
 from vd.errors import VdError
-from vd.features.backbone import Backbone, find_backbone
-from vd.features.extract import extract
+from vd.features.backbone import COPIES, Backbone, find_backbone
 from vd.features.store import (
     FeatureStore,
     features_description,
@@ -19,10 +20,11 @@ from vd.features.store import (
 )
 from vd.files import read_json
 from vd.metrics.calibration import Calibration
-from vd.models.head import Head, Params, init_params
 from vd.models.plugins import Plugins, recorded_plugin
-from vd.training.checkpoints import Checkpoints
 from vd.training.run_folder import read_config
+
+if TYPE_CHECKING:
+    from vd.models.head import Head, Params
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,39 @@ class Restored:
     """A finished run, ready to score."""
 
     config: Config
-    head: Head
-    params: Params
+    head: "Head"
+    params: "Params"
     calibration: Calibration
     dim: int
 
 
-@own_numerics()
 def restore(run_dir: Path) -> Restored:
-    """The best checkpoint of a run and its calibration."""
-    import jax
-
+    """The parameters of a run's best checkpoint, and its calibration."""
     described = read_config(run_dir)
     config: Config = from_json(Config, described["settings"])
     fitted = read_calibration(run_dir)
     dim = described["preprocessing"]["dim"]
     plugins = Plugins(head=recorded_plugin(described, "head"))
     head = plugins.make_head(config.model)
-    like = jax.eval_shape(lambda: init_params(head, dim, jax.random.key(0)))
-    with Checkpoints(run_dir, read_only=True) as checkpoints:
-        params, _ = checkpoints.restore_best(like)
-    return Restored(config, head, params, fitted, dim)
+    return Restored(config, head, _best_params(run_dir, head, dim), fitted, dim)
+
+
+def _best_params(run_dir: Path, head: "Head", dim: int) -> "Params":
+    """Those in weights.npz, or in the best checkpoint of a run without it."""
+    import jax
+
+    from vd.devices import own_numerics
+    from vd.models.head import init_params
+    from vd.training.best_weights import read_best_weights
+
+    with own_numerics():
+        like = jax.eval_shape(lambda: init_params(head, dim, jax.random.key(0)))
+        if (params := read_best_weights(run_dir, like)) is not None:
+            return params
+        from vd.training.checkpoints import Checkpoints  # slow to import
+
+        with Checkpoints(run_dir, read_only=True) as checkpoints:
+            return checkpoints.restore_best(like)[0]
 
 
 def read_calibration(run_dir: Path) -> Calibration:
@@ -74,9 +88,10 @@ def moved(
         dataset_path=dataset_path or config.data.dataset_path,
         cache_dir=cache_dir or config.data.cache_dir,
     )
-    backbone, copy = config.backbone, run_dir / "backbone.onnx"
-    if copy.exists():
-        backbone = replace(backbone, backbone=str(copy))
+    backbone = config.backbone
+    for copy in (run_dir / name for name in COPIES):
+        if copy.exists():
+            backbone = replace(backbone, backbone=str(copy))
     return replace(config, data=data, backbone=backbone)
 
 
@@ -87,7 +102,8 @@ def check_features(backbone: Backbone, run_dir: Path) -> None:
         raise VdError(
             f"{run_dir} was trained on other features than {backbone.name} gives in this "
             "version of vd; run its training command with a new --checkpoint-dir, which "
-            "extracts and trains again, or put back its backbone.onnx if that has changed."
+            "extracts and trains again, or put back its copy of the backbone if that has "
+            "changed."
         )
 
 
@@ -95,6 +111,9 @@ def features_of_run(
     videos: Sequence[Video], restored: Restored, config: Config, run_dir: Path
 ) -> FeatureStore:
     """The store with the features of clips of the run; missing ones are extracted again."""
+    from vd.data.catalog import identify
+    from vd.features.extract import extract
+
     backbone = find_backbone(config.backbone)
     check_features(backbone, run_dir)
     dim = restored.dim // len(backbone.streams)

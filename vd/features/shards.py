@@ -18,11 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
-from google.protobuf import json_format
 from jaxtyping import Float16, Float64
-from tensorflow_datasets.proto import tf_example_pb2
 
 from vd.data.outcome import Outcome, outcome_row
 from vd.files import explaining
@@ -96,7 +92,11 @@ class RecordFormat:
     """The TFDS features of a record of `streams` × `dim` values a frame."""
 
     def __init__(self, streams: int, dim: int) -> None:
-        self._size = streams * dim
+        # prediction imports this module, and not TFDS
+        import tensorflow_datasets as tfds
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        self._example, self._size = tf_example_pb2.Example, streams * dim
         tensor = partial(tfds.features.Tensor, encoding=tfds.features.Encoding.BYTES)
         self.features = tfds.features.FeaturesDict(
             {
@@ -114,6 +114,8 @@ class RecordFormat:
     @property
     def description(self) -> str:
         """The content of features.json, as TFDS's `save_config` writes it."""
+        from google.protobuf import json_format
+
         proto = self.features.to_proto()
         return json_format.MessageToJson(proto, indent=4, sort_keys=True)
 
@@ -136,7 +138,7 @@ class RecordFormat:
 
         Raises `DecodeError`, `ValueError` or `LookupError` if it is damaged or another one.
         """
-        values = tf_example_pb2.Example.FromString(record).features.feature
+        values = self._example.FromString(record).features.feature
         name, features, seconds = (
             values[key].bytes_list.value[0] for key in ("id", "features", "seconds")
         )
@@ -151,6 +153,8 @@ class ShardWriter:
     """Writes a shard into `path`; raises `VdError` when the disk is full."""
 
     def __init__(self, path: Path, form: RecordFormat) -> None:
+        from array_record.python.array_record_module import ArrayRecordWriter
+
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.rows: list[dict[str, Any]] = []  # of its index

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
 from jaxtyping import Float16, Float64, Int
 
 from vd.console import say
@@ -172,6 +170,8 @@ class FeatureStore:
         self, stored: StoredVideo, view: int, part: int
     ) -> tuple[Float16[np.ndarray, "F SD"], Float64[np.ndarray, " F"]]:
         """Features and seconds of the record that the index names."""
+        from google.protobuf.message import DecodeError
+
         start = sum(self.lengths[: stored.shard]) + stored.first
         try:
             record = self._source[start + part * stored.views + view]
@@ -204,6 +204,8 @@ class FeatureStore:
     @cached_property
     def _source(self) -> Any:
         """The TFDS data source of the serialised records of all shards."""
+        import tensorflow_datasets as tfds
+
         self.write_metadata()
         builder = tfds.builder_from_directory(self.directory)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES

@@ -7,10 +7,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import jinja2
 
 from vd.config import OutputConfig
 from vd.console import clock, say
@@ -21,6 +19,9 @@ from vd.predict.hysteresis import Event, EventRules
 from vd.predict.recording import Prediction
 from vd.predict.videos import annotation, write_key_frames, write_video
 from vd.predict.windows import Span
+
+if TYPE_CHECKING:
+    import jinja2
 
 _EVENT_COLUMNS = ["path", *(field.name for field in fields(Event))]
 _TIMELINE_COLUMNS = ["path", "seconds", "probability"]
@@ -200,7 +201,9 @@ def page(prediction: Prediction, rules: EventRules, folder: Path, name: str) -> 
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template() -> "jinja2.Template":
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vd.predict"),
         autoescape=True,

@@ -1,6 +1,7 @@
 """Prediction: files in, probabilities and events out, by the very path that evaluation takes."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float64
 
-from vd.config import Config, DecodeConfig, EngineName, EventConfig
+from vd.config import PRETRAINED, Config, DecodeConfig, EngineName, EventConfig
+from vd.console import result_of
 from vd.data.clock import FRAMES_PER_SECOND
 from vd.data.decode import WHOLE
-from vd.devices import prepare_jax
 from vd.errors import VdError
 from vd.evaluation.restore import (
+    Restored,
     check_features,
     moved,
     read_calibration,
@@ -26,22 +28,22 @@ from vd.features.extract import video_stretches
 from vd.features.sampling import window_length
 from vd.files import read_csv
 from vd.metrics.calibration import Calibration
-from vd.models.scoring import score
 from vd.predict.hysteresis import EventRules
 from vd.predict.recording import Prediction, Recording
 from vd.predict.windows import Cutter, Features
-from vd.training.run_folder import read_config
+from vd.training.run_folder import read_config, read_settings
 
 _END_SHARE = 2 / 3  # of the threshold, under which an event closes
 
 
-def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
-    """The detector of a finished run, from its folder alone; `vd.load` is the same.
+def load(run_dir: Path | str = PRETRAINED, engine: EngineName = "auto") -> "Predictor":
+    """The detector of a finished run, or the one that comes with vd; `vd.load` is the same.
 
     Raises `VdError` when training has not ended or a file of the run is missing.
     """
-    prepare_jax()
-    return Predictor(Path(run_dir), engine)
+    predictor = Predictor(Path(run_dir), engine)
+    predictor.wait()
+    return predictor
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Progress(Protocol):
 class Predictor:
     """A trained run, from its folder alone.
 
-    `engine` "auto" takes the engine of the run's features where it can.
+    `engine` "auto" takes the engine of the run's features where it can. The head is restored
+    in the background, because importing JAX takes as long as the first video; an error of it
+    is raised by `wait`, or by the first prediction.
     """
 
     def __init__(
@@ -83,14 +87,22 @@ class Predictor:
         decode: DecodeConfig | None = None,
         events: EventConfig = EventConfig(),  # noqa: B008  # immutable
     ) -> None:
-        self._restored = restore(run_dir)
-        config = moved(self._restored.config, run_dir, None, None)
+        config = moved(read_settings(run_dir), run_dir, None, None)
         self.plan = plan_events(run_dir, config, events)
         self._decode = decode or config.decode
         self._backbone = find_backbone(config.backbone)
         check_features(self._backbone, run_dir)
         before = read_config(run_dir)["engine"]
         self._engine = make_engine(self._backbone, engine, before)
+        self._restoring = ThreadPoolExecutor(1).submit(_restore, run_dir)
+
+    def wait(self) -> None:
+        """Wait for the head; raises `VdError` when the run cannot be restored."""
+        self._restored  # noqa: B018  # a property
+
+    @property
+    def _restored(self) -> Restored:
+        return result_of(self._restoring)
 
     def predict(
         self,
@@ -128,13 +140,29 @@ class Predictor:
 
     def _score(self, views: Iterable[Sequence[Features]]) -> Float64[np.ndarray, " N"]:
         """Logits of clips, as validation and evaluation have them."""
+        from vd.models.scoring import score  # by now JAX is imported
+
         return score(self._restored.head, self._restored.params, views)
+
+
+def _restore(run_dir: Path) -> Restored:
+    """Start JAX, and restore the run."""
+    from vd.devices import prepare_jax
+
+    prepare_jax()
+    return restore(run_dir)
 
 
 def plan_events(run_dir: Path, config: Config, events: EventConfig) -> EventPlan:
     """The rules that settings and a run's calibration give; raises `VdError` for wrong ones."""
     fitted = read_calibration(run_dir)
     length = events.window_seconds or _window_seconds(run_dir, config, fitted)
+    longest = config.model.clip_frames / FRAMES_PER_SECOND
+    if length > longest:
+        raise VdError(
+            f"--window-seconds {length:g} is longer than what the detector sees at once, "
+            f"{longest:g} s; give at most that."
+        )
     if events.stride_seconds > length:
         raise VdError(
             f"--stride-seconds {events.stride_seconds:g} is longer than a window of "

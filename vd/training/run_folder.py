@@ -37,8 +37,9 @@ _PACKAGES = (
     "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
 )  # fmt: skip
 _OWN_FILES = (
-    "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
-    "inner", "checkpoints", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
+    "splits.csv", "ledger.csv", "backbone.onnx", "backbone.npz", "metrics.jsonl",
+    "events.out.tfevents.*", "inner", "adaptation", "checkpoints", "weights.npz",
+    "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
 )  # fmt: skip
@@ -81,7 +82,8 @@ def check_folder(run_dir: Path) -> None:
     """Raise `VdError` when the folder exists and is not that of a run."""
     if (run_dir / "config.json").exists() or not run_dir.exists():
         return
-    ours = ".lock", "config.json.tmp-"  # of a run that was killed as it began
+    # of a run that was killed as it began, or before the end of its adaptation
+    ours = ".lock", "config.json.tmp-", "adaptation", "backbone.npz"
     if not all(path.name.startswith(ours) for path in run_dir.iterdir()):
         raise VdError(
             f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is not a "
@@ -194,8 +196,8 @@ def write_inputs(
     rows = split_rows(video for split in SPLITS for video in clips[split])
     write_csv(run_dir / "splits.csv", rows)
     write_csv(run_dir / "ledger.csv", ledger.rows())
-    if not backbone.built_in:
-        write_bytes(run_dir / "backbone.onnx", backbone.content)
+    if backbone.copy_name is not None:
+        write_bytes(run_dir / backbone.copy_name, backbone.content)
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
