@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import av
+
 from vd.config import OutputConfig
 from vd.console import clock, say
 from vd.data.decode import WHOLE
@@ -87,8 +89,11 @@ class Outputs:
         write_text(folder / "index.html", page(prediction, self._rules, folder, name))
         if prediction.outcome.reason == "timeout":
             say(f"{name}: its decoder hangs, so no picture or video of it is written")
-        else:
+            return
+        try:
             self._write_videos(prediction, folder)
+        except av.error.FFmpegError as error:
+            say(f"{name}: no picture or video of it can be written ({error})")
 
     def _write_videos(self, prediction: Prediction, folder: Path) -> None:
         """Write a picture of each event, its clip, and the annotated file."""

@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 
 from vd.console import check_interrupt, clock, say
 from vd.data.outcome import select_stream
+from vd.errors import VdError
 from vd.files import write_bytes, writing
 from vd.predict.hysteresis import Event
 from vd.predict.recording import Timeline
@@ -35,24 +36,31 @@ class _Source:
         self.container, self.video = container, stream
         self.audio = container.streams.best("audio")
         stream.thread_type = "AUTO"
-        first = next(container.decode(stream))
-        self.origin = float(first.time or 0.0)  # of the first frame, in seconds
-        self.first: Any = first
+        self.origin = 0.0  # of the first frame, in seconds
+        packets = container.demux(stream)
+        found = (frame for packet in packets for frame, _ in self.frames(packet))
+        self.first: Any = next(found, None)
+        if self.first is None:
+            raise VdError(f"{container.name} gives no frame when it is read again.")
+        self.origin = float(self.first.time)
 
     def packets(self, start: float) -> Iterator[Any]:
         """Packets of picture and sound from a key frame before `start` on."""
         streams = [s for s in (self.video, self.audio) if s is not None]
         offset = round((self.origin + max(start, 0.0)) / self.video.time_base)
         self.container.seek(offset, stream=self.video)
-        for packet in self.container.demux(streams):
-            check_interrupt()
-            yield packet
+        try:
+            for packet in self.container.demux(streams):
+                check_interrupt()
+                yield packet
+        except av.error.FFmpegError:  # damaged; prediction has said so
+            return
 
     def frames(self, packet: Any) -> Iterator[tuple[Any, float]]:
         """The frames that a packet of the picture completes, with their seconds."""
         try:
             frames = packet.decode()
-        except av.error.FFmpegError:  # damaged; prediction has said so
+        except av.error.FFmpegError:  # damaged as well
             return
         for frame in frames:
             if frame.time is not None:
