@@ -33,6 +33,7 @@ from vd.config import (
     EngineName,
     EventConfig,
     ExecutorConfig,
+    OutputConfig,
     RunConfig,
     Settings,
     SplitConfig,
@@ -383,10 +384,8 @@ class Predict:
     """Where to stop."""
     duration: str | None = None
     """How much to predict from --start-time on, in place of --end-time."""
-    out: Path | None = None
-    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
-    file timeline.png, events.vtt and a page with the video."""
     events: EventConfig = field(default_factory=EventConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __call__(self) -> int:
@@ -408,7 +407,7 @@ class Predict:
         predictor = Predictor(run_dir, self.engine, self.decode, self.events)
         say(f"events: {predictor.plan}")
         with (
-            outputs(self.out, files, predictor.plan.rules) as written,
+            outputs(self.output, files, predictor.plan.rules, between) as written,
             track_media("predicting") as ticker,
         ):
             predictions = predictor.predict(files, between, ticker)
