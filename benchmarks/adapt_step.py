@@ -6,7 +6,7 @@
 15 and the head's convolution with it, the mean over a clip's frames, a linear read-out,
 cross-entropy, the gradient of everything trained. torch has all cores and channels last; JAX
 has one device a core under `pmap`. Both give the same loss and gradients (checked). XLA's
-grouped convolution is ten times too slow on a CPU; `depthwise` is a sum of shifted products
+grouped convolution is ten times too slow on a CPU; the one of `vd.features.efficientnet_jax` is a sum of shifted products
 with a gradient of its own. Medians of interleaved repeats.
 """
 
@@ -15,7 +15,6 @@ import os
 import resource
 import time
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxtyping import Array, Float32
 
 from vd.config import usable_cores
 from vd.features.efficientnet import (
@@ -35,122 +33,13 @@ from vd.features.efficientnet import (
     architecture,
     folded_parameters,
 )
+from vd.features.efficientnet_jax import image_features, jax_parameters, same_padding
 
 NAME = "efficientnet-lite0"
 CLIPS, FRAMES, SIDE = 8, 6, 160
 TRAINED_FROM = 6  # of the architecture's blocks, where the stem is number 0
 
 Params = dict[str, Any]
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's SAME: the odd pixel at the end."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise(
-    x_BxHxWxC: Float32[Array, "B H W C"],
-    kernel_KxKxC: Float32[Array, "K K C"],
-    stride: int,
-) -> Float32[Array, "B I J C"]:
-    """A filter of its own for each channel, with SAME padding."""
-    size, kernel = x_BxHxWxC.shape[1], kernel_KxKxC.shape[0]
-    low, high = same_padding(size, kernel, stride)
-    padded = jnp.pad(x_BxHxWxC, ((0, 0), (low, high), (low, high), (0, 0)))
-    return _shifted_sum(padded, kernel_KxKxC, stride, -(-size // stride))
-
-
-def _shifted_sum(padded: Any, kernel_KxKxC: Any, stride: int, out: int) -> Any:
-    """Sum over the kernel's places of the shifted image times the place's weights."""
-    total = None
-    for i in range(kernel_KxKxC.shape[0]):
-        for j in range(kernel_KxKxC.shape[1]):
-            term = _shifted(padded, i, j, stride, out) * kernel_KxKxC[i, j]
-            total = term if total is None else total + term
-    return total
-
-
-def _shifted(padded: Any, i: int, j: int, stride: int, out: int) -> Any:
-    """The pixels of each image that the kernel's place (i, j) meets."""
-    end = stride * (out - 1) + 1
-    return padded[..., i : i + end : stride, j : j + end : stride, :]
-
-
-def _depthwise_forward(x: Any, kernel: Any, stride: int) -> tuple[Any, Any]:
-    return depthwise(x, kernel, stride), (x, kernel)
-
-
-def _depthwise_backward(stride: int, kept: Any, grad: Any) -> tuple[Any, Any]:
-    """The input's gradient by the flipped kernel; the kernel's image by image."""
-    x, kernel = kept
-    size, side, out = x.shape[1], kernel.shape[0], grad.shape[1]
-    low, high = same_padding(size, side, stride)
-    # every stride-th pixel of the gradient, with room for the flipped kernel
-    spread = stride * (out - 1) + 1
-    before = side - 1 - low
-    after = size + side - 1 - before - spread
-    edges = (before, after, stride - 1)
-    dilated = jax.lax.pad(grad, jnp.float32(0), ((0, 0, 0), edges, edges, (0, 0, 0)))
-    grad_x = _shifted_sum(dilated, kernel[::-1, ::-1], 1, size)
-
-    def add_image(total: Any, image: Any) -> tuple[Any, None]:
-        x, grad = image
-        padded = jnp.pad(x, ((low, high), (low, high), (0, 0)))
-        rows = [
-            jnp.sum(_shifted(padded, i, j, stride, out) * grad, axis=(0, 1))
-            for i in range(side)
-            for j in range(side)
-        ]
-        return total + jnp.stack(rows).reshape(total.shape), None
-
-    grad_kernel, _ = jax.lax.scan(add_image, jnp.zeros_like(kernel), (x, grad))
-    return grad_x, grad_kernel
-
-
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def convolve(x: Any, conv: Conv, params: Params) -> Any:
-    """A convolution of the network, as a product of matrices where it is 1 × 1."""
-    kernel, bias = params[f"{conv.name}.kernel"], params[f"{conv.name}.bias"]
-    if conv.groups > 1:
-        x = depthwise(x, kernel, conv.stride)
-    elif conv.kernel == 1:
-        x = x @ kernel
-    else:
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (conv.stride, conv.stride), "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
-    x = x + bias
-    return jax.nn.relu6(x) if conv.relu6 else x
-
-
-def to_jax(parameters: Parameters) -> Params:
-    """Kernels as `convolve` takes them: K×K×C, I×O or HWIO."""
-    result: Params = {}
-    for block in architecture(NAME):
-        for conv in block.convs:
-            kernel = parameters[f"{conv.name}.kernel"].transpose(2, 3, 1, 0)
-            if conv.groups > 1:
-                kernel = kernel[:, :, 0]
-            elif conv.kernel == 1:
-                kernel = kernel[0, 0]
-            result[f"{conv.name}.kernel"] = kernel
-            result[f"{conv.name}.bias"] = parameters[f"{conv.name}.bias"]
-    return result
-
-
-def run_blocks(x: Any, blocks: list[Block], params: Params) -> Any:
-    """Blocks in a row."""
-    for block in blocks:
-        shortcut = x
-        for conv in block.convs:
-            x = convolve(x, conv, params)
-        x = x + shortcut if block.residual else x
-    return x
 
 
 def split_parameters(params: Params) -> tuple[Params, Params]:
@@ -165,12 +54,10 @@ def split_parameters(params: Params) -> tuple[Params, Params]:
 def jax_step(params: Params, devices: int) -> Callable[..., Any]:
     """Loss and gradients, means over the devices, of images and labels split over them."""
     fixed, _ = split_parameters(params)
-    lower, upper = architecture(NAME)[:TRAINED_FROM], architecture(NAME)[TRAINED_FROM:]
 
     def loss_fn(trained: Params, images: Any, labels: Any) -> Any:
-        x = (images.astype(jnp.float32) - MEAN) / SCALE
-        x = jax.lax.stop_gradient(run_blocks(x, lower, fixed))
-        features = run_blocks(x, upper, trained).mean(axis=(1, 2))
+        network = {**fixed, **trained}
+        features = image_features(NAME, network, images, TRAINED_FROM)
         clips = features.reshape(-1, FRAMES, features.shape[-1]).mean(axis=1)
         logits = clips @ trained["readout"]
         return jnp.mean(jnp.logaddexp(0.0, logits) - labels * logits)
@@ -248,7 +135,7 @@ def main(repeats: int = 9) -> None:
     labels = np.arange(CLIPS, dtype=np.float32) % 2
     parameters = folded_parameters(NAME)
     readout = draw.normal(0, 0.02, 1280).astype(np.float32)
-    params = {**to_jax(parameters), "readout": readout}
+    params = {**jax_parameters(parameters), "readout": readout}
     trained = split_parameters(params)[1]
     ours, theirs = jax_step(params, devices), torch_step(parameters, readout)
     parts = (
@@ -258,7 +145,7 @@ def main(repeats: int = 9) -> None:
     loss, grads = jax.block_until_ready(ours(trained, *parts))
     peer_loss, peer_grads = theirs(images, labels)
     np.testing.assert_allclose(float(loss), peer_loss, rtol=1e-4)
-    in_torch = to_jax(
+    in_torch = jax_parameters(
         {k: v.numpy() for k, v in peer_grads.items()}
         | {k: v for k, v in parameters.items() if k not in peer_grads}
     )

@@ -11,7 +11,7 @@ best of its batch sizes (chosen in a first round, that is not counted):
 - torch, torch_channels_last: the same convolutions, folded as they are here
 - float32: here `ours` is the 8-bit network of `--feature-preset fast`, theirs the float one
 
-Where JAX has a GPU, `ours` is the Flax module in float32, and the peers are torch with cuDNN
+Where JAX has a GPU, `ours` is the network in JAX, float32, and the peers are torch with cuDNN
 there, channels last: torch_float32 (with TF32, cuDNN's default) and torch_bfloat16.
 """
 
@@ -32,9 +32,10 @@ from vd.features.efficientnet import (
     Conv,
     architecture,
     folded_parameters,
-    onnx_model,
 )
+from vd.features.efficientnet_onnx import onnx_model
 from vd.features.engines import OnnxEngine, make_engine
+from vd.features.network import built_in_network
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -50,7 +51,9 @@ def onnxruntime_peer() -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     session = onnxruntime.InferenceSession(
-        onnx_model(NAME).SerializeToString(), options, ["CPUExecutionProvider"]
+        onnx_model(built_in_network(NAME)).SerializeToString(),
+        options,
+        ["CPUExecutionProvider"],
     )
     return lambda images: session.run(None, {"images": images})[0]
 
@@ -60,7 +63,7 @@ def openvino_peer() -> Run:
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(onnx_model(NAME).SerializeToString(), b"")
+    model = core.read_model(onnx_model(built_in_network(NAME)).SerializeToString(), b"")
     settings = {
         "INFERENCE_NUM_THREADS": usable_cores(),
         "INFERENCE_PRECISION_HINT": "f32",

@@ -37,7 +37,7 @@ CLAIMS = (
     Claim("alpha 0.5 instead of 0.25: +0.3 to 0.7", "optimized", "alpha05", 0.3),
     Claim("patience 15 instead of 10: +0.5 to 1", "patience10", "optimized", 0.5),
     Claim("150 epochs instead of 100: better", "epochs100", "optimized", 0.0),
-    Claim("best epoch by ROC AUC (`recommended.py`)", "optimized", "recommended"),
+    Claim("best epoch by ROC AUC", "optimized", "recommended"),
     Claim("a cosine that ends where the run does (85)", "optimized", "horizon85"),
     Claim("batch 32 instead of 64, equal epochs", "optimized", "batch32"),
     Claim("batch 128 instead of 64, equal epochs", "optimized", "batch128"),

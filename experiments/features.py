@@ -10,6 +10,7 @@ Measured: docs/results.md, "Features"
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -24,7 +25,8 @@ from vd.config import DataConfig, usable_cores
 from vd.console import track
 from vd.data.catalog import identify
 from vd.data.manifest import read_manifest
-from vd.features.efficientnet import onnx_model, quantized_model
+from vd.features.efficientnet_onnx import onnx_model, quantized_model
+from vd.features.network import built_in_network
 from vd.files import writing
 
 RATE, SIDE, FINE = 8, 224, 448  # frames a second; sides of the network's image and ours
@@ -119,10 +121,8 @@ def network(side: int, integers: bool = False) -> Callable[[np.ndarray], Map]:
     import onnxruntime
     from onnx import TensorProto, helper
 
-    name = "efficientnet-lite0"
-    model = quantized_model(name) if integers else onnx_model(name)
-    for axis in (1, 2):
-        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = side
+    lite0 = replace(built_in_network("efficientnet-lite0"), size=side)
+    model = quantized_model(lite0) if integers else onnx_model(lite0)
     last = model.graph.node[-2].input[0]
     model.graph.output.append(
         helper.make_tensor_value_info(last, TensorProto.FLOAT, None)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, PRNGKeyArray, Shaped
 
-from vd.models.detector import Detector, DropoutMasks
+from vd.models.detector import Detector, DropoutMasks, mean_and_deviation
 from vd.models.head import Head, Params
 from vd.models.lstm import dense
 
@@ -30,7 +30,7 @@ class PathDropout(NamedTuple):
     """Masks of the detector's input features, and the detector's own."""
 
     features_BxD: Float[Array, "B D"]
-    detector: DropoutMasks
+    detector: DropoutMasks | None
 
 
 class PathsHead(Head):
@@ -105,16 +105,6 @@ class PathsHead(Head):
         """A parameter that `fitted` sets and that gets no gradient."""
         value = self.param(name, nn.initializers.ones, shape)
         return jax.lax.stop_gradient(value)
-
-
-def mean_and_deviation(
-    x_BxTxD: Float[Array, "B T D"], mask_BxT: Shaped[Array, "B T"]
-) -> Float[Array, "B 2D"]:
-    """Each clip's mean and deviation over its frames whose mask is not 0."""
-    present_BxTx1 = mask_BxT[..., None] > 0
-    mean_BxD = jnp.mean(x_BxTxD, axis=1, where=present_BxTx1)
-    deviation_BxD = jnp.std(x_BxTxD, axis=1, where=present_BxTx1)
-    return jnp.concatenate([mean_BxD, deviation_BxD], axis=-1)
 
 
 def fitted(head: Head, params: Params, clips: Clips) -> Params:

@@ -4,17 +4,26 @@ Logistic regression on mean and deviation of the features over a clip's frames, 
 stratified, grouped folds that several seeds draw.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vd.data.manifest import Video
-from vd.data.splits import folds
+from vd.data.manifest import SPLITS, Video
+from vd.data.splits import fold_splits, folds
+from vd.metrics.binary import shown
+
+if TYPE_CHECKING:  # they import JAX, which a decoding worker need not
+    from vd.evaluation.predictions import Member
+    from vd.training.feature_set import FeatureSet
 
 FOLDS = 5
 C = 0.01  # inverse L2 penalty of the probe, chosen before the first run
+_REFERENCE_HEAD = """\
+| split seed | accuracy | ROC AUC | recall violent | non-violent | mean of folds' AUC |
+|---|---|---|---|---|---|"""
 
 
 class Variant(NamedTuple):
@@ -24,6 +33,63 @@ class Variant(NamedTuple):
     images: float  # through the backbone, a clip
     x_VxNxP: Float[np.ndarray, "V N P"]  # the views that are trained on
     test_views: int = 1  # averaged at test
+
+
+def reference(
+    videos: Sequence[Video], data: "FeatureSet", split_seeds: Sequence[int]
+) -> str:
+    """A table of the probe that stands beside every `vd crossval --refit`: what to beat.
+
+    A row a split seed, which draws the folds; probabilities are calibrated by each fold's
+    inner folds. The last row has the means over split seeds, on the same resamples.
+    """
+    from vd.evaluation.crossval import summarise
+
+    members = [m for seed in split_seeds for m in tested_folds(videos, data, seed)]
+    result = summarise(members)
+    rows = [
+        _row(
+            str(one["seed"]),
+            one,
+            [m for m in result["per_fold"] if m["seed"] == one["seed"]],
+        )
+        for one in result["per_seed"]
+    ]
+    means = {
+        f"{name}{suffix}": values[key]
+        for name, values in result["over_seeds"].items()
+        for key, suffix in (("mean", ""), ("ci95", "_ci95"))
+    }
+    rows.append(_row("mean", means, result["per_fold"]))
+    return "\n".join([_REFERENCE_HEAD, *rows])
+
+
+def tested_folds(
+    videos: Sequence[Video], data: "FeatureSet", split_seed: int
+) -> Iterator["Member"]:
+    """Each fold tested by a probe of the others; the split seed stands as the seed."""
+    from vd.evaluation.evaluate import predicted
+    from vd.evaluation.predictions import Member
+    from vd.evaluation.probe import fit_probe
+
+    for fold, split in enumerate(fold_splits(videos, FOLDS, split_seed)):
+        train, val, test = ([v for v in split if v.split == name] for name in SPLITS)
+        probe = fit_probe(data.part([*train, *val]), None, split_seed)
+        tested, threshold = data.part(test), probe.calibration.threshold
+        predictions = predicted(probe.calibration, tested, probe.logits(tested))
+        clips = len(train) + len(val)
+        yield Member(
+            Path(f"fold-{fold}"), fold, split_seed, threshold, clips, predictions
+        )
+
+
+def _row(label: str, values: dict[str, Any], folds: Sequence[dict[str, Any]]) -> str:
+    cells = [
+        f"{shown(name, values[name])} ({shown(name, values[f'{name}_ci95'])})"
+        for name in ("accuracy", "roc_auc", "recall_violent", "recall_nonviolent")
+    ]
+    of_folds = np.mean([fold["roc_auc"] for fold in folds])
+    return f"| {' | '.join([label, *cells, f'{of_folds:.3f}'])} |"
 
 
 def mean_and_deviation(x_VxFxD: Float[np.ndarray, "V F D"]) -> Float[np.ndarray, "V P"]:

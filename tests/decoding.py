@@ -18,6 +18,7 @@ class Recorder(Sink):
         self.images: list[np.ndarray] = []
         self.seconds: list[float] = []
         self.frames: list[int] = []
+        self.gaps: list[int] = []  # frames kept before each
         self.stretches: list[int] = []  # frames kept at the end of each
 
     def header(self, header):
@@ -27,6 +28,9 @@ class Recorder(Sink):
         self.images.append(images)
         self.seconds.append(seconds)
         self.frames.append(frames)
+
+    def gap(self):
+        self.gaps.append(len(self.seconds))
 
     def stretch(self):
         self.stretches.append(len(self.seconds))

@@ -90,7 +90,10 @@ def make_set(cache_dir, videos, frames=lambda i: 5 + i % 4, signal=1.0, devices=
     return FeatureSet(videos, store, devices)
 
 
-def numbers_config(folder, epochs, profile=False, **settings):
+SMALL_MODEL = ModelConfig(8, 16, 8, 0.3, mixed_precision=False)
+
+
+def numbers_config(folder, epochs, profile=False, model=SMALL_MODEL, **settings):
     """The settings of `train_on_numbers`."""
     training = TrainingConfig(
         **{
@@ -102,7 +105,6 @@ def numbers_config(folder, epochs, profile=False, **settings):
             **settings,
         }
     )
-    model = ModelConfig(8, 16, 8, 0.3, mixed_precision=False)
     return Config(
         data=DataConfig(folder),
         model=model,

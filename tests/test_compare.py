@@ -241,7 +241,8 @@ def test_the_command_writes_what_it_says(pair, tmp_path):
     assert digests(tmp_path) == before
     kept = digests(pair / "good")
     for arguments, words in [
-        ([pair / "weak"], "needs two or more"),
+        ([], "needs a folder"),
+        ([pair / "weak"], "was trained without a linear probe"),
         ([*both, "--out", both[1]], "is the folder of a run"),
     ]:
         refused = vd("compare", *arguments, code=2).stderr

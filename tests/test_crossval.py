@@ -91,6 +91,36 @@ def test_figures_follow_from_the_pooled_predictions(crossed):
 
 
 @pytest.mark.slow
+def test_the_probe_is_a_row_of_the_same_clips(crossed):
+    folder = crossed[0] / "cv"
+    row = json.loads((folder / "crossval.json").read_text())["probe"]
+    labels, probability, right, areas = [], [], [], []
+    for fold in range(2):
+        run = folder / f"fold-{fold}_seed-0"
+        threshold = json.loads((run / "evaluation_probe.json").read_text())["threshold"]
+        rows = read_csv(run / "predictions_probe.csv")
+        assert [r["path"] for r in rows] == [
+            r["path"] for r in read_csv(run / "predictions_test.csv")
+        ]
+        y = np.array([r["label"] == "violent" for r in rows])
+        p = np.array([float(r["probability"]) for r in rows])
+        labels, probability = [*labels, *y], [*probability, *p]
+        right, areas = (
+            [*right, *((p >= threshold) == y)],
+            [*areas, sk.roc_auc_score(y, p)],
+        )
+    for of in row["per_seed"]:  # no seed changes it
+        assert of["accuracy"] == np.mean(right)
+        assert of["roc_auc"] == pytest.approx(sk.roc_auc_score(labels, probability))
+    assert row["over_folds"]["roc_auc"]["mean"] == pytest.approx(np.mean(areas))
+    accuracy = f"{100 * np.mean(right):.1f} %"
+    said = f"\na linear probe on the same features: accuracy {accuracy} (95 % interval"
+    assert said in crossed[1].stderr
+    done = vd("compare", folder)
+    assert f"the linear probe: accuracy {accuracy}" in done.stdout
+
+
+@pytest.mark.slow
 def test_its_page_shows_every_member(crossed):
     folder = crossed[0] / "cv"
     vd("report", folder, "--mistakes", "2", "--out", crossed[0] / "page.html")

@@ -1,8 +1,11 @@
 import hashlib
 import json
+import math
 import os
 import pickle
 import struct
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,8 +14,17 @@ import onnxruntime
 import pytest
 
 from vd.errors import VdError
-from vd.features.efficientnet import folded_parameters, onnx_model
-from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
+from vd.features.efficientnet import (
+    MEAN,
+    SCALE,
+    architecture,
+    folded_parameters,
+    parameter_shapes,
+    unbounded_tensors,
+)
+from vd.features.efficientnet_jax import depthwise, image_features, jax_parameters
+from vd.features.efficientnet_onnx import measured_ranges, onnx_model
+from vd.features.network import built_in_network
 from vd.features.weights import backbone_file, load_tensors
 
 LITE0 = "efficientnet-lite0"
@@ -34,7 +46,7 @@ def golden_images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def graph() -> bytes:
-    return onnx_model(LITE0).SerializeToString()
+    return onnx_model(built_in_network(LITE0)).SerializeToString()
 
 
 def onnx_features(graph: bytes, images: np.ndarray) -> np.ndarray:
@@ -54,29 +66,88 @@ def test_onnx_features_are_those_of_the_reference(graph):
     np.testing.assert_allclose(features, GOLDEN["features"], rtol=0, atol=1e-4)
 
 
-def test_flax_features_are_those_of_onnx(graph):
+def test_jax_features_are_those_of_onnx(graph):
     images = golden_images()
-    variables = flax_parameters(folded_parameters(LITE0))
-    features = jax.jit(EfficientNetLite(LITE0).apply)(variables, images)
+    parameters = jax_parameters(folded_parameters(LITE0))
+    features = jax.jit(partial(image_features, LITE0))(parameters, images)
     np.testing.assert_allclose(
         features, onnx_features(graph, images), rtol=0, atol=1e-4
     )
 
 
 @pytest.mark.parametrize(
-    ("variant", "side", "count"),
+    ("variant", "count"),
     [  # convolutions and biases of the published networks, BatchNorm folded
-        ("efficientnet-lite0", 224, 3_350_000),
-        ("efficientnet-lite1", 240, 4_108_848),
-        ("efficientnet-lite2", 260, 4_782_024),
+        ("efficientnet-lite0", 3_350_000),
+        ("efficientnet-lite1", 4_108_848),
+        ("efficientnet-lite2", 4_782_024),
     ],
 )
-def test_parameter_count(variant, side, count):
-    images = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
-    variables = jax.eval_shape(
-        EfficientNetLite(variant).init, jax.random.key(0), images
-    )
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
+def test_parameter_count(variant, count):
+    assert sum(map(math.prod, parameter_shapes(variant).values())) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"),
+    [(8, 3, 1), (8, 3, 2), (7, 3, 2), (9, 5, 1), (10, 5, 2)],
+)
+def test_depthwise_and_its_gradients_are_those_of_the_grouped_convolution(
+    size, kernel, stride
+):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(3, size, size, 4)).astype(np.float32)
+    weights = draw.normal(size=(kernel, kernel, 4)).astype(np.float32)
+
+    def grouped(x, weights):
+        return jax.lax.conv_general_dilated(
+            x, weights[:, :, None], (stride, stride), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4,
+            precision=jax.lax.Precision.HIGHEST,
+        )  # fmt: skip
+
+    expected, expected_gradients = jax.vjp(grouped, x, weights)
+    result, gradients = jax.vjp(lambda *a: depthwise(*a, stride), x, weights)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+    cotangent = draw.normal(size=expected.shape).astype(np.float32)
+    for ours, theirs in zip(
+        gradients(cotangent), expected_gradients(cotangent), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def convolutions(parameters: dict, images: np.ndarray) -> dict[str, np.ndarray]:
+    """The output of every convolution, by its name."""
+
+    def apply(x):
+        kept = {}
+        for block in architecture(LITE0):
+            shortcut = x
+            for conv in block.convs:
+                x = jax.lax.conv_general_dilated(
+                    x, parameters[f"{conv.name}.kernel"], (conv.stride,) * 2, "SAME",
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                    feature_group_count=conv.groups,
+                )  # fmt: skip
+                x = x + parameters[f"{conv.name}.bias"][None, None, None]
+                kept[conv.name] = x
+                x = jax.nn.relu6(x) if conv.relu6 else x
+            x = x + shortcut if block.residual else x
+        return kept
+
+    kept = jax.jit(apply)((images.astype(np.float32) - MEAN) / SCALE)
+    return {name: np.asarray(value) for name, value in kept.items()}
+
+
+def test_ranges_are_percentiles_of_the_tensors_without_relu6():
+    network = replace(built_in_network(LITE0), size=64)
+    images = golden_images()[:, 80:144, 80:144]
+    ranges = measured_ranges(network, images)
+    assert list(ranges) == unbounded_tensors(LITE0)
+    convs = convolutions(jax_parameters(network.parameters), images)
+    convs["block2_sum"] = convs["block1_project"] + convs["block2_project"]
+    for name in convs.keys() & ranges.keys():
+        expected = np.percentile(convs[name], [0.01, 99.99])
+        np.testing.assert_allclose(ranges[name], expected, rtol=0, atol=2e-3)
 
 
 def test_missing_weights_name_the_package():

@@ -17,7 +17,7 @@ RUN_FILES = {
     "config.json", "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "checkpoints",
     "calibration.json", "evaluation_val.json", "evaluation_test.json", "predictions_val.csv",
     "predictions_test.csv", "curves.png", "confusion.png", "roc.png", "reliability.png",
-    "report.html",
+    "report.html", "evaluation_probe.json", "predictions_probe.csv",
 }  # fmt: skip
 
 

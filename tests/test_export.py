@@ -120,7 +120,15 @@ def test_the_example_runs_without_vd_and_jax(exported, clips):
     assert missing == {"path": "missing.mp4", "probability": None, "label": None}
 
 
-@pytest.mark.parametrize("settings", [{}, {"projection_size": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"projection_size": 0},
+        {"linear_path": True},
+        {"linear_path": True, "hidden_size": 0},
+    ],
+)
 def test_a_head_computes_what_its_graph_does(settings):
     config = replace(ModelConfig(7, 5, 4, mixed_precision=False), **settings)
     head = Detector(config)

@@ -18,7 +18,7 @@ def _run(code):
     ("modules", "heavy"),
     [
         ("vd.training.step", HEAVY),
-        ("vd.features.efficientnet", ["jax", "onnxruntime"]),
+        ("vd.features.efficientnet_onnx", ["jax", "onnx", "onnxruntime"]),
         ("vd, vd.config, vd.cli", [*HEAVY, "jax", "flax", "orbax", "onnxruntime"]),
     ],
 )

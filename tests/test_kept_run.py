@@ -11,6 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import vd
+from vd.errors import VdError
+from vd.training.run_folder import (
+    FORMAT,
+    check_identity,
+    read_settings,
+    settings_identity,
+)
 
 KEPT = Path(__file__).parent / "kept_run"
 CLIPS = KEPT / "clips"
@@ -60,9 +67,16 @@ def test_it_is_evaluated_with_the_same_figures(run_dir, tmp_path):
 )
 def test_a_run_of_another_format_is_refused_in_a_sentence(run_dir, command):
     path = run_dir / "config.json"
+    assert '"format": 3' in path.read_text()  # an older one that is still read
     path.write_text(path.read_text().replace('"format": 3', '"format": 2'))
     done = vd(*command, "--checkpoint-dir", run_dir, code=2)
     (line,) = done.stderr.splitlines()
     assert f"{path} has format 2" in line
     assert "train again" in line
     assert done.stdout == ""
+
+
+def test_a_run_of_an_older_format_is_not_gone_on_with(run_dir):
+    command = settings_identity(read_settings(run_dir))
+    with pytest.raises(VdError, match=f"format was 3, now {FORMAT}"):
+        check_identity(run_dir, command)

@@ -18,6 +18,7 @@ from tests.fabricated import make_set, make_videos, numbers_config, same_leaves
 from vd.config import Config, DataConfig, TrainingConfig
 from vd.devices import prepare_jax
 from vd.files import read_csv
+from vd.metrics.calibration import Calibration, false_alarm_threshold
 from vd.models.plugins import BUILT_IN
 from vd.models.scoring import score
 from vd.training import refit
@@ -173,12 +174,15 @@ def test_validation_figures_are_those_of_the_inner_folds(refitted):
     assert any("other inner folds" in warning for warning in result["warnings"])
     test = json.loads((run / "evaluation_test.json").read_text())
     assert test["threshold_source"].startswith("inner folds")
-    kept = {
-        row["path"]: row["logit"]
-        for path in (run / "inner").rglob("logits.csv")
-        for row in read_csv(path)
-    }
-    assert {row["path"]: row["logit"] for row in rows} == kept
+    logits = (run / "inner").rglob("logits.csv")
+    kept = {row["path"]: row for path in logits for row in read_csv(path)}
+    assert [row["logit"] for row in rows] == [kept[r["path"]]["logit"] for r in rows]
+    fitted = Calibration(**json.loads((run / "calibration.json").read_text()))
+    peak_N = np.array([float(kept[row["path"]]["peak"]) for row in rows])
+    labels_N = np.array([row["label"] == "violent" for row in rows])
+    reached = false_alarm_threshold(fitted.probability(peak_N), labels_N)
+    assert fitted.event_threshold == reached
+    assert fitted.event_threshold_source.startswith("inner folds, what 5 % of the")
     assert "4 inner folds: loss" in refitted[1].stderr
     assert "more --epochs" not in refitted[1].stderr
 

@@ -1,6 +1,7 @@
 """The geometry of a clip: windows, jitter, and draws that depend on nothing else."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,6 +80,23 @@ def test_without_augmentation_a_clip_is_a_scoring_window(stored, clip_frames):
     windows = [w.tolist() for w in scoring_windows(stored, clip_frames)]
     made = frames_of(stored, clip_frames, 0.1, draws).tolist()
     assert made == windows[len(windows) // 2]
+
+
+@pytest.mark.parametrize(
+    ("stored", "starts", "length"),
+    [
+        (3, [0], 3),
+        (4, [0], 4),
+        (5, [0, 1], 4),
+        (8, [0, 4], 4),
+        (11, [0, 4, 7], 4),
+    ],
+)
+def test_scoring_windows_are_blocks_and_one_that_ends_at_the_end(
+    stored, starts, length
+):
+    windows = [window.tolist() for window in scoring_windows(stored, 4)]
+    assert windows == [list(range(start, start + length)) for start in starts]
 
 
 @given(st.integers(1, 400), st.integers(1, 40))

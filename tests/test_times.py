@@ -174,11 +174,27 @@ def test_one_stamp_far_ahead_loses_no_frame(tmp_path):
 def test_a_pause_is_a_gap_and_no_fault(tmp_path, suffix):
     stamps = [40 * i for i in range(25)] + [30_000 + 40 * i for i in range(25, 50)]
     path = render(tmp_path / f"a.{suffix}", noisy_frames(50), stamps=stamps, b_frames=2)
-    _, result = record(path)
+    sink, result = record(path)
     assert (result.outcome, result.frames) == ("used", 50)
+    assert [sink.seconds[frames] > 29 for frames in sink.gaps] == [True]
+    assert sink.seconds[sink.gaps[0] - 1] < 1
     assert result.gaps == (pytest.approx((1.0, 30.0), abs=2e-3),)
     assert result.duration == pytest.approx(2.0, abs=2e-3)
     assert result.span == pytest.approx(32.0, abs=2e-3)
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_a_part_of_a_video_gives_its_frames_and_nothing_is_missing(tmp_path, b_frames):
+    path = render(tmp_path / "a.mp4", noisy_frames(250), b_frames=b_frames)
+    whole, _ = record(path)
+    sink, result = record(path, between=(2.0, 4.0))
+    assert sink.seconds == [s for s in whole.seconds if 2 <= s < 4]
+    chosen = [i for i, s in zip(whole.images, whole.seconds, strict=True) if 2 <= s < 4]
+    np.testing.assert_array_equal(sink.images, chosen)
+    assert (result.outcome, result.reason) == ("used", "")
+    assert result.span == pytest.approx(4.2, abs=0.21)  # not 10
+    _, result = record(path, between=(20.0, 30.0))
+    assert (result.outcome, result.reason) == ("quarantined", "too-short")
 
 
 def test_no_motion_spans_a_gap(tmp_path):

@@ -7,6 +7,7 @@ quick.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -20,17 +21,24 @@ import tyro
 
 from vd import __version__
 from vd.config import (
+    ADAPTATION,
+    ADAPTED_MODEL,
+    PRETRAINED,
+    AdaptConfig,
     BackboneConfig,
     Between,
     Config,
     DataConfig,
     DecodeConfig,
     EngineName,
+    EventConfig,
     ExecutorConfig,
+    RunConfig,
     Settings,
     SplitConfig,
+    TrainingConfig,
 )
-from vd.console import Interrupted, listen, say, say_limits
+from vd.console import Interrupted, listen, say, say_limits, track_media
 from vd.errors import SOME_FAILED, USAGE, VdError
 from vd.training.distributed import LOST, end, processes
 
@@ -166,6 +174,32 @@ class Train(_Training):
 
 
 @dataclass(frozen=True)
+class Adapt:
+    """Fine-tune the backbone's upper blocks on the training clips, with a linear read-out."""
+
+    data: DataConfig
+    splits: SplitConfig = field(default_factory=SplitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    training: TrainingConfig = ADAPTATION
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __call__(self) -> int:
+        """Write a run folder; its backbone.npz is the adapted network."""
+        from vd.experiment import adapt
+
+        adapt(self.config(), self.adapt)
+        return 0
+
+    def config(self) -> Config:
+        """The settings of the run."""
+        return Config(
+            self.data, self.splits, self.decode, model=ADAPTED_MODEL,
+            training=self.training, run=self.run,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Sweep(_Training):
     """Train every combination of some settings' values; each is a run folder of its own."""
 
@@ -204,11 +238,32 @@ class Crossval(_Training):
 
 
 @dataclass(frozen=True)
+class AdaptedCrossval(Adapt):
+    """Adapt the backbone once for every fold and seed, and pool the predictions."""
+
+    folds: Annotated[int, Between(2, 1000)] = 5
+    """Grouped, stratified folds over all clips, each the test part once."""
+    seeds: tuple[int, ...] = ()
+    """Values of --seed; none: --seed alone."""
+    adapt_backbone: Annotated[bool, tyro.conf.arg(name="adapt")] = True
+    """Adapt; without it a head is trained on the backbone's features."""
+
+    def __call__(self) -> int:
+        """Write predictions.csv and crossval.json; print the latter."""
+        from vd.sweep import crossval_adapted
+
+        result = crossval_adapted(self.config(), self.adapt, self.folds, self.seeds)
+        print(json.dumps(result, indent=2))
+        return 0
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Evaluate the best checkpoint of a run on one of its splits, or on another data set."""
 
-    checkpoint_dir: Path
-    """The run folder."""
+    checkpoint_dir: Path | None = None
+    """The run folder; None, with --on: a copy in runs/pretrained of the detector that comes
+    with vd."""
     split: Literal["train", "val", "test", "all"] = "test"
     """The part to evaluate."""
     tta: bool = False
@@ -237,6 +292,15 @@ class Evaluate:
                 "--positive-class and --group-from for another one; give the former without "
                 "--on, the latter with it."
             )
+        run_dir = self.checkpoint_dir
+        if run_dir is None:
+            if self.on is None:
+                raise VdError(
+                    "vd evaluate needs a run: give --checkpoint-dir, or --on with a data set "
+                    "to evaluate the detector that comes with vd."
+                )
+            run_dir = Path("runs/pretrained")
+            shutil.copytree(PRETRAINED, run_dir, dirs_exist_ok=True)
         from vd.devices import prepare_jax
         from vd.evaluation.cross_dataset import evaluate_on
         from vd.evaluation.evaluate import evaluate, summary
@@ -244,10 +308,10 @@ class Evaluate:
         prepare_jax()
         if self.on is None:
             where = self.dataset_path, self.cache_dir
-            result = evaluate(self.checkpoint_dir, self.split, self.tta, *where)
+            result = evaluate(run_dir, self.split, self.tta, *where)
         else:
             result = evaluate_on(
-                self.checkpoint_dir, self.on, self.name, self.tta, self.cache_dir,
+                run_dir, self.on, self.name, self.tta, self.cache_dir,
                 self.positive_class, self.group_from,
             )  # fmt: skip
         print(json.dumps(result, indent=2))
@@ -261,7 +325,8 @@ class Compare:
     """Compare runs, or cross-validations, with the first named, clip by clip."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, or folders of vd crossval; the first is the baseline."""
+    """Run folders, or folders of vd crossval; the first is the baseline, one alone is
+    compared with the linear probe beside it."""
     out: Path | None = None
     """Folder for compare.json, compare.csv, roc.png, and curves over seeds as curves.csv and
     curves.png."""
@@ -301,56 +366,58 @@ class Report(Settings):
 
 @dataclass(frozen=True)
 class Predict:
-    """Probability of violence of video files: a JSON line each on standard output."""
+    """Violence over time in video files: a JSON line each on standard output."""
 
-    files: tyro.conf.Positional[
-        Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
+    sources: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")]
     ]
-    """Video files."""
-    checkpoint_dir: Path
-    """The run folder."""
+    """Video files, folders, quoted patterns ("**/*.mp4"), a .csv with a column path, a .txt
+    with a path a line, or - for such a list on standard input."""
+    checkpoint_dir: Path | None = None
+    """The run folder; None: the detector that comes with vd."""
     engine: EngineName = "auto"
     """What runs the backbone."""
+    start_time: str | None = None
+    """Where to begin in each file: seconds, MM:SS or HH:MM:SS."""
+    end_time: str | None = None
+    """Where to stop."""
+    duration: str | None = None
+    """How much to predict from --start-time on, in place of --end-time."""
+    out: Path | None = None
+    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
+    file timeline.png, events.vtt and a page with the video."""
+    events: EventConfig = field(default_factory=EventConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __call__(self) -> int:
         """Exit code 1 when some file could not be done."""
+        from vd.predict.sources import find_files, parse_between
         from vd.training.run_folder import read_config
 
-        if not self.files:
-            raise VdError("vd predict was given no file; name one or more video files.")
-        read_config(self.checkpoint_dir)  # before anything slow is imported
-        if not any(Path(name).exists() for name in self.files):
-            more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
-            raise VdError(
-                f"{self.files[0]}{more} not found; name one or more video files."
-            )
+        between = parse_between(self.start_time, self.end_time, self.duration)
+        files = find_files(self.sources)
+        run_dir = self.checkpoint_dir or PRETRAINED
+        read_config(run_dir)  # before anything slow is imported
+        if self.checkpoint_dir is None:
+            card = PRETRAINED / "MODEL_CARD.md"
+            say(f"detector: the one that comes with vd, described in {card}")
+        from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
         failed = False
-        predictor = Predictor(self.checkpoint_dir, self.engine, self.decode)
-        predictions = predictor.predict([Path(name) for name in self.files])
-        for name, prediction in zip(self.files, predictions, strict=True):
-            outcome = prediction.outcome
-            if prediction.probability is None:
-                failed = True
-                say(f"{name} could not be predicted: {outcome.reason}")
-            elif outcome.outcome == "partial":
-                say(
-                    f"{name} is partial ({outcome.reason}): predicted from the "
-                    f"{outcome.frames} frames that could be decoded"
-                )
-            row = {
-                "path": name,  # as it was given
-                "probability": prediction.probability,
-                "label": prediction.label,
-                "outcome": outcome.outcome,
-                "reason": outcome.reason,
-                "frames": outcome.frames,
-                "duration": outcome.duration,
-                "gaps": outcome.gaps,
-            }
-            print(json.dumps(row), flush=True)
+        predictor = Predictor(run_dir, self.engine, self.decode, self.events)
+        say(f"events: {predictor.plan}")
+        with (
+            outputs(self.out, files, predictor.plan.rules) as written,
+            track_media("predicting") as ticker,
+        ):
+            predictions = predictor.predict(files, between, ticker)
+            for name, prediction in zip(files, predictions, strict=True):
+                failed |= prediction.probability is None
+                report(name, prediction)
+                print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
+                if written:
+                    written.add(name, prediction)
         return SOME_FAILED if failed else 0
 
 
@@ -358,9 +425,9 @@ class Predict:
 class Export:
     """Write a run for other runtimes, and measure what it differs from vd by."""
 
-    run: tyro.conf.Positional[Path]
-    """The run folder."""
-    out: Path
+    run: tyro.conf.Positional[Path | None] = None
+    """The run folder; None: the detector that comes with vd."""
+    out: Path = Path("export")
     """Folder for the models, parity.json, and with onnx example.py, which needs only NumPy,
     OpenCV and ONNX Runtime."""
     format: Literal["onnx", "stablehlo"] = "onnx"
@@ -374,13 +441,14 @@ class Export:
         from vd.export.export import export
 
         prepare_jax()
-        parity = export(self.run, self.format, self.out, self.dataset_path)
+        run_dir = self.run or PRETRAINED
+        parity = export(run_dir, self.format, self.out, self.dataset_path)
         print(json.dumps(parity, indent=2))
         return 0
 
 
 _COMMANDS: tuple[Any, ...] = (
-    Scan, Audit, Split, Extract, Train, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+    Scan, Audit, Split, Extract, Train, Adapt, Sweep, Crossval, Evaluate, Compare, Report, Predict,
     Export,
 )  # fmt: skip
 
@@ -402,7 +470,9 @@ def _command() -> int:
             f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
             "--set seed=0,1,2."
         )
-    if name in ("train", "sweep", "crossval"):
+    if name == "crossval" and "--adapt" in flags:
+        commands[name] = AdaptedCrossval
+    elif name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(
         commands, prog="vd", description="Violence detection in video.", config=_FLAT

@@ -17,8 +17,11 @@ import tyro
 
 from vd.errors import VdError
 
+PRETRAINED = Path(__file__).with_name("pretrained")  # the run that comes with vd
+
 EngineName = Literal["auto", "onnxruntime", "jax"]
 PresetName = Literal["fast", "default", "best"]
+StreamName = Literal["rgb", "motion", "square"]
 
 
 class Between(NamedTuple):
@@ -110,8 +113,8 @@ class BackboneConfig(Settings):
     """fast: 8-bit network, RGB and motion; default: and the square that moves most; best:
     and each frame mirrored too, from which --spatial-augmentation draws."""
     backbone: str | None = None
-    """efficientnet-lite0, -lite1, -lite2, -lite0-int8, or an ONNX file that maps images to
-    vectors; None: the preset's."""
+    """efficientnet-lite0, -lite1, -lite2, -lite0-int8, the .npz file of an adapted network
+    (with its own streams), or an ONNX file that maps images to vectors; None: the preset's."""
     backbone_size: Annotated[int, Between(1, 4096)] | None = None
     """Side of the ONNX file's input images in pixels; None: from the file."""
     backbone_mean: Annotated[float, Between(-1e6, 1e6)] | None = None
@@ -120,6 +123,19 @@ class BackboneConfig(Settings):
     """Divides them after that; None: the file's metadata, else 1."""
     engine: EngineName = "auto"
     """What runs the backbone: ONNX Runtime on a CPU, JAX on an accelerator."""
+
+
+@dataclass(frozen=True)
+class AdaptConfig(Settings):
+    """What of the backbone is adapted, and to which images."""
+
+    stream: StreamName = "motion"
+    """The stream whose images are seen; the square costs as much as motion."""
+    size: Annotated[int, Between(32, 600)] = 160
+    """Side of the images in pixels."""
+    fixed_blocks: Annotated[int, Between(0, 17)] = 6
+    """Of the network's 18 blocks (the stem is the first, the head's convolution the last),
+    how many stay as they were."""
 
 
 @dataclass(frozen=True)
@@ -133,19 +149,55 @@ class ExecutorConfig(Settings):
 
 
 @dataclass(frozen=True)
+class EventConfig(Settings):
+    """When violence over time is an event."""
+
+    window_seconds: Positive | None = None
+    """Length of the windows that slide over a video; None: that of the median training
+    clip, at most --clip-frames at 8 a second."""
+    stride_seconds: Annotated[float, Between(0.01, 1e6)] = 0.25
+    """Seconds from a window to the next."""
+    threshold: Share | None = None
+    """Probability of a window at which an event opens; None: the run's event threshold,
+    which 5 % of the non-violent validation clips reach."""
+    end_threshold: Share | None = None
+    """Probability under which it closes; None: two thirds of --threshold."""
+    min_event_seconds: Annotated[float, Between(0, 1e6)] = 0.0
+    """Shorter events are dropped, after merging."""
+    merge_seconds: Annotated[float, Between(0, 1e6)] = 2.0
+    """Events so near to each other are one."""
+    max_event_seconds: Positive = 300.0
+    """A longer event ends there, and a new one begins."""
+
+
+@dataclass(frozen=True)
 class ModelConfig(Settings):
-    """Projection, bidirectional LSTM, attention pooling, one logit."""
+    """Projection, bidirectional LSTM, attention pooling, one logit; or a linear path."""
 
     clip_frames: Annotated[int, Between(1, 100_000)] = 32
     """Frames of a clip (T) at 8 a second; longer videos are cut into windows."""
     projection_size: Annotated[int, Between(0, 8192)] = 256
     """Features of a frame after the linear projection (P); 0: straight into the LSTM."""
-    hidden_size: Annotated[int, Between(1, 4096)] = 128
-    """Hidden units of each LSTM direction (H)."""
+    hidden_size: Annotated[int, Between(0, 4096)] = 128
+    """Hidden units of each LSTM direction (H); 0: no LSTM, the linear path alone."""
     dropout_rate: Annotated[float, Between(0, 0.99)] = 0.3
     """Share of units dropped after the projection and after the pooling."""
     mixed_precision: bool = True
     """Products and activations in bfloat16; parameters and loss stay float32."""
+    linear_path: bool = False
+    """For few clips: a linear map of each clip's mean and deviation over time. The LSTM's
+    logit, which begins at 0, is added to it. Features are standardised."""
+    correction_rate: Share = 0.1
+    """Learning rate of the LSTM beside a linear path, as a share of --learning-rate."""
+
+    def __post_init__(self) -> None:
+        """Raise `VdError` when neither path is left."""
+        super().__post_init__()
+        if not (self.hidden_size or self.linear_path):
+            raise VdError(
+                "--hidden-size 0 leaves a head without an LSTM; give a number of hidden "
+                "units, or --linear-path."
+            )
 
 
 @dataclass(frozen=True)
@@ -198,6 +250,22 @@ class TrainingConfig(Settings):
     """Do so by itself below 2,000 clips or 50 groups."""
     seed: Seed = 0
     """Seed of initialisation, order, dropout and augmentation."""
+
+
+# how the backbone is adapted: AdamW at 2e-4, cross-entropy, a fixed length
+ADAPTATION = TrainingConfig(
+    epochs=8,
+    batch_size=8,
+    learning_rate=0.0002,
+    warmup_epochs=2,
+    weight_decay=0.01,
+    focal_alpha=0.5,
+    focal_gamma=0.0,
+    label_smoothing=0.0,
+    temporal_jitter=0.0,
+    refit_if_few=True,
+)
+ADAPTED_MODEL = ModelConfig(dropout_rate=0.2, mixed_precision=False)
 
 
 @dataclass(frozen=True)

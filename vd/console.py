@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 _PLAIN_EVERY_SECONDS, _PLAIN_AT_LEAST_EVERY_SECONDS = 10.0, 60.0
 _WIDE = 100  # columns, in which a bar leaves room for the words
@@ -123,7 +123,10 @@ class Ticker:
         self._start = self._shown = time.monotonic()
         self._first: tuple[float, float] | None = None  # seconds and share
         self._wait = _PLAIN_EVERY_SECONDS  # for the next plain line
-        self._bar, self._task = bar, bar.add_task(title, total=total, rate="")
+        self._bar, self._task = (
+            bar,
+            bar.add_task(title, total=total, amount="", rate=""),
+        )
 
     def advance(
         self, count: int = 1, note: str = "", share: float | None = None
@@ -142,32 +145,81 @@ class Ticker:
         if share > done:  # the first item includes what is done once, as compilation
             rest = (seconds - began) * max(1 - share, 0) / (share - done)
             left = f"{duration(rest)} left"
-        rate = f"{self.done / seconds:.1f} {self._unit}/s, {left}{note}"
+        rate = f"{self._rate(self.done / seconds)}, {left}{note}"
         if not self._bar.disable:
-            self._bar.update(self._task, completed=self.done, rate=rate)
+            self._bar.update(
+                self._task, completed=self.done, total=self._total,
+                amount=self._amount(), rate=rate,
+            )  # fmt: skip
         elif time.monotonic() - self._shown >= self._wait:
             self._shown = time.monotonic()
             self._wait = min(2 * self._wait, _PLAIN_AT_LEAST_EVERY_SECONDS)
-            say(f"{self._title}: {self.done}/{self._total} {self._unit}, {rate}")
+            say(f"{self._title}: {self._amount()}, {rate}")
+
+    def _amount(self) -> str:
+        return f"{self.done}/{self._total} {self._unit}"
+
+    def _rate(self, rate: float) -> str:
+        return f"{rate:.1f} {self._unit}/s"
 
     def seconds(self) -> float:
         """Time since the beginning."""
         return max(time.monotonic() - self._start, 1e-9)
 
 
+class MediaTicker(Ticker):
+    """Counts seconds of video, file after file; the rate is in times real time."""
+
+    def __init__(self, title: str, bar: Progress) -> None:
+        super().__init__(title, 0, "s", bar)
+        self._before, self._file, self._reached = 0.0, 0, 0.0
+
+    def expect(self, seconds: float) -> None:
+        """The length of all files."""
+        self._total = round(seconds)
+
+    def reach(self, file: int, seconds: float) -> None:
+        """So many seconds of a file are done, and all files before it."""
+        if file != self._file:
+            self._before += self._reached
+            self._file = file
+        self._reached = seconds
+        done = round(self._before + seconds)
+        self._total = max(self._total, done)
+        self.advance(done - self.done)
+
+    def _amount(self) -> str:
+        return f"{clock(self.done)} of {clock(self._total)} of video"
+
+    def _rate(self, rate: float) -> str:
+        return f"{rate:.1f} times real time"
+
+
 @contextmanager
 def track(title: str, total: int, unit: str) -> Iterator[Ticker]:
     """Show progress of `total` items while the block runs."""
+    with _bar() as bar:
+        yield Ticker(title, total, unit, bar)
+
+
+@contextmanager
+def track_media(title: str) -> Iterator[MediaTicker]:
+    """Show progress through seconds of video while the block runs."""
+    with _bar() as bar:
+        yield MediaTicker(title, bar)
+
+
+def _bar() -> Progress:
+    """A progress bar on a terminal, one that shows nothing elsewhere."""
     console = _Console(stderr=True, emoji=False)
     plain = not console.is_terminal or console.is_dumb_terminal
     columns = (
         TextColumn("{task.description}"),
         *([BarColumn()] if console.width >= _WIDE else []),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[amount]}"),
         TextColumn("{task.fields[rate]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=plain) as bar:
-        yield Ticker(title, total, unit, bar)
+    return Progress(*columns, console=console, transient=True, disable=plain)
 
 
 def duration(seconds: float) -> str:
@@ -176,3 +228,10 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -5,17 +5,20 @@
 3. Open the run folder: another identity is an error, a finished run is left as it is.
 4. Train, or continue; restore the best; fit temperature and threshold on validation, or
    with --refit on inner folds.
-5. Evaluate the restored best on validation and test; write pictures and the report.
+5. Evaluate the restored best on validation and test, and a linear probe beside it; write
+   pictures and the report.
 
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.config import Config, ExecutorConfig, ModelConfig
+from vd.config import AdaptConfig, BackboneConfig, Config, ExecutorConfig, ModelConfig
 from vd.console import say, say_limits
 from vd.data.catalog import identify
 from vd.data.manifest import Video, check_classes, read_manifest
@@ -23,7 +26,7 @@ from vd.data.splits import keep_splits, with_splits
 from vd.errors import VdError
 from vd.files import lock, read_json
 from vd.metrics.binary import METRICS
-from vd.models.plugins import Plugins
+from vd.models.plugins import BUILT_IN, Plugins
 from vd.training import distributed, run_folder
 from vd.training.run_folder import Data
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     import jax
 
     from vd.models.head import Head, Params
+    from vd.training.adapt import Adapted
     from vd.training.feature_set import FeatureSet
     from vd.training.refit import InnerFolds
 
@@ -230,6 +234,104 @@ def train_and_evaluate(
     return _evaluate(config, plugins, sets, params, inner) if lead else {}
 
 
+def adapt(config: Config, settings: AdaptConfig) -> dict[str, Any]:
+    """Adapt the backbone, then evaluate the run whose head is its read-out.
+
+    `config.training` is that of the adaptation. The folder `adaptation` of the run keeps
+    its checkpoints. Returns the content of evaluation_test.json.
+    """
+    from vd.training.adapt import image_config
+
+    images = image_config(config, settings)
+    check_adaptation(images, settings)
+    data = prepare(images)
+    with lock(config.run.checkpoint_dir / ".lock", "vd adapt"):
+        if data.videos != data.given:
+            keep_splits(data.videos, config)
+        return adapt_prepared(images, settings, data)
+
+
+def check_adaptation(images: Config, settings: AdaptConfig) -> None:
+    """`check` of a run that adapts."""
+    from vd.training.adapt import adapter_plugins
+
+    if distributed.several(images.run):
+        raise VdError(
+            "vd adapt trains in one process; leave --coordinator-address, --num-processes "
+            "and --process-id out."
+        )
+    run_folder.check_folder(images.run.checkpoint_dir.parent)
+    check(images, adapter_plugins(settings))
+
+
+def adapt_prepared(images: Config, settings: AdaptConfig, data: Data) -> dict[str, Any]:
+    """`adapt` with images that are in the store; the caller holds the run's lock."""
+    from vd.training.adapt import Adaptation, adapter_plugins
+    from vd.training.feature_set import TRAINED_SHARE, FeatureSet
+    from vd.training.refit import parts_to_use
+
+    folder = images.run.checkpoint_dir
+    run_dir = folder.parent
+    plugins = adapter_plugins(settings)
+    if images.run.fresh:
+        run_folder.clear(run_dir)
+    opened = open_run(images, plugins, data)
+    assert opened is not None  # an adaptation is never finished by itself
+    if run_folder.is_finished(run_dir):
+        return _finished(run_dir)
+    clips = parts_to_use(images, data.parts())
+    train_set = FeatureSet(clips["train"], data.store, share=TRAINED_SHARE)
+    adaptation = Adaptation(images, settings, folder, opened.devices, opened.batch_size)
+    if "val" in clips:
+        adapted, inner = adaptation.on_all(train_set), None
+    else:
+        adapted, inner = adaptation.with_inner_folds(train_set)
+    return _evaluate_adapted(images, data, adapted, inner)
+
+
+def _evaluate_adapted(
+    images: Config, data: Data, adapted: "Adapted", inner: "InnerFolds | None"
+) -> dict[str, Any]:
+    """Write the run of an adapted network and its read-out; evaluate and report it."""
+    from vd.training.adapt import write_read_out
+    from vd.training.feature_set import FeatureSet
+    from vd.training.refit import parts_to_use
+
+    folder = images.run.checkpoint_dir
+    config, data = adapted_features(images, data, adapted)
+    opened = open_run(config, BUILT_IN, data)
+    assert opened is not None
+    shutil.copyfile(folder / "metrics.jsonl", folder.parent / "metrics.jsonl")
+    params = write_read_out(folder.parent, adapted, config.training.epochs)
+    parts = parts_to_use(config, data.parts()).items()
+    sets = {split: FeatureSet(clips, data.store) for split, clips in parts}
+    result = _evaluate(config, BUILT_IN, sets, params, inner)
+    shutil.rmtree(folder / "checkpoints")  # only a run that is not finished needs them
+    return result
+
+
+def adapted_features(
+    images: Config, data: Data, adapted: "Adapted"
+) -> tuple[Config, Data]:
+    """The run that reads an adapted network out, and its features; writes backbone.npz."""
+    from vd.features.backbone import find_backbone
+    from vd.features.extract import extract
+    from vd.features.network import write_network
+    from vd.training.adapt import READ_OUT
+
+    run_dir = images.run.checkpoint_dir.parent
+    write_network(run_dir / "backbone.npz", adapted.network, half=True)
+    config = replace(
+        images,
+        backbone=BackboneConfig(backbone=str(run_dir / "backbone.npz")),
+        model=READ_OUT,
+        run=replace(images.run, checkpoint_dir=run_dir, fresh=False),
+    )
+    backbone = find_backbone(config.backbone)
+    store, _ = extract(data.ledger.usable(), config, backbone)
+    return config, data._replace(store=store, backbone=backbone)
+
+
 def _evaluate(
     config: Config,
     plugins: Plugins,
@@ -239,6 +341,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Calibrate and evaluate the best parameters; write pictures and the report."""
     from vd import plots
+    from vd.evaluation import probe
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.models.losses import even_logit
     from vd.report.report import RunFacts, report, run_limits
@@ -251,8 +354,11 @@ def _evaluate(
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
     results = evaluate_trained(config, head, params, sets, even, inner)
+    of_probe = probe.evaluate_probe(config, sets)
     for result in results.values():
         say(summary(result))
+    if of_probe is not None:
+        say(probe.summary(of_probe))
     report(run_dir, mistakes=0)
     say_limits(run_limits(RunFacts(run_dir)))
     say(f"metrics, predictions, pictures and report.html are in {run_dir}")

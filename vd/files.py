@@ -159,10 +159,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise VdError(f"{path} cannot be read as CSV ({error}); correct it.") from error
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows (at least one) as CSV, whole or not at all."""
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()
+) -> None:
+    """Write rows as CSV, whole or not at all; without `columns` at least one row."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = columns or list(rows[0])
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

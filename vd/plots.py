@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from vd.files import write_bytes
 Labels = Int[np.ndarray, " N"]
 Probabilities = Float[np.ndarray, " N"]
 Predicted = Bool[np.ndarray, " N"]
+Spans = Sequence[tuple[float, float]]
 Rows = Sequence[Mapping[str, Any]]  # an epoch each
 
 # Colours that colour-blind readers distinguish (Okabe and Ito 2008).
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 _RUNS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _STYLES = ("-", "--", "-.")  # for print without colour
+_MARKED = 200  # windows; more are a line without points
+_TIME_STEPS = [1, 1.5, 2, 3, 6, 10]
 _LONGEST_NAME = 28  # of which two stand side by side
 _PANELS = {  # of the learning curves: metrics by what the legend calls them
     "Loss": {"validation": "val_loss", "train": "train_loss"},
@@ -123,6 +127,59 @@ def _short(name: str) -> str:
     if len(name) > _LONGEST_NAME:
         name = f"{name[:9]}…{name[-18:]}"
     return name.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
+def timeline(
+    seconds_W: Float[np.ndarray, " W"],
+    probability_W: Probabilities,
+    threshold: float,
+    end_threshold: float,
+    events: Spans = (),
+    gaps: Spans = (),
+    truth: Spans = (),
+) -> Figure:
+    """Probability of violence over a video; spans are (start, end) in seconds.
+
+    `truth` are the spans that are violent, where that is known.
+    """
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for spans, label, colour in (
+        (truth, "violent in truth", ORANGE),
+        (gaps, "nothing to see", GREY),
+        (events, "events", BLUE),
+    ):
+        for number, (start, end) in enumerate(spans):
+            named = None if number else label
+            axis.axvspan(start, end, label=named, lw=0, color=colour, alpha=0.2)
+    # not drawn across a gap
+    places = np.searchsorted(seconds_W, [start for start, _ in gaps])
+    middles = [(start + end) / 2 for start, end in gaps]
+    x, y = np.insert(seconds_W, places, middles), np.insert(probability_W, places, nan)
+    label = "probability of violence"
+    axis.plot(x, y, "-" if len(x) > _MARKED else ".-", color=BLUE, label=label)
+    label = f"opens at {threshold:.2f}, closes under {end_threshold:.2f}"
+    axis.axhline(threshold, ls="--", color=GREY, label=label)
+    axis.axhline(end_threshold, ls=":", color=GREY)
+    axis.set(ylabel="probability", ylim=(-0.02, 1.02))
+    axis.set_xlabel("time")
+    axis.xaxis.set_major_formatter(lambda seconds, _: _time(seconds))
+    axis.xaxis.set_major_locator(MaxNLocator(10, steps=_TIME_STEPS))
+    figure.legend(loc="outside upper center", ncols=5, fontsize=8, frameon=False)
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def _time(seconds: float) -> str:
+    """A tick of a time axis: 7.5, 1:05 or 1:02:03."""
+    if seconds < 0:
+        return ""
+    if seconds % 1:
+        return f"{seconds:.2f}".rstrip("0")
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+    return f"{minutes}:{rest:02d}" if minutes else f"{rest}"
 
 
 def confusion(labels_N: Labels, predicted_N: Predicted, title: str) -> Figure:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 import vd
 from vd import plots
 
@@ -15,18 +13,17 @@ def draw_timeline(
     picture: Path,
     violent_spans: Sequence[tuple[float, float]],
 ) -> None:
-    """Draw what a run predicts over a video that decodes; violent spans are shaded."""
-    seconds_W, probability_W, threshold = vd.load(run_dir).timeline(video)
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axis = figure.subplots()
-    for number, (start, end) in enumerate(violent_spans):
-        label = None if number else "violent in truth"
-        axis.axvspan(start, end, color=plots.ORANGE, alpha=0.18, label=label)
-    label = "probability of violence"
-    axis.plot(seconds_W, probability_W, ".-", color=plots.BLUE, label=label)
-    label = f"threshold {threshold:.2f}"
-    axis.axhline(threshold, ls="--", color=plots.GREY, label=label)
-    axis.set(xlabel="seconds", ylabel="probability", ylim=(-0.02, 1.02))
-    axis.legend(loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.18), frameon=False)
-    axis.grid(alpha=0.3)
+    """Draw what a run predicts over a video that decodes, beside the violent spans."""
+    predictor = vd.load(run_dir)
+    (prediction,) = predictor.predict([video])
+    rules = predictor.plan.rules
+    events = [(event.start, event.end or event.start) for event in prediction.events]
+    figure = plots.timeline(
+        prediction.timeline.seconds_W,
+        prediction.timeline.probability_W,
+        rules.threshold,
+        rules.end_threshold,
+        events,
+        truth=violent_spans,
+    )
     plots.save(figure, picture)

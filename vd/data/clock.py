@@ -7,10 +7,11 @@ from itertools import pairwise
 from statistics import median, median_low
 from typing import Generic, NamedTuple, TypeVar
 
+FRAMES_PER_SECOND = 8.0  # kept of a video; every frame of a slower one
 _HELD = 32  # frames, at most, until a jump of the stamps is known to stay or to return
 _HISTORY = 32  # accepted steps whose median is the usual step
 _FEW = 8  # steps from which a median is trusted
-_GAP_STEPS, _GAP_SECONDS = 10, 0.5  # a gap is longer than both
+GAP_STEPS, GAP_SECONDS = 10, 0.5  # a gap is longer than both
 _SHORTEST_STEP = 1e-6  # seconds; a shorter one is an error of floats
 _LONGEST_VIDEO = 1e9  # seconds, so that a float has room for the shortest step
 
@@ -94,7 +95,7 @@ class Clock(Generic[T]):
         for anchor in self._anchors:
             seconds = self._seconds(stamp, anchor)
             step = seconds - self._last
-            usual = step <= _GAP_SECONDS or step <= _GAP_STEPS * self.usual_step
+            usual = step <= GAP_SECONDS or step <= GAP_STEPS * self.usual_step
             if usual and step > _SHORTEST_STEP:
                 self._restarted += anchor is not self._anchors[0]
                 if anchor is self._anchors[0] or self._restarted == _HELD:
@@ -119,7 +120,7 @@ class Clock(Generic[T]):
 
     def _add_behind_jump(self, frame: T, stamp: int | None) -> list[Timed[T]]:
         usual = self.usual_step
-        longest = max(_GAP_STEPS * usual, _GAP_SECONDS) + len(self._held) * usual
+        longest = max(GAP_STEPS * usual, GAP_SECONDS) + len(self._held) * usual
         if stamp is None or self._seconds(stamp) > self._last + longest:
             return self._wait(frame, stamp)
         held, self._held = self._held, []
@@ -143,7 +144,7 @@ class Clock(Generic[T]):
             steps += self._steps
         if len(steps) < _FEW:  # a few frames far from each other
             steps.append(step)
-        gap = step > max(_GAP_STEPS * median_low(steps), _GAP_SECONDS)
+        gap = step > max(GAP_STEPS * median_low(steps), GAP_SECONDS)
         if gap:
             self.gaps.append((self._last + usual, step - usual))
         else:

@@ -18,7 +18,13 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import UInt8
 
-from vd.data.clock import Clock, Timed
+from vd.data.clock import (
+    FRAMES_PER_SECOND,
+    GAP_SECONDS,
+    GAP_STEPS,
+    Clock,
+    Timed,
+)
 from vd.data.outcome import (
     PICTURE,
     Counts,
@@ -40,6 +46,8 @@ _READING_ERRORS = 50  # in a row, after which the rest of a file is given up
 _PACKETS_AHEAD = 32  # read to see whether stamps are in the order of decoding
 _MOST_IN_DECODER = 16  # frames that a decoder may reorder
 
+WHOLE = 0.0, math.inf  # seconds of a video
+
 _Sizes = dict[int | None, Image]  # a frame by `Stream.side`
 
 
@@ -57,6 +65,9 @@ class Sink:
         `seconds` count from the first decoded frame; `frames` were decoded so far.
         """
 
+    def gap(self) -> None:
+        """The next kept frame comes after a gap in time, or after frames that are damaged."""
+
     def stretch(self) -> None:
         """A stretch of the video has passed; may wait. Not called at the end."""
 
@@ -67,7 +78,7 @@ class FrameSettings:
 
     height: int = 224
     width: int = 224
-    frames_per_second: float = 8.0  # every frame of a slower video
+    frames_per_second: float = FRAMES_PER_SECOND  # every frame of a slower video
     motion_gap_seconds: float = 0.1
     streams: tuple[str, ...] = ("rgb", "motion")  # names in `STREAMS`
     max_pixels: int = 7680 * 4320  # of a source frame; larger ones are refused
@@ -79,14 +90,17 @@ def decode(
     sink: Sink,
     images: bool = True,
     stretch_seconds: float = 30.0,
+    between: tuple[float, float] = WHOLE,
 ) -> Outcome:
     """Decode a video in one pass, from its first frame to its last; its outcome.
 
     A frame is kept if it is the first in its slot of 1 / frames_per_second and another one
     follows it about `motion_gap_seconds` later. Damaged frames are counted and left out.
-    With `images` false, frames are only counted. Never raises for a bad file.
+    With `images` false, frames are only counted. Frames are kept from the first of the two
+    times `between` until the second; what follows is not decoded. Never raises for a bad
+    file.
     """
-    keeper = _Keeper(settings, sink, images)
+    keeper = _Keeper(settings, sink, images, between)
     return _open(path, lambda container: _decode(container, keeper, stretch_seconds))
 
 
@@ -150,6 +164,9 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
                 stretches = timed.seconds // stretch_seconds + 1
                 stretch_end = stretches * stretch_seconds
                 keeper.sink.stretch()
+        if keeper.is_done:
+            header = _until_now(header, clock.reach)
+            break
     for timed in clock.finish():
         keeper.see(timed)
     keeper.finish()
@@ -165,6 +182,11 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
         gaps=tuple(clock.gaps),
         clock="stamps" if clock.has_stamps else "rate",
     )
+
+
+def _until_now(header: Outcome, reach: float) -> Outcome:
+    """The header as if the file ended there: what is not decoded is not missing."""
+    return replace(header, frames=0, duration=min(header.duration or reach, reach))
 
 
 def _open_decoder(stream: Any) -> bool:
@@ -207,10 +229,19 @@ class _Keeper:
     Converts only the frames of pairs; without images it counts pairs and converts none.
     """
 
-    def __init__(self, settings: FrameSettings, sink: Sink, images: bool) -> None:
+    def __init__(
+        self,
+        settings: FrameSettings,
+        sink: Sink,
+        images: bool,
+        between: tuple[float, float],
+    ) -> None:
         self.settings, self.sink = settings, sink
+        self.is_done = False  # all frames between the two times are kept
+        self._begin, self._end = between
         self.grid = 0.0  # frames a second at which rounded time stamps lie
         self.kept = self._seen = 0  # frames
+        self._damaged = 0  # frames since the last usable one
         self._waiting: deque[Timed[_Picture]] = deque()  # for their later frames
         self._last: Timed[_Picture] | None = None
         self._slot = -1
@@ -227,18 +258,25 @@ class _Keeper:
         """
         if timed.after_gap:
             self.finish()
+            self.sink.gap()
         if not timed.frame.usable:
+            self._damaged += 1
             return
         self._seen += 1
         while self._waiting and timed.seconds >= self._target() - _ROUNDING:
             late = timed.seconds - self._target()
             self._keep(self._last_within(late + _TIE) or timed)
+        if self._is_after_damage(timed):
+            self.sink.gap()
+        self._damaged = 0
         seconds = self._unrounded(timed.seconds) + _ROUNDING
         slot = math.floor(seconds * self.settings.frames_per_second)
         if slot > self._slot:
             self._slot = slot
-            self._waiting.append(timed)
+            if self._begin <= timed.seconds < self._end:
+                self._waiting.append(timed)
         self._last = timed
+        self.is_done = timed.seconds >= self._end and not self._waiting
 
     def finish(self) -> None:
         """No frame follows, or a gap: the last one may still be the later one."""
@@ -248,6 +286,12 @@ class _Keeper:
             else:
                 self._waiting.popleft()
         self._last = None
+
+    def _is_after_damage(self, timed: Timed[_Picture]) -> bool:
+        """Whether so many damaged frames precede a frame as would make a gap."""
+        if self._last is None or self._damaged < GAP_STEPS:
+            return False
+        return timed.seconds - self._last.seconds > GAP_SECONDS
 
     def _target(self) -> float:
         """When the later frame of the first waiting one should come."""

@@ -164,7 +164,7 @@ def _read_folder(
         name = path.relative_to(root).as_posix()
         class_name, split = _class_and_split(name)
         row = _Row(Video(path, name, 0, _split(split)), class_name)
-        if class_name and _is_video(path):
+        if class_name and is_video(path):
             rows.append(row)
         elif class_name and path.suffix.lower() in _POSSIBLE_SUFFIXES:
             possible.append(row)
@@ -200,6 +200,11 @@ def count_ignored(names: Iterable[str]) -> str:
     return ", ".join(listed + ["…"] * (len(kinds) > 10))
 
 
+def visible_files(root: Path) -> list[Path]:
+    """The files in a folder, and in those in it, that are not hidden; each folder once."""
+    return _files(root)[0]
+
+
 def _files(root: Path) -> tuple[list[Path], list[str]]:
     """The files below a folder that are not hidden; names of linked folders left out.
 
@@ -219,12 +224,13 @@ def _files(root: Path) -> tuple[list[Path], list[str]]:
         entries = sorted(e for e in folder.iterdir() if not e.name.startswith("."))
         for entry in entries:
             kind = linked if entry.is_symlink() else folders
-            is_folder = os.path.isdir(entry) and not _is_video(entry)
+            is_folder = os.path.isdir(entry) and not is_video(entry)
             (kind if is_folder else files).append(entry)
     return files, left_out
 
 
-def _is_video(path: Path) -> bool:
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its name."""
     return path.suffix.lower() in _VIDEO_SUFFIXES
 
 

@@ -29,16 +29,16 @@ from itertools import islice
 from multiprocessing import resource_tracker, spawn
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import Bool, Float64, UInt8
 from pebble import ProcessExpired, ProcessPool
 
 from vd.config import DecodeConfig, usable_cores
 from vd.console import check_interrupt, result_of
 from vd.data.clock import Clock
-from vd.data.decode import FrameSettings, Sink, decode, read_header
+from vd.data.decode import WHOLE, FrameSettings, Sink, decode, read_header
 from vd.data.outcome import (
     Outcome,
     Reason,
@@ -55,7 +55,9 @@ _LONGEST_TICK = 1.0
 _POLL_SECONDS = 0.01
 _LEAST_SHARE = 0.5  # of the expected frames of a video whose decoding never ends
 _STUCK_SHARE = 0.1  # of the deadline, in which a decoder that is stuck gives no frame
-_RECORD = np.dtype([("seconds", "<f8"), ("frames", "<i8")])  # of a kept frame
+_RECORD = np.dtype(  # of a kept frame
+    [("seconds", "<f8"), ("frames", "<i8"), ("after_gap", "?")], align=True
+)
 _SHARED_MEMORY = Path("/dev/shm")
 _OWNER = "owner"  # a file that the owner of an exchange folder has locked
 
@@ -119,6 +121,14 @@ class DecodePool:
         self._start()
 
 
+class _Frames(NamedTuple):
+    """Kept frames of a stretch, as `Decoded` has them."""
+
+    images: UInt8[np.ndarray, "F S H W 3"]
+    seconds: Float64[np.ndarray, "F"]
+    after_gap: Bool[np.ndarray, "F"]
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A piece of a video; `outcome` is set on the last one."""
@@ -126,6 +136,7 @@ class Decoded:
     index: int
     images: UInt8[np.ndarray, "F S H W 3"]
     seconds: Float64[np.ndarray, "F"]  # from the video's first frame
+    after_gap: Bool[np.ndarray, "F"]  # whether it is the first one after a gap
     outcome: Outcome | None
 
 
@@ -173,6 +184,7 @@ def decode_videos(
     pool: DecodePool,
     keep_images: bool = True,
     confirm: bool = True,
+    between: tuple[float, float] = WHOLE,
 ) -> Iterator[Decoded]:
     """Decode videos in parallel; pieces come in the order of `paths`.
 
@@ -183,11 +195,12 @@ def decode_videos(
     decoded once more. If both passes end at the same frame and gave at least half of the
     expected ones, it is partial, else quarantined. So the outcome does not depend on the
     machine's load. Without `confirm` what was handed over counts, and only a crash is tried
-    again. Raises `VdError` if decoded frames cannot be stored.
+    again. `between` are the seconds whose frames are kept; decoding stops after them. Raises
+    `VdError` if decoded frames cannot be stored.
     """
     ahead = _AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES
     videos = (
-        _Video(index, path, pool, keep_images, confirm)
+        _Video(index, path, pool, keep_images, confirm, between)
         for index, path in enumerate(paths)
     )
     started = deque(islice(videos, pool.workers + ahead))
@@ -218,6 +231,7 @@ class _Video:
     pool: DecodePool
     keep_images: bool
     confirm: bool
+    between: tuple[float, float]
     outcome: Outcome | None = None  # when no other pass follows
     _given: int = 0  # stretches that the consumer has, whichever pass they are of
     _lost_passes: list[np.ndarray] = field(default_factory=list)  # their records
@@ -232,7 +246,7 @@ class _Video:
         self._records: list[np.ndarray] = []  # of each stretch of this pass
         # it may begin just before a tick, which counts in full
         self._left = pool.deadline_seconds + _LONGEST_TICK
-        options = pool.stretch_seconds, self._name, self.keep_images
+        options = pool.stretch_seconds, self._name, self.keep_images, self.between
         self.future = pool.schedule(_decode, self.path, pool.settings, *options)
 
     def pieces(self) -> Iterator[Decoded]:
@@ -240,9 +254,9 @@ class _Video:
         self.pool.step(0.0)  # a worker may have become free
         while self.outcome is None:
             if self._is_waiting():
-                images, seconds = self._collect("frames")
+                stretch = self._collect("frames")
                 self._given = len(self._records)
-                yield Decoded(self.index, images, seconds, None)
+                yield Decoded(self.index, *stretch, None)
             self.pool.step(_POLL_SECONDS)
         yield Decoded(self.index, *self._rest, self.outcome)
 
@@ -288,7 +302,7 @@ class _Video:
         # stuck: without a frame for a while; a slow decoder ends anywhere
         quiet = time.time() - last.stat().st_mtime
         stuck = crashed or quiet > _STUCK_SHARE * self.pool.deadline_seconds
-        images, seconds = self._collect("frames.part")
+        rest = self._collect("frames.part")
         header = Outcome("quarantined", reason)
         with contextlib.suppress(FileNotFoundError, ValueError):  # missing, or cut
             row = json.loads(Path(f"{self._name}.header").read_text())
@@ -307,7 +321,7 @@ class _Video:
             records = max(passes, key=len)
             counts = len(records) > 0
         is_new = counts and len(self._records) > self._given
-        self._rest = (images, seconds) if is_new else (images[:0], seconds[:0])
+        self._rest = rest if is_new else _Frames(*(part[:0] for part in rest))
         return _partial(header, records) if counts else replace(header, frames=frames)
 
     def _file(self, ending: str) -> Path:
@@ -326,10 +340,8 @@ class _Video:
         while self._is_unwanted() and self._file("frames").exists():
             self._collect("frames")
 
-    def _collect(
-        self, ending: str
-    ) -> tuple[UInt8[np.ndarray, "F S H W 3"], Float64[np.ndarray, "F"]]:
-        """The images of a stretch, without a copy, and their seconds; removes its files."""
+    def _collect(self, ending: str) -> "_Frames":
+        """The frames of a stretch, the images without a copy; removes its files."""
         settings = self.pool.settings
         shape = len(settings.streams), settings.height, settings.width, 3
         records = np.fromfile(self._file(ending), _RECORD)
@@ -342,7 +354,7 @@ class _Video:
         self._file(ending).unlink()
         self._records.append(records)
         self._left = self.pool.deadline_seconds
-        return images, records["seconds"][:kept]
+        return _Frames(images, records["seconds"][:kept], records["after_gap"][:kept])
 
 
 def _partial(header: Outcome, records: np.ndarray) -> Outcome:
@@ -364,6 +376,7 @@ class _Handover(Sink):
 
     def __init__(self, name: str) -> None:
         self._name, self._stretch = name, 0
+        self._after_gap = False
         self._open()
 
     def _open(self) -> None:
@@ -383,7 +396,13 @@ class _Handover(Sink):
         if images is not None:
             self._images.write(images.data)
             self._images.flush()
-        self._records.write(np.array((seconds, frames), _RECORD).tobytes())
+        record = np.array((seconds, frames, self._after_gap), _RECORD)
+        self._records.write(record.tobytes())
+        self._after_gap = False
+
+    def gap(self) -> None:
+        """Note it for the next frame's record."""
+        self._after_gap = True
 
     def stretch(self) -> None:
         """Hand over a stretch, and wait until it has been collected."""
@@ -395,10 +414,15 @@ class _Handover(Sink):
 
 
 def _decode(
-    path: Path, settings: FrameSettings, seconds: float, name: str, keep_images: bool
+    path: Path,
+    settings: FrameSettings,
+    seconds: float,
+    name: str,
+    keep_images: bool,
+    between: tuple[float, float],
 ) -> Outcome:
     """In the worker: decode a video, and write what it gives into files of this name."""
-    return decode(path, settings, _Handover(name), keep_images, seconds)
+    return decode(path, settings, _Handover(name), keep_images, seconds, between)
 
 
 class _WorkerProcess(SpawnProcess):

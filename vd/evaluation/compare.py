@@ -1,5 +1,7 @@
 """`vd compare`: runs or cross-validations against the first of them, on the same clips.
 
+One alone is compared with the linear probe beside it.
+
 1. All are read; unless they tested the same clips in the same folds nothing is compared.
 2. The difference of accuracy, and of ROC AUC, is taken clip by clip, the mean over seeds;
    its interval resamples whole groups.
@@ -14,51 +16,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from vd import plots
 from vd.console import say
 from vd.errors import VdError
 from vd.evaluation.crossval import collapse_of, flat_row, spread
-from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
+from vd.evaluation.paired import accuracy_difference, auc_difference
+from vd.evaluation.predictions import (
+    Member,
+    pooled_by_seed,
+    read_probes,
+    read_results,
+)
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     METRICS,
     accuracy,
     collapsed,
     interval_warnings,
-    roc_auc,
     shown,
 )
-from vd.metrics.intervals import (
-    Groups,
-    Labels,
-    difference_interval,
-    interval,
-    resampled_auc,
-    resampled_ratio,
-)
-from vd.metrics.significance import (
-    clips_needed,
-    corrected_t_test,
-    deciding_p,
-    holm,
-    mcnemar,
-)
+from vd.metrics.significance import corrected_t_test, deciding_p, holm, mcnemar
 from vd.training.log import read_metrics
 
 PANELS = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy at 0.5"}
 _SIGNIFICANT = 0.05
 
-Right = Bool[np.ndarray, "K N"]
-
 
 class Side:
     """One run or cross-validation, read from its folder."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
+    def __init__(self, name: str, folder: Path, of_probe: bool = False) -> None:
+        self.name, self.folder, self.of_probe = name, folder, of_probe
         self.members = read_results(folder)
+        if of_probe:
+            self.members = read_probes(self.members)
+            if not self.members:
+                raise VdError(
+                    f"{folder} was trained without a linear probe beside it; name another "
+                    "folder to compare it with."
+                )
         self.seeds = pooled_by_seed(self.members)
         self.first = next(iter(self.seeds.values()))  # the clips of the first seed
         self.is_crossval = self.members[0].fold is not None
@@ -67,14 +64,17 @@ class Side:
 def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
-    It is written into `out`, with tables and pictures.
+    A single folder is compared with the linear probe beside it. `out` gets compare.json,
+    tables and pictures.
     """
-    if len(folders) < 2:
-        raise VdError("vd compare needs two or more folders; name them.")
+    if not folders:
+        raise VdError("vd compare needs a folder; name one or more.")
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = list(map(str, folders))
     sides = list(map(Side, names, folders))
+    if len(sides) == 1:
+        sides.insert(0, Side("the linear probe", folders[0], of_probe=True))
     pairs = [_compare_two(sides[0], side) for side in sides[1:]]
     corrected = holm([pair["p"] for pair in pairs])
     for pair, p in zip(pairs, corrected, strict=True):
@@ -142,50 +142,12 @@ def _compare_two(a: Side, b: Side) -> dict[str, Any]:
         "b": b.name,
         "n": len(labels_N),
         "groups": len(np.unique(cluster_N)) if one.grouped or other.grouped else None,
-        **_accuracy_difference(right_a, right_b, cluster_N),
-        **_auc_difference(labels_N, sides, cluster_N),
+        **accuracy_difference(right_a, right_b, cluster_N),
+        **auc_difference(*sides, cluster_N),
         "mcnemar": tests,
         "corrected_t_test": t_test,
         "test": test,
         "p": p,
-    }
-
-
-def _accuracy_difference(
-    right_a: Right, right_b: Right, cluster_N: Groups
-) -> dict[str, Any]:
-    """Accuracies, their difference with its interval, and the clips that show one point."""
-    difference_N = (right_b.astype(float) - right_a.astype(float)).mean(axis=0)
-    values_R = resampled_ratio(difference_N, np.ones(len(difference_N)), cluster_N)
-    discordant = float(np.mean(right_a != right_b))
-    gained = int(right_b.sum()) - int(right_a.sum())
-    return {
-        "accuracy_a": float(np.mean(right_a)),
-        "accuracy_b": float(np.mean(right_b)),
-        "accuracy_difference": gained / right_a.size,  # exactly 0 where equal
-        "accuracy_difference_ci95": difference_interval(
-            difference_N, values_R, cluster_N
-        ),
-        "discordant_share": discordant,
-        "clips_needed_for_1_point": clips_needed(discordant),
-    }
-
-
-def _auc_difference(
-    labels_N: Labels, sides: Sequence[Sequence[Predictions]], cluster_N: Groups
-) -> dict[str, Any]:
-    """ROC AUC of both, the mean over seeds; their difference and its interval."""
-    areas = [[roc_auc(labels_N, one.probability_N) for one in side] for side in sides]
-    auc_a, auc_b = (spread(of)["mean"] for of in areas)
-    resampled = [
-        np.mean([resampled_auc(labels_N, p.probability_N, cluster_N) for p in side], 0)
-        for side in sides
-    ]
-    return {
-        "roc_auc_a": auc_a,
-        "roc_auc_b": auc_b,
-        "roc_auc_difference": None if auc_a is None or auc_b is None else auc_b - auc_a,
-        "roc_auc_difference_ci95": interval(resampled[1] - resampled[0], cluster_N),
     }
 
 
@@ -274,7 +236,11 @@ def _write(out: Path, result: Mapping[str, Any], sides: Sequence[Side]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     scores = {s.name: (s.first.labels_N, s.first.probability_N) for s in sides}
     plots.save(plots.roc(scores), out / "roc.png")
-    curves = {s.name: curve([member.run_dir for member in s.members]) for s in sides}
+    curves = {
+        side.name: curve([member.run_dir for member in side.members])
+        for side in sides
+        if not side.of_probe  # which has no epochs
+    }
     rows = [{"run": name, **row} for name, of in curves.items() for row in of]
     write_csv(out / "curves.csv", rows)
     plots.save(plots.bands(curves, PANELS), out / "curves.png")

@@ -18,7 +18,7 @@ from vd.data.manifest import Video, read_manifest
 from vd.errors import VdError
 from vd.evaluation.crossval import over_models
 from vd.evaluation.evaluate import evaluate_split
-from vd.evaluation.predictions import Member, read_run
+from vd.evaluation.predictions import PROBE, Member, read_run
 from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.extract import extract
@@ -31,7 +31,7 @@ from vd.training.run_folder import dataset_fingerprint, videos_of
 _GENERIC = re.compile(
     r"manifest|labels?|index|data(set)?|annotations|metadata|videos|all"
 )
-_TAKEN = ("train", "val", "test", "all")  # names of a run's own evaluations
+_TAKEN = ("train", "val", "test", "all", PROBE)  # names of a run's own evaluations
 
 
 class Other(NamedTuple):

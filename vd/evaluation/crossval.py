@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, to_rows
+from vd.evaluation.paired import auc_difference, worse_than_probe
+from vd.evaluation.predictions import (
+    Member,
+    Predictions,
+    pooled_by_seed,
+    read_probes,
+    to_rows,
+)
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
@@ -22,8 +29,11 @@ from vd.metrics.intervals import metric_intervals, resampled_metrics
 def write_crossval(
     folder: Path, members: Sequence[Member], more: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write predictions.csv, then crossval.json; returns its content. `more` are further keys."""
-    result = {**summarise(members), **more}
+    """Write predictions.csv, then crossval.json; returns its content. `more` are further keys.
+
+    The linear probes beside the members are a row of it, where all members have one.
+    """
+    result = {**summarise(members, read_probes(members)), **more}
     rows = [
         row
         for one in members
@@ -34,29 +44,57 @@ def write_crossval(
     return result
 
 
-def summarise(members: Sequence[Member]) -> dict[str, Any]:
-    """Pooled metrics of each seed and over seeds, and those of each fold, with their spread."""
+def summarise(
+    members: Sequence[Member], probes: Sequence[Member] = ()
+) -> dict[str, Any]:
+    """Pooled metrics of each seed and over seeds, and those of each fold, with their spread.
+
+    `probes` are the linear probes beside the members; their figures are under `probe`.
+    """
     pooled = pooled_by_seed(members)
     first = next(iter(pooled.values()))
-    per_model, over_seeds = over_models(list(pooled.values()))
-    per_fold = [_of_member(member) for member in members]
+    figures, probe = _figures(members), _of_probes(members, probes)
     return {
         "n": len(first.paths),
         "n_violent": int(first.labels_N.sum()),
         "folds": len({member.fold for member in members}),
         "seeds": list(pooled),
         "groups": len(np.unique(first.cluster_N)) if first.grouped else None,
+        **figures,
+        "probe": probe,
+        "warnings": [
+            *_warnings(figures["per_fold"]),
+            *worse_than_probe(probe or {}),
+            *interval_warnings(first.labels_N, first.cluster_N, first.grouped),
+        ],
+    }
+
+
+def _figures(members: Sequence[Member]) -> dict[str, Any]:
+    """Metrics of all folds together and of each, over seeds and of each."""
+    pooled = pooled_by_seed(members)
+    per_model, over_seeds = over_models(list(pooled.values()))
+    per_fold = [_of_member(member) for member in members]
+    return {
         "over_seeds": over_seeds,
         "over_folds": {n: spread([row[n] for row in per_fold]) for n in METRICS},
         "per_seed": [
             {"seed": seed, **row} for seed, row in zip(pooled, per_model, strict=True)
         ],
         "per_fold": per_fold,
-        "warnings": [
-            *_warnings(per_fold),
-            *interval_warnings(first.labels_N, first.cluster_N, first.grouped),
-        ],
     }
+
+
+def _of_probes(
+    members: Sequence[Member], probes: Sequence[Member]
+) -> dict[str, Any] | None:
+    """The figures of the linear probes, and how far the members' ROC AUC is above theirs."""
+    if not probes:
+        return None
+    a, b = (list(pooled_by_seed(of).values()) for of in (probes, members))
+    difference = auc_difference(a, b, a[0].cluster_N)
+    gain = "roc_auc_difference", "roc_auc_difference_ci95"
+    return {**_figures(probes), **{name: difference[name] for name in gain}}
 
 
 def over_models(
@@ -145,18 +183,29 @@ def collapse_of(fallen: Sequence[str], members: int) -> str:
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """A cross-validation in two sentences."""
-    figures = []
+    """A cross-validation in a line, its linear probe in another, and its range over folds."""
+    text = (
+        f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
+        f"tested once a seed: {_in_words(result)}"
+    )
+    if result["probe"] is not None:
+        text += f"\na linear probe on the same features: {_in_words(result['probe'])}"
+    folds = result["over_folds"]["accuracy"]
+    ends = shown("accuracy", [folds["min"], folds["max"]])
+    return f"{text}\naccuracy of a fold: {ends}"
+
+
+def _in_words(figures: Mapping[str, Any]) -> str:
+    """The main figures, with intervals; also the mean of the folds' own ROC AUC."""
+    words = []
     for name in ("accuracy", "recall_violent", "recall_nonviolent", "roc_auc"):
-        mean, ends, sd = (result["over_seeds"][name][k] for k in ("mean", "ci95", "sd"))
+        mean, ends, sd = (
+            figures["over_seeds"][name][k] for k in ("mean", "ci95", "sd")
+        )
         text = f"{METRICS[name].label} {shown(name, mean)}"
         if ends:
-            seeds = "" if sd is None else f", seeds ± {shown(name, sd)}"
+            seeds = f", seeds ± {shown(name, sd)}" if sd else ""
             text += f" (95 % interval {shown(name, ends)}{seeds})"
-        figures.append(text)
-    folds = result["over_folds"]["accuracy"]
-    return (
-        f"{result['folds']} folds × {len(result['seeds'])} seeds, {result['n']} clips, each "
-        f"tested once a seed: {', '.join(figures)}\naccuracy of a fold: "
-        f"{shown('accuracy', [folds['min'], folds['max']])}"
-    )
+        words.append(text)
+    of_folds = shown("roc_auc", figures["over_folds"]["roc_auc"]["mean"])
+    return f"{', '.join(words)}, mean of the folds {of_folds}"

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from vd import plots
-from vd.config import Config
+from vd.config import Config, EventConfig
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.predictions import Predictions, to_rows
 from vd.evaluation.restore import Restored, features_of_run, moved, restore
+from vd.features.sampling import window_length
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
@@ -28,10 +29,10 @@ from vd.metrics.binary import (
     roc_auc,
     shown,
 )
-from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit
+from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit, with_events
 from vd.metrics.intervals import share
 from vd.models.head import Head, Params
-from vd.models.scoring import score
+from vd.models.scoring import peak_logits, score
 from vd.training.best_weights import write_best_weights
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import InnerFolds, refits
@@ -100,17 +101,10 @@ def evaluate_trained(
     run_dir = config.run.checkpoint_dir
     val_set = sets.get("val", sets["train"])
     more: dict[str, Any] = {"tta": False}
-    if inner is None:
-        logit_N = score(head, params, val_set.in_order())
-    else:
-        logit_N = inner.logit_N
+    if inner is not None:
         folds = len(np.unique(inner.fold_N))
         more |= {"inner_folds": folds, "epochs": inner.epochs, "losses": inner.losses}
-    if len(logit_N):
-        source = "inner folds" if inner else "validation"
-        fitted = fit(logit_N, val_set.labels_N.astype(int), even_logit, source)
-    else:
-        fitted = Calibration(1.0, float(expit(even_logit)), "the loss's own threshold")
+    logit_N, fitted = _calibrate(config, head, params, sets, even_logit, inner)
     write_best_weights(run_dir, params)
     write_json(run_dir / "calibration.json", asdict(fitted))
     restored = Restored(config, head, params, fitted, val_set.dim)
@@ -119,8 +113,37 @@ def evaluate_trained(
         results["val"] = write_evaluation(
             fitted, val_set, logit_N, run_dir, "val", "val", more, draw=False
         )
-    results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
+    if "test" in sets:
+        results["test"] = evaluate_split(restored, sets["test"], run_dir, "test")
     return results
+
+
+def _calibrate(
+    config: Config,
+    head: Head,
+    params: Params,
+    sets: Mapping[str, FeatureSet],
+    even_logit: float,
+    inner: InnerFolds | None,
+) -> tuple[Float64[np.ndarray, " N"], Calibration]:
+    """Validation's logits, or those of the inner folds, and what is fitted on them."""
+    length = window_length(sets["train"].seconds_N, config.model.clip_frames)
+    stride = EventConfig.stride_seconds
+    windows: dict[str, Any] = {"window_seconds": length, "stride_seconds": stride}
+    if inner is None:
+        data, source = sets["val"], "validation"
+        logit_N = score(head, params, data.in_order())
+        peak_N = peak_logits(head, params, data.in_time(), length, stride)
+    else:
+        data, source = sets["train"], "inner folds"
+        logit_N, peak_N = inner.logit_N, inner.peak_logit_N
+    if not len(logit_N):
+        even = float(expit(even_logit))
+        return logit_N, Calibration(1.0, even, "the loss's own threshold", **windows)
+    labels_N = data.labels_N.astype(int)
+    fitted = fit(logit_N, labels_N, even_logit, source)
+    fitted = with_events(fitted, peak_N, labels_N, data.seconds_N, source)
+    return logit_N, replace(fitted, **windows)
 
 
 def evaluate_split(
@@ -161,15 +184,7 @@ def write_evaluation(
 
     `more` are further keys of it. `draw`: the pictures.
     """
-    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
-    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
-    names, groups, ids = (
-        np.array([getattr(video, key) for video in data.videos], object)
-        for key in ("name", "group", "id")
-    )
-    predictions = Predictions(
-        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
-    )
+    predictions = predicted(fitted, data, logit_N)
     write_csv(run_dir / f"predictions_{name}.csv", to_rows(predictions))
     figures = _figures(fitted, data, predictions)
     result = {"split": split, **figures, **more}
@@ -184,6 +199,21 @@ def write_evaluation(
             plots.save(figure, run_dir / f"{picture}{suffix}.png")
     write_json(run_dir / f"evaluation_{name}.json", result)
     return result
+
+
+def predicted(
+    fitted: Calibration, data: FeatureSet, logit_N: Float64[np.ndarray, " N"]
+) -> Predictions:
+    """What the logits of some clips become by a calibration; of no fold."""
+    labels_N, probability_N = data.labels_N.astype(int), fitted.probability(logit_N)
+    predicted_N, fold_N = probability_N >= fitted.threshold, np.full(len(labels_N), -1)
+    names, groups, ids = (
+        np.array([getattr(video, key) for video in data.videos], object)
+        for key in ("name", "group", "id")
+    )
+    return Predictions(
+        names, groups, ids, labels_N, probability_N, logit_N, predicted_N, fold_N
+    )
 
 
 def pictures(tested: Mapping[str, Predictions], title: str) -> dict[str, Figure]:

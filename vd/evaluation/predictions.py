@@ -14,6 +14,8 @@ from vd.errors import VdError
 from vd.files import read_csv, read_json
 from vd.training.run_folder import read_settings
 
+PROBE = "probe"  # the evaluation of the linear probe beside a run, on its test part
+
 
 class Predictions(NamedTuple):
     """Predictions for N clips, a column each; strings are in arrays of objects."""
@@ -125,6 +127,15 @@ def read_run(
     predictions = _from_rows(rows, threshold, ids or own_ids, fold)
     seed = read_settings(run_dir).training.seed
     return Member(run_dir, fold, seed, threshold, train_clips, predictions)
+
+
+def read_probes(members: Iterable[Member]) -> list[Member]:
+    """The linear probes beside runs; none unless all of them have one."""
+    members = list(members)
+    files = [member.run_dir / f"evaluation_{PROBE}.json" for member in members]
+    if not all(file.exists() for file in files):
+        return []
+    return [read_run(member.run_dir, member.fold, PROBE) for member in members]
 
 
 def read_results(folder: Path) -> list[Member]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vd.config import Config, from_json
 from vd.data.manifest import Video
 from vd.errors import VdError
-from vd.features.backbone import Backbone, find_backbone
+from vd.features.backbone import COPIES, Backbone, find_backbone
 from vd.features.store import (
     FeatureStore,
     features_description,
@@ -42,14 +42,7 @@ def restore(run_dir: Path) -> Restored:
     """The parameters of a run's best checkpoint, and its calibration."""
     described = read_config(run_dir)
     config: Config = from_json(Config, described["settings"])
-    path = run_dir / "calibration.json"
-    if not path.exists():
-        raise VdError(
-            f"{run_dir} has no calibration.json, so its training has not ended; run its "
-            "command again to go on, then evaluate."
-        )
-    remedy = "delete it, and the training command fits it again"
-    fitted = Calibration(**read_json(path, remedy))
+    fitted = read_calibration(run_dir)
     dim = described["preprocessing"]["dim"]
     plugins = Plugins(head=recorded_plugin(described, "head"))
     head = plugins.make_head(config.model)
@@ -74,6 +67,18 @@ def _best_params(run_dir: Path, head: "Head", dim: int) -> "Params":
             return checkpoints.restore_best(like)[0]
 
 
+def read_calibration(run_dir: Path) -> Calibration:
+    """What was fitted when the training of a run ended."""
+    path = run_dir / "calibration.json"
+    if not path.exists():
+        raise VdError(
+            f"{run_dir} has no calibration.json, so its training has not ended; run its "
+            "command again to go on, then evaluate."
+        )
+    remedy = "delete it, and the training command fits it again"
+    return Calibration(**read_json(path, remedy))
+
+
 def moved(
     config: Config, run_dir: Path, dataset_path: Path | None, cache_dir: Path | None
 ) -> Config:
@@ -83,9 +88,10 @@ def moved(
         dataset_path=dataset_path or config.data.dataset_path,
         cache_dir=cache_dir or config.data.cache_dir,
     )
-    backbone, copy = config.backbone, run_dir / "backbone.onnx"
-    if copy.exists():
-        backbone = replace(backbone, backbone=str(copy))
+    backbone = config.backbone
+    for copy in (run_dir / name for name in COPIES):
+        if copy.exists():
+            backbone = replace(backbone, backbone=str(copy))
     return replace(config, data=data, backbone=backbone)
 
 
@@ -96,7 +102,8 @@ def check_features(backbone: Backbone, run_dir: Path) -> None:
         raise VdError(
             f"{run_dir} was trained on other features than {backbone.name} gives in this "
             "version of vd; run its training command with a new --checkpoint-dir, which "
-            "extracts and trains again, or put back its backbone.onnx if that has changed."
+            "extracts and trains again, or put back its copy of the backbone if that has "
+            "changed."
         )
 
 

@@ -121,16 +121,11 @@ def _write_stablehlo(
     restored: Restored, backbone: Backbone, clips: Sequence[TestClip], out: Path
 ) -> dict[str, Any]:
     """The head, and the backbone as far as JAX can run it; returns the parity."""
-    from vd.export.stablehlo import (
-        has_flax_form,
-        head_function,
-        write_backbone,
-        write_head,
-    )
+    from vd.export.stablehlo import head_function, write_backbone, write_head
 
     write_head(restored, out)
-    if has_flax_form(backbone):
-        write_backbone(backbone, out)
+    if (own := backbone.network) is not None and not own.quantized:
+        write_backbone(own, out)
     else:
         network = backbone_model(backbone, restored.dim // len(backbone.streams))
         write_bytes(out / "backbone.onnx", network.SerializeToString())

@@ -11,7 +11,7 @@ from vd.errors import VdError
 from vd.export.detector_onnx import LENGTH, detector_graph, name_outputs, outputs
 from vd.export.graph import OPSET, Graph
 from vd.features.backbone import Backbone
-from vd.features.efficientnet import QUANTIZED, onnx_model, quantized_model
+from vd.features.efficientnet_onnx import onnx_model, quantized_model
 from vd.models.head import Params
 
 IMAGES = "images"
@@ -24,10 +24,8 @@ def backbone_model(backbone: Backbone, dim: int) -> onnx.ModelProto:
     Raises `VdError` for a user's network that takes batches of one size only, or whose
     operators are older than the detector's.
     """
-    if backbone.quantized:
-        return quantized_model(QUANTIZED[backbone.name])
-    if backbone.built_in:
-        return onnx_model(backbone.name)
+    if (own := backbone.network) is not None:
+        return quantized_model(own) if own.quantized else onnx_model(own)
     network = onnx.load_from_string(backbone.content)
     weights = {tensor.name for tensor in network.graph.initializer}
     (source,) = [value for value in network.graph.input if value.name not in weights]

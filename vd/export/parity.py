@@ -16,7 +16,7 @@ from vd.data.manifest import CLASSES, Video
 from vd.evaluation.restore import Restored
 from vd.features.backbone import Backbone
 from vd.features.engines import make_engine
-from vd.features.extract import video_features
+from vd.features.extract import video_stretches
 from vd.features.sampling import scoring_windows
 from vd.models.scoring import score
 from vd.training.run_folder import read_config, videos_of
@@ -47,14 +47,11 @@ def read_test_clips(
     by_class = [[v for v in there if v.label == label] for label in range(len(CLASSES))]
     paths = [video.path for video in _in_turn(by_class)[:_CLIPS]]
     engine = make_engine(backbone, "auto", read_config(run_dir)["engine"])
-    clips = zip(
-        paths, video_features(paths, backbone, engine, config.decode), strict=True
-    )
-    return [
-        TestClip(path, video.features_FxSD)
-        for path, video in clips
-        if len(video.features_FxSD)
-    ]
+    parts: dict[Path, list[np.ndarray]] = {}
+    for stretch in video_stretches(paths, backbone, engine, config.decode):
+        if len(stretch.features_FxSD):
+            parts.setdefault(paths[stretch.video], []).append(stretch.features_FxSD)
+    return [TestClip(path, np.concatenate(own)) for path, own in parts.items()]
 
 
 def _in_turn(parts: Sequence[Sequence[Video]]) -> list[Video]:

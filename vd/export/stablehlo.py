@@ -16,8 +16,8 @@ from vd.devices import own_numerics
 from vd.errors import VdError
 from vd.evaluation.restore import Restored
 from vd.export.parity import HeadFunction
-from vd.features.backbone import Backbone
-from vd.features.efficientnet import VARIANTS, folded_parameters
+from vd.features.efficientnet_jax import image_features, jax_parameters
+from vd.features.network import Network
 from vd.files import write_bytes
 from vd.models.head import apply
 from vd.models.scoring import window_batches
@@ -48,19 +48,12 @@ def head_function(out: Path, frames: int) -> HeadFunction:
     return logits
 
 
-def has_flax_form(backbone: Backbone) -> bool:
-    """Whether JAX can run the backbone."""
-    return backbone.name in VARIANTS
-
-
-def write_backbone(backbone: Backbone, out: Path) -> None:
+def write_backbone(network: Network, out: Path) -> None:
     """Images, uint8 B×side×side×3, to features, float32 B×D."""
-    from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
-
-    variables = flax_parameters(folded_parameters(backbone.name))
-    function = partial(EfficientNetLite(backbone.name).apply, variables)
-    images = (backbone.size, backbone.size, 3), np.uint8
-    _write(function, [images], out / "backbone", f"backbone {backbone.name}")
+    parameters = jax_parameters(network.parameters)
+    function = partial(image_features, network.variant, parameters)
+    images = (network.size, network.size, 3), np.uint8
+    _write(function, [images], out / "backbone", f"backbone {network.variant}")
 
 
 @own_numerics()

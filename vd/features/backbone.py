@@ -1,4 +1,4 @@
-"""Backbones: the pretrained network, built in or a user's ONNX file, and its input."""
+"""Backbones: the network, built in or of a file (.npz of ours, or ONNX), and its input."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.config import BackboneConfig, PresetName
 from vd.data.decode import FrameSettings
+from vd.data.streams import STREAMS
 from vd.errors import VdError
 from vd.features.efficientnet import FEATURES, QUANTIZED, VARIANTS, known_ranges
+from vd.features.network import Network, built_in_network, read_network
 from vd.features.sampling import VIEWS
 from vd.features.weights import backbone_file
 
@@ -31,6 +33,8 @@ PRESETS: dict[PresetName, Preset] = {
     "best": Preset("efficientnet-lite0", ("rgb", "motion", "square"), VIEWS),
 }
 
+COPIES = ("backbone.onnx", "backbone.npz")  # names of a user's file in a run folder
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -38,22 +42,34 @@ class Backbone:
 
     name: str
     size: int  # side of its square input in pixels
-    file: Path  # weights, or the user's ONNX file
+    file: Path  # weights, or the user's file
     dim: int | None = FEATURES  # features of an image; None: the file does not say
     mean: float = 0.0
     std: float = 1.0
-    streams: tuple[str, ...] = ("rgb", "motion")
+    streams: tuple[str, ...] = ()  # (): those of the preset
     views: tuple[str, ...] = VIEWS
+    is_onnx: bool = False  # whether the file is a user's ONNX file
 
     @property
     def built_in(self) -> bool:
-        """Whether it is one of the EfficientNet-Lites, float or 8-bit."""
-        return self.name in VARIANTS or self.quantized
+        """Whether it is one of the pretrained EfficientNet-Lites, float or 8-bit."""
+        return self.name in (*VARIANTS, *QUANTIZED)
 
     @property
-    def quantized(self) -> bool:
-        """Whether it computes in 8-bit integers; such a network does not run on JAX."""
-        return self.name in QUANTIZED
+    def copy_name(self) -> str | None:
+        """Name of its copy in a run folder; None: built in, so there is none."""
+        if self.built_in:
+            return None
+        return COPIES[0] if self.is_onnx else COPIES[1]
+
+    @cached_property
+    def network(self) -> Network | None:
+        """The EfficientNet-Lite that it is; None for an ONNX file."""
+        if self.is_onnx:
+            return None
+        if self.built_in:
+            return built_in_network(self.name)
+        return read_network(self.file)
 
     @property
     def frames(self) -> FrameSettings:
@@ -63,14 +79,14 @@ class Backbone:
     @cached_property
     def content(self) -> bytes:
         """The file, including weights that a user's ONNX file keeps in other files."""
-        return self.file.read_bytes() if self.built_in else _read_onnx(self.file)[0]
+        return _read_onnx(self.file)[0] if self.is_onnx else self.file.read_bytes()
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What its features depend on, in JSON values; an ONNX file's path is not part."""
+        """What its features depend on, in JSON values; a user's path is not part."""
         digest = hashlib.sha256(self.content).hexdigest()
         named: dict[str, Any] = {"name": self.name} if self.built_in else {}
-        if self.quantized:
+        if self.name in QUANTIZED:
             named["ranges"] = known_ranges(QUANTIZED[self.name])
         return {
             **named, "sha256": digest, "size": self.size, "mean": self.mean, "std": self.std,
@@ -80,27 +96,49 @@ class Backbone:
 def find_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
 
-    Metadata keys: `vd.size`, `vd.mean`, `vd.std`.
+    Metadata keys: `vd.size`, `vd.mean`, `vd.std`, `vd.streams` (names, with commas). The file
+    of a network (.npz) says its size. The streams of either win over the preset's.
     """
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone
+    file = Path(name)
     if (variant := QUANTIZED.get(name, name)) in VARIANTS:
-        given = config.backbone_size, config.backbone_mean, config.backbone_std
-        if any(value is not None for value in given):
-            raise VdError(
-                "--backbone-size, --backbone-mean and --backbone-std are for ONNX files; "
-                f"{name} has its own: leave them out."
-            )
+        _check_flags(config, name)
         backbone = Backbone(name, VARIANTS[variant].resolution, backbone_file(variant))
-    elif (file := Path(name)).is_file():
+    elif file.suffix == ".npz" and file.is_file():
+        _check_flags(config, name)
+        backbone = _network_backbone(file)
+    elif file.is_file():
         backbone = _user_backbone(config, file)
     else:
         raise VdError(
             f"--backbone {name} is neither a file nor one of "
             f"{', '.join((*VARIANTS, *QUANTIZED))}; give one of these or the path of an "
-            "ONNX file."
+            "ONNX or .npz file."
         )
-    return replace(backbone, streams=preset.streams, views=preset.views)
+    streams = backbone.streams or preset.streams
+    if unknown := set(streams) - set(STREAMS):
+        raise VdError(
+            f"--backbone {name} was made for the stream {min(unknown)!r}, which is none of "
+            f"{', '.join(STREAMS)}; define it in STREAMS, or take another network."
+        )
+    return replace(backbone, streams=streams, views=preset.views)
+
+
+def _check_flags(config: BackboneConfig, name: str) -> None:
+    """Raise `VdError` when a flag is given that only ONNX files have."""
+    given = config.backbone_size, config.backbone_mean, config.backbone_std
+    if any(value is not None for value in given):
+        raise VdError(
+            "--backbone-size, --backbone-mean and --backbone-std are for ONNX files; "
+            f"{name} has its own: leave them out."
+        )
+
+
+def _network_backbone(file: Path) -> Backbone:
+    """The network of an .npz file, with the streams that it was made for."""
+    network = read_network(file)
+    return Backbone(str(file), network.size, file, streams=network.streams)
 
 
 def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
@@ -125,7 +163,8 @@ def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
             "--backbone-mean and --backbone-std are for networks of float images; "
             f"{file} takes bytes and normalises them itself: leave them out."
         )
-    config = _with_metadata(config, {p.key: p.value for p in network.metadata_props})
+    metadata = {p.key: p.value for p in network.metadata_props}
+    config = _with_metadata(config, metadata)
     size = config.backbone_size or shapes[0][2]  # the width, or the height
     if not isinstance(size, int):
         raise VdError(
@@ -140,6 +179,8 @@ def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
         dim if isinstance(dim, int) and dim > 0 else None,
         0.0 if config.backbone_mean is None else config.backbone_mean,
         1.0 if config.backbone_std is None else config.backbone_std,
+        streams=tuple(filter(None, metadata.get("vd.streams", "").split(","))),
+        is_onnx=True,
     )
 
 

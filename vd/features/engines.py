@@ -1,6 +1,7 @@
 """Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,14 +13,9 @@ from vd.config import EngineName, usable_cores
 from vd.console import check_interrupt, say
 from vd.errors import VdError
 from vd.features.backbone import Backbone
-from vd.features.efficientnet import (
-    FEATURES,
-    QUANTIZED,
-    VARIANTS,
-    folded_parameters,
-    onnx_model,
-    quantized_model,
-)
+from vd.features.efficientnet import FEATURES, VARIANTS
+from vd.features.efficientnet_onnx import onnx_model, quantized_model
+from vd.features.network import Network
 
 _JAX_BATCH = 64  # per device; fixed, so that features do not depend on other images
 
@@ -30,14 +26,16 @@ Features = Float32[np.ndarray, "N D"]
 def make_engine(
     backbone: Backbone, name: EngineName, before: str = "", threads: int | None = None
 ) -> "Engine":
-    """The engine called `name`; auto is JAX on an accelerator if the backbone has a Flax form.
+    """The engine called `name`; auto is JAX on an accelerator if the backbone has a JAX form.
 
     `before` is the engine that made a run's features: auto takes it if possible, else
     prints a note. `threads`: for ONNX Runtime, default one a core.
     """
+    network = backbone.network
+    has_jax_form = network is not None and not network.quantized
     if name == "auto":
         name = "onnxruntime"
-        if backbone.name in VARIANTS and before != name and _has_accelerator():
+        if has_jax_form and before != name and _has_accelerator():
             name = "jax"
         if before and before != name:
             say(
@@ -46,12 +44,12 @@ def make_engine(
             )
     if name == "onnxruntime":
         return OnnxEngine(backbone, threads)
-    if backbone.name not in VARIANTS:
+    if network is None or network.quantized:
         raise VdError(
-            f"--engine jax runs only {', '.join(VARIANTS)}; leave it out for "
-            f"{backbone.name}."
+            f"--engine jax runs only {', '.join(VARIANTS)} and .npz networks, in floats; "
+            f"leave it out for {backbone.name}."
         )
-    return JaxEngine(backbone)
+    return JaxEngine(network)
 
 
 class OnnxEngine:
@@ -65,10 +63,9 @@ class OnnxEngine:
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
         """Try the network on a black image; raises `VdError` if it cannot be used."""
         model: str | bytes = str(backbone.file)
-        if backbone.quantized:
-            model = quantized_model(QUANTIZED[backbone.name]).SerializeToString()
-        elif backbone.built_in:
-            model = onnx_model(backbone.name).SerializeToString()
+        if (network := backbone.network) is not None:
+            build = quantized_model if network.quantized else onnx_model
+            model = build(network).SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a call runs on the thread that makes it
         options.log_severity_level = 4  # its errors reach us as exceptions
@@ -114,25 +111,24 @@ class OnnxEngine:
 
 
 class JaxEngine:
-    """The Flax module under pmap on all local devices, with one padded batch shape."""
+    """The network in JAX under pmap on all local devices, with one padded batch shape."""
 
     name = "jax"
     dim = FEATURES
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, network: Network) -> None:
         import jax
 
         from vd.devices import own_numerics, prepare_jax
-        from vd.features.efficientnet_flax import EfficientNetLite, flax_parameters
+        from vd.features.efficientnet_jax import image_features, jax_parameters
 
         prepare_jax()
         self._numerics = own_numerics
         self._devices = jax.local_device_count()
         self.batch = self._devices * _JAX_BATCH
-        module = EfficientNetLite(backbone.name)
-        variables = flax_parameters(folded_parameters(backbone.name))
+        parameters = jax_parameters(network.parameters)
         self._apply = jax.pmap(
-            lambda images: module.apply(variables, images),
+            partial(image_features, network.variant, parameters),
             devices=jax.local_devices(),
         )
 

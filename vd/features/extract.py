@@ -1,6 +1,6 @@
 """Videos to features: decoding in other processes, overlapped with the backbone.
 
-`extract` brings the store up to date with a data set and can be resumed; `video_features`
+`extract` brings the store up to date with a data set and can be resumed; `video_stretches`
 gives the features of any videos without a store, for prediction.
 """
 
@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float16, Float64
+from jaxtyping import Bool, Float16, Float64
 from rich.filesize import decimal
 
 from vd.config import Config, DecodeConfig, ExecutorConfig
 from vd.console import duration, say, track
 from vd.data.catalog import Catalog
+from vd.data.decode import WHOLE
 from vd.data.ledger import DecodingPass, Ledger, settled
 from vd.data.manifest import Video
 from vd.data.outcome import Outcome
@@ -49,12 +50,14 @@ class StretchDone(NamedTuple):
     outcome: Outcome | None
 
 
-class VideoFeatures(NamedTuple):
-    """A video's plain view, as the store reads it; without frames if it is quarantined."""
+class Stretch(NamedTuple):
+    """A stretch of one video, its plain view as the store reads it."""
 
-    outcome: Outcome
+    video: int  # its index
     features_FxSD: Float16[np.ndarray, "F SD"]
     seconds_F: Float64[np.ndarray, " F"]  # from the first decoded frame
+    after_gap_F: Bool[np.ndarray, " F"]  # whether it is the first one after a gap
+    outcome: Outcome | None  # on the last
 
 
 def extract(
@@ -227,25 +230,42 @@ def extract_videos(
                 yield StretchDone(index, len(piece.seconds), outcome)
 
 
-def video_features(
-    paths: Sequence[Path], backbone: Backbone, engine: Engine, decode: DecodeConfig
-) -> Iterator[VideoFeatures]:
-    """Features of each video, in order; of one that stops early, those up to there."""
+def video_stretches(
+    paths: Sequence[Path],
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodeConfig,
+    between: tuple[float, float] = WHOLE,
+    expect: Callable[[float], None] | None = None,
+) -> Iterator[Stretch]:
+    """Features of the frames of each video between two times, stretch by stretch, in order.
+
+    A video that stops early gives what it has, whatever its outcome. `expect` is called
+    first, with about how many seconds of video there are by the headers.
+    """
     size = len(backbone.streams) * engine.dim
-    features, seconds = [], []
     with decode_pool(backbone.frames, decode, len(paths)) as pool:
-        for piece in decode_videos(paths, pool, confirm=False):
+        if expect:
+            expect(_media_seconds(paths, pool, between))
+        for piece in decode_videos(paths, pool, confirm=False, between=between):
             part = _run_views(piece, engine, ("plain",), paths[piece.index])
-            features.append(part.features_VxFxSxD.reshape(-1, size))
-            seconds.append(part.seconds_F)
-            if piece.outcome is not None:
-                frames = 0 if piece.outcome.outcome == "quarantined" else None
-                yield VideoFeatures(
-                    piece.outcome,
-                    np.concatenate(features)[:frames],
-                    np.concatenate(seconds)[:frames],
-                )
-                features, seconds = [], []
+            yield Stretch(
+                piece.index, part.features_VxFxSxD.reshape(-1, size), part.seconds_F, piece.after_gap,
+                piece.outcome,
+            )  # fmt: skip
+
+
+def _media_seconds(
+    paths: Sequence[Path], pool: DecodePool, between: tuple[float, float]
+) -> float:
+    """Length of all videos between two times, by the headers of some of them."""
+    sampled = paths[:: max(1, len(paths) // _PROBED)]
+    seconds = 0.0
+    for path, header in zip(sampled, read_headers(sampled, pool), strict=True):
+        claimed = header.duration
+        if claimed and claimed * _FEWEST_BYTES <= path.stat().st_size:
+            seconds += max(0.0, min(claimed, between[1]) - between[0])
+    return seconds * len(paths) / len(sampled)
 
 
 def _run_views(

@@ -1,12 +1,13 @@
 """Temperature and threshold, fitted on validation: arrays in, numbers out."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
 FALSE_ALARMS = 0.05  # share of non-violent clips, of the second operating point
+_SECONDS_AN_HOUR = 3600
 _CANDIDATES = 1001
 _HOLD = 20.0  # of the threshold to the loss's own (experiments/threshold.py)
 _TEMPERATURES = (0.05, 20.0)  # the smallest and the largest that are tried
@@ -20,6 +21,12 @@ class Calibration:
     threshold: float
     threshold_source: str
     false_alarm_threshold: float | None = None  # at FALSE_ALARMS; None: not fitted
+    # of a window, which FALSE_ALARMS of the calm clips reach; None: not fitted
+    event_threshold: float | None = None
+    event_threshold_source: str = ""
+    calm_hours: float | None = None  # of the clips behind it
+    window_seconds: float | None = None
+    stride_seconds: float | None = None
 
     def probability(self, logit_N: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
         """Probability of violence from raw logits, in float64."""
@@ -69,6 +76,29 @@ def fit(
         float(sigmoid(_best_threshold(logit_N, labels_N, even_logit) / temperature)),
         f"{source}, best balanced accuracy near the loss's own threshold",
         false_alarm_threshold(probability_N, labels_N),
+    )
+
+
+def with_events(
+    fitted: Calibration,
+    peak_logit_N: Float[np.ndarray, " N"],
+    labels_N: Int[np.ndarray, " N"],
+    seconds_N: Float[np.ndarray, " N"],
+    source: str,
+) -> Calibration:
+    """The calibration with a threshold for windows, from the highest logit of each clip's.
+
+    `seconds_N` are the lengths of the clips. A calm clip one of whose windows reaches the
+    threshold is an alarm, and 5 % of them may.
+    """
+    calm_N = labels_N == 0
+    threshold = false_alarm_threshold(fitted.probability(peak_logit_N), labels_N)
+    share = f"what {FALSE_ALARMS:.0%} of the non-violent clips reach".replace("%", " %")
+    return replace(
+        fitted,
+        event_threshold=threshold,
+        event_threshold_source=f"{source}, {share}" if calm_N.any() else "",
+        calm_hours=float(seconds_N[calm_N].sum()) / _SECONDS_AN_HOUR,
     )
 
 

@@ -4,13 +4,15 @@ A head draws no random numbers: dropout masks are arguments. So a training step 
 (seed, step, index in the batch), and not on the number of devices.
 """
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Float16, PRNGKeyArray
 
 from vd.config import Config, ModelConfig
 from vd.errors import VdError
@@ -22,8 +24,8 @@ Params = Any  # Flax's nested dictionary of float32 arrays
 class Head(nn.Module):
     """Maps the features of clips to logits of violence.
 
-    A subclass defines `__call__`, and `draw_dropout` if it uses dropout. Its own fields are
-    settings beside those in `config`.
+    A subclass defines `__call__`, and `draw_dropout` if it uses dropout. It may define
+    `fit_statistics` and `scale_updates`. Its own fields are settings beside those in `config`.
     """
 
     config: ModelConfig
@@ -40,6 +42,19 @@ class Head(nn.Module):
     def draw_dropout(self, key: PRNGKeyArray) -> Any:
         """Dropout masks of one clip, any tree of arrays, from its key for this step."""
         return None
+
+    def fit_statistics(
+        self, params: Params, clips: Iterable[Float16[np.ndarray, "F D"]]
+    ) -> Params:
+        """Initial parameters with what comes from the training clips, such as their mean.
+
+        `clips` are all stored frames of each training clip, in the plain view.
+        """
+        return params
+
+    def scale_updates(self, updates: Params) -> Params:
+        """The optimizer's updates of a step, of which a head may make some smaller."""
+        return updates
 
 
 def init_params(head: Head, dim: int, key: PRNGKeyArray) -> Params:

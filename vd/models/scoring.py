@@ -16,7 +16,7 @@ from jaxtyping import Float, Float16, Float64
 
 from vd.console import check_interrupt
 from vd.devices import own_numerics
-from vd.features.sampling import scoring_windows
+from vd.features.sampling import TimedFeatures, scoring_windows, windows_of
 from vd.models.head import Head, Params, apply
 
 SCORING_BATCH = 32  # part of the run format: another size changes the last bits
@@ -35,6 +35,28 @@ def score(
 ) -> Float64[np.ndarray, " N"]:
     """Logit of each video: the mean over its views (usually one) and their windows."""
     return score_batches(head, params, window_batches(views, head.config.clip_frames))
+
+
+def peak_logits(
+    head: Head,
+    params: Params,
+    videos: Iterable[TimedFeatures],
+    length: float,
+    stride: float,
+) -> Float64[np.ndarray, " N"]:
+    """Highest logit of each video's windows of `length` seconds, each `stride` seconds."""
+    counts = list[int]()
+
+    def windows() -> Iterator[list[Float16[np.ndarray, "F D"]]]:
+        for video in videos:
+            own = windows_of(video, length, stride, head.config.clip_frames)
+            counts.append(len(own))
+            for features_LxD in own:
+                yield [features_LxD]
+
+    logit_W = score(head, params, windows())
+    starts = np.cumsum([0, *counts])[:-1]
+    return np.maximum.reduceat(logit_W, starts) if counts else logit_W
 
 
 @own_numerics()

@@ -1,41 +1,42 @@
-"""Prediction: files in, probabilities out, by the very path that evaluation takes."""
+"""Prediction: files in, probabilities and events out, by the very path that evaluation takes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float16, Float64
+from jaxtyping import Float64
 
-from vd.config import DecodeConfig, EngineName
+from vd.config import PRETRAINED, Config, DecodeConfig, EngineName, EventConfig
 from vd.console import result_of
-from vd.data.decode import FrameSettings
-from vd.data.manifest import CLASSES
-from vd.data.outcome import Outcome
-from vd.evaluation.restore import Restored, check_features, moved, restore
+from vd.data.decode import WHOLE
+from vd.errors import VdError
+from vd.evaluation.restore import (
+    Restored,
+    check_features,
+    moved,
+    read_calibration,
+    restore,
+)
 from vd.features.backbone import find_backbone
 from vd.features.engines import make_engine
-from vd.features.extract import VideoFeatures, video_features
+from vd.features.extract import video_stretches
+from vd.features.sampling import window_length
+from vd.files import read_csv
+from vd.metrics.calibration import Calibration
+from vd.predict.hysteresis import EventRules
+from vd.predict.recording import Prediction, Recording
+from vd.predict.windows import Cutter, Features
 from vd.training.run_folder import read_config, read_settings
 
-_ROUNDING = 1e-6  # seconds
+_END_SHARE = 2 / 3  # of the threshold, under which an event closes
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the detector says of one file; `probability` and `label` None when it failed."""
-
-    path: Path
-    outcome: Outcome
-    probability: float | None
-    label: str | None
-
-
-def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
-    """The detector of a finished run, from its folder alone; `vd.load` is the same.
+def load(run_dir: Path | str = PRETRAINED, engine: EngineName = "auto") -> "Predictor":
+    """The detector of a finished run, or the one that comes with vd; `vd.load` is the same.
 
     Raises `VdError` when training has not ended or a file of the run is missing.
     """
@@ -44,12 +45,30 @@ def load(run_dir: Path | str, engine: EngineName = "auto") -> "Predictor":
     return predictor
 
 
-class Timeline(NamedTuple):
-    """Probability of violence in windows of a video, at their middles in seconds."""
+@dataclass(frozen=True)
+class EventPlan:
+    """How events are found: the rules, the windows, and where the threshold comes from."""
 
-    seconds_W: Float64[np.ndarray, " W"]
-    probability_W: Float64[np.ndarray, " W"]
-    threshold: float
+    rules: EventRules
+    window_seconds: float
+    threshold_source: str
+
+    def __str__(self) -> str:
+        return (
+            f"windows of {self.window_seconds:g} s each {self.rules.stride_seconds:g} s; "
+            f"open at {self.rules.threshold:.3f} ({self.threshold_source}), close under "
+            f"{self.rules.end_threshold:.3f}"
+        )
+
+
+class Progress(Protocol):
+    """Is told how far prediction has come; `vd.console.MediaTicker` is one."""
+
+    def expect(self, seconds: float) -> None:
+        """The length of all files together, about."""
+
+    def reach(self, file: int, seconds: float) -> None:
+        """So many seconds of a file are done, and all files before it."""
 
 
 class Predictor:
@@ -65,8 +84,10 @@ class Predictor:
         run_dir: Path,
         engine: EngineName = "auto",
         decode: DecodeConfig | None = None,
+        events: EventConfig = EventConfig(),  # noqa: B008  # immutable
     ) -> None:
         config = moved(read_settings(run_dir), run_dir, None, None)
+        self.plan = plan_events(run_dir, config, events)
         self._decode = decode or config.decode
         self._backbone = find_backbone(config.backbone)
         check_features(self._backbone, run_dir)
@@ -82,48 +103,45 @@ class Predictor:
     def _restored(self) -> Restored:
         return result_of(self._restoring)
 
-    def predict(self, files: Sequence[Path | str]) -> Iterator[Prediction]:
-        """Probability of violence of each file, in order, as each is done."""
-        paths = list(map(Path, files))
-        for path, video in zip(paths, self._features(paths), strict=True):
-            probability = label = None
-            if len(video.seconds_F):
-                probability = float(self._probability([[video.features_FxSD]])[0])
-                label = CLASSES[probability >= self._restored.calibration.threshold]
-            yield Prediction(path, video.outcome, probability, label)
-
-    def timeline(
+    def predict(
         self,
-        path: Path | str,
-        window_seconds: float = 2.0,
-        stride_seconds: float = 0.25,
-    ) -> Timeline | None:
-        """Probability in sliding windows over one video; None when it cannot be decoded.
+        files: Sequence[Path | str],
+        between: tuple[float, float] = WHOLE,
+        progress: Progress | None = None,
+    ) -> Iterator[Prediction]:
+        """Probability of violence of each file and its events, in order, as each is done.
 
-        No window spans a gap in the video's time.
+        `between` are two times in seconds, outside which nothing is predicted.
         """
-        (video,) = self._features([Path(path)])
-        if not len(video.seconds_F):
-            return None
-        middle_W, windows = sliding_windows(
-            video.seconds_F, video.outcome.gaps, window_seconds, stride_seconds
-        )
-        one_by_one = ([video.features_FxSD[window]] for window in windows)
-        probability_W = self._probability(one_by_one)
-        return Timeline(middle_W, probability_W, self._restored.calibration.threshold)
+        paths = list(map(Path, files))
+        stretches = video_stretches(
+            paths, self._backbone, self._engine, self._decode, between,
+            progress.expect if progress else None,
+        )  # fmt: skip
+        for index, own in groupby(stretches, lambda stretch: stretch.video):
+            recording = self._recording()
+            for stretch in own:
+                recording.take(stretch)
+                if progress and len(stretch.seconds_F):
+                    progress.reach(index, float(stretch.seconds_F[-1]) - between[0])
+                if stretch.outcome is not None:
+                    yield recording.finish(paths[index], stretch.outcome, between)
 
-    def _probability(
-        self, views: Iterable[Sequence[Float16[np.ndarray, "F D"]]]
-    ) -> Float64[np.ndarray, " N"]:
-        """Probability of violence of clips, as `vd.models.scoring.score` takes them."""
-        restored = self._restored
+    def _recording(self) -> Recording:
+        """A file that begins."""
+        plan, fitted = self.plan, self._restored.calibration
+        cutter = Cutter(
+            self._restored.config.model.clip_frames,
+            plan.window_seconds,
+            plan.rules.stride_seconds,
+        )
+        return Recording(self._score, fitted, plan.rules, cutter)
+
+    def _score(self, views: Iterable[Sequence[Features]]) -> Float64[np.ndarray, " N"]:
+        """Logits of clips, as validation and evaluation have them."""
         from vd.models.scoring import score  # by now JAX is imported
 
-        logit_N = score(restored.head, restored.params, views)
-        return restored.calibration.probability(logit_N)
-
-    def _features(self, paths: Sequence[Path]) -> Iterator[VideoFeatures]:
-        return video_features(paths, self._backbone, self._engine, self._decode)
+        return score(self._restored.head, self._restored.params, views)
 
 
 def _restore(run_dir: Path) -> Restored:
@@ -134,27 +152,69 @@ def _restore(run_dir: Path) -> Restored:
     return restore(run_dir)
 
 
-def sliding_windows(
-    seconds_F: Float64[np.ndarray, " F"],
-    gaps: Sequence[tuple[float, float]],
-    length: float,
-    stride: float,
-) -> tuple[Float64[np.ndarray, " W"], list[slice]]:
-    """Middles, in seconds, and frames of windows of `length` seconds, each `stride` seconds.
+def plan_events(run_dir: Path, config: Config, events: EventConfig) -> EventPlan:
+    """The rules that settings and a run's calibration give; raises `VdError` for wrong ones."""
+    fitted = read_calibration(run_dir)
+    length = events.window_seconds or _window_seconds(run_dir, config, fitted)
+    if events.stride_seconds > length:
+        raise VdError(
+            f"--stride-seconds {events.stride_seconds:g} is longer than a window of "
+            f"{length:g} s, so that nothing would see what lies between two windows; give "
+            "a shorter stride, or a longer --window-seconds."
+        )
+    threshold, source = _event_threshold(fitted, events, length)
+    closing = events.end_threshold
+    if closing is not None and closing > threshold:
+        raise VdError(
+            f"--end-threshold {closing:g} is above the threshold at which events open, "
+            f"{threshold:.3g}; give a lower one, or leave it out for two thirds of that."
+        )
+    rules = EventRules(
+        threshold,
+        _END_SHARE * threshold if closing is None else closing,
+        events.stride_seconds,
+        events.min_event_seconds,
+        events.merge_seconds,
+        events.max_event_seconds,
+    )
+    if rules.max_seconds < max(rules.min_seconds, rules.stride_seconds):
+        raise VdError(
+            f"--max-event-seconds {rules.max_seconds:g} is less than --min-event-seconds "
+            "or --stride-seconds; give a larger one."
+        )
+    return EventPlan(rules, length, source)
 
-    None spans a gap (start, length); a piece between gaps that is shorter is one window.
-    """
-    step = 1 / FrameSettings().frames_per_second
-    cuts = np.searchsorted(seconds_F, [start + gap / 2 for start, gap in gaps])
-    middles, windows = [], []
-    for first, end in pairwise([0, *cuts, len(seconds_F)]):
-        if first == end:
-            continue
-        begin, span = seconds_F[first], seconds_F[end - 1] - seconds_F[first] + step
-        window = min(length, span)
-        for start in begin + np.arange(0, span - window + _ROUNDING, stride):
-            frames = slice(*np.searchsorted(seconds_F, [start, start + window]))
-            if frames.start < frames.stop:  # a slow video has windows without a frame
-                middles.append(start + window / 2)
-                windows.append(frames)
-    return np.array(middles), windows
+
+def _event_threshold(
+    fitted: Calibration, events: EventConfig, length: float
+) -> tuple[float, str]:
+    """The probability at which an event opens, and where it comes from."""
+    if events.threshold is not None:
+        return events.threshold, "--threshold"
+    if fitted.event_threshold is None:
+        source = f"the threshold of whole clips ({fitted.threshold_source})"
+        return fitted.threshold, f"{source}, as the run has none of windows"
+    source = f"{fitted.event_threshold_source}, {fitted.calm_hours:.2g} hours of them"
+    if (length, events.stride_seconds) != (
+        fitted.window_seconds,
+        fitted.stride_seconds,
+    ):
+        source += (
+            f"; fitted with windows of {fitted.window_seconds:g} s each "
+            f"{fitted.stride_seconds:g} s"
+        )
+    return fitted.event_threshold, source
+
+
+def _window_seconds(run_dir: Path, config: Config, fitted: Calibration) -> float:
+    """Length of a window that a run was calibrated with, or would be."""
+    if fitted.window_seconds is not None:
+        return fitted.window_seconds
+    rows = read_csv(run_dir / "ledger.csv")
+    known = [
+        float(row["duration"])
+        for row in rows
+        if row["split"] == "train" and row["outcome"] != "quarantined"
+    ]
+    frames = config.model.clip_frames
+    return window_length(np.array(known or [np.inf]), frames)

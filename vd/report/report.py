@@ -20,7 +20,14 @@ from vd.errors import VdError
 from vd.evaluation.compare import PANELS, curve
 from vd.evaluation.cross_dataset import dataset_name
 from vd.evaluation.evaluate import pictures
-from vd.evaluation.predictions import Member, Predictions, pooled_by_seed, read_results
+from vd.evaluation.paired import worse_than_probe
+from vd.evaluation.predictions import (
+    PROBE,
+    Member,
+    Predictions,
+    pooled_by_seed,
+    read_results,
+)
 from vd.files import read_json, write_text
 from vd.metrics.binary import COLLAPSE, METRICS
 from vd.models.losses import imbalance_warning
@@ -45,7 +52,8 @@ class RunFacts:
         remedy = "run vd evaluate on the run to write it again"
         paths = folder.glob("evaluation_*.json")
         files = {path.stem.removeprefix("evaluation_"): path for path in paths}
-        names = sorted(files, key=lambda name: (name not in ("test", "val"), name))
+        own = "test", "val", PROBE  # in this order, then other data sets
+        names = [name for name in own if name in files] + sorted(set(files) - {*own})
         self.folder = folder
         self.described = read_config(folder)
         self.config: Config = from_json(Config, self.described["settings"])
@@ -154,6 +162,7 @@ def run_limits(facts: RunFacts) -> list[str]:
             "--focal-alpha or --learning-rate"
         )
     limits += _limits(record, record["accuracy"], record.get("accuracy_ci95"), facts)
+    limits += worse_than_probe(facts.evaluations.get(PROBE, {}))
     if stopping.metric and stopping.best_epoch == stopping.epoch:
         limits.append("the last epoch was the best; more --epochs may give more")
     return limits + _imbalance(facts)

@@ -12,10 +12,12 @@ import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float16, Int
+from jaxtyping import Float16, Float64, Int
 
 from vd.console import track
+from vd.data.clock import FRAMES_PER_SECOND
 from vd.data.manifest import Video
+from vd.features.sampling import TimedFeatures
 from vd.features.store import FeatureStore
 
 # of the usable memory; a set to train on and two to score take half of it at most
@@ -94,6 +96,23 @@ class FeatureSet:
         return iter(
             grain.MapDataset.range(len(self)).map(read).to_iter_dataset(_NEXT_AHEAD)
         )
+
+    @property
+    def seconds_N(self) -> Float64[np.ndarray, " N"]:
+        """Length of each video without its gaps; by its frames where it is unknown."""
+        known_N = [self.store.rows[v.id].outcome.duration for v in self.videos]
+        return np.where(known_N, known_N, self.frames_N / FRAMES_PER_SECOND)
+
+    def in_time(self) -> Iterator[TimedFeatures]:
+        """The plain view of each video, in order, with the times of its frames."""
+        for video, views in zip(self.videos, self.in_order(), strict=True):
+            seconds_F = self.store.seconds(video.id)
+            gaps = self.store.rows[video.id].outcome.gaps
+            middles = [start + length / 2 for start, length in gaps]
+            after_gap_F = np.zeros(len(seconds_F), bool)
+            places = np.searchsorted(seconds_F, middles)
+            after_gap_F[places[places < len(seconds_F)]] = True
+            yield TimedFeatures(views[0], seconds_F, after_gap_F)
 
     def gather(
         self,

@@ -1,6 +1,7 @@
 """The training loop: epochs, validation, checkpoints, early stopping, resumption.
 
-1. Restore the newest whole checkpoint, or initialise; cut metrics.jsonl back to its epoch.
+1. Restore the newest whole checkpoint, or initialise and fit statistics of the training
+   clips; cut metrics.jsonl back to its epoch.
 2. For each epoch, run its steps. Batches are made ahead, and metrics are fetched one step
    late, so that the device never waits for the host.
 3. Score the validation split, write the epoch's line, update early stopping.
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float16, Float32
 from scipy.special import expit
 
 from vd.config import Config
@@ -41,7 +42,7 @@ from vd.console import (
 from vd.devices import own_numerics
 from vd.errors import VdError
 from vd.metrics.binary import METRICS, collapsed
-from vd.models.head import Params, check_shapes, init_params
+from vd.models.head import Head, Params, check_shapes, init_params
 from vd.models.losses import clip_losses
 from vd.models.plugins import BUILT_IN, Plugins
 from vd.models.scoring import score_batches, scoring_device, window_batches
@@ -114,7 +115,9 @@ def train(
         lead = None
         if distributed.is_lead():
             checkpoints = stack.enter_context(Checkpoints(run_dir))
-            at = checkpoints.restore_last(at.state) or at
+            at = checkpoints.restore_last(at.state) or fitted(
+                at, plugins.make_head(config.model), train_set
+            )
             if at.epoch and not (phase and phase.ticker):
                 say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
             of_phase = (phase.name, phase.earlier) if phase else ()
@@ -317,6 +320,20 @@ def begin(config: Config, dim: int, plugins: Plugins) -> Checkpoint:
         settings.early_stopping_min_delta,
     )
     return Checkpoint(state, stopping)
+
+
+def fitted(at: Checkpoint, head: Head, train_set: FeatureSet) -> Checkpoint:
+    """The state before the first step, with what the head takes from the training clips."""
+
+    def clips() -> Iterator[Float16[np.ndarray, "F D"]]:
+        # an own function: nothing is read for a head that takes nothing
+        with track("statistics of the features", len(train_set), "clips") as ticker:
+            for views in train_set.in_order():
+                yield views[0]
+                ticker.advance()
+
+    params = head.fit_statistics(at.state.params, clips())
+    return replace(at, state=at.state._replace(params=params))
 
 
 def profiled(step: TrainStep, folder: Path) -> TrainStep:

@@ -17,15 +17,16 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Int
 
-from vd.config import Config
+from vd.config import Config, EventConfig
 from vd.console import Ticker, say, track
 from vd.data.manifest import Video
 from vd.data.splits import folds
+from vd.features.sampling import window_length
 from vd.files import read_csv, write_csv
 from vd.models.head import Params
 from vd.models.losses import clip_losses
 from vd.models.plugins import Plugins
-from vd.models.scoring import score
+from vd.models.scoring import peak_logits, score
 from vd.training.distributed import several
 from vd.training.feature_set import FeatureSet
 from vd.training.log import FINAL, read_metrics
@@ -49,6 +50,7 @@ class InnerFolds:
     losses: Mapping[int, float]  # pooled over the clips, by length
     fold_N: Int[np.ndarray, " N"]
     logit_N: Float64[np.ndarray, " N"]
+    peak_logit_N: Float64[np.ndarray, " N"]  # the highest of a clip's sliding windows
 
 
 def refits(config: Config, videos: Sequence[Video]) -> bool:
@@ -136,7 +138,7 @@ def _without_folds(config: Config) -> InnerFolds:
         "threshold"
     )
     nothing = np.zeros(0)
-    return InnerFolds(epochs, {}, nothing.astype(int), nothing)
+    return InnerFolds(epochs, {}, nothing.astype(int), nothing, nothing)
 
 
 def _of_length(config: Config, epochs: int) -> Config:
@@ -164,27 +166,30 @@ class _Training:
         lengths = [epochs for epochs in _LENGTHS if epochs <= most] or [most]
         place = {video.name: n for n, video in enumerate(self.clips.videos)}
         fold_N = np.zeros(len(place), int)
-        logits = {epochs: np.zeros(len(place)) for epochs in lengths}
+        logits = {epochs: np.zeros((2, len(place))) for epochs in lengths}
         steps = [(len(place) - len(part)) // self.batch_size for part in held]
         with track("inner folds", sum(steps) * sum(lengths), "steps") as ticker:
             for fold, part in enumerate(held):
                 places = [place[video.name] for video in part]
                 fold_N[places] = fold
                 for epochs in lengths:
-                    logits[epochs][places] = self._score(fold, part, epochs, ticker)
-        losses = {epochs: self._loss(logits[epochs]) for epochs in lengths}
+                    logits[epochs][:, places] = self._score(fold, part, epochs, ticker)
+        losses = {epochs: self._loss(logits[epochs][0]) for epochs in lengths}
         epochs = min(losses, key=losses.__getitem__)  # of equal ones the shortest
         listed = ", ".join(f"{loss:.4f} after {n}" for n, loss in losses.items())
         say(
             f"{len(held)} inner folds: loss {listed} epochs; all {len(place)} clips are "
             f"trained on for {epochs}"
         )
-        return InnerFolds(epochs, losses, fold_N, logits[epochs])
+        return InnerFolds(epochs, losses, fold_N, *logits[epochs])
 
     def _score(
         self, fold: int, part: Sequence[Video], epochs: int, ticker: Ticker
-    ) -> Float64[np.ndarray, " N"]:
-        """Logits of a fold by a model of the others; trains it unless they are kept."""
+    ) -> Float64[np.ndarray, "2 N"]:
+        """Logits of a fold, and of its peaks, by a model of the others.
+
+        Trains that model unless they are kept.
+        """
         folder = self.folder(fold, epochs)
         path = folder / "logits.csv"
         if not path.exists():
@@ -199,13 +204,17 @@ class _Training:
             )  # fmt: skip
             head = self.plugins.make_head(self.config.model)
             logit_N = score(head, params, held.in_order())
+            length = window_length(self.clips.seconds_N, self.config.model.clip_frames)
+            stride = EventConfig.stride_seconds
+            peak_N = peak_logits(head, params, held.in_time(), length, stride)
             rows = [
-                {"path": video.name, "logit": repr(float(logit))}
-                for video, logit in zip(part, logit_N, strict=True)
+                {"path": video.name, "logit": repr(float(x)), "peak": repr(float(peak))}
+                for video, x, peak in zip(part, logit_N, peak_N, strict=True)
             ]
             write_csv(path, rows)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nobody reads them
-        return np.array([float(row["logit"]) for row in read_csv(path)])
+        rows = read_csv(path)
+        return np.array([[float(r[name]) for r in rows] for name in ("logit", "peak")])
 
     def _loss(self, logit_N: Float64[np.ndarray, " N"]) -> float:
         """Mean loss of all clips."""

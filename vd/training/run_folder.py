@@ -31,13 +31,15 @@ if TYPE_CHECKING:
     from vd.features.backbone import Backbone
     from vd.features.store import FeatureStore
 
-FORMAT = 3  # of a run; raised when the same settings would give other numbers or files
+FORMAT = 4  # of a run; raised when the same settings would give other numbers or files
+_READABLE = 3, FORMAT  # format 3 cut videos longer than a clip into other windows
 _PACKAGES = (
     "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
 )  # fmt: skip
 _OWN_FILES = (
-    "splits.csv", "ledger.csv", "backbone.onnx", "metrics.jsonl", "events.out.tfevents.*",
-    "inner", "checkpoints", "weights.npz", "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
+    "splits.csv", "ledger.csv", "backbone.onnx", "backbone.npz", "metrics.jsonl",
+    "events.out.tfevents.*", "inner", "adaptation", "checkpoints", "weights.npz",
+    "calibration.json", "evaluation_*.json", "predictions_*.csv", "curves.png",
     "confusion*.png", "roc*.png", "reliability*.png", "timeline.png", "report.html",
     "profile", "config.json",
 )  # fmt: skip
@@ -80,7 +82,8 @@ def check_folder(run_dir: Path) -> None:
     """Raise `VdError` when the folder exists and is not that of a run."""
     if (run_dir / "config.json").exists() or not run_dir.exists():
         return
-    ours = ".lock", "config.json.tmp-"  # of a run that was killed as it began
+    # of a run that was killed as it began, or before the end of its adaptation
+    ours = ".lock", "config.json.tmp-", "adaptation", "backbone.npz"
     if not all(path.name.startswith(ours) for path in run_dir.iterdir()):
         raise VdError(
             f"--checkpoint-dir {run_dir} exists but holds no config.json, so it is not a "
@@ -97,7 +100,7 @@ def check_identity(
     values = read_config(run_dir)
     # a setting that the run was trained without has its default there
     settings = settings_identity(from_json(Config, values["settings"]))
-    record = values["identity"] | settings
+    record = values["identity"] | settings | {"format": values["format"]}
     differ = [
         _changes(run_dir, videos)
         if key == "dataset"
@@ -193,8 +196,8 @@ def write_inputs(
     rows = split_rows(video for split in SPLITS for video in clips[split])
     write_csv(run_dir / "splits.csv", rows)
     write_csv(run_dir / "ledger.csv", ledger.rows())
-    if not backbone.built_in:
-        write_bytes(run_dir / "backbone.onnx", backbone.content)
+    if backbone.copy_name is not None:
+        write_bytes(run_dir / backbone.copy_name, backbone.content)
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -207,10 +210,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
         )
     remedy = "put back the file that training wrote, or train the run again"
     values = read_json(path, remedy)
-    if values.get("format") != FORMAT:
+    if values.get("format") not in _READABLE:
         raise VdError(
-            f"{path} has format {values.get('format')} and this version of vd reads {FORMAT}; "
-            "use the version that wrote it, or train again."
+            f"{path} has format {values.get('format')} and this version of vd reads "
+            f"{' and '.join(map(str, _READABLE))}; use the version that wrote it, or train "
+            "again."
         )
     return values
 

@@ -99,7 +99,7 @@ def make_step(config: Config, plugins: Plugins) -> TrainStep:
         accuracy = jnp.mean((logits_B > 0) == (batch.labels_B > 0.5))
         grads, loss, accuracy = jax.lax.pmean((grads, loss, accuracy), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = optax.apply_updates(state.params, head.scale_updates(updates))
         metrics = StepMetrics(loss, accuracy, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -1,0 +1,278 @@
+"""Networks as values and as files: bits kept, engines agree, damage is one sentence."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics.pairwise import cosine_similarity
+
+from tests.command_line import train, vd
+from vd.config import BackboneConfig
+from vd.errors import VdError
+from vd.features import engines
+from vd.features.backbone import PRESETS, find_backbone
+from vd.features.efficientnet_onnx import measured_ranges
+from vd.features.engines import make_engine
+from vd.features.network import built_in_network, read_network, write_network
+from vd.features.store import features_description, fingerprint
+from vd.files import read_csv
+
+LITE0 = "efficientnet-lite0"
+INT8 = f"{LITE0}-int8"
+SEEN = {"trained_on": [["ab12", "camera 1", "f00d"]], "chosen_on": []}
+
+
+def backbone_of(path, **settings):
+    return find_backbone(BackboneConfig(backbone=str(path), **settings))
+
+
+def images(count, side):
+    """Blobs of many sizes: their features are larger than those of noise."""
+    rng = np.random.default_rng(side)
+    coarse = rng.integers(0, 256, (count, side // 16, side // 16, 3))
+    fine = rng.integers(-40, 40, (count, side, side, 3))
+    blobs = coarse.repeat(16, axis=1).repeat(16, axis=2)
+    return np.clip(blobs + fine, 0, 255).astype(np.uint8)
+
+
+def perturbed(network, seed=0):
+    """The network with every weight moved by a tenth or so: an adapted one's stand-in."""
+    rng = np.random.default_rng(seed)
+    parameters = {
+        name: (value * rng.normal(1, 0.1, value.shape)).astype(np.float32)
+        for name, value in network.parameters.items()
+    }
+    return replace(network, parameters=parameters, ranges=None)
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return built_in_network(LITE0)
+
+
+@pytest.fixture(scope="module")
+def adapted(lite0):
+    """A small adapted network for motion."""
+    return replace(perturbed(lite0), size=32, streams=("motion",), seen=SEEN)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_network_comes_back_to_the_bit(tmp_path, adapted, half):
+    ranges = measured_ranges(adapted, images(2, 32))
+    network = replace(adapted, ranges=ranges, quantized=True)
+    write_network(tmp_path / "a.npz", network, half)
+    found = read_network(tmp_path / "a.npz")
+    assert replace(found, parameters={}).__dict__ == (
+        replace(network, parameters={}).__dict__
+    )
+    expected = (network.rounded() if half else network).parameters
+    assert expected.keys() == found.parameters.keys()
+    for name, value in expected.items():
+        assert found.parameters[name].dtype == np.float32
+        np.testing.assert_array_equal(found.parameters[name], value)
+    size = (tmp_path / "a.npz").stat().st_size
+    assert size / 1e6 == pytest.approx(6.7 if half else 13.4, rel=0.02)
+    if half:  # rounded, and by no more than float16 rounds
+        stem = adapted.parameters["stem.kernel"]
+        assert (found.parameters["stem.kernel"] != stem).any()
+        np.testing.assert_allclose(found.parameters["stem.kernel"], stem, 1e-3, 1e-7)
+
+
+def test_equal_networks_give_equal_files_whatever_the_order_of_their_weights(
+    tmp_path, adapted
+):
+    other = {
+        name: np.asfortranarray(adapted.parameters[name])
+        for name in sorted(adapted.parameters)
+    }
+    write_network(tmp_path / "a.npz", adapted)
+    write_network(tmp_path / "b.npz", replace(adapted, parameters=other))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+@pytest.mark.parametrize("name", [LITE0, INT8])
+def test_a_file_of_the_built_in_network_gives_its_features_to_the_bit(tmp_path, name):
+    write_network(tmp_path / "same.npz", built_in_network(name))
+    found = backbone_of(tmp_path / "same.npz")
+    assert found.streams == PRESETS["default"].streams
+    pictures = images(3, 224)
+    built_in, of_file = (
+        engines.OnnxEngine(backbone)(pictures)
+        for backbone in (backbone_of(name), found)
+    )
+    assert built_in.max() > 1
+    np.testing.assert_array_equal(of_file, built_in)
+
+
+@pytest.mark.parametrize("side", [160, 224])
+def test_engines_agree_on_other_weights(tmp_path, lite0, side, monkeypatch):
+    monkeypatch.setattr(engines, "_JAX_BATCH", 1)
+    write_network(tmp_path / "b.npz", replace(perturbed(lite0, side), size=side))
+    found = backbone_of(tmp_path / "b.npz")
+    assert found.size == side
+    ours, theirs = (
+        make_engine(found, name)(images(2, side)) for name in ("onnxruntime", "jax")
+    )
+    assert ours.max() > 1
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+
+
+def test_eight_bits_over_the_networks_own_ranges_are_near_the_floats(tmp_path, lite0):
+    floats = replace(perturbed(lite0), size=160)
+    pictures = images(12, 160)
+    ranges = measured_ranges(floats, pictures[:8])
+    narrow = {name: [low / 4, high / 4] for name, (low, high) in ranges.items()}
+    made = {}
+    for name, network in {
+        "floats": floats,
+        "integers": replace(floats, ranges=ranges, quantized=True),
+        "narrow": replace(floats, ranges=narrow, quantized=True),
+    }.items():
+        write_network(tmp_path / f"{name}.npz", network)
+        features = engines.OnnxEngine(backbone_of(tmp_path / f"{name}.npz"))(pictures)
+        made[name] = features[8:]
+    for name, least, most in (("integers", 0.9, 0.9999), ("narrow", 0, 0.9)):
+        cosines = cosine_similarity(made["floats"], made[name]).diagonal()
+        assert least < cosines.min() <= cosines.max() < most, name
+    with pytest.raises(VdError, match="--engine jax runs"):
+        make_engine(backbone_of(tmp_path / "integers.npz"), "jax")
+
+
+def test_fingerprints_of_built_in_stores_are_those_of_existing_stores():
+    made = {
+        preset: fingerprint(
+            features_description(find_backbone(BackboneConfig(feature_preset=preset)))
+        )
+        for preset in PRESETS
+    }
+    assert made == {
+        "fast": "9436a64d39b0c735",
+        "default": "01c4d66b1b78c4ff",
+        "best": "accee25664e672ee",
+    }
+
+
+def test_content_alone_is_in_the_fingerprint(tmp_path, adapted):
+    write_network(tmp_path / "a.npz", adapted)
+    shutil.copy(tmp_path / "a.npz", tmp_path / "renamed.npz")
+    others = {
+        "weights": perturbed(adapted, 1),
+        "streams": replace(adapted, streams=("square",)),
+        "size": replace(adapted, size=64),
+        "seen": replace(adapted, seen={}),
+    }
+    for name, network in others.items():
+        write_network(tmp_path / f"{name}.npz", network)
+    marks = {
+        path.stem: fingerprint(features_description(backbone_of(path)))
+        for path in tmp_path.glob("*.npz")
+    }
+    assert marks["a"] == marks.pop("renamed")
+    assert len(set(marks.values())) == len(marks) == 5
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_size_and_streams_of_the_file_win_over_the_presets(tmp_path, adapted, preset):
+    write_network(tmp_path / "a.npz", adapted)
+    found = backbone_of(tmp_path / "a.npz", feature_preset=preset)
+    assert (found.frames.height, found.frames.width) == (32, 32)
+    assert found.frames.streams == ("motion",)
+    assert found.views == PRESETS[preset].views
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: content[:-100], "it is no archive"),
+        (lambda content: content[:9000] + b"\0\1" + content[9002:], "Bad CRC-32"),
+        (lambda content: b"", "it is no archive"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(tmp_path, adapted, damage, words):
+    path = tmp_path / "a.npz"
+    write_network(path, adapted)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(VdError, match=rf"a\.npz is damaged or .*{words}"):
+        backbone_of(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variant": "efficientnet-lite9"}, "variant is 'efficientnet-lite9'"),
+        ({"variant": "efficientnet-lite2"}, "is missing or has another name or shape"),
+        ({"size": 0}, "its size is 0"),
+        ({"size": 160.5}, "its size is 160.5"),
+        ({"quantized": True}, "computes in 8 bits and has no ranges"),
+        ({"ranges": {"block0_project": [-1, 1]}}, "its ranges are not those of"),
+        ({"format": 2}, "another format than 1"),
+        ({"colour": "red"}, "unexpected keyword"),
+        ({"streams": ["smell"]}, "the stream 'smell', which is none of rgb, motion"),
+    ],
+)
+def test_what_a_file_says_wrongly_is_named(tmp_path, adapted, changes, words):
+    path = tmp_path / "a.npz"
+    write_network(path, adapted)
+    arrays = dict(np.load(path))
+    fields = json.loads(arrays["network"].tobytes()) | changes
+    arrays["network"] = np.frombuffer(json.dumps(fields).encode(), np.uint8)
+    np.savez(path, **arrays)
+    with pytest.raises(VdError, match=words):
+        backbone_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("stem.bias", np.full(32, np.nan, np.float32), "stem.bias has values"),
+        ("stem.bias", np.zeros(31, np.float32), "stem.bias is missing or has"),
+        ("stem.bias", np.zeros(32, np.int64), "stem.bias has values"),
+        ("stem.bias", np.full(32, {}, object), "is damaged"),  # a pickle
+        ("more", np.zeros(1, np.float32), "more is missing or has"),
+    ],
+)
+def test_wrong_weights_are_named(tmp_path, adapted, name, value, words):
+    path = tmp_path / "a.npz"
+    write_network(path, adapted)
+    np.savez(path, **dict(np.load(path)) | {name: value})
+    with pytest.raises(VdError, match=words):
+        backbone_of(path)
+
+
+def test_flags_of_onnx_files_are_refused(tmp_path, adapted):
+    write_network(tmp_path / "a.npz", adapted)
+    with pytest.raises(VdError, match=r"are for ONNX files; .*a\.npz has its own"):
+        backbone_of(tmp_path / "a.npz", backbone_size=64)
+
+
+def test_a_network_that_cannot_be_computed_is_not_written(tmp_path, adapted):
+    bias = np.full(32, np.inf, np.float32)
+    wrong = replace(adapted, parameters={**adapted.parameters, "stem.bias": bias})
+    with pytest.raises(ValueError, match=r"stem\.bias has values"):
+        write_network(tmp_path / "a.npz", wrong)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_has_moved_predicts_without_the_file_it_was_given(
+    tmp_path, clips, adapted
+):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    write_network(here / "a.npz", adapted, half=True)
+    train(clips, here / "a.npz", here, "--epochs", "1")
+    content = (here / "a.npz").read_bytes()
+    shutil.copytree(here / "run", there)
+    shutil.rmtree(here)
+    assert (there / "backbone.npz").read_bytes() == content
+    described = json.loads((there / "config.json").read_text())["preprocessing"]
+    assert (described["height"], described["streams"]) == (32, ["motion"])
+    assert described["dim"] == 1280
+    row = read_csv(there / "predictions_test.csv")[0]
+    printed = vd("predict", "--checkpoint-dir", there, clips / row["path"]).stdout
+    assert json.loads(printed)["probability"] == float(row["probability"])
+    write_network(there / "backbone.npz", replace(adapted, size=64))
+    done = vd("predict", "--checkpoint-dir", there, clips / row["path"], code=2)
+    assert "trained on other features" in done.stderr

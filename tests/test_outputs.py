@@ -1,0 +1,105 @@
+"""What --out holds: tables, ActivityNet's JSON, subtitles, a picture and a page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vd import plots
+from vd.data.outcome import Outcome
+from vd.files import read_csv
+from vd.predict.hysteresis import Event, EventRules
+from vd.predict.outputs import outputs, subtitles
+from vd.predict.recording import Prediction, Timeline
+
+RULES = EventRules(0.6, 0.4, 0.5)
+EVENTS = (
+    Event(1, 1.25, 2.75, 0.9, 2.0, 0.75, 2.5),
+    Event(2, 3661.5, 3670.25, 0.8, 3665.0, 0.7, 3663.0),
+)
+
+
+def prediction(name="a.mp4", events=EVENTS):
+    timeline = Timeline(np.array([1.0, 1.5, 2.0]), np.array([0.1, 0.7, 0.9]))
+    outcome = Outcome("used", width=64, height=48, span=4000.0, duration=3990.0)
+    return Prediction(
+        Path(name), outcome, 0.5, "violent", 3990.0, 0.9, 2.0, events,
+        ((1.6, 0.2),), timeline,
+    )  # fmt: skip
+
+
+def write(folder, *names):
+    with outputs(folder, names, RULES) as written:
+        for name in names:
+            written.add(name, prediction(name))
+
+
+def test_one_file_has_everything_in_the_folder(tmp_path):
+    write(tmp_path / "out", "a.mp4")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "events.csv", "events.json", "events.vtt", "index.html", "timeline.csv",
+        "timeline.png",
+    ]  # fmt: skip
+    first, second = read_csv(tmp_path / "out" / "events.csv")
+    assert first == {
+        "path": "a.mp4", "id": "1", "start": "1.25", "end": "2.75", "peak": "0.9",
+        "peak_time": "2.0", "mean": "0.75", "alarm_time": "2.5",
+    }  # fmt: skip
+    assert second["start"] == "3661.5"
+    rows = read_csv(tmp_path / "out" / "timeline.csv")
+    assert rows[1] == {"path": "a.mp4", "seconds": "1.5", "probability": "0.7"}
+    content = json.loads((tmp_path / "out" / "events.json").read_text())
+    entry = content["database"]["a.mp4"]
+    assert entry["duration"] == 4000.0
+    assert entry["annotations"][0] == {
+        "segment": [1.25, 2.75], "label": "violence", "score": 0.9,
+    }  # fmt: skip
+    assert "violence" in [node["nodeName"] for node in content["taxonomy"]]
+
+
+def test_each_of_several_files_has_a_folder_of_its_own(tmp_path):
+    write(tmp_path, "x/a.mp4", "y/a.mp4", "b.mkv")
+    for folder in ("a", "a-2", "b"):
+        assert (tmp_path / folder / "timeline.png").exists()
+    paths = [row["path"] for row in read_csv(tmp_path / "events.csv")]
+    assert paths == ["x/a.mp4", "x/a.mp4", "y/a.mp4", "y/a.mp4", "b.mkv", "b.mkv"]
+
+
+def test_what_was_done_is_written_when_the_rest_fails(tmp_path):
+    def write_and_stop():
+        with outputs(tmp_path, ["a.mp4", "b.mp4"], RULES) as written:
+            written.add("a.mp4", prediction(events=()))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_and_stop()
+    assert read_csv(tmp_path / "events.csv") == []
+    assert (tmp_path / "events.csv").read_text().startswith("path,id,start,end")
+    assert len(read_csv(tmp_path / "timeline.csv")) == 3
+
+
+def test_subtitles_are_web_vtt():
+    assert subtitles(EVENTS) == (
+        "WEBVTT\n\n1\n00:00:01.250 --> 00:00:02.750\nviolence 0.90\n\n"
+        "2\n01:01:01.500 --> 01:01:10.250\nviolence 0.80\n"
+    )
+
+
+def test_the_page_names_the_video_from_where_it_is_and_fetches_nothing(tmp_path):
+    video = tmp_path / "videos" / "a <b> &.mp4"
+    with outputs(tmp_path / "out", [video.name], RULES) as written:
+        written.add(video.name, prediction(video))
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert 'src="../videos/a%20%3Cb%3E%20%26.mp4"' in text
+    assert "<h1>a &lt;b&gt; &amp;.mp4</h1>" in text
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert 'data-seconds="3661.5">1:01:01</button>' in text
+
+
+def test_a_curve_is_not_drawn_across_a_gap():
+    seconds_W, probability_W = np.array([1.0, 2.0, 9.0]), np.array([0.1, 0.2, 0.3])
+    figure = plots.timeline(seconds_W, probability_W, 0.6, 0.4, gaps=[(3.0, 8.0)])
+    curve = figure.axes[0].lines[0]
+    np.testing.assert_array_equal(curve.get_xdata(), [1, 2, 5.5, 9])
+    np.testing.assert_array_equal(curve.get_ydata(), [0.1, 0.2, np.nan, 0.3])

@@ -1,0 +1,124 @@
+"""What `vd predict` was given: paths, folders, patterns, lists, times; streams are refused."""
+
+import io
+import math
+
+import pytest
+
+from vd.errors import VdError
+from vd.predict.sources import find_files, mask_password, parse_between
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """a.mp4, b.mkv, notes.md, .hidden.mp4, sub/c.mp4, sub/deep/d.mp4; it is where we are."""
+    (tmp_path / "sub" / "deep").mkdir(parents=True)
+    for name in "a.mp4 b.mkv notes.md .hidden.mp4 sub/c.mp4 sub/deep/d.mp4".split():
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("sources", "files"),
+    [
+        (["./a.mp4", "missing.mp4"], ["./a.mp4", "missing.mp4"]),  # as they are named
+        (["."], ["a.mp4", "b.mkv", "sub/c.mp4", "sub/deep/d.mp4"]),
+        (["sub"], ["sub/c.mp4", "sub/deep/d.mp4"]),
+        (["*.mp4"], ["a.mp4"]),
+        (["**/*.mp4"], ["a.mp4", "sub/c.mp4", "sub/deep/d.mp4"]),
+        (["sub/**", "b.mkv"], ["sub/c.mp4", "sub/deep/d.mp4", "b.mkv"]),
+    ],
+)
+def test_files_folders_and_patterns(folder, sources, files):
+    assert find_files(sources) == files
+
+
+def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(folder):
+    (folder / "[a].mp4").touch()
+    assert find_files(["[a].mp4"]) == ["[a].mp4"]
+    assert find_files(["[b].mkv"]) == ["b.mkv"]
+
+
+def test_lists_name_files_relative_to_their_folder(folder):
+    (folder / "sub" / "list.txt").write_text("c.mp4\n\n/elsewhere/x.mp4\r\n")
+    (folder / "sub" / "list.csv").write_text("label;path\nfight;c.mp4\n")
+    assert find_files(["sub/list.txt"]) == ["sub/c.mp4", "/elsewhere/x.mp4"]
+    assert find_files(["sub/list.csv"]) == ["sub/c.mp4"]
+    assert find_files(["-"], io.StringIO("a.mp4\nsub/c.mp4\n")) == [
+        "a.mp4",
+        "sub/c.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("*.avi", r"\*\.avi matches no file"),
+        ("empty", "no file with the name of a video"),
+        ("no.csv", "does not exist"),
+        ("other.csv", "no column path"),
+        ("nothing.txt", "lists no file"),
+        ("0", "0 is a stream or a camera"),
+        ("rtsp://h/1", "rtsp://h/1 is a stream or a camera"),
+        ("rtsp://u:secret@h:554/1", r"rtsp://u:\*\*\*@h:554/1 is a stream"),
+        ("streams.txt", r"rtsp://u:\*\*\*@h is a stream"),
+    ],
+)
+def test_what_gives_no_file_is_one_sentence(folder, source, reason):
+    (folder / "empty").mkdir()
+    (folder / "other.csv").write_text("name\na.mp4\n")
+    (folder / "nothing.txt").write_text("\n")
+    (folder / "streams.txt").write_text("rtsp://u:secret@h\n")
+    with pytest.raises(VdError, match=reason) as raised:
+        find_files([source])
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_whose_name_is_a_number_is_no_camera(folder):
+    (folder / "0").touch()
+    assert find_files(["0"]) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("address", "masked"),
+    [
+        ("rtsp://u:p@ss@h/x", "rtsp://u:***@h/x"),
+        ("rtsp://u:a/b@h/x", "rtsp://u:***@h/x"),
+        ("rtsp://h:554/cam@1", "rtsp://h:554/cam@1"),
+        ("http://h/?user=u&password=p&n=1", "http://h/?user=u&password=***&n=1"),
+        ("a.mp4", "a.mp4"),
+    ],
+)
+def test_passwords_are_masked_and_nothing_else(address, masked):
+    assert mask_password(address) == masked
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    [
+        ((None, None, None), (0.0, math.inf)),
+        (("90", None, None), (90.0, math.inf)),
+        (("1:30.5", "0:02:00", None), (90.5, 120.0)),
+        (("01:00:00", None, "10"), (3600.0, 3610.0)),
+        ((None, None, ".5"), (0.0, 0.5)),
+    ],
+)
+def test_times(flags, seconds):
+    assert parse_between(*flags) == seconds
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("x", None, None), "--start-time 'x' is no time"),
+        (("-1", None, None), "--start-time '-1' is no time"),
+        ((None, "1:75", None), "--end-time '1:75' has 60 or more"),
+        ((None, "5", "5"), "give one"),
+        (("5", "5", None), "nothing lies between"),
+    ],
+)
+def test_wrong_times_are_one_sentence(flags, reason):
+    with pytest.raises(VdError, match=reason):
+        parse_between(*flags)

@@ -1,0 +1,158 @@
+"""A linear probe of the features that a run trains on: what its head has to beat.
+
+Logistic regression on the mean and deviation of a clip over its stored frames, of the plain
+view (docs/results.md, "Heads"). It is fitted on the clips that the run trains on. Temperature
+and threshold come from the clips that calibrate the run: validation, or with --refit the same
+inner folds. No test clip takes part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float16, Float32, Float64, Int
+from scipy.special import expit, logit
+
+from vd.config import Config
+from vd.console import say, track
+from vd.evaluation.evaluate import predicted, write_evaluation
+from vd.evaluation.paired import auc_difference
+from vd.evaluation.predictions import PROBE, read_run
+from vd.metrics.binary import shown
+from vd.metrics.calibration import Calibration, fit
+from vd.training.feature_set import FeatureSet
+from vd.training.refit import inner_folds
+
+_C = 0.01  # inverse L2 penalty, chosen before the first run; 0.001 to 1 do as well
+_MOST_VALUES = 250_000_000  # of all clips together: 1 GB, up to three times that to fit
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe and its calibration."""
+
+    regression: Any  # scikit-learn's
+    calibration: Calibration
+
+    def logits(self, data: FeatureSet) -> Float64[np.ndarray, " N"]:
+        """Raw logits of all clips, in their order."""
+        return _logits(self.regression, pooled(data))
+
+
+def evaluate_probe(
+    config: Config, sets: Mapping[str, FeatureSet]
+) -> dict[str, Any] | None:
+    """Fit a probe beside the run and write its test figures; returns them.
+
+    `sets` are those that the run was trained and tested with; its own test figures are
+    written. With too many clips for its memory there is no probe: a line says so.
+    """
+    run_dir, test = config.run.checkpoint_dir, sets["test"]
+    values = sum(map(len, sets.values())) * 2 * test.dim
+    if values > _MOST_VALUES:
+        say(
+            f"no linear probe beside the model: it is for at most {_MOST_VALUES:,} values, "
+            f"and these clips have {values:,}"
+        )
+        return None
+    probe = fit_probe(sets["train"], sets.get("val"), config.splits.split_seed)
+    logit_N = probe.logits(test)
+    model = read_run(run_dir).predictions  # of the same clips in the same order
+    own = predicted(probe.calibration, test, logit_N)
+    difference = auc_difference([own], [model], model.cluster_N)
+    more = {
+        "tta": False,
+        "roc_auc_difference": difference["roc_auc_difference"],
+        "roc_auc_difference_ci95": difference["roc_auc_difference_ci95"],
+    }
+    how = run_dir, "test", PROBE, more
+    return write_evaluation(probe.calibration, test, logit_N, *how, draw=False)
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Its evaluation in a sentence."""
+    accuracy, area = (shown(name, result[name]) for name in ("accuracy", "roc_auc"))
+    return f"a linear probe on the same features: accuracy {accuracy}, ROC AUC {area}"
+
+
+def fit_probe(train: FeatureSet, val: FeatureSet | None, split_seed: int) -> Probe:
+    """Fit on all clips of `train`; calibrate on `val`, or without it on inner folds.
+
+    The inner folds are those of `--refit`; where there are too few groups for them, the
+    temperature is 1 and the threshold that of the loss, as there.
+    """
+    x_NxP, labels_N = pooled(train), train.labels_N.astype(int)
+    regression = _fitted(x_NxP, labels_N)
+    even = float(logit(np.mean(labels_N)))  # of a clip without information
+    if val is not None:
+        logit_N, source = _logits(regression, pooled(val)), "validation"
+        labels_N = val.labels_N.astype(int)
+    else:
+        logit_N, source = _out_of_fold(x_NxP, train, split_seed), "inner folds"
+    if len(logit_N):
+        calibration = fit(logit_N, labels_N, even, source)
+    else:
+        calibration = Calibration(1.0, float(expit(even)), "the loss's own threshold")
+    return Probe(regression, calibration)
+
+
+def pooled(data: FeatureSet) -> Float32[np.ndarray, "N P"]:
+    """Mean and deviation of each clip over the frames of its plain view, P = 2 D."""
+    x_NxP = np.empty((len(data), 2 * data.dim), np.float32)
+    with track("linear probe", len(data), "clips") as ticker:
+        for x_P, (plain_FxD,) in zip(x_NxP, data.in_order(), strict=True):
+            x_P[:] = mean_and_deviation(plain_FxD)
+            ticker.advance()
+    return x_NxP
+
+
+def mean_and_deviation(
+    features_FxD: Float16[np.ndarray, "F D"],
+) -> Float32[np.ndarray, " P"]:
+    """Each feature's mean over the frames, then each one's deviation."""
+    x_FxD = features_FxD.astype(np.float32)
+    return np.concatenate([x_FxD.mean(axis=0), x_FxD.std(axis=0)])
+
+
+def _fitted(x_NxP: Float32[np.ndarray, "N P"], labels_N: Int[np.ndarray, " N"]) -> Any:
+    """Logistic regression on standardised columns."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    regression = make_pipeline(
+        StandardScaler(), LogisticRegression(C=_C, max_iter=1000)
+    )
+    with threadpool_limits(1):  # the same bits on any number of cores
+        return regression.fit(x_NxP, labels_N)
+
+
+def _logits(
+    regression: Any, x_NxP: Float32[np.ndarray, "N P"]
+) -> Float64[np.ndarray, " N"]:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        logit_N: np.ndarray = regression.decision_function(x_NxP)
+    return logit_N.astype(np.float64)
+
+
+def _out_of_fold(
+    x_NxP: Float32[np.ndarray, "N P"], train: FeatureSet, split_seed: int
+) -> Float64[np.ndarray, " N"]:
+    """Logits of each inner fold by a probe of the others; none without inner folds."""
+    held = inner_folds(train.videos, split_seed)
+    labels_N, place = train.labels_N.astype(int), _places(train)
+    logit_N = np.zeros(len(train) if held else 0)
+    for part in held:
+        inside_N = np.zeros(len(train), bool)
+        inside_N[[place[video.name] for video in part]] = True
+        regression = _fitted(x_NxP[~inside_N], labels_N[~inside_N])
+        logit_N[inside_N] = _logits(regression, x_NxP[inside_N])
+    return logit_N
+
+
+def _places(data: FeatureSet) -> dict[str, int]:
+    return {video.name: place for place, video in enumerate(data.videos)}

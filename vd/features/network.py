@@ -1,0 +1,151 @@
+"""A network of the EfficientNet-Lite family: a value, and the file that holds it.
+
+The file is an uncompressed .npz archive without pickles: the parameters by name, float32 or
+float16, and "network", all other fields as JSON in UTF-8 bytes (docs/data_format.md).
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vd.errors import VdError
+from vd.features.efficientnet import (
+    QUANTIZED,
+    VARIANTS,
+    Parameters,
+    Ranges,
+    folded_parameters,
+    known_ranges,
+    parameter_shapes,
+    unbounded_tensors,
+)
+from vd.files import write_bytes
+
+_FORMAT = 1  # of the file
+_FIELDS = "network"  # name of the array with the JSON text
+_MOST_PIXELS = 4096  # side of an image
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """All that the features of an EfficientNet-Lite depend on, and what it was made from."""
+
+    variant: str  # its architecture, for example "efficientnet-lite0"
+    size: int  # side of its images in pixels
+    parameters: Parameters  # as `folded_parameters` has them
+    ranges: Ranges | None = None  # of its unbounded tensors, for 8 bits
+    quantized: bool = False  # whether it computes in 8-bit integers
+    streams: tuple[str, ...] = ()  # that it was made for; (): those of the preset
+    # JSON values: the clips that it was made from, as `trained_on` and `chosen_on`
+    seen: Mapping[str, Any] = field(default_factory=dict)
+
+    def rounded(self) -> "Network":
+        """The network with weights that float16 can hold, as `write_network` halves them."""
+        return replace(
+            self,
+            parameters={
+                name: value.astype(np.float16).astype(np.float32)
+                for name, value in self.parameters.items()
+            },
+        )
+
+
+def built_in_network(name: str) -> Network:
+    """The pretrained network of that name, float or 8-bit."""
+    variant = QUANTIZED.get(name, name)
+    return Network(
+        variant,
+        VARIANTS[variant].resolution,
+        folded_parameters(variant),
+        known_ranges(variant),
+        quantized=name in QUANTIZED,
+    )
+
+
+def write_network(path: Path, network: Network, half: bool = False) -> None:
+    """Write the network's file, whole or not at all; equal networks give equal bytes.
+
+    `half`: weights are stored as float16, so what is read is `network.rounded()`; measure
+    ranges and figures on that one.
+    """
+    _check(network)
+    fields = {
+        "format": _FORMAT,
+        "variant": network.variant,
+        "size": network.size,
+        "quantized": network.quantized,
+        "streams": network.streams,
+        "ranges": network.ranges,
+        "seen": network.seen,
+    }
+    text = json.dumps(fields, sort_keys=True, allow_nan=False).encode()
+    stored = (network.rounded() if half else network).parameters
+    arrays: dict[str, Any] = {_FIELDS: np.frombuffer(text, np.uint8)}
+    for name in parameter_shapes(network.variant):
+        dtype = np.float16 if half else np.float32
+        arrays[name] = np.asarray(stored[name], dtype, order="C")
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(path, content.getvalue())
+
+
+def read_network(path: Path) -> Network:
+    """The network of a file that `write_network` wrote; weights are float32.
+
+    Raises `VdError` when the file is missing, damaged, or of another format.
+    """
+    try:
+        content = io.BytesIO(path.read_bytes())
+        if not zipfile.is_zipfile(content):
+            raise ValueError("it is no archive")
+        with np.load(content, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive}
+        fields = json.loads(arrays.pop(_FIELDS).tobytes())
+        if fields.pop("format") == _FORMAT:
+            fields["streams"] = tuple(fields["streams"])
+            network = Network(**fields, parameters=arrays)
+            _check(network)
+            parameters = {k: v.astype(np.float32) for k, v in arrays.items()}
+            return replace(network, parameters=parameters)
+    except Exception as error:  # numpy's, zipfile's, the disk's: no common base
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise VdError(
+            f"{path} is damaged or is no network that vd wrote ({reason}); write it again, "
+            "or put back a copy."
+        ) from error
+    raise VdError(
+        f"{path} has another format than {_FORMAT}, which this version of vd reads; use the "
+        "version that wrote it, or write it again."
+    )
+
+
+def _check(network: Network) -> None:
+    """Raise `ValueError` when the network cannot be computed as it says."""
+    if network.variant not in VARIANTS:
+        raise ValueError(f"its variant is {network.variant!r}")
+    if type(network.size) is not int or not 1 <= network.size <= _MOST_PIXELS:
+        raise ValueError(f"its size is {network.size!r}")
+    shapes = {name: value.shape for name, value in network.parameters.items()}
+    expected = parameter_shapes(network.variant)
+    if differ := sorted(shapes.items() ^ expected.items()):
+        raise ValueError(
+            f"{differ[0][0]} is missing or has another name or shape than in "
+            f"{network.variant}"
+        )
+    for name, value in network.parameters.items():
+        if value.dtype not in (np.float16, np.float32) or not np.isfinite(value).all():
+            raise ValueError(f"{name} has values that are no finite floats")
+    if network.ranges is not None:
+        if sorted(network.ranges) != sorted(unbounded_tensors(network.variant)):
+            raise ValueError(f"its ranges are not those of {network.variant}")
+        for name, (low, high) in network.ranges.items():
+            if not low < high:
+                raise ValueError(f"the range of {name} is empty")
+    elif network.quantized:
+        raise ValueError("it computes in 8 bits and has no ranges")

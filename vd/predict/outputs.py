@@ -1,0 +1,177 @@
+"""What `vd predict` says and writes: lines for people, and files in --out."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+from vd.console import clock, say
+from vd.data.outcome import Outcome
+from vd.files import explaining, write_csv, write_json, write_text
+from vd.predict.hysteresis import Event, EventRules
+from vd.predict.recording import Prediction
+
+_EVENT_COLUMNS = ["path", *(field.name for field in fields(Event))]
+_TIMELINE_COLUMNS = ["path", "seconds", "probability"]
+_LABEL = "violence"
+
+
+def report(name: str, prediction: Prediction) -> None:
+    """Say what a person should know of a file that is not whole."""
+    outcome = prediction.outcome
+    if prediction.probability is None:
+        say(f"{name} could not be predicted: {outcome.reason}")
+    elif outcome.outcome == "partial":
+        say(
+            f"{name} is partial ({outcome.reason}): predicted from the {outcome.frames} "
+            "frames that could be decoded"
+        )
+
+
+class Outputs:
+    """The files of --out; those of one file as soon as it is done, the tables at the end.
+
+    With several files, what belongs to one of them is in a folder of its own.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], rules: EventRules) -> None:
+        self._folder, self._rules = folder, rules
+        self._several = len(names) > 1
+        self._taken: Counter[str] = Counter()
+        self._events: list[dict[str, Any]] = []
+        self._timeline: list[dict[str, Any]] = []
+        self._database: dict[str, Any] = {}
+        with explaining(folder):
+            folder.mkdir(parents=True, exist_ok=True)  # or fail before the work
+
+    def add(self, name: str, prediction: Prediction) -> None:
+        """Note a file's events and curve, and write its picture, subtitles and page."""
+        if prediction.probability is None:
+            return
+        rows = [{"path": name, **event.to_dict()} for event in prediction.events]
+        self._events += rows
+        curve = zip(*(column.tolist() for column in prediction.timeline), strict=True)
+        self._timeline += [
+            dict(zip(_TIMELINE_COLUMNS, (name, *point), strict=True)) for point in curve
+        ]
+        self._database[name] = _activitynet(prediction)
+        folder = self._folder_of(name)
+        from vd import plots  # slow to import
+
+        events = [(e.start, e.end or e.start) for e in prediction.events]
+        gaps = [(start, start + length) for start, length in prediction.gaps]
+        thresholds = self._rules.threshold, self._rules.end_threshold
+        picture = plots.timeline(*prediction.timeline, *thresholds, events, gaps)
+        plots.save(picture, folder / "timeline.png")
+        write_text(folder / "events.vtt", subtitles(prediction.events))
+        write_text(folder / "index.html", page(prediction, self._rules, folder, name))
+
+    def finish(self) -> None:
+        """Write the tables over all files that were added."""
+        write_csv(self._folder / "events.csv", self._events, _EVENT_COLUMNS)
+        write_csv(self._folder / "timeline.csv", self._timeline, _TIMELINE_COLUMNS)
+        taxonomy = [
+            {"nodeId": 0, "nodeName": "Root", "parentId": None, "parentName": None},
+            {"nodeId": 1, "nodeName": _LABEL, "parentId": 0, "parentName": "Root"},
+        ]
+        values = {
+            "version": "1",
+            "taxonomy": taxonomy,
+            "database": self._database,
+        }
+        write_json(self._folder / "events.json", values)
+
+    def _folder_of(self, name: str) -> Path:
+        if not self._several:
+            return self._folder
+        stem = Path(name).stem
+        self._taken[stem] += 1
+        number = self._taken[stem]
+        return self._folder / (stem if number == 1 else f"{stem}-{number}")
+
+
+@contextmanager
+def outputs(
+    folder: Path | None, names: Sequence[str], rules: EventRules
+) -> Iterator[Outputs | None]:
+    """The outputs in --out, whose tables are written however the block ends; None without."""
+    if folder is None:
+        yield None
+        return
+    written = Outputs(folder, names, rules)
+    try:
+        yield written
+    finally:
+        written.finish()
+
+
+def _activitynet(prediction: Prediction) -> dict[str, Any]:
+    """The entry of a video in ActivityNet's `database`."""
+    outcome: Outcome = prediction.outcome
+    annotations = [
+        {"segment": [event.start, event.end], "label": _LABEL, "score": event.peak}
+        for event in prediction.events
+    ]
+    return {
+        "duration": outcome.span,
+        "resolution": f"{outcome.width}x{outcome.height}",
+        "subset": "predicted",
+        "annotations": annotations,
+    }
+
+
+def subtitles(events: Sequence[Event]) -> str:
+    """Events as WebVTT, to be shown over the video."""
+    cues = [
+        f"{event.id}\n{_stamp(event.start)} --> {_stamp(event.end or event.start)}\n"
+        f"{_LABEL} {event.peak:.2f}\n"
+        for event in events
+    ]
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _stamp(seconds: float) -> str:
+    """A time as WebVTT has it: 00:01:02.345."""
+    whole, thousandths = divmod(round(1000 * max(seconds, 0.0)), 1000)
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}.{thousandths:03d}"
+
+
+def page(prediction: Prediction, rules: EventRules, folder: Path, name: str) -> str:
+    """A page with the video, its curve and its events; nothing else is fetched."""
+    video = os.path.relpath(prediction.path.absolute(), folder.absolute())
+    curve = [
+        [round(seconds, 3), round(probability, 4)]
+        for seconds, probability in zip(*prediction.timeline, strict=True)
+    ]
+    return _template().render(
+        name=name,
+        video=quote(video),
+        prediction=prediction,
+        rules=rules,
+        clock=clock,
+        values={
+            "curve": curve,
+            "events": [[event.start, event.end] for event in prediction.events],
+            "gaps": [[start, start + length] for start, length in prediction.gaps],
+            "thresholds": [rules.threshold, rules.end_threshold],
+            "end": max(prediction.outcome.span, curve[-1][0]),
+        },
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vd.predict"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    return environment.get_template("recording.html.j2")

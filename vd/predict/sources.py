@@ -1,0 +1,155 @@
+"""What `vd predict` was given, as a list of files: paths, folders, patterns, lists.
+
+Nothing is opened but lists, so that a mistake is told before anything slow.
+"""
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from vd.console import say
+from vd.data.manifest import is_video, visible_files
+from vd.errors import VdError
+from vd.files import read_csv
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# of USER:PASSWORD@, where a port is no password; and in the query that some cameras take
+_PASSWORD = re.compile(r"(?<=://)([^/?#@:\s]*):(?!\d+(?:[/?#]|$))\S*(?=@)")
+_QUERY = re.compile(r"\b(pass\w*|pwd|token|key)=[^&\s]*", re.IGNORECASE)
+_CAMERA = re.compile(r"\d+")
+_TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
+_REMEDY = (
+    "name video files, folders, quoted patterns, a .csv or .txt list, or - for a list"
+)
+
+
+def find_files(sources: Sequence[str], listed: TextIO | None = None) -> list[str]:
+    """The files that the sources name, in order, each as its source has it.
+
+    A source is a file; a folder, searched for videos with all its folders; a pattern with
+    `*`, `?`, `[…]` and `**`; a CSV with a column `path`; a .txt with a path a line; or `-`,
+    such a list on `listed`, by default standard input. Paths in a file are relative to its
+    folder. A named or listed file need not exist: its prediction says so. Raises `VdError`
+    for a source that gives no file, and for an address or a camera.
+    """
+    files = [file for source in sources for file in _files_of(source, listed)]
+    if not files:
+        raise VdError(f"vd predict was given no file; {_REMEDY}.")
+    return files
+
+
+def mask_password(text: str) -> str:
+    """Text in which passwords of addresses are replaced by three stars."""
+    return _QUERY.sub(r"\1=***", _PASSWORD.sub(r"\1:***", text))
+
+
+def parse_time(text: str, flag: str) -> float:
+    """Seconds from 75.5, 1:15.5 or 0:01:15.5; raises `VdError`, with the flag, for else."""
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise VdError(f"{flag} {text!r} is no time; give seconds, MM:SS or HH:MM:SS.")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    if match[2] is not None and (seconds >= 60 or (match[1] and minutes >= 60)):
+        raise VdError(f"{flag} {text!r} has 60 or more where at most 59 belong.")
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def parse_between(
+    start: str | None, end: str | None, duration: str | None
+) -> tuple[float, float]:
+    """The seconds between which to predict, from the flags; raises `VdError` for wrong ones."""
+    if end is not None and duration is not None:
+        raise VdError("--end-time and --duration both say where to stop; give one.")
+    first = 0.0 if start is None else parse_time(start, "--start-time")
+    last = float("inf")
+    if end is not None:
+        last = parse_time(end, "--end-time")
+    if duration is not None:
+        last = first + parse_time(duration, "--duration")
+    if last <= first:
+        raise VdError(
+            f"nothing lies between --start-time ({first:g} s) and the end ({last:g} s); "
+            "give a later end."
+        )
+    return first, last
+
+
+def _files_of(source: str, listed: TextIO | None) -> Iterable[str]:
+    """The files of one source."""
+    path = Path(source)
+    if source == "-":
+        return _lines(listed or sys.stdin, "standard input", Path())
+    if _ADDRESS.match(source) or (_CAMERA.fullmatch(source) and not path.exists()):
+        raise VdError(
+            f"{mask_password(source)} is a stream or a camera, and vd predict reads files "
+            "only; record it into a file first, or name a file of that name as "
+            "./NAME."
+        )
+    if path.is_dir():
+        return _videos_below(path)
+    if not path.exists() and glob.has_magic(source):
+        return _matches(source)
+    if path.suffix.lower() in (".csv", ".txt"):
+        return _listed(path)
+    return [source]
+
+
+def _videos_below(folder: Path) -> list[str]:
+    """The files in a folder, and in the folders in it, that are videos by their names."""
+    files = visible_files(folder)
+    paths = sorted(path for path in files if is_video(path))
+    if paths and len(paths) < len(files):
+        say(f"{folder}: {len(files) - len(paths)} files are no videos by their names")
+    if not paths:
+        raise VdError(
+            f"{folder} and the folders in it have no file with the name of a video; "
+            f"{_REMEDY}."
+        )
+    return [str(path) for path in paths]
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a pattern matches; no hidden ones, which a dot in it names."""
+    names = glob.iglob(pattern, recursive=True)
+    paths = sorted({name for name in names if os.path.isfile(name)})
+    if not paths:
+        raise VdError(f"{pattern} matches no file; {_REMEDY}.")
+    return paths
+
+
+def _listed(path: Path) -> list[str]:
+    """The files in a CSV with a column `path`, or in a list of a path a line."""
+    if not path.is_file():
+        raise VdError(f"{path} does not exist; {_REMEDY}.")
+    if path.suffix.lower() == ".txt":
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            return _lines(lines, str(path), path.parent)
+    rows = read_csv(path)
+    if not rows or "path" not in rows[0]:
+        raise VdError(
+            f"{path} has no column path, or no row below its first line; write path into "
+            "its first line and a file into each other one."
+        )
+    return _lines((row["path"] or "" for row in rows), str(path), path.parent)
+
+
+def _lines(lines: Iterable[str], name: str, folder: Path) -> list[str]:
+    """The paths of a list; relative ones are relative to the folder."""
+    files = [_in_folder(line.strip("\r\n"), folder) for line in lines if line.strip()]
+    if not files:
+        raise VdError(f"{name} lists no file; write a path into each line.")
+    return files
+
+
+def _in_folder(line: str, folder: Path) -> str:
+    """A listed path as the command would have to name it."""
+    if _ADDRESS.match(line):
+        raise VdError(
+            f"{mask_password(line)} is a stream, and vd predict reads files only; take it "
+            "from the list."
+        )
+    return line if folder == Path() else str(folder / line)
