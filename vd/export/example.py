@@ -23,6 +23,14 @@ NEAR = 0.025 + ROUNDING  # how early the last frame of a file may be the later o
 STREAMS = "rgb", "motion", "square"  # that it can show
 FINE = 448  # side, in pixels, of the squashed frame that squares are cut from
 ENERGY, LEAST = 0.7, 112  # share of the motion in a square, and its least side
+TO_YUV = np.array(  # BGR to Y, U and V, as ITU-R BT.601 defines them for video
+    [
+        [0.098, 0.504, 0.257, 16],
+        [0.439, -0.291, -0.148, 128],
+        [-0.071, -0.368, 0.439, 128],
+    ],
+    np.float32,
+)
 
 Settings = Mapping[str, str]  # what model.onnx says of itself
 
@@ -121,7 +129,8 @@ def streams(kept: np.ndarray, later: np.ndarray, settings: Settings) -> np.ndarr
         elif name == "motion":
             image = difference(*small)
         else:  # square
-            motion = difference(resized(kept, FINE), resized(later, FINE))
+            # OpenCV alone is nearer here, where the square hangs on sums of noise
+            motion = difference(scaled(kept, FINE, FINE), scaled(later, FINE, FINE))
             image = motion[moving_square(motion)]
             if image.shape[:2] != (side, side):
                 image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
@@ -130,8 +139,28 @@ def streams(kept: np.ndarray, later: np.ndarray, settings: Settings) -> np.ndarr
 
 
 def resized(frame: np.ndarray, side: int) -> np.ndarray:
-    """A frame squashed to a square."""
-    return cv2.resize(frame, (side, side), interpolation=cv2.INTER_AREA)
+    """A frame squashed to a square as FFmpeg does it, on which the model was trained.
+
+    FFmpeg scales brightness (Y) and colour (U, V; at half the width), rounds them, and only
+    then makes RGB of them. Rounding elsewhere makes other noise of what does not move.
+    """
+    planes = cv2.transform(frame.astype(np.float32), TO_YUV)
+    y = np.rint(scaled(planes[..., 0], side, side))
+    half = np.rint(scaled(planes[..., 1:], (side + 1) // 2, side)) - 128
+    u, v = np.moveaxis(np.repeat(half, 2, axis=1)[:, :side], 2, 0)
+    blue, red = np.rint(1.7325 * u), np.rint(1.3707 * v)  # in steps of Y
+    green = -np.rint(0.3364 * u) - np.rint(0.6982 * v)
+    bgr = [np.rint(1.164383 * (y + colour - 16)) for colour in (blue, green, red)]
+    return np.stack(bgr, axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def scaled(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Means of areas along an axis that shrinks, linear along one that grows."""
+    for shape in ((width, image.shape[0]), (width, height)):
+        shrinks = shape[0] < image.shape[1] or shape[1] < image.shape[0]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = cv2.resize(image, shape, interpolation=how)
+    return image
 
 
 def difference(earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
