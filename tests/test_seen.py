@@ -168,15 +168,14 @@ def test_cheats_are_refused_and_honest_runs_go_on(adapted, clips):
         for video in found
     ]
     write_csv(folder / "other.csv", rows)
-    for seed in (0, 1):
-        command = "train", "--split-seed", seed, "--resplit"
-        said = refused(folder, network, folder / "other.csv", *command, run="b")
-        assert "was adapted on" in said
+    command = "train", "--split-seed", 5
+    said = refused(folder, network, folder / "other.csv", *command, run="b")
+    assert "was adapted on" in said
     said = refused(folder, network, clips, "train", "--refit", run="c")
     assert "was adapted on 16 of the 24 train clips" in said
     said = refused(folder, network, clips, "crossval", "--folds", 2, run="d")
     assert "vd crossval --adapt" in said
-    assert not any((folder / name).exists() for name in "abcd")
+    assert not any((folder / name / "config.json").exists() for name in "abcd")
 
 
 @pytest.mark.slow
@@ -187,7 +186,7 @@ def test_evaluation_leaves_out_what_the_backbone_has_seen(adapted, clips, tmp_pa
     of_test = [video for video in found if video.split == "test"]
     network = write_adapted(tmp_path / "adapted.npz", of_test[:3], found)
     others = [video for video in found if video.split != "test"]
-    parts = dict.fromkeys([v.id for v in others[:8]], "test")
+    parts = dict.fromkeys([v.id for v in others[::3]], "test")
     rows = [
         {
             "path": video.path,
