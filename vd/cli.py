@@ -274,8 +274,8 @@ class Evaluate:
     cache_dir: Path | None = None
     """Where the features have moved, if they have."""
     on: Path | None = None
-    """Another data set, all of it, with the run's threshold; clips that the run was trained
-    or validated on, by content or group, are left out."""
+    """Another data set, all of it, with the run's threshold; clips that the run or its
+    backbone was trained or validated on, by content or group, are left out."""
     name: str | None = None
     """Name of the files of --on; None: that of the data set."""
     positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

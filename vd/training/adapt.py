@@ -6,7 +6,7 @@ head, by `vd.training.loop.train`, and is resumed like any run.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
 from vd.features.network import Network, write_network
 from vd.features.sampling import window_length
+from vd.features.seen import seen_rows
 from vd.files import read_csv, write_bytes, write_csv
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
 from vd.models.detector import Detector
@@ -94,13 +95,17 @@ def adapter_plugins(settings: AdaptConfig) -> Plugins:
 
 
 class Adaptation(NamedTuple):
-    """Everything that the adaptations of a run share."""
+    """Everything that the adaptations of a run share.
+
+    `dataset` is the `contents_fingerprint` of all usable clips, whatever their split.
+    """
 
     config: Config
     settings: AdaptConfig
     run_dir: Path
     devices: Sequence[jax.Device]
     batch_size: int
+    dataset: str
 
     def with_inner_folds(self, clips: FeatureSet) -> tuple[Adapted, InnerFolds]:
         """Adapt on the other inner folds of each, then on all clips; can be continued.
@@ -192,7 +197,7 @@ class Adaptation(NamedTuple):
             image_side(clips.dim),
             onnx_parameters(adapted_parameters(head, params)),
             streams=(self.settings.stream,),
-            seen={"trained_on": list(seen_rows(clips.videos))},
+            seen=seen_rows(clips.videos, (), self.dataset),  # the length is fixed
         )
         # as its file has it, so that all figures are of the weights that are kept
         network = network.rounded()
@@ -207,12 +212,6 @@ def _some_images(clips: FeatureSet) -> UInt8[np.ndarray, "N H W 3"]:
     places = np.unique(np.linspace(0, len(clips) - 1, _RANGED).astype(int))
     pixels = [clips.read(n, 0)[clips.frames_N[n] // 2] for n in places.tolist()]
     return np.stack(pixels).astype(np.uint8).reshape(-1, side, side, 3)
-
-
-def seen_rows(videos: Iterable[Video]) -> Iterator[dict[str, str]]:
-    """What a network's file says of the clips that it was made from."""
-    for video in videos:
-        yield {"id": video.id, "group": video.group}
 
 
 def read_out(adapted: Adapted) -> Params:
