@@ -274,8 +274,8 @@ class Evaluate:
     cache_dir: Path | None = None
     """Where the features have moved, if they have."""
     on: Path | None = None
-    """Another data set, all of it, with the run's threshold; clips that the run was trained
-    or validated on, by content or group, are left out."""
+    """Another data set, all of it, with the run's threshold; clips that the run or its
+    backbone was trained or validated on, by content or group, are left out."""
     name: str | None = None
     """Name of the files of --on; None: that of the data set."""
     positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -420,8 +420,35 @@ class Predict:
         return SOME_FAILED if failed else 0
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a run for other runtimes, and measure what it differs from vd by."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """The run folder; None: the detector that comes with vd."""
+    out: Path = Path("export")
+    """Folder for the models, parity.json, and with onnx example.py, which needs only NumPy,
+    OpenCV and ONNX Runtime."""
+    format: Literal["onnx", "stablehlo"] = "onnx"
+    """ONNX: backbone, head and both joined; StableHLO: backbone and head, your own too."""
+    dataset_path: Path | None = None
+    """Where the data set has moved, if it has: up to 20 test clips are compared."""
+
+    def __call__(self) -> int:
+        """Print the content of parity.json."""
+        from vd.devices import prepare_jax
+        from vd.export.export import export
+
+        prepare_jax()
+        run_dir = self.run or PRETRAINED
+        parity = export(run_dir, self.format, self.out, self.dataset_path)
+        print(json.dumps(parity, indent=2))
+        return 0
+
+
 _COMMANDS: tuple[Any, ...] = (
     Scan, Audit, Split, Extract, Train, Adapt, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+    Export,
 )  # fmt: skip
 
 

@@ -136,6 +136,8 @@ class AdaptConfig(Settings):
     fixed_blocks: Annotated[int, Between(0, 17)] = 6
     """Of the network's 18 blocks (the stem is the first, the head's convolution the last),
     how many stay as they were."""
+    int8: bool = False
+    """Compute features with the adapted network in 8-bit integers."""
 
 
 @dataclass(frozen=True)
