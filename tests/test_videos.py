@@ -79,6 +79,13 @@ def test_the_sound_is_copied_at_its_times(tmp_path, cut):
     )
 
 
+def test_sound_that_an_mp4_cannot_hold_is_left_out_and_said(tmp_path, capsys):
+    source = render_with_sound(tmp_path / "a.mkv", 50, 2.0, sound="pcm_s16le")
+    write_video(source, tmp_path / "b.mp4", (0.0, np.inf), cut=False)
+    assert len(frames_of(tmp_path / "b.mp4")[0]) == 50
+    assert "the sound (pcm_s16le) cannot be copied" in capsys.readouterr().err
+
+
 def test_the_annotation_shows_probability_and_event(tmp_path):
     timeline = Timeline(np.array([1.0, 2.5]), np.array([0.25, 0.75]))
     draw = annotation(timeline, [EVENT])

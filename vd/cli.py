@@ -414,6 +414,7 @@ class Predict:
             for name, prediction in zip(files, predictions, strict=True):
                 failed |= prediction.probability is None
                 report(name, prediction)
+                ticker.make_room()
                 print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
                 if written:
                     written.add(name, prediction)

@@ -72,9 +72,9 @@ class Outputs:
             return
         rows = [{"path": name, **event.to_dict()} for event in prediction.events]
         self._events += rows
-        curve = zip(*(column.tolist() for column in prediction.timeline), strict=True)
         self._timeline += [
-            dict(zip(_TIMELINE_COLUMNS, (name, *point), strict=True)) for point in curve
+            {"path": name, "seconds": round(float(at), 6), "probability": float(p)}
+            for at, p in zip(*prediction.timeline, strict=True)
         ]
         self._database[name] = _activitynet(prediction)
         folder = self._folder_of(name)
@@ -154,8 +154,8 @@ def _activitynet(prediction: Prediction) -> dict[str, Any]:
     """The entry of a video in ActivityNet's `database`."""
     outcome: Outcome = prediction.outcome
     annotations = [
-        {"segment": [event.start, event.end], "label": _LABEL, "score": event.peak}
-        for event in prediction.events
+        {"segment": [row["start"], row["end"]], "label": _LABEL, "score": row["peak"]}
+        for row in map(Event.to_dict, prediction.events)
     ]
     return {
         "duration": outcome.span,

@@ -147,7 +147,7 @@ class Recording:
             CLASSES[violent],
             _covered(outcome, between),
             float(probability_W[highest]),
-            float(seconds_W[highest]),
+            round(float(seconds_W[highest]), 6),
             tuple(self._events),
             tuple(gaps),
             Timeline(seconds_W, probability_W),

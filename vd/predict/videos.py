@@ -25,6 +25,9 @@ from vd.predict.windows import Span
 Image = UInt8[np.ndarray, "H W 3"]  # RGB, upright
 Draw = Callable[[Image, float], None]  # into an image, by its seconds in the file
 
+_SOUND = (  # decoders of what MP4 files hold
+    "aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus", "libopus", "flac",
+)  # fmt: skip
 _RED, _WHITE, _BLACK = (213, 94, 0), (255, 255, 255), (0, 0, 0)
 
 
@@ -130,14 +133,12 @@ class _Writer:
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = self._base = source.video.time_base
         self._audio, self._last = None, -(2**62)
-        if source.audio is not None:
-            try:
-                self._audio = output.add_stream_from_template(source.audio)
-            except (av.error.FFmpegError, ValueError):
-                name = source.audio.codec_context.name
-                say(
-                    f"the sound ({name}) cannot be copied into an MP4 file and is left out"
-                )
+        if source.audio is None:
+            return
+        if (name := source.audio.codec_context.name) in _SOUND:
+            self._audio = output.add_stream_from_template(source.audio)
+        else:
+            say(f"the sound ({name}) cannot be copied into an MP4 file and is left out")
 
     def encode(self, frame: Any, seconds: float) -> None:
         """Write a frame, drawn on, at its time."""
