@@ -106,7 +106,7 @@ class Predictor:
 
     def predict(
         self,
-        files: Sequence[Path | str],
+        files: Path | str | Sequence[Path | str],
         between: tuple[float, float] = WHOLE,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
@@ -114,7 +114,8 @@ class Predictor:
 
         `between` are two times in seconds, outside which nothing is predicted.
         """
-        paths = list(map(Path, files))
+        names = [files] if isinstance(files, Path | str) else files
+        paths = list(map(Path, names))
         stretches = video_stretches(
             paths, self._backbone, self._engine, self._decode, between,
             progress.expect if progress else None,
