@@ -120,7 +120,9 @@ class Adaptation(NamedTuple):
         for fold, part in enumerate(held):
             places = [place[video.id] for video in part]
             fold_N[places] = fold
-            logits_2xN[:, places] = self._inner_logits(clips, fold, part)
+            logits_2xN[:, places] = self.held_out_logits(
+                clips, part, self._folder(fold)
+            )
         earlier = [
             row
             for fold in range(len(held))
@@ -139,20 +141,19 @@ class Adaptation(NamedTuple):
     def _folder(self, fold: int) -> Path:
         return self.run_dir / "inner" / f"fold-{fold}"
 
-    def _inner_logits(
-        self, clips: FeatureSet, fold: int, part: Sequence[Video]
+    def held_out_logits(
+        self, clips: FeatureSet, part: Sequence[Video], folder: Path
     ) -> Float64[np.ndarray, "2 N"]:
-        """Logits of a fold, and of its peaks, by the network of the others.
+        """Logits of a part of the clips, and of its peaks, by a network of all others.
 
-        Adapts that network unless they are kept.
+        Adapts that network, or goes on, unless logits.csv in `folder` has them.
         """
-        folder = self._folder(fold)
         path = folder / "logits.csv"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             inside = {video.id for video in part}
             others = [video for video in clips.videos if video.id not in inside]
-            phase = Phase(f"inner fold {fold}")
+            phase = Phase(f"inner {folder.name}")
             adapted = self._train(clips.part(others), folder, phase)
             head, params = Detector(READ_OUT), read_out(adapted)
             held = self._features(adapted.network, part, folder)
