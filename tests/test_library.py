@@ -20,11 +20,11 @@ from vd.predict.predictor import load
 ROOT = Path(__file__).parent.parent
 UNNEEDED = (
     "scipy", "sklearn", "matplotlib", "tensorflow_datasets", "array_record", "grain", "orbax",
-    "tensorboardX", "faiss", "jinja2",
+    "tensorboardX", "faiss",
 )  # fmt: skip
 SCRIPT = """
 import sys, vd
-for prediction in vd.load(sys.argv[1]).predict(sys.argv[2:]):
+for prediction in vd.load(sys.argv[1]).predict(sys.argv[2]):
     print(prediction.probability)
 """
 LISTED = """

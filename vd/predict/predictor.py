@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from vd.config import PRETRAINED, Config, DecodeConfig, EngineName, EventConfig
 from vd.console import result_of
 from vd.data.clock import FRAMES_PER_SECOND
-from vd.data.decode import WHOLE
+from vd.data.decode import WHOLE, FrameSettings
 from vd.errors import VdError
 from vd.evaluation.restore import (
     Restored,
@@ -29,6 +29,7 @@ from vd.features.sampling import window_length
 from vd.files import read_csv
 from vd.metrics.calibration import Calibration
 from vd.predict.hysteresis import EventRules
+from vd.predict.live import LiveSource, LiveStream, Pipeline
 from vd.predict.recording import Prediction, Recording
 from vd.predict.windows import Cutter, Features
 from vd.training.run_folder import read_config, read_settings
@@ -110,7 +111,7 @@ class Predictor:
 
     def predict(
         self,
-        files: Sequence[Path | str],
+        files: Path | str | Sequence[Path | str],
         between: tuple[float, float] = WHOLE,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
@@ -118,7 +119,8 @@ class Predictor:
 
         `between` are two times in seconds, outside which nothing is predicted.
         """
-        paths = list(map(Path, files))
+        names = [files] if isinstance(files, Path | str) else files
+        paths = list(map(Path, names))
         stretches = video_stretches(
             paths, self._backbone, self._engine, self._decode, between,
             progress.expect if progress else None,
@@ -131,6 +133,29 @@ class Predictor:
                     progress.reach(index, float(stretch.seconds_F[-1]) - between[0])
                 if stretch.outcome is not None:
                     yield recording.finish(paths[index], stretch.outcome, between)
+
+    def stream(self, source: str = "stream") -> LiveStream:
+        """A stream to push frames into; `source` is its name in the records."""
+        return LiveStream(self.pipeline(), self.live_source(source), self.frames)
+
+    @property
+    def frames(self) -> FrameSettings:
+        """The frames that the backbone takes of a video."""
+        return self._backbone.frames
+
+    def pipeline(self) -> Pipeline:
+        """The backbone and the head, for streams."""
+        return Pipeline(self._engine, self._probabilities)
+
+    def live_source(self, name: str) -> LiveSource:
+        """A stream that begins."""
+        frames, plan = self._restored.config.model.clip_frames, self.plan
+        return LiveSource(name, frames, plan.window_seconds, plan.rules)
+
+    def _probabilities(self, windows: Sequence[Features]) -> Float64[np.ndarray, " N"]:
+        """Probability of violence in windows."""
+        logit_N = self._score([features_LxD] for features_LxD in windows)
+        return self._restored.calibration.probability(logit_N)
 
     def _recording(self) -> Recording:
         """A file that begins."""
