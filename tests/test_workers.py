@@ -342,6 +342,15 @@ def test_without_confirmation_a_video_gives_what_came(decode_stopping, long):
 
 
 @pytest.mark.slow
+def test_without_confirmation_a_slow_decoder_is_no_timeout(slow):
+    pieces = list(decode([slow], 1, deadline_seconds=2, confirm=False))
+    assert outcomes(pieces) == [("used", "")]
+    assert outcomes(decode([slow], 1, deadline_seconds=2)) == [
+        ("quarantined", "timeout")
+    ]
+
+
+@pytest.mark.slow
 @needs_proc
 def test_a_slow_consumer_is_no_timeout_and_few_stretches_wait_for_it(long):
     ended, most = [], 0

@@ -397,9 +397,6 @@ class Predict:
         files = find_files(self.sources)
         run_dir = self.checkpoint_dir or PRETRAINED
         read_config(run_dir)  # before anything slow is imported
-        if not any(map(os.path.exists, files)):
-            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            raise VdError(f"{files[0]}{more} not found; name one or more video files.")
         if self.checkpoint_dir is None:
             card = PRETRAINED / "MODEL_CARD.md"
             say(f"detector: the one that comes with vd, described in {card}")

@@ -98,7 +98,8 @@ class DecodeConfig(Settings):
     """How videos are decoded; touches no number of a video that decodes."""
 
     decode_timeout_seconds: Positive = 30.0
-    """Deadline of decoding up to 30 s of one video, in seconds."""
+    """Deadline of decoding up to 30 s of one video, in seconds; of a file that is predicted:
+    for a decoder that gives no frame."""
     decode_workers: Processes | None = None
     """Decoding processes; None: one a core."""
     retry_quarantined: bool = False

@@ -194,9 +194,10 @@ def decode_videos(
     A video whose decoding misses the pool's deadline (timeout) or crashes (corrupt-frames) is
     decoded once more. If both passes end at the same frame and gave at least half of the
     expected ones, it is partial, else quarantined. So the outcome does not depend on the
-    machine's load. Without `confirm` what was handed over counts, and only a crash is tried
-    again. `between` are the seconds whose frames are kept; decoding stops after them. Raises
-    `VdError` if decoded frames cannot be stored.
+    machine's load. Without `confirm` what was handed over counts, only a crash is tried
+    again, and the deadline is for a decoder that gives no frame. `between` are the seconds
+    whose frames are kept; decoding stops after them. Raises `VdError` if decoded frames
+    cannot be stored.
     """
     ahead = _AHEAD if keep_images else _AHEAD_WITHOUT_IMAGES
     videos = (
@@ -246,6 +247,7 @@ class _Video:
         self._records: list[np.ndarray] = []  # of each stretch of this pass
         # it may begin just before a tick, which counts in full
         self._left = pool.deadline_seconds + _LONGEST_TICK
+        self._size = 0  # of its records when they were last looked at
         options = pool.stretch_seconds, self._name, self.keep_images, self.between
         self.future = pool.schedule(_decode, self.path, pool.settings, *options)
 
@@ -261,10 +263,15 @@ class _Video:
         yield Decoded(self.index, *self._rest, self.outcome)
 
     def tick(self, seconds: float) -> None:
-        """Count the time of a stretch that is not complete; cancel when it is over."""
+        """Count the time of a stretch that is not complete; cancel when it is over.
+
+        Without confirmation it is the time without a frame, so that a slow decoder goes on.
+        """
         self._drop_unwanted()
         if not self._is_waiting():
             self._left -= seconds
+            if not self.confirm and self._has_grown():
+                self._left = self.pool.deadline_seconds
             if self._left < 0:
                 self.future.cancel()  # Pebble ends its process
 
@@ -327,6 +334,14 @@ class _Video:
     def _file(self, ending: str) -> Path:
         """A file of the stretch that a worker decodes, or that is complete."""
         return Path(f"{self._name}.{len(self._records)}.{ending}")
+
+    def _has_grown(self) -> bool:
+        """Whether the stretch under way has more frames than when this was asked before."""
+        before, size = self._size, self._size
+        with contextlib.suppress(FileNotFoundError):  # complete meanwhile
+            size = self._file("frames.part").stat().st_size
+        self._size = size
+        return size != before
 
     def _is_waiting(self) -> bool:
         """Whether a complete stretch waits for the consumer."""

@@ -37,12 +37,16 @@ from vd.training.run_folder import read_config, read_settings
 _END_SHARE = 2 / 3  # of the threshold, under which an event closes
 
 
-def load(run_dir: Path | str = PRETRAINED, engine: EngineName = "auto") -> "Predictor":
+def load(
+    run_dir: Path | str = PRETRAINED,
+    engine: EngineName = "auto",
+    events: EventConfig = EventConfig(),  # noqa: B008  # immutable
+) -> "Predictor":
     """The detector of a finished run, or the one that comes with vd; `vd.load` is the same.
 
     Raises `VdError` when training has not ended or a file of the run is missing.
     """
-    predictor = Predictor(Path(run_dir), engine)
+    predictor = Predictor(Path(run_dir), engine, events=events)
     predictor.wait()
     return predictor
 
