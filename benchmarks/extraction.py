@@ -13,6 +13,8 @@ view, through the float32 network. The peers:
   cores, OpenCV, the same frames and views, the same network in torch channels-last; on
   a GPU, where there is one, in bfloat16
 - float32: here `ours` is the 8-bit network (`--feature-preset fast`), theirs the float one
+- default: here `ours` is the network of the detector in the box, motion at 160 pixels, theirs
+  the default preset, RGB, motion and square at 224; `default_torch`: theirs, against torch
 
 Each line has `idle`, the share of the cores' time in which ours computed nothing.
 """
@@ -32,7 +34,14 @@ import numpy as np
 import tyro
 
 from benchmarks.backbone import batched, torch_peer
-from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig, usable_cores
+from vd.config import (
+    PRETRAINED,
+    BackboneConfig,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    usable_cores,
+)
 from vd.data.catalog import identify
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video, read_manifest
@@ -43,6 +52,7 @@ from vd.features.engines import Engine, make_engine
 from vd.features.extract import extract
 
 FLOATS = BackboneConfig("fast", "efficientnet-lite0")
+BOX = BackboneConfig(backbone=str(PRETRAINED / "backbone.npz"))
 BATCH, GPU_BATCH = 8, 64  # of the torch network: its best (benchmarks/backbone.py)
 
 
@@ -109,6 +119,8 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
         runs = {
             "ours": lambda: run_ours(videos, dataset_path, FLOATS),
             "fast": lambda: run_ours(videos, dataset_path, BackboneConfig("fast")),
+            "default": lambda: run_ours(videos, dataset_path, BackboneConfig()),
+            "box": lambda: run_ours(videos, dataset_path, BOX),
             "free": lambda: run_free(videos, dataset_path),
             "backbone_only": backbone_only(paths, backbone, engine),
             "decode_only": lambda: decode_only(paths, backbone),
@@ -126,12 +138,18 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
                     idle.append(1 - used / (times[name][-1] * usable_cores()))
     rates = {name: len(videos) / median(taken) for name, taken in times.items()}
     rates["both_bound"] = 1 / (1 / rates["backbone_only"] + 1 / rates["decode_only"])
-    fast, free_rate, ours = (rates.pop(name) for name in ("fast", "free", "ours"))
+    names = "fast", "default", "box", "free", "ours"
+    fast, default, box, free_rate, ours = (rates.pop(name) for name in names)
     pairs = [
         (name, free_rate if name == "decode_only" else ours, rate)
         for name, rate in rates.items()
     ]
-    for name, mine, theirs in [*pairs, ("float32", fast, ours)]:
+    pairs += [
+        ("float32", fast, ours),
+        ("default", box, default),
+        ("default_torch", default, rates["torch_dataloader"]),
+    ]
+    for name, mine, theirs in pairs:
         line = {
             "benchmark": "extraction",
             "peer": name,

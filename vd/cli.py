@@ -33,6 +33,7 @@ from vd.config import (
     EngineName,
     EventConfig,
     ExecutorConfig,
+    OutputConfig,
     RunConfig,
     Settings,
     SplitConfig,
@@ -273,8 +274,8 @@ class Evaluate:
     cache_dir: Path | None = None
     """Where the features have moved, if they have."""
     on: Path | None = None
-    """Another data set, all of it, with the run's threshold; clips that the run was trained
-    or validated on, by content or group, are left out."""
+    """Another data set, all of it, with the run's threshold; clips that the run or its
+    backbone was trained or validated on, by content or group, are left out."""
     name: str | None = None
     """Name of the files of --on; None: that of the data set."""
     positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -383,10 +384,8 @@ class Predict:
     """Where to stop."""
     duration: str | None = None
     """How much to predict from --start-time on, in place of --end-time."""
-    out: Path | None = None
-    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
-    file timeline.png, events.vtt and a page with the video."""
     events: EventConfig = field(default_factory=EventConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __call__(self) -> int:
@@ -411,13 +410,14 @@ class Predict:
         predictor = Predictor(run_dir, self.engine, self.decode, self.events)
         say(f"events: {predictor.plan}")
         with (
-            outputs(self.out, files, predictor.plan.rules) as written,
+            outputs(self.output, files, predictor.plan.rules, between) as written,
             track_media("predicting") as ticker,
         ):
             predictions = predictor.predict(files, between, ticker)
             for name, prediction in zip(files, predictions, strict=True):
                 failed |= prediction.probability is None
                 report(name, prediction)
+                ticker.make_room()
                 print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
                 if written:
                     written.add(name, prediction)

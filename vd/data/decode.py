@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,33 @@ def _grid(fps: float) -> float:
     """A rate, exact if it is one of television's: FLV gives 29.9697 for 30 / 1.001."""
     exact = round(fps * 1.001) / 1.001
     return exact if abs(exact / fps - 1) < 1e-4 else fps
+
+
+class FrameFeed:
+    """Takes frames as they come, and hands the streams of kept ones to a sink.
+
+    Times and kept frames are those that `decode` gives a file with the same frames.
+    """
+
+    def __init__(
+        self, settings: FrameSettings, sink: Sink, time_base: Fraction, rate: float
+    ) -> None:
+        """Stamps count in `time_base` seconds; `rate` is that until the stamps show it."""
+        self._keeper = _Keeper(settings, sink, images=True, between=WHOLE)
+        self._keeper.grid = _grid(rate) if time_base > _COARSE else 0.0
+        self._clock = Clock[_Picture](time_base, rate, hold=_Picture.sizes)
+
+    def add(self, frame: av.VideoFrame, stamp: int | None) -> None:
+        """Take the next frame."""
+        picture = _Picture(frame, self._keeper.convert)
+        for timed in self._clock.add(picture, stamp):
+            self._keeper.see(timed)
+
+    def finish(self) -> None:
+        """No frame follows: hand over what waits for one."""
+        for timed in self._clock.finish():
+            self._keeper.see(timed)
+        self._keeper.finish()
 
 
 class _Picture:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float16, Float64
+from jaxtyping import Bool, Float16, Float64, UInt8
 from rich.filesize import decimal
 
 from vd.config import Config, DecodeConfig, ExecutorConfig
@@ -280,14 +280,24 @@ def _run_views(
     features_V = []
     for view in views:
         images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
-        features = engine(images)
-        largest = np.abs(features).max(initial=0.0)
-        if largest and not _FLOAT16.smallest_subnormal <= largest <= _FLOAT16.max:
-            raise VdError(
-                f"the backbone gives values of up to {largest:.2g} for {path}, which float16 "
-                "cannot hold; scale its output, check --backbone-mean and --backbone-std, or "
-                "leave that video out."
-            )
-        stored = features.astype(np.float16)
-        features_V.append(stored.reshape(frames, streams, engine.dim))
+        features_NxD = image_features(images, engine, str(path))
+        features_V.append(features_NxD.reshape(frames, streams, engine.dim))
     return Part(np.stack(features_V), piece.seconds)
+
+
+def image_features(
+    images_NxHxWx3: UInt8[np.ndarray, "N H W 3"], engine: Engine, source: str
+) -> Float16[np.ndarray, "N D"]:
+    """Features of images as they are stored and scored.
+
+    Raises `VdError`, with the source, when the values do not fit into float16.
+    """
+    features_NxD = engine(images_NxHxWx3)
+    largest = np.abs(features_NxD).max(initial=0.0)
+    if largest and not _FLOAT16.smallest_subnormal <= largest <= _FLOAT16.max:
+        raise VdError(
+            f"the backbone gives values of up to {largest:.2g} for {source}, which float16 "
+            "cannot hold; scale its output, check --backbone-mean and --backbone-std, or "
+            "leave that video out."
+        )
+    return features_NxD.astype(np.float16)

@@ -12,7 +12,8 @@ from jaxtyping import Float64
 
 from vd.config import PRETRAINED, Config, DecodeConfig, EngineName, EventConfig
 from vd.console import result_of
-from vd.data.decode import WHOLE
+from vd.data.clock import FRAMES_PER_SECOND
+from vd.data.decode import WHOLE, FrameSettings
 from vd.errors import VdError
 from vd.evaluation.restore import (
     Restored,
@@ -28,6 +29,7 @@ from vd.features.sampling import window_length
 from vd.files import read_csv
 from vd.metrics.calibration import Calibration
 from vd.predict.hysteresis import EventRules
+from vd.predict.live import LiveSource, LiveStream, Pipeline
 from vd.predict.recording import Prediction, Recording
 from vd.predict.windows import Cutter, Features
 from vd.training.run_folder import read_config, read_settings
@@ -128,6 +130,29 @@ class Predictor:
                 if stretch.outcome is not None:
                     yield recording.finish(paths[index], stretch.outcome, between)
 
+    def stream(self, source: str = "stream") -> LiveStream:
+        """A stream to push frames into; `source` is its name in the records."""
+        return LiveStream(self.pipeline(), self.live_source(source), self.frames)
+
+    @property
+    def frames(self) -> FrameSettings:
+        """The frames that the backbone takes of a video."""
+        return self._backbone.frames
+
+    def pipeline(self) -> Pipeline:
+        """The backbone and the head, for streams."""
+        return Pipeline(self._engine, self._probabilities)
+
+    def live_source(self, name: str) -> LiveSource:
+        """A stream that begins."""
+        frames, plan = self._restored.config.model.clip_frames, self.plan
+        return LiveSource(name, frames, plan.window_seconds, plan.rules)
+
+    def _probabilities(self, windows: Sequence[Features]) -> Float64[np.ndarray, " N"]:
+        """Probability of violence in windows."""
+        logit_N = self._score([features_LxD] for features_LxD in windows)
+        return self._restored.calibration.probability(logit_N)
+
     def _recording(self) -> Recording:
         """A file that begins."""
         plan, fitted = self.plan, self._restored.calibration
@@ -157,6 +182,12 @@ def plan_events(run_dir: Path, config: Config, events: EventConfig) -> EventPlan
     """The rules that settings and a run's calibration give; raises `VdError` for wrong ones."""
     fitted = read_calibration(run_dir)
     length = events.window_seconds or _window_seconds(run_dir, config, fitted)
+    longest = config.model.clip_frames / FRAMES_PER_SECOND
+    if length > longest:
+        raise VdError(
+            f"--window-seconds {length:g} is longer than what the detector sees at once, "
+            f"{longest:g} s; give at most that."
+        )
     if events.stride_seconds > length:
         raise VdError(
             f"--stride-seconds {events.stride_seconds:g} is longer than a window of "
@@ -218,4 +249,4 @@ def _window_seconds(run_dir: Path, config: Config, fitted: Calibration) -> float
         if row["split"] == "train" and row["outcome"] != "quarantined"
     ]
     frames = config.model.clip_frames
-    return window_length(np.array(known or [np.inf]), frames)
+    return window_length(np.array(known or [frames / FRAMES_PER_SECOND]), frames)

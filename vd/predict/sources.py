@@ -33,12 +33,15 @@ def find_files(sources: Sequence[str], listed: TextIO | None = None) -> list[str
     A source is a file; a folder, searched for videos with all its folders; a pattern with
     `*`, `?`, `[…]` and `**`; a CSV with a column `path`; a .txt with a path a line; or `-`,
     such a list on `listed`, by default standard input. Paths in a file are relative to its
-    folder. A named or listed file need not exist: its prediction says so. Raises `VdError`
-    for a source that gives no file, and for an address or a camera.
+    folder. Of several files some may be missing: their predictions say so. Raises `VdError`
+    when all are, for a source that gives no file, and for an address or a camera.
     """
     files = [file for source in sources for file in _files_of(source, listed)]
     if not files:
         raise VdError(f"vd predict was given no file; {_REMEDY}.")
+    if not any(map(os.path.lexists, files)):
+        more = f", nor does any of {len(files) - 1} others" if len(files) > 1 else ""
+        raise VdError(f"{files[0]} does not exist{more}; {_REMEDY}.")
     return files
 
 
@@ -83,7 +86,8 @@ def _files_of(source: str, listed: TextIO | None) -> Iterable[str]:
     path = Path(source)
     if source == "-":
         return _lines(listed or sys.stdin, "standard input", Path())
-    if _ADDRESS.match(source) or (_CAMERA.fullmatch(source) and not path.exists()):
+    is_camera = _CAMERA.fullmatch(source) and not path.exists()
+    if _ADDRESS.match(source) or is_camera or path.suffix.lower() == ".streams":
         raise VdError(
             f"{mask_password(source)} is a stream or a camera, and vd predict reads files "
             "only; record it into a file first, or name a file of that name as "

@@ -48,9 +48,13 @@ class Cutter:
             cuts.append(self._block())
         return cuts
 
+    def gap(self) -> list[Cut]:
+        """Nothing comes for now: the windows that are complete, and none spans what follows."""
+        return self._cut(self._sliding.finish())
+
     def finish(self) -> list[Cut]:
         """No frame follows: the windows that are complete, and the last block."""
-        cuts = self._cut(self._sliding.finish())
+        cuts = self.gap()
         if self.frames % self._clip_frames:
             cuts.append(self._block())
         return cuts

@@ -6,7 +6,7 @@ head, by `vd.training.loop.train`, and is resumed like any run.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,16 +14,18 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, UInt8
 
 from vd.config import AdaptConfig, BackboneConfig, Config, EventConfig, ModelConfig
 from vd.console import say
 from vd.data.manifest import Video
 from vd.features.backbone import find_backbone
 from vd.features.efficientnet_jax import onnx_parameters
+from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
 from vd.features.network import Network, write_network
 from vd.features.sampling import window_length
+from vd.features.seen import seen_rows
 from vd.files import read_csv, write_bytes, write_csv
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
 from vd.models.detector import Detector
@@ -39,6 +41,7 @@ from vd.training.refit import InnerFolds, inner_folds
 from vd.training.step import TrainState
 
 VARIANT = "efficientnet-lite0"
+_RANGED = 128  # images that the ranges of the 8-bit network are measured on
 READ_OUT = ModelConfig(linear_path=True, hidden_size=0, mixed_precision=False)
 
 
@@ -92,13 +95,17 @@ def adapter_plugins(settings: AdaptConfig) -> Plugins:
 
 
 class Adaptation(NamedTuple):
-    """Everything that the adaptations of a run share."""
+    """Everything that the adaptations of a run share.
+
+    `dataset` is the `contents_fingerprint` of all usable clips, whatever their split.
+    """
 
     config: Config
     settings: AdaptConfig
     run_dir: Path
     devices: Sequence[jax.Device]
     batch_size: int
+    dataset: str
 
     def with_inner_folds(self, clips: FeatureSet) -> tuple[Adapted, InnerFolds]:
         """Adapt on the other inner folds of each, then on all clips; can be continued.
@@ -181,15 +188,8 @@ class Adaptation(NamedTuple):
         """Train, or continue, to the end of the schedule."""
         plugins = adapter_plugins(self.settings)
         params = train(
-            self.config,
-            clips,
-            None,
-            folder,
-            self.devices,
-            self.batch_size,
-            plugins,
-            phase,
-        )
+            self.config, clips, None, folder, self.devices, self.batch_size, plugins, phase
+        )  # fmt: skip
         head = plugins.make_head(self.config.model)
         assert isinstance(head, Adapter)
         network = Network(
@@ -197,16 +197,21 @@ class Adaptation(NamedTuple):
             image_side(clips.dim),
             onnx_parameters(adapted_parameters(head, params)),
             streams=(self.settings.stream,),
-            seen={"trained_on": list(seen_rows(clips.videos))},
+            seen=seen_rows(clips.videos, (), self.dataset),  # the length is fixed
         )
         # as its file has it, so that all figures are of the weights that are kept
-        return Adapted(network.rounded(), *readout(params))
+        network = network.rounded()
+        ranges = measured_ranges(network, _some_images(clips))
+        network = replace(network, ranges=ranges, quantized=self.settings.int8)
+        return Adapted(network, *readout(params))
 
 
-def seen_rows(videos: Iterable[Video]) -> Iterator[dict[str, str]]:
-    """What a network's file says of the clips that it was made from."""
-    for video in videos:
-        yield {"id": video.id, "group": video.group}
+def _some_images(clips: FeatureSet) -> UInt8[np.ndarray, "N H W 3"]:
+    """One image, from the middle, of clips that lie evenly among all."""
+    side = image_side(clips.dim)
+    places = np.unique(np.linspace(0, len(clips) - 1, _RANGED).astype(int))
+    pixels = [clips.read(n, 0)[clips.frames_N[n] // 2] for n in places.tolist()]
+    return np.stack(pixels).astype(np.uint8).reshape(-1, side, side, 3)
 
 
 def read_out(adapted: Adapted) -> Params:
