@@ -20,7 +20,7 @@ from vd.predict.predictor import load
 ROOT = Path(__file__).parent.parent
 UNNEEDED = (
     "scipy", "sklearn", "matplotlib", "tensorflow_datasets", "array_record", "grain", "orbax",
-    "tensorboardX", "faiss",
+    "tensorboardX", "faiss", "jinja2",
 )  # fmt: skip
 SCRIPT = """
 import sys, vd

@@ -10,12 +10,8 @@ from vd.models.head import Params
 
 FEATURES, LENGTH = "features", "length"
 _LOWEST = np.float32(-1e30)  # a score whose softmax is 0
-_GATES = [
-    0,
-    3,
-    1,
-    2,
-]  # ONNX: input, output, forget, cell; ours: input, forget, cell, output
+# ONNX has input, output, forget, cell; ours are input, forget, cell, output
+_GATES = (0, 3, 1, 2)
 
 
 def detector_graph(graph: Graph, config: ModelConfig, params: Params, x: str) -> str:
