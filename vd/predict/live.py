@@ -32,13 +32,13 @@ class Pair(NamedTuple):
 
     images_SxHxWx3: UInt8[np.ndarray, "S H W 3"]
     seconds: float  # of the source
-    arrived: float = 0.0  # seconds of a clock that only rises
 
 
 class Lost(NamedTuple):
     """Frames are missing from here on, or have ended."""
 
     reason: str
+    is_closed: bool = False  # whether the source has to be opened again
 
 
 Item = Pair | Lost
@@ -62,7 +62,8 @@ class LiveSource:
         """Take a frame; the gap that it ends, and the windows to score, in order."""
         ended = list[Cut | Record]()
         if self._gap is not None:
-            ended, self._gap = [self._gap | {"end": seconds}], None
+            end = max(seconds, self._gap["start"])
+            ended, self._gap = [self._gap | {"end": end}], None
         self._last = seconds
         cuts = self._cutter.push(row_D, seconds, after_gap=False)
         return [*ended, *(cut for cut in cuts if cut.window)]
