@@ -105,6 +105,11 @@ class Backlog:
             self._changed.notify_all()
             return taken
 
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        with self._changed:
+            return not any(self._waiting)
+
     def close(self) -> None:
         """Let nobody wait any more."""
         with self._changed:

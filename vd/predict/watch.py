@@ -20,7 +20,7 @@ from vd.predict.readers import (
 )
 from vd.predict.sources import mask_password
 
-_ROUND = 16  # pairs that go through the backbone together
+_SCORE_SECONDS = 0.5  # windows wait so long for others while pairs wait, too
 _STATUS_SECONDS = 10.0
 _CLOSING_SECONDS = 1.0  # for the readers that do not wait
 
@@ -69,6 +69,7 @@ class _Source:
     began: float | None = None  # Unix time of its second 0
     seconds: float = 0.0  # of the last frame that was scored
     frames: int = 0
+    is_told: bool = False  # whether it was said that pairs are dropped
     lag: float = 0.0  # the longest since the last status
 
     def status(self, dropped: int) -> Record:
@@ -95,6 +96,11 @@ class _Watcher:
             _Source(predictor.live_source(mask_password(address)))
             for address in addresses
         ]
+        # Few pairs at a time: where the backbone is behind, holes between them are short.
+        filling = -(-self._pipeline.batch // len(predictor.frames.streams))
+        self._round = max(len(addresses), filling)
+        self._unscored = list[Taken]()  # pairs
+        self._scored = time.monotonic()
         self._every = status_seconds
         self._due = time.monotonic() + status_seconds
 
@@ -103,11 +109,12 @@ class _Watcher:
         try:
             while time.monotonic() < until and not self._all_ended():
                 check_interrupt()
-                taken = self.backlog.take(_ROUND, SLICE_SECONDS)
+                taken = self.backlog.take(self._round, SLICE_SECONDS)
                 yield from self._process(taken)
                 if time.monotonic() >= self._due:
                     self._due = time.monotonic() + self._every
                     yield from map(self._status, range(len(self._sources)))
+                    self._say_drops()
         except KeyboardInterrupt:
             with holding_interrupts():
                 rest = self._finish()
@@ -121,6 +128,17 @@ class _Watcher:
     def _status(self, number: int) -> Record:
         return self._sources[number].status(self.backlog.dropped[number])
 
+    def _say_drops(self) -> None:
+        """Say once of a source that not all of it is seen."""
+        for source, dropped in zip(self._sources, self.backlog.dropped, strict=True):
+            if dropped and not source.is_told:
+                source.is_told = True
+                say(
+                    f"{source.live.name}: {dropped} of {source.frames + dropped} image pairs "
+                    "are dropped so far, because the backbone is too slow; give it fewer "
+                    "streams, a run of --feature-preset fast, or more cores"
+                )
+
     def _finish(self) -> list[Record]:
         """The ends of all events under way, and the last states."""
         left = [source for source in self._sources if source.state != "ended"]
@@ -128,7 +146,7 @@ class _Watcher:
         return [record for record in records if record["type"] != "gap"]
 
     def _process(self, taken: Sequence[Taken]) -> list[Record]:
-        """Run what was taken through the pipeline; the states that change."""
+        """Run what was taken through the backbone, and through the head when it is time."""
         items, changed = list[tuple[LiveSource, Item]](), dict[int, None]()
         for number, note, _ in taken:
             source = self._sources[number]
@@ -142,12 +160,22 @@ class _Watcher:
                 items.append((source.live, Lost(note.reason)))
             if self._turn(source, note):
                 changed[number] = None
-        records = self._pipeline.run(items)
-        for number, note, arrived in taken:
-            if isinstance(note, Pair):
-                source = self._sources[number]
-                source.lag = max(source.lag, time.monotonic() - arrived)
-        return records + [self._status(number) for number in changed]
+        self._pipeline.take(items)
+        self._unscored += [one for one in taken if isinstance(one.note, Pair)]
+        due = time.monotonic() - self._scored >= _SCORE_SECONDS
+        if not (changed or due or self.backlog.is_empty()):
+            return []
+        return self._score() + [self._status(number) for number in changed]
+
+    def _score(self) -> list[Record]:
+        """The records of what has been through the backbone."""
+        records = self._pipeline.score()
+        self._scored = time.monotonic()
+        for number, _, arrived in self._unscored:
+            source = self._sources[number]
+            source.lag = max(source.lag, self._scored - arrived)
+        self._unscored.clear()
+        return records
 
     def _turn(self, source: _Source, note: Lost | Connected | Ended) -> bool:
         """Take a new state of a source and say it; whether it is a new one."""
