@@ -171,7 +171,8 @@ def test_sources_are_lists_patterns_and_standard_input(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["rtsp://me:secret@h/1"], "rtsp://me:***@h/1 is a stream or a camera"),
+        (["a.mp4", "rtsp://me:secret@h/1"], "a file and rtsp://me:***@h/1 a stream"),
+        (["rtsp://me:secret@h/1", "--out", "out"], "--out are for files"),
         (["a.mp4", "--end-time", "x"], "--end-time 'x' is no time"),
         (["missing.mp4"], "missing.mp4 does not exist"),
         ([".", "--window-seconds", "5"], "is longer than what the detector sees"),

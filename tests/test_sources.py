@@ -1,4 +1,4 @@
-"""What `vd predict` was given: paths, folders, patterns, lists, times; streams are refused."""
+"""What `vd predict` was given: paths, folders, patterns, lists, times; or streams."""
 
 import io
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 
 from vd.errors import VdError
-from vd.predict.sources import find_files, mask_password, parse_between
+from vd.predict.sources import find_files, find_streams, mask_password, parse_between
 
 
 @pytest.fixture
@@ -60,11 +60,7 @@ def test_lists_name_files_relative_to_their_folder(folder):
         ("no.mp4", "no.mp4 does not exist"),
         ("other.csv", "no column path"),
         ("nothing.txt", "lists no file"),
-        ("0", "0 is a stream or a camera"),
-        ("all.streams", "all.streams is a stream"),
-        ("rtsp://h/1", "rtsp://h/1 is a stream or a camera"),
-        ("rtsp://u:secret@h:554/1", r"rtsp://u:\*\*\*@h:554/1 is a stream"),
-        ("streams.txt", r"rtsp://u:\*\*\*@h is a stream"),
+        ("streams.txt", r"rtsp://u:\*\*\*@h is a stream in a list of files"),
     ],
 )
 def test_what_gives_no_file_is_one_sentence(folder, source, reason):
@@ -78,9 +74,38 @@ def test_what_gives_no_file_is_one_sentence(folder, source, reason):
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_whose_name_is_a_number_is_no_camera(folder):
-    (folder / "0").touch()
-    assert find_files(["0"]) == ["0"]
+def test_streams_are_addresses_cameras_and_lists_of_them(folder):
+    lines = "# doors\nrtsp://u:p@h/1\n\n0\n"
+    (folder / "cameras.streams").write_text(lines)
+    named = ["udp://@239.0.0.1:5000", "cameras.streams", "12"]
+    assert find_streams(named) == [named[0], "rtsp://u:p@h/1", "0", "12"]
+    assert find_streams(["a.mp4", "sub", "*.mp4", "-"]) == []
+    (folder / "0").touch()  # no camera then
+    assert (find_streams(["0"]), find_files(["0"])) == ([], ["0"])
+
+
+@pytest.mark.parametrize(
+    ("sources", "reason"),
+    [
+        (
+            ["a.mp4", "rtsp://u:secret@h"],
+            r"a\.mp4 is a file and rtsp://u:\*\*\*@h a stream",
+        ),
+        (
+            ["ftp://u:secret@h/x"],
+            r"ftp://u:\*\*\*@h/x is no address of a stream; give one",
+        ),
+        (["no.streams"], r"no\.streams does not exist"),
+        (["empty.streams"], r"empty\.streams names no stream"),
+        (["files.streams"], r"the line 'a\.mp4', which is neither an address nor"),
+    ],
+)
+def test_what_is_no_stream_is_one_sentence(folder, sources, reason):
+    (folder / "empty.streams").write_text("# nothing\n")
+    (folder / "files.streams").write_text("a.mp4\n")
+    with pytest.raises(VdError, match=reason) as raised:
+        find_streams(sources)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from vd.config import (
     EngineName,
     EventConfig,
     ExecutorConfig,
+    LiveConfig,
     OutputConfig,
     RunConfig,
     Settings,
@@ -46,6 +48,7 @@ from vd.training.distributed import LOST, end, processes
 if TYPE_CHECKING:
     from vd.models.head import Head
     from vd.models.plugins import Plugins
+    from vd.predict.predictor import Predictor
 
 _FLAT = (tyro.conf.OmitArgPrefixes,)
 _FORMER_FLAGS = (
@@ -367,13 +370,14 @@ class Report(Settings):
 
 @dataclass(frozen=True)
 class Predict:
-    """Violence over time in video files: a JSON line each on standard output."""
+    """Violence over time in video files and streams: JSON lines on standard output."""
 
     sources: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE ...")]
     ]
     """Video files, folders, quoted patterns ("**/*.mp4"), a .csv with a column path, a .txt
-    with a path a line, or - for such a list on standard input."""
+    with a path a line, or - for such a list on standard input. Or streams: addresses (rtsp://
+    rtmp:// udp:// http://), numbers of cameras, a .streams with an address a line."""
     checkpoint_dir: Path | None = None
     """The run folder; None: the detector that comes with vd."""
     engine: EngineName = "auto"
@@ -383,29 +387,46 @@ class Predict:
     end_time: str | None = None
     """Where to stop."""
     duration: str | None = None
-    """How much to predict from --start-time on, in place of --end-time."""
+    """How much to predict from --start-time on, in place of --end-time; of streams from now
+    on."""
     events: EventConfig = field(default_factory=EventConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    live: LiveConfig = field(default_factory=LiveConfig)
 
     def __call__(self) -> int:
-        """Exit code 1 when some file could not be done."""
-        from vd.predict.sources import find_files, parse_between
+        """Exit code 1 when some file or stream could not be done."""
+        from vd.predict.sources import find_files, find_streams, parse_between
         from vd.training.run_folder import read_config
 
         between = parse_between(self.start_time, self.end_time, self.duration)
-        files = find_files(self.sources)
+        streams = find_streams(self.sources)
+        if streams and (self.start_time or self.end_time or self.output.out):
+            raise VdError(
+                "--start-time, --end-time and --out are for files; leave them out for "
+                "streams, whose records are the lines on standard output."
+            )
+        files = [] if streams else find_files(self.sources)
         run_dir = self.checkpoint_dir or PRETRAINED
         read_config(run_dir)  # before anything slow is imported
         if self.checkpoint_dir is None:
             card = PRETRAINED / "MODEL_CARD.md"
             say(f"detector: the one that comes with vd, described in {card}")
-        from vd.predict.outputs import outputs, report
         from vd.predict.predictor import Predictor
 
-        failed = False
         predictor = Predictor(run_dir, self.engine, self.decode, self.events)
         say(f"events: {predictor.plan}")
+        if streams:
+            return self._watch(streams, predictor, between[1])
+        return self._predict(files, predictor, between)
+
+    def _predict(
+        self, files: list[str], predictor: "Predictor", between: tuple[float, float]
+    ) -> int:
+        """Predict files."""
+        from vd.predict.outputs import outputs, report
+
+        failed = False
         with (
             outputs(self.output, files, predictor.plan.rules, between) as written,
             track_media("predicting") as ticker,
@@ -418,6 +439,18 @@ class Predict:
                 print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
                 if written:
                     written.add(name, prediction)
+        return SOME_FAILED if failed else 0
+
+    def _watch(self, streams: list[str], predictor: "Predictor", seconds: float) -> int:
+        """Watch streams for so long; failed is one that has ended and gave no frame."""
+        from vd.predict.watch import watch
+
+        failed = False
+        with closing(watch(streams, predictor, self.live, seconds)) as records:
+            for record in records:
+                ended = record["type"] == "status" and record["state"] == "ended"
+                failed |= ended and not record["frames"]
+                print(json.dumps(record), flush=True)
         return SOME_FAILED if failed else 0
 
 

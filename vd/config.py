@@ -198,6 +198,18 @@ class OutputConfig(Settings):
 
 
 @dataclass(frozen=True)
+class LiveConfig(Settings):
+    """How addresses and cameras are read."""
+
+    reconnect_seconds: Annotated[float, Between(0, 1e6)] = 10.0
+    """Seconds until a lost stream or camera is opened again."""
+    reconnect_attempts: Annotated[int, Between(0, 1_000_000)] | None = None
+    """How often in a row that is tried; None: until it succeeds."""
+    read_timeout_seconds: Annotated[float, Between(0.1, 1e6)] = 10.0
+    """A stream that gives nothing for so many seconds is lost."""
+
+
+@dataclass(frozen=True)
 class ModelConfig(Settings):
     """Projection, bidirectional LSTM, attention pooling, one logit; or a linear path."""
 

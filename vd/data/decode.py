@@ -144,7 +144,7 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     if header.reason:
         return replace(header, frames=0)
     keeper.sink.header(header)
-    if not _open_decoder(stream):
+    if not open_decoder(stream):
         return replace(header, reason="corrupt-frames", frames=0)
     reader = _Reader(container, stream)
     clock = Clock(stream.time_base, header.fps, hold=_Picture.sizes)
@@ -190,7 +190,7 @@ def _until_now(header: Outcome, reach: float) -> Outcome:
     return replace(header, frames=0, duration=min(header.duration or reach, reach))
 
 
-def _open_decoder(stream: Any) -> bool:
+def open_decoder(stream: Any) -> bool:
     """Whether the decoder of a stream can be opened."""
     stream.thread_type = "NONE"  # processes are the parallelism
     context = stream.codec_context

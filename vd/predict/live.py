@@ -32,13 +32,13 @@ class Pair(NamedTuple):
 
     images_SxHxWx3: UInt8[np.ndarray, "S H W 3"]
     seconds: float  # of the source
-    arrived: float = 0.0  # seconds of a clock that only rises
 
 
 class Lost(NamedTuple):
     """Frames are missing from here on, or have ended."""
 
     reason: str
+    is_closed: bool = False  # whether the source has to be opened again
 
 
 Item = Pair | Lost
@@ -62,7 +62,8 @@ class LiveSource:
         """Take a frame; the gap that it ends, and the windows to score, in order."""
         ended = list[Cut | Record]()
         if self._gap is not None:
-            ended, self._gap = [self._gap | {"end": seconds}], None
+            end = max(seconds, self._gap["start"])
+            ended, self._gap = [self._gap | {"end": end}], None
         self._last = seconds
         cuts = self._cutter.push(row_D, seconds, after_gap=False)
         return [*ended, *(cut for cut in cuts if cut.window)]
@@ -99,22 +100,29 @@ class Pipeline:
 
     def __init__(self, engine: Engine, probabilities: Probabilities) -> None:
         self._engine, self._probabilities = engine, probabilities
+        self.batch = engine.batch  # images that it takes at a time
+        self._steps = list[tuple[LiveSource, Cut | Record]]()  # to score, and gaps
 
     def run(self, items: Sequence[tuple[LiveSource, Item]]) -> list[Record]:
         """Take what has come, each source's in order; the records that this gives."""
+        self.take(items)
+        return self.score()
+
+    def take(self, items: Sequence[tuple[LiveSource, Item]]) -> None:
+        """Compute the features of what has come, each source's in order."""
         rows = iter(self._rows(items))
-        steps = [
-            (source, step)
-            for source, item in items
-            for step in (
-                source.push(next(rows), item.seconds)
-                if isinstance(item, Pair)
-                else source.lose(item.reason)
-            )
-        ]
-        cuts = [step.features_LxD for _, step in steps if isinstance(step, Cut)]
+        for source, item in items:
+            if isinstance(item, Pair):
+                steps = source.push(next(rows), item.seconds)
+            else:
+                steps = source.lose(item.reason)
+            self._steps += [(source, step) for step in steps]
+
+    def score(self) -> list[Record]:
+        """The records of all that was taken since the last time."""
+        cuts = [step.features_LxD for _, step in self._steps if isinstance(step, Cut)]
         probabilities = iter(self._probabilities(cuts).tolist() if cuts else ())
-        records = list[Record]()
+        records, steps, self._steps = list[Record](), self._steps, []
         for source, step in steps:
             if isinstance(step, Cut):
                 assert step.window is not None

@@ -144,7 +144,8 @@ class Predictor:
         return self._backbone.frames
 
     def pipeline(self) -> Pipeline:
-        """The backbone and the head, for streams."""
+        """The backbone and the head, for streams; compiled, so that no frame waits for it."""
+        self._probabilities([np.zeros((1, self._restored.dim), np.float16)])
         return Pipeline(self._engine, self._probabilities)
 
     def live_source(self, name: str) -> LiveSource:

@@ -1,4 +1,4 @@
-"""What `vd predict` was given, as a list of files: paths, folders, patterns, lists.
+"""What `vd predict` was given, as a list of files or of streams.
 
 Nothing is opened but lists, so that a mistake is told before anything slow.
 """
@@ -20,6 +20,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # of USER:PASSWORD@, where a port is no password; and in the query that some cameras take
 _PASSWORD = re.compile(r"(?<=://)([^/?#@:\s]*):(?!\d+(?:[/?#]|$))\S*(?=@)")
 _QUERY = re.compile(r"\b(pass\w*|pwd|token|key)=[^&\s]*", re.IGNORECASE)
+_STREAMS = "rtsp", "rtsps", "rtmp", "rtmps", "udp", "tcp", "srt", "http", "https"
 _CAMERA = re.compile(r"\d+")
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
 _REMEDY = (
@@ -34,7 +35,7 @@ def find_files(sources: Sequence[str], listed: TextIO | None = None) -> list[str
     `*`, `?`, `[…]` and `**`; a CSV with a column `path`; a .txt with a path a line; or `-`,
     such a list on `listed`, by default standard input. Paths in a file are relative to its
     folder. Of several files some may be missing: their predictions say so. Raises `VdError`
-    when all are, for a source that gives no file, and for an address or a camera.
+    when all are, for a source that gives no file, and for an address in a list.
     """
     files = [file for source in sources for file in _files_of(source, listed)]
     if not files:
@@ -43,6 +44,65 @@ def find_files(sources: Sequence[str], listed: TextIO | None = None) -> list[str
         more = f", nor does any of {len(files) - 1} others" if len(files) > 1 else ""
         raise VdError(f"{files[0]} does not exist{more}; {_REMEDY}.")
     return files
+
+
+def find_streams(sources: Sequence[str]) -> list[str]:
+    """The addresses and numbers of cameras that the sources name; none where all are files.
+
+    A source is an address, the number of a camera, or a .streams file with one of these a
+    line (# begins a comment). Raises `VdError` for files among streams, for a scheme that
+    is none of a stream, and for a .streams file that names none.
+    """
+    streams, files = list[str](), list[str]()
+    for source in sources:
+        if Path(source).suffix.lower() == ".streams" and not _ADDRESS.match(source):
+            streams += _listed_streams(Path(source))
+        elif _is_stream(source):
+            streams.append(_stream(source))
+        else:
+            files.append(source)
+    if streams and files:
+        raise VdError(
+            f"{files[0]} is a file and {mask_password(streams[0])} a stream, which does not "
+            "end; predict files and streams by commands of their own."
+        )
+    return streams
+
+
+def _is_stream(source: str) -> bool:
+    """Whether a source is an address or a camera; a file of that name comes first."""
+    return bool(_ADDRESS.match(source)) or (
+        bool(_CAMERA.fullmatch(source)) and not Path(source).exists()
+    )
+
+
+def _stream(source: str) -> str:
+    """An address whose scheme is one of a stream's, or the number of a camera."""
+    scheme, found, _ = source.partition("://")
+    if found and scheme.lower() not in _STREAMS:
+        raise VdError(
+            f"{mask_password(source)} is no address of a stream; give one that begins with "
+            f"{', '.join(_STREAMS)} and ://, or the path of a file."
+        )
+    return source
+
+
+def _listed_streams(path: Path) -> list[str]:
+    """The streams of a .streams file."""
+    if not path.is_file():
+        raise VdError(f"{path} does not exist; name a file with an address a line.")
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    named = [line.strip() for line in lines if line.strip()]
+    named = [line for line in named if not line.startswith("#")]
+    for line in named:
+        if not (_ADDRESS.match(line) or _CAMERA.fullmatch(line)):
+            raise VdError(
+                f"{path} has the line {line!r}, which is neither an address nor the number of "
+                "a camera; put files into a .txt list."
+            )
+    if not named:
+        raise VdError(f"{path} names no stream; write an address into each line.")
+    return [_stream(line) for line in named]
 
 
 def mask_password(text: str) -> str:
@@ -86,13 +146,6 @@ def _files_of(source: str, listed: TextIO | None) -> Iterable[str]:
     path = Path(source)
     if source == "-":
         return _lines(listed or sys.stdin, "standard input", Path())
-    is_camera = _CAMERA.fullmatch(source) and not path.exists()
-    if _ADDRESS.match(source) or is_camera or path.suffix.lower() == ".streams":
-        raise VdError(
-            f"{mask_password(source)} is a stream or a camera, and vd predict reads files "
-            "only; record it into a file first, or name a file of that name as "
-            "./NAME."
-        )
     if path.is_dir():
         return _videos_below(path)
     if not path.exists() and glob.has_magic(source):
@@ -153,7 +206,7 @@ def _in_folder(line: str, folder: Path) -> str:
     """A listed path as the command would have to name it."""
     if _ADDRESS.match(line):
         raise VdError(
-            f"{mask_password(line)} is a stream, and vd predict reads files only; take it "
-            "from the list."
+            f"{mask_password(line)} is a stream in a list of files; put streams into a "
+            ".streams file."
         )
     return line if folder == Path() else str(folder / line)
