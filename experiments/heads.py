@@ -159,6 +159,19 @@ def load(dataset_path: Path, cache_dir: Path) -> tuple[list[Video], "FeatureSet"
 def start(
     lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet"
 ) -> None:
+    """`start_lines`; lines of a setting with other values than here are an error too."""
+    for (setting, *_), line in start_lines(lines, dataset, videos, data).lines.items():
+        known = SETTINGS.get(setting)
+        if known is None or line["settings"] != asdict(known):
+            raise VdError(
+                f"{lines} has the setting {setting} with values that are not those of this "
+                "script; delete its lines, and it is run again."
+            )
+
+
+def start_lines(
+    lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet"
+) -> Results:
     """Write the data set's line, or check it: other clips or features are an error."""
     outer_of = folds(videos, OUTER, SPLIT_SEED)
     groups = sorted({video.group or video.id for video in videos})
@@ -179,13 +192,7 @@ def start(
             f"{lines} has lines of other clips, groups or features named {dataset}; name "
             "another file with --lines."
         )
-    for (setting, *_), line in results.lines.items():
-        known = SETTINGS.get(setting)
-        if known is None or line["settings"] != asdict(known):
-            raise VdError(
-                f"{lines} has the setting {setting} with values that are not those of this "
-                "script; delete its lines, and it is run again."
-            )
+    return results
 
 
 def name_of(video: Video) -> str:

@@ -15,9 +15,12 @@ import pytest
 
 from experiments.rendering.clips import render_dataset
 from tests.command_line import digests, vd
-from vd.config import ModelConfig
+from vd.config import DataConfig, ModelConfig
+from vd.data.catalog import identify
+from vd.data.manifest import read_manifest
 from vd.devices import prepare_jax
 from vd.features.network import built_in_network, read_network
+from vd.features.seen import contents_fingerprint
 from vd.files import read_csv
 from vd.models.adapter import Adapter
 from vd.models.head import apply, init_params
@@ -140,9 +143,21 @@ def test_an_adapted_run_is_a_run(adapted, clips):
     trained_on = {row["id"] for row in network.seen["trained_on"]}
     splits = {row["id"]: row["split"] for row in read_csv(run / "splits.csv")}
     assert trained_on == {name for name, split in splits.items() if split != "test"}
+    assert network.seen["chosen_on"] == []  # its length is fixed
+    here = contents_fingerprint(
+        identify(read_manifest(DataConfig(clips)).videos, folder)
+    )
+    assert {row["dataset"] for row in network.seen["trained_on"]} == {here}
 
     result = json.loads((run / "evaluation_test.json").read_text())
     assert result["threshold_source"].startswith("inner folds")
+    probe = json.loads((run / "evaluation_probe.json").read_text())
+    assert probe["threshold_source"] == "the loss's own threshold"
+    refused = vd(
+        "crossval", "--dataset-path", clips, "--cache-dir", folder / "cache",
+        "--checkpoint-dir", folder / "cv", "--backbone", run / "backbone.npz", code=2,
+    )  # fmt: skip
+    assert f"the backbone {run / 'backbone.npz'} was adapted on" in refused.stderr
     validated = read_csv(run / "predictions_val.csv")
     kept = {
         row["path"]: float(row["logit"])
@@ -223,6 +238,8 @@ def test_a_cross_validation_adapts_once_a_fold(tmp_path, clips):
     assert (result["n"], result["folds"]) == (32, 2)
     for fold in range(2):
         run = tmp_path / "cv" / f"fold-{fold}_seed-0"
-        tested = {row["id"] for row in read_csv(run / "predictions_test.csv")}
+        splits = {row["id"]: row["split"] for row in read_csv(run / "splits.csv")}
+        tested = {name for name, split in splits.items() if split == "test"}
+        assert len(tested) == 16
         seen = read_network(run / "backbone.npz").seen["trained_on"]
-        assert not tested & {row["id"] for row in seen}
+        assert {row["id"] for row in seen} == splits.keys() - tested

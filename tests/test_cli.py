@@ -16,7 +16,7 @@ from vd.config import ModelConfig, RunConfig, TrainingConfig
         (["--batch-size", "9", "--devices", "2"], ["--batch-size 9", "over 2 devices"]),
         (["--backbone", "resnet"], ["--backbone resnet", "efficientnet-lite0"]),
         (["--focal-alpha", "1.5"], ["--focal-alpha", "from 0 to 1"]),
-        (["--hidden-size", "1000000"], ["--hidden-size", "from 1 to 4096"]),
+        (["--hidden-size", "1000000"], ["--hidden-size", "from 0 to 4096"]),
         (["--early-stopping-metric", "val_roc"], ["val_roc is unknown", "val_roc_auc"]),
     ],
 )

@@ -102,6 +102,18 @@ def test_a_run_with_an_own_head_is_evaluated_and_predicts_the_same_numbers(shown
 
 
 @pytest.mark.slow
+def test_an_own_head_is_exported_as_stablehlo_and_not_as_onnx(shown, tmp_path):
+    run = shown[0] / "RUN"
+    done = vd("export", run, "--out", tmp_path, code=2)
+    assert "was trained with MeanHead; give --format stablehlo" in done.stderr
+    assert not list(tmp_path.iterdir())
+    done = vd("export", run, "--out", tmp_path, "--format", "stablehlo")
+    difference = json.loads(done.stdout)["head"]["largest_logit_difference"]
+    assert difference["float32"] < 1e-5
+    assert (tmp_path / "head.mlirbc").stat().st_size > 100
+
+
+@pytest.mark.slow
 def test_an_experiment_records_its_loss_and_augmentation(shown):
     folder, done = shown
     assert "weighs the" not in done.stderr  # no advice on a loss that is not used

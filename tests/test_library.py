@@ -20,11 +20,11 @@ from vd.predict.predictor import load
 ROOT = Path(__file__).parent.parent
 UNNEEDED = (
     "scipy", "sklearn", "matplotlib", "tensorflow_datasets", "array_record", "grain", "orbax",
-    "tensorboardX", "faiss", "jinja2",
+    "tensorboardX", "faiss",
 )  # fmt: skip
 SCRIPT = """
 import sys, vd
-for prediction in vd.load(sys.argv[1]).predict(sys.argv[2:]):
+for prediction in vd.load(sys.argv[1]).predict(sys.argv[2]):
     print(prediction.probability)
 """
 LISTED = """
@@ -111,7 +111,10 @@ def test_a_script_without_a_guard_and_one_from_standard_input_predict(
 
 @pytest.mark.parametrize(
     ("name", "run", "said"),
-    [("no.mp4", "run", "no.mp4 not found"), ("", "none", "none holds no config.json")],
+    [
+        ("no.mp4", "run", "no.mp4 does not exist"),
+        ("", "none", "none holds no config.json"),
+    ],
 )
 def test_what_is_missing_is_said_before_anything_slow_is_imported(
     run_dir, clip, name, run, said

@@ -3,6 +3,8 @@
 import math
 import signal
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.command_line import SMALL, script, vd
 from tests.command_line import train as train_command
-from tests.command_line import vd
 from tests.fabricated import (
     DIM,
     SMALL_MODEL,
@@ -29,6 +31,8 @@ from tests.fabricated import (
 from vd.config import Config, DataConfig, ModelConfig
 from vd.console import Interrupted
 from vd.data.outcome import Outcome
+from vd.evaluation.restore import restore
+from vd.files import read_csv
 from vd.models.detector import Detector
 from vd.models.head import apply, init_params
 from vd.models.plugins import BUILT_IN
@@ -220,15 +224,16 @@ def test_training_learns_and_leaves_the_statistics(tmp_path, model):
     assert rows[-1]["val_loss"] < 0.9 * rows[0]["val_loss"]
 
 
-@pytest.mark.parametrize("stop", [1, 3, 6])
-def test_a_stopped_run_ends_with_the_same_bits(tmp_path, monkeypatch, stop):
+def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
+    tmp_path, monkeypatch
+):
     params = train_on_numbers(tmp_path / "whole", 2, model=BESIDE, **HOW)
-    steps = iter(range(1, 100))
-    with monkeypatch.context() as patch:
-        ask = lambda: signal.SIGTERM if next(steps) >= stop else 0
-        patch.setattr(loop, "interrupted", ask)
-        with pytest.raises(Interrupted):
-            train_on_numbers(tmp_path / "stopped", 2, model=BESIDE, **HOW)
+    for asked in (1, 3, 2):  # of the 8 steps, and the ends of epochs
+        left = iter([0] * (asked - 1))
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "interrupted", partial(next, left, signal.SIGTERM))
+            with pytest.raises(Interrupted):
+                train_on_numbers(tmp_path / "stopped", 2, model=BESIDE, **HOW)
     again = train_on_numbers(tmp_path / "stopped", 2, model=BESIDE, **HOW)
     assert same_leaves(again, params)
     lines = [metrics_without_timing(tmp_path / name) for name in ("whole", "stopped")]
@@ -264,3 +269,26 @@ def test_a_run_of_the_linear_path_alone_predicts_and_evaluates(
         clips, backbone, tmp_path, *flags, "--hidden-size", "4", code=2
     )
     assert "hidden_size was 0, now 4" in changed.stderr
+
+
+@pytest.mark.slow
+def test_recommended_and_a_sweep_have_it(tmp_path, clips, backbone):
+    common = (
+        "--dataset-path", clips, "--cache-dir", tmp_path / "cache", "--backbone",
+        backbone, "--no-mixed-precision", *SMALL,
+    )  # fmt: skip
+    recommended = Path(__file__).parents[1] / "experiments" / "recommended.py"
+    done = script(recommended, *common, "--checkpoint-dir", tmp_path / "run")
+    assert "4 inner folds: loss" in done.stderr
+    params = restore(tmp_path / "run").params
+    assert {"linear", "lstm", *STATISTICS} <= set(params)
+    assert np.any(params["logit"]["kernel"])
+    vd(
+        "sweep", *common, "--checkpoint-dir", tmp_path / "sweep", "--linear-path",
+        "--set", "hidden_size=0,8", "--set", "correction_rate=0.1,1",
+    )  # fmt: skip
+    rows = read_csv(tmp_path / "sweep" / "sweep.csv")
+    assert [(row["correction_rate"], row["hidden_size"]) for row in rows] == [
+        ("0.1", "0"), ("0.1", "8"), ("1.0", "0"), ("1.0", "8"),
+    ]  # fmt: skip
+    assert all(float(row["accuracy"]) >= 0 for row in rows)

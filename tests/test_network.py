@@ -21,7 +21,8 @@ from vd.files import read_csv
 
 LITE0 = "efficientnet-lite0"
 INT8 = f"{LITE0}-int8"
-SEEN = {"trained_on": [["ab12", "camera 1", "f00d"]], "chosen_on": []}
+ROW = {"id": "ab12", "group": "camera 1", "dataset": "f00d"}
+SEEN = {"trained_on": [ROW], "chosen_on": []}
 
 
 def backbone_of(path, **settings):

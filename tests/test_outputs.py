@@ -1,12 +1,15 @@
 """What --out holds: tables, ActivityNet's JSON, subtitles, a picture and a page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.broken import noisy_frames, render
 from vd import plots
+from vd.config import OutputConfig
 from vd.data.outcome import Outcome
 from vd.files import read_csv
 from vd.predict.hysteresis import Event, EventRules
@@ -20,6 +23,16 @@ EVENTS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def videos(tmp_path, monkeypatch):
+    """Files of these names in the current folder."""
+    render(tmp_path / "a.mp4", noisy_frames(50))
+    for name in ("b.mkv", "x/a.mp4", "y/a.mp4", "videos/a <b> &.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tmp_path / "a.mp4", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+
 def prediction(name="a.mp4", events=EVENTS):
     timeline = Timeline(np.array([1.0, 1.5, 2.0]), np.array([0.1, 0.7, 0.9]))
     outcome = Outcome("used", width=64, height=48, span=4000.0, duration=3990.0)
@@ -30,7 +43,7 @@ def prediction(name="a.mp4", events=EVENTS):
 
 
 def write(folder, *names):
-    with outputs(folder, names, RULES) as written:
+    with outputs(OutputConfig(folder), names, RULES) as written:
         for name in names:
             written.add(name, prediction(name))
 
@@ -38,8 +51,8 @@ def write(folder, *names):
 def test_one_file_has_everything_in_the_folder(tmp_path):
     write(tmp_path / "out", "a.mp4")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "events.csv", "events.json", "events.vtt", "index.html", "timeline.csv",
-        "timeline.png",
+        "event-1.jpg", "event-2.jpg", "events.csv", "events.json", "events.vtt",
+        "index.html", "timeline.csv", "timeline.png",
     ]  # fmt: skip
     first, second = read_csv(tmp_path / "out" / "events.csv")
     assert first == {
@@ -59,16 +72,17 @@ def test_one_file_has_everything_in_the_folder(tmp_path):
 
 
 def test_each_of_several_files_has_a_folder_of_its_own(tmp_path):
-    write(tmp_path, "x/a.mp4", "y/a.mp4", "b.mkv")
+    out = tmp_path / "out"
+    write(out, "x/a.mp4", "y/a.mp4", "b.mkv")
     for folder in ("a", "a-2", "b"):
-        assert (tmp_path / folder / "timeline.png").exists()
-    paths = [row["path"] for row in read_csv(tmp_path / "events.csv")]
+        assert (out / folder / "timeline.png").exists()
+    paths = [row["path"] for row in read_csv(out / "events.csv")]
     assert paths == ["x/a.mp4", "x/a.mp4", "y/a.mp4", "y/a.mp4", "b.mkv", "b.mkv"]
 
 
 def test_what_was_done_is_written_when_the_rest_fails(tmp_path):
     def write_and_stop():
-        with outputs(tmp_path, ["a.mp4", "b.mp4"], RULES) as written:
+        with outputs(OutputConfig(tmp_path), ["a.mp4", "b.mp4"], RULES) as written:
             written.add("a.mp4", prediction(events=()))
             raise KeyboardInterrupt
 
@@ -88,7 +102,7 @@ def test_subtitles_are_web_vtt():
 
 def test_the_page_names_the_video_from_where_it_is_and_fetches_nothing(tmp_path):
     video = tmp_path / "videos" / "a <b> &.mp4"
-    with outputs(tmp_path / "out", [video.name], RULES) as written:
+    with outputs(OutputConfig(tmp_path / "out"), [video.name], RULES) as written:
         written.add(video.name, prediction(video))
     text = (tmp_path / "out" / "index.html").read_text()
     assert 'src="../videos/a%20%3Cb%3E%20%26.mp4"' in text

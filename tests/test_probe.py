@@ -115,6 +115,16 @@ def test_too_few_groups_for_inner_folds_leave_the_loss_s_own_threshold(sets):
     assert fitted.calibration.threshold_source == "the loss's own threshold"
 
 
+def test_inner_folds_that_the_backbone_has_seen_calibrate_nothing(sets):
+    made, _ = sets
+    fitted = fit_probe(made["train"], None, 3, adapted=True)
+    assert fitted.calibration.temperature == 1.0
+    assert fitted.calibration.threshold == 0.5
+    assert fitted.calibration.threshold_source == "the loss's own threshold"
+    validated = fit_probe(made["train"], made["val"], 3, adapted=True)
+    assert validated.calibration.threshold_source.startswith("validation, ")
+
+
 def run_beside(folder, sets, refit=False):
     """Evaluate a probe in a run folder whose model has made-up test predictions."""
     run = folder / "run"

@@ -212,6 +212,8 @@ def test_a_cross_validation_refits_in_each_fold(tmp_path, clips, backbone):
         tested = {row["path"] for row in read_csv(run / "predictions_test.csv")}
         inner = {row["path"] for row in read_csv(run / "predictions_val.csv")}
         assert len(tested) + len(inner) == 32
+        result = json.loads((tmp_path / "cv" / "crossval.json").read_text())
+        assert result["per_fold"][fold]["n_train"] == len(inner)
         assert not tested & inner
     vd("report", tmp_path / "cv", "--mistakes", 0)
     vd("compare", tmp_path / "cv", tmp_path / "cv", "--out", tmp_path / "compared")

@@ -82,6 +82,7 @@ def test_what_a_finished_run_lost_is_made_again_by_its_command(
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     before = digests(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "weights.npz").unlink()
     vd("evaluate", "--checkpoint-dir", tmp_path / "run", code=2)
     for name in ("splits.csv", "calibration.json"):
         (tmp_path / "run" / name).unlink()

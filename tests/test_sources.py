@@ -57,6 +57,7 @@ def test_lists_name_files_relative_to_their_folder(folder):
         ("*.avi", r"\*\.avi matches no file"),
         ("empty", "no file with the name of a video"),
         ("no.csv", "does not exist"),
+        ("no.mp4", "no.mp4 does not exist"),
         ("other.csv", "no column path"),
         ("nothing.txt", "lists no file"),
         ("streams.txt", r"rtsp://u:\*\*\*@h is a stream in a list of files"),

@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.fabricated import train_on_numbers
 from vd.config import TrainingConfig
-from vd.console import track
+from vd.console import track, track_media
 from vd.errors import VdError
 from vd.training import loop
 from vd.training.log import EarlyStopping, Watch, read_metrics
@@ -63,6 +63,37 @@ def test_a_terminal_has_one_line_that_is_gone_at_the_end(clock, monkeypatch):
     text = terminal.getvalue()
     assert "epoch 1/3, loss 0.1250" in text
     assert text.endswith("\x1b[2K")
+
+
+def test_lines_of_data_go_to_standard_output_beside_a_bar(clock, monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with track_media("predicting") as ticker:
+        ticker.expect(3700.0)
+        clock[0] += 10.0
+        ticker.reach(0, 30.0)
+        ticker.make_room()
+        print("{}")
+    assert capsys.readouterr().out == "{}\n"
+    assert "0:30 of 1:01:40 of video 3.0 times real time" in terminal.getvalue()
+
+
+def test_prediction_is_shown_in_times_real_time(clock, capsys):
+    with track_media("predicting") as ticker:
+        ticker.expect(120.0)
+        clock[0] += 10.0
+        ticker.reach(0, 30.0)
+        clock[0] += 20.0
+        ticker.reach(1, 40.0)  # the first file had 30 s
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        "predicting: 0:30 of 2:00 of video, 3.0 times real time, time left unknown"
+    )
+    assert second == (
+        "predicting: 1:10 of 2:00 of video, 2.3 times real time, 25 s left"
+    )
 
 
 def test_short_epochs_share_a_line_and_the_last_one_has_its_own(clock, capsys):

@@ -35,6 +35,7 @@ from vd.config import (
     EventConfig,
     ExecutorConfig,
     LiveConfig,
+    OutputConfig,
     RunConfig,
     Settings,
     SplitConfig,
@@ -276,8 +277,8 @@ class Evaluate:
     cache_dir: Path | None = None
     """Where the features have moved, if they have."""
     on: Path | None = None
-    """Another data set, all of it, with the run's threshold; clips that the run was trained
-    or validated on, by content or group, are left out."""
+    """Another data set, all of it, with the run's threshold; clips that the run or its
+    backbone was trained or validated on, by content or group, are left out."""
     name: str | None = None
     """Name of the files of --on; None: that of the data set."""
     positive_class: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -388,10 +389,8 @@ class Predict:
     duration: str | None = None
     """How much to predict from --start-time on, in place of --end-time; of streams from now
     on."""
-    out: Path | None = None
-    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
-    file timeline.png, events.vtt and a page with the video."""
     events: EventConfig = field(default_factory=EventConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     live: LiveConfig = field(default_factory=LiveConfig)
 
@@ -402,7 +401,7 @@ class Predict:
 
         between = parse_between(self.start_time, self.end_time, self.duration)
         streams = find_streams(self.sources)
-        if streams and (self.start_time or self.end_time or self.out):
+        if streams and (self.start_time or self.end_time or self.output.out):
             raise VdError(
                 "--start-time, --end-time and --out are for files; leave them out for "
                 "streams, whose records are the lines on standard output."
@@ -410,6 +409,9 @@ class Predict:
         files = [] if streams else find_files(self.sources)
         run_dir = self.checkpoint_dir or PRETRAINED
         read_config(run_dir)  # before anything slow is imported
+        if files and not any(map(os.path.exists, files)):
+            more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+            raise VdError(f"{files[0]}{more} not found; name one or more video files.")
         if self.checkpoint_dir is None:
             card = PRETRAINED / "MODEL_CARD.md"
             say(f"detector: the one that comes with vd, described in {card}")
@@ -429,13 +431,14 @@ class Predict:
 
         failed = False
         with (
-            outputs(self.out, files, predictor.plan.rules) as written,
+            outputs(self.output, files, predictor.plan.rules, between) as written,
             track_media("predicting") as ticker,
         ):
             predictions = predictor.predict(files, between, ticker)
             for name, prediction in zip(files, predictions, strict=True):
                 failed |= prediction.probability is None
                 report(name, prediction)
+                ticker.make_room()
                 print(json.dumps(prediction.to_dict() | {"path": name}), flush=True)
                 if written:
                     written.add(name, prediction)
@@ -454,8 +457,35 @@ class Predict:
         return SOME_FAILED if failed else 0
 
 
+@dataclass(frozen=True)
+class Export:
+    """Write a run for other runtimes, and measure what it differs from vd by."""
+
+    run: tyro.conf.Positional[Path | None] = None
+    """The run folder; None: the detector that comes with vd."""
+    out: Path = Path("export")
+    """Folder for the models, parity.json, and with onnx example.py, which needs only NumPy,
+    OpenCV and ONNX Runtime."""
+    format: Literal["onnx", "stablehlo"] = "onnx"
+    """ONNX: backbone, head and both joined; StableHLO: backbone and head, your own too."""
+    dataset_path: Path | None = None
+    """Where the data set has moved, if it has: up to 20 test clips are compared."""
+
+    def __call__(self) -> int:
+        """Print the content of parity.json."""
+        from vd.devices import prepare_jax
+        from vd.export.export import export
+
+        prepare_jax()
+        run_dir = self.run or PRETRAINED
+        parity = export(run_dir, self.format, self.out, self.dataset_path)
+        print(json.dumps(parity, indent=2))
+        return 0
+
+
 _COMMANDS: tuple[Any, ...] = (
     Scan, Audit, Split, Extract, Train, Adapt, Sweep, Crossval, Evaluate, Compare, Report, Predict,
+    Export,
 )  # fmt: skip
 
 

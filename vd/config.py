@@ -155,8 +155,8 @@ class EventConfig(Settings):
     """When violence over time is an event."""
 
     window_seconds: Positive | None = None
-    """Length of the windows that slide over a video; None: that of the median training
-    clip, at most --clip-frames at 8 a second."""
+    """Length of the windows that slide over a video, at most --clip-frames at 8 a second;
+    None: that of the median training clip."""
     stride_seconds: Annotated[float, Between(0.01, 1e6)] = 0.25
     """Seconds from a window to the next."""
     threshold: Share | None = None
@@ -182,6 +182,30 @@ class LiveConfig(Settings):
     """How often in a row that is tried; None: until it succeeds."""
     read_timeout_seconds: Annotated[float, Between(0.1, 1e6)] = 10.0
     """A stream that gives nothing for so many seconds is lost."""
+
+
+@dataclass(frozen=True)
+class OutputConfig(Settings):
+    """What prediction writes beside its JSON lines."""
+
+    out: Path | None = None
+    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
+    file timeline.png, events.vtt, a picture of each event and a page with the video."""
+    clips: bool = False
+    """Cut each event out of its file, into --out as event-<id>.mp4."""
+    before_seconds: Annotated[float, Between(0, 1e6)] = 2.0
+    """What cut clips show before an event."""
+    after_seconds: Annotated[float, Between(0, 1e6)] = 2.0
+    """What cut clips show after an event."""
+    annotate: bool = False
+    """Write each file with its probability drawn into it, into --out as annotated.mp4."""
+
+    def __post_init__(self) -> None:
+        """Raise `VdError` where there is no folder for what should be written."""
+        super().__post_init__()
+        if self.out is None and (self.clips or self.annotate):
+            flag = "--clips" if self.clips else "--annotate"
+            raise VdError(f"{flag} needs a folder to write into; name one with --out.")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ with nothing lost: between items, and every half second that it waits.
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -188,6 +189,11 @@ class MediaTicker(Ticker):
         self._total = max(self._total, done)
         self.advance(done - self.done)
 
+    def make_room(self) -> None:
+        """Clear the bar where standard output, on which a line follows, is a terminal too."""
+        if not self._bar.disable and sys.stdout.isatty():
+            print("\r\x1b[K", end="")
+
     def _amount(self) -> str:
         return f"{clock(self.done)} of {clock(self._total)} of video"
 
@@ -219,7 +225,10 @@ def _bar() -> Progress:
         TextColumn("{task.fields[amount]}"),
         TextColumn("{task.fields[rate]}"),
     )
-    return Progress(*columns, console=console, transient=True, disable=plain)
+    # rich would write what is printed to standard output into the bar's standard error
+    return Progress(
+        *columns, console=console, transient=True, disable=plain, redirect_stdout=False
+    )
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ from vd.data.catalog import identify
 from vd.data.manifest import Video, check_classes, read_manifest
 from vd.data.splits import keep_splits, with_splits
 from vd.errors import VdError
+from vd.features.seen import check_unseen, contents_fingerprint
 from vd.files import lock, read_json
 from vd.metrics.binary import METRICS
 from vd.models.plugins import BUILT_IN, Plugins
@@ -129,12 +130,16 @@ def prepare(
 
 
 def open_run(
-    config: Config, plugins: Plugins, data: Data, fewest: int | None = None
+    config: Config,
+    plugins: Plugins,
+    data: Data,
+    fewest: int | None = None,
+    adapted: bool = False,
 ) -> Opened | None:
     """Write a run folder, or continue the one there; None when that run is finished.
 
     Process 0 holds its lock. `fewest` is the number of clips of a sweep's smallest train
-    part, whose batch all members use.
+    part, whose batch all members use. `adapted`: as in `check_backbone`.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     for split, videos in clips.items():
@@ -143,6 +148,7 @@ def open_run(
             f"the {split} split, without its quarantined files,",
             "repair or replace the files listed above, or add clips",
         )
+    check_backbone(config, data, adapted)
     identity = {
         **run_folder.settings_identity(config),
         **plugins.identity(),
@@ -168,6 +174,21 @@ def open_run(
             run_folder.clear(run_dir)
         run_folder.write_inputs(config, plugins, data, identity, *opened)
     return opened
+
+
+def check_backbone(config: Config, data: Data, adapted: bool = False) -> None:
+    """Raise `VdError` when the backbone has seen clips that calibrate or test the run.
+
+    Inner folds calibrate on the training clips. `adapted`: it was adapted on just these,
+    and their logits are of other networks, which have not seen them.
+    """
+    from vd.training.refit import parts_to_use
+
+    judging = parts_to_use(config, data.parts())
+    if "val" in judging or adapted:
+        del judging["train"]
+    backbone = data.backbone
+    check_unseen(backbone.name, backbone.seen, judging, data.ledger.usable())
 
 
 def _batch_and_devices(config: Config, train_clips: int, before: int | None) -> Opened:
@@ -281,7 +302,10 @@ def adapt_prepared(images: Config, settings: AdaptConfig, data: Data) -> dict[st
         return _finished(run_dir)
     clips = parts_to_use(images, data.parts())
     train_set = FeatureSet(clips["train"], data.store, share=TRAINED_SHARE)
-    adaptation = Adaptation(images, settings, folder, opened.devices, opened.batch_size)
+    dataset = contents_fingerprint(data.ledger.usable())
+    adaptation = Adaptation(
+        images, settings, folder, opened.devices, opened.batch_size, dataset
+    )
     if "val" in clips:
         adapted, inner = adaptation.on_all(train_set), None
     else:
@@ -299,13 +323,13 @@ def _evaluate_adapted(
 
     folder = images.run.checkpoint_dir
     config, data = adapted_features(images, data, adapted)
-    opened = open_run(config, BUILT_IN, data)
+    opened = open_run(config, BUILT_IN, data, adapted=True)
     assert opened is not None
     shutil.copyfile(folder / "metrics.jsonl", folder.parent / "metrics.jsonl")
     params = write_read_out(folder.parent, adapted, config.training.epochs)
     parts = parts_to_use(config, data.parts()).items()
     sets = {split: FeatureSet(clips, data.store) for split, clips in parts}
-    result = _evaluate(config, BUILT_IN, sets, params, inner)
+    result = _evaluate(config, BUILT_IN, sets, params, inner, adapted=True)
     shutil.rmtree(folder / "checkpoints")  # only a run that is not finished needs them
     return result
 
@@ -338,8 +362,12 @@ def _evaluate(
     sets: Mapping[str, "FeatureSet"],
     params: "Params",
     inner: "InnerFolds | None",
+    adapted: bool = False,
 ) -> dict[str, Any]:
-    """Calibrate and evaluate the best parameters; write pictures and the report."""
+    """Calibrate and evaluate the best parameters; write pictures and the report.
+
+    `adapted`: the backbone has seen the training clips.
+    """
     from vd import plots
     from vd.evaluation import probe
     from vd.evaluation.evaluate import evaluate_trained, summary
@@ -354,7 +382,7 @@ def _evaluate(
     share = float(sets["train"].labels_N.mean())
     even = even_logit(plugins.loss, config.training, share)
     results = evaluate_trained(config, head, params, sets, even, inner)
-    of_probe = probe.evaluate_probe(config, sets)
+    of_probe = probe.evaluate_probe(config, sets, adapted)
     for result in results.values():
         say(summary(result))
     if of_probe is not None:

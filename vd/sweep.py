@@ -26,6 +26,7 @@ from vd.experiment import (
     adapt_prepared,
     check,
     check_adaptation,
+    check_backbone,
     open_run,
     prepare,
     train_and_evaluate,
@@ -82,6 +83,8 @@ def sweep(
         by_fold = [data.with_splits(videos) for videos in splits]
     elif data.videos != data.given:
         keep_splits(data.videos, config)
+    for member in members:  # before the first is trained
+        check_backbone(member.config, by_fold[member.fold or 0])
     with lock(folder / ".lock", "vd sweep"):
         if config.run.fresh:  # they describe members that are deleted next
             for name in _SUMMARIES:

@@ -22,6 +22,7 @@ from vd.evaluation.predictions import PROBE, Member, read_run
 from vd.evaluation.restore import check_features, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.extract import extract
+from vd.features.seen import Seen, find_seen
 from vd.features.store import FeatureStore
 from vd.files import read_json
 from vd.metrics.binary import METRICS, collapsed
@@ -35,22 +36,26 @@ _TAKEN = ("train", "val", "test", "all", PROBE)  # names of a run's own evaluati
 
 
 class Other(NamedTuple):
-    """Another data set whose features are in the store."""
+    """Another data set whose features are in the store.
+
+    `seen` is what the backbone was adapted on.
+    """
 
     path: Path
     videos: list[Video]  # usable ones
     store: FeatureStore
     quarantined: int
+    seen: Seen
 
     def unseen(self, run_dir: Path) -> tuple[list[Video], dict[str, Any]]:
-        """The clips that a run was not trained or validated on, and the keys about them.
+        """The clips that made neither a run nor its backbone, and the keys about them.
 
         A clip is left out for its content, or for its group: a group that the run knew,
         or that has a clip of such content.
         """
-        seen = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
-        ids = {video.id for video in seen}
-        groups = {video.group for video in seen}
+        own = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
+        ids = self.seen.ids | {video.id for video in own}
+        groups = self.seen.groups | {video.group for video in own}
         groups |= {video.group for video in self.videos if video.id in ids}
         fresh = [video for video in self.videos if video.id not in ids]
         kept = [video for video in fresh if video.group not in groups - {""}]
@@ -91,14 +96,14 @@ def evaluate_on(
     videos, facts = other.unseen(run_dir)
     if not videos:
         raise VdError(
-            f"--on {dataset_path}: {run_dir} was trained or validated on all of its "
+            f"--on {dataset_path}: {run_dir} or its backbone was trained or validated on all of its "
             f"{len(other.videos)} usable clips, or on their groups; name a data set with "
             "usable clips that it has not seen."
         )
     content, group = facts["left_out"].values()
     say(
-        f"{len(videos)} clips of {name}; left out, as the run was trained or validated on "
-        f"them: {content} by content, {group} more by group"
+        f"{len(videos)} clips of {name}; left out, as the run or its backbone was trained or "
+        f"validated on them: {content} by content, {group} more by group"
     )
     features = FeatureSet(videos, other.store)
     return evaluate_split(restored, features, run_dir, name, tta, facts)
@@ -141,7 +146,8 @@ def _open(config: Config, run_dir: Path) -> Other:
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     usable = ledger.usable()
     quarantined = len(videos) - len(usable)
-    return Other(config.data.dataset_path, usable, store, quarantined)
+    seen = find_seen(backbone.seen, usable)
+    return Other(config.data.dataset_path, usable, store, quarantined, seen)
 
 
 def dataset_name(path: Path) -> str:

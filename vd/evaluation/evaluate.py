@@ -14,12 +14,14 @@ from scipy.special import expit
 
 from vd import plots
 from vd.config import Config, EventConfig
-from vd.data.manifest import Video
+from vd.data.manifest import SPLITS, Video
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.predictions import Predictions, to_rows
 from vd.evaluation.restore import Restored, features_of_run, moved, restore
+from vd.features.backbone import find_backbone
 from vd.features.sampling import window_length
+from vd.features.seen import check_unseen
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
@@ -35,7 +37,7 @@ from vd.models.head import Head, Params
 from vd.models.scoring import peak_logits, score
 from vd.training.best_weights import write_best_weights
 from vd.training.feature_set import FeatureSet
-from vd.training.refit import InnerFolds, refits
+from vd.training.refit import InnerFolds, parts_to_use, refits
 from vd.training.run_folder import videos_of
 
 _SECONDS_AN_HOUR = 3600
@@ -80,8 +82,24 @@ def evaluate(
             "evaluation_val.json has the figures of its inner folds."
         )
     videos = [video for video in everything if split in (video.split, "all")]
+    _check_backbone(config, everything, videos)
     store = features_of_run(videos, restored, config, run_dir)
     return evaluate_split(restored, FeatureSet(videos, store), run_dir, split, tta)
+
+
+def _check_backbone(
+    config: Config, everything: Sequence[Video], videos: Sequence[Video]
+) -> None:
+    """Raise `VdError` when the backbone has seen clips that are no training clips."""
+    backbone = find_backbone(config.backbone)
+    parts = {s: [v for v in everything if v.split == s] for s in SPLITS}
+    chosen = {video.name for video in videos}
+    judging = {
+        split: [video for video in part if video.name in chosen]
+        for split, part in parts_to_use(config, parts).items()
+        if split != "train"
+    }
+    check_unseen(backbone.name, backbone.seen, judging, everything)
 
 
 def evaluate_trained(

@@ -187,5 +187,17 @@ def _rows(path: Path, remedy: str) -> list[dict[str, str]]:
 def _splits(run_dir: Path) -> tuple[dict[str, str], int]:
     """Content hash by path, and the number of clips that a run was trained on."""
     rows = read_csv(run_dir / "splits.csv")
-    train_clips = sum(row["split"] == "train" for row in rows)
+    path = run_dir / "evaluation_val.json"
+    remedy = "run vd evaluate on the run to write it again"
+    trained = trained_splits(read_json(path, remedy) if path.exists() else None)
+    train_clips = sum(row["split"] in trained for row in rows)
     return {row["path"]: row["id"] for row in rows}, train_clips
+
+
+def trained_splits(validation: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The splits that a run was trained on, from its evaluation_val.json.
+
+    With --refit validation is one of them: inner folds took its place, or nothing did.
+    """
+    refitted = validation is None or "inner_folds" in validation
+    return ("train", "val") if refitted else ("train",)

@@ -41,12 +41,13 @@ class Probe:
 
 
 def evaluate_probe(
-    config: Config, sets: Mapping[str, FeatureSet]
+    config: Config, sets: Mapping[str, FeatureSet], adapted: bool = False
 ) -> dict[str, Any] | None:
     """Fit a probe beside the run and write its test figures; returns them.
 
     `sets` are those that the run was trained and tested with; its own test figures are
-    written. With too many clips for its memory there is no probe: a line says so.
+    written. `adapted`: the backbone has seen the training clips. With too many clips for
+    its memory there is no probe: a line says so.
     """
     run_dir, test = config.run.checkpoint_dir, sets["test"]
     values = sum(map(len, sets.values())) * 2 * test.dim
@@ -56,7 +57,8 @@ def evaluate_probe(
             f"and these clips have {values:,}"
         )
         return None
-    probe = fit_probe(sets["train"], sets.get("val"), config.splits.split_seed)
+    seed = config.splits.split_seed
+    probe = fit_probe(sets["train"], sets.get("val"), seed, adapted)
     logit_N = probe.logits(test)
     model = read_run(run_dir).predictions  # of the same clips in the same order
     own = predicted(probe.calibration, test, logit_N)
@@ -76,11 +78,14 @@ def summary(result: Mapping[str, Any]) -> str:
     return f"a linear probe on the same features: accuracy {accuracy}, ROC AUC {area}"
 
 
-def fit_probe(train: FeatureSet, val: FeatureSet | None, split_seed: int) -> Probe:
+def fit_probe(
+    train: FeatureSet, val: FeatureSet | None, split_seed: int, adapted: bool = False
+) -> Probe:
     """Fit on all clips of `train`; calibrate on `val`, or without it on inner folds.
 
-    The inner folds are those of `--refit`; where there are too few groups for them, the
-    temperature is 1 and the threshold that of the loss, as there.
+    The inner folds are those of `--refit`; where there are too few groups for them, or the
+    backbone was `adapted` on their clips, the temperature is 1 and the threshold that of
+    the loss, as there.
     """
     x_NxP, labels_N = pooled(train), train.labels_N.astype(int)
     regression = _fitted(x_NxP, labels_N)
@@ -88,6 +93,8 @@ def fit_probe(train: FeatureSet, val: FeatureSet | None, split_seed: int) -> Pro
     if val is not None:
         logit_N, source = _logits(regression, pooled(val)), "validation"
         labels_N = val.labels_N.astype(int)
+    elif adapted:
+        logit_N, source = np.zeros(0), ""
     else:
         logit_N, source = _out_of_fold(x_NxP, train, split_seed), "inner folds"
     if len(logit_N):

@@ -1,6 +1,7 @@
 """Backbones: the network, built in or of a file (.npz of ours, or ONNX), and its input."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +71,13 @@ class Backbone:
         if self.built_in:
             return built_in_network(self.name)
         return read_network(self.file)
+
+    @property
+    def seen(self) -> Mapping[str, Any]:
+        """The clips that it was adapted on, as `vd.features.seen.seen_rows` has them."""
+        if self.built_in or self.network is None:
+            return {}
+        return self.network.seen
 
     @property
     def frames(self) -> FrameSettings:

@@ -42,7 +42,7 @@ class Network:
     ranges: Ranges | None = None  # of its unbounded tensors, for 8 bits
     quantized: bool = False  # whether it computes in 8-bit integers
     streams: tuple[str, ...] = ()  # that it was made for; (): those of the preset
-    # JSON values: the clips that it was made from, as `trained_on` and `chosen_on`
+    # JSON values: the clips that it was made from, as `vd.features.seen.seen_rows`
     seen: Mapping[str, Any] = field(default_factory=dict)
 
     def rounded(self) -> "Network":

@@ -94,8 +94,8 @@ def scoring_windows(stored: int, clip_frames: int) -> Iterator[Int[np.ndarray, "
 
 def window_length(seconds_N: Float[np.ndarray, " N"], clip_frames: int) -> float:
     """Seconds of a sliding window: the median training clip's, at most `clip_frames`."""
-    longest = clip_frames / FRAMES_PER_SECOND
-    return min(round(float(np.median(seconds_N)), 3), longest)
+    frames = round(float(np.median(seconds_N)) * FRAMES_PER_SECOND)
+    return min(max(frames, 1), clip_frames) / FRAMES_PER_SECOND
 
 
 class Window(NamedTuple):

@@ -39,8 +39,12 @@ class Event:
     alarm_time: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The event as JSON values."""
-        return asdict(self)
+        """The event as JSON values; times to a microsecond."""
+        times = ("start", "end", "peak_time", "alarm_time")
+        return {
+            name: round(value, 6) if name in times and value is not None else value
+            for name, value in asdict(self).items()
+        }
 
 
 class Message(NamedTuple):

@@ -7,16 +7,23 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import jinja2
+import av
 
+from vd.config import OutputConfig
 from vd.console import clock, say
+from vd.data.decode import WHOLE
 from vd.data.outcome import Outcome
 from vd.files import explaining, write_csv, write_json, write_text
 from vd.predict.hysteresis import Event, EventRules
 from vd.predict.recording import Prediction
+from vd.predict.videos import annotation, write_key_frames, write_video
+from vd.predict.windows import Span
+
+if TYPE_CHECKING:
+    import jinja2
 
 _EVENT_COLUMNS = ["path", *(field.name for field in fields(Event))]
 _TIMELINE_COLUMNS = ["path", "seconds", "probability"]
@@ -41,8 +48,16 @@ class Outputs:
     With several files, what belongs to one of them is in a folder of its own.
     """
 
-    def __init__(self, folder: Path, names: Sequence[str], rules: EventRules) -> None:
-        self._folder, self._rules = folder, rules
+    def __init__(
+        self,
+        folder: Path,
+        config: OutputConfig,
+        names: Sequence[str],
+        rules: EventRules,
+        between: Span,
+    ) -> None:
+        self._folder, self._config, self._rules = folder, config, rules
+        self._between = between
         self._several = len(names) > 1
         self._taken: Counter[str] = Counter()
         self._events: list[dict[str, Any]] = []
@@ -57,9 +72,9 @@ class Outputs:
             return
         rows = [{"path": name, **event.to_dict()} for event in prediction.events]
         self._events += rows
-        curve = zip(*(column.tolist() for column in prediction.timeline), strict=True)
         self._timeline += [
-            dict(zip(_TIMELINE_COLUMNS, (name, *point), strict=True)) for point in curve
+            {"path": name, "seconds": round(float(at), 6), "probability": float(p)}
+            for at, p in zip(*prediction.timeline, strict=True)
         ]
         self._database[name] = _activitynet(prediction)
         folder = self._folder_of(name)
@@ -72,6 +87,26 @@ class Outputs:
         plots.save(picture, folder / "timeline.png")
         write_text(folder / "events.vtt", subtitles(prediction.events))
         write_text(folder / "index.html", page(prediction, self._rules, folder, name))
+        if prediction.outcome.reason == "timeout":
+            say(f"{name}: its decoder hangs, so no picture or video of it is written")
+            return
+        try:
+            self._write_videos(prediction, folder)
+        except av.error.FFmpegError as error:
+            say(f"{name}: no picture or video of it can be written ({error})")
+
+    def _write_videos(self, prediction: Prediction, folder: Path) -> None:
+        """Write a picture of each event, its clip, and the annotated file."""
+        path, events, config = prediction.path, prediction.events, self._config
+        write_key_frames(path, events, folder)
+        for event in events if config.clips else ():
+            assert event.end is not None
+            start = max(event.start - config.before_seconds, 0.0)
+            within = start, event.end + config.after_seconds
+            write_video(path, folder / f"event-{event.id}.mp4", within, cut=True)
+        if config.annotate:
+            draw = annotation(prediction.timeline, events)
+            write_video(path, folder / "annotated.mp4", self._between, False, draw)
 
     def finish(self) -> None:
         """Write the tables over all files that were added."""
@@ -99,13 +134,16 @@ class Outputs:
 
 @contextmanager
 def outputs(
-    folder: Path | None, names: Sequence[str], rules: EventRules
+    config: OutputConfig,
+    names: Sequence[str],
+    rules: EventRules,
+    between: Span = WHOLE,
 ) -> Iterator[Outputs | None]:
     """The outputs in --out, whose tables are written however the block ends; None without."""
-    if folder is None:
+    if config.out is None:
         yield None
         return
-    written = Outputs(folder, names, rules)
+    written = Outputs(config.out, config, names, rules, between)
     try:
         yield written
     finally:
@@ -116,8 +154,8 @@ def _activitynet(prediction: Prediction) -> dict[str, Any]:
     """The entry of a video in ActivityNet's `database`."""
     outcome: Outcome = prediction.outcome
     annotations = [
-        {"segment": [event.start, event.end], "label": _LABEL, "score": event.peak}
-        for event in prediction.events
+        {"segment": [row["start"], row["end"]], "label": _LABEL, "score": row["peak"]}
+        for row in map(Event.to_dict, prediction.events)
     ]
     return {
         "duration": outcome.span,
@@ -168,7 +206,9 @@ def page(prediction: Prediction, rules: EventRules, folder: Path, name: str) -> 
 
 
 @cache
-def _template() -> jinja2.Template:
+def _template() -> "jinja2.Template":
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("vd.predict"),
         autoescape=True,

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 
 from vd.config import PRETRAINED, Config, DecodeConfig, EngineName, EventConfig
 from vd.console import result_of
+from vd.data.clock import FRAMES_PER_SECOND
 from vd.data.decode import WHOLE, FrameSettings
 from vd.errors import VdError
 from vd.evaluation.restore import (
@@ -106,7 +107,7 @@ class Predictor:
 
     def predict(
         self,
-        files: Sequence[Path | str],
+        files: Path | str | Sequence[Path | str],
         between: tuple[float, float] = WHOLE,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
@@ -114,7 +115,8 @@ class Predictor:
 
         `between` are two times in seconds, outside which nothing is predicted.
         """
-        paths = list(map(Path, files))
+        names = [files] if isinstance(files, Path | str) else files
+        paths = list(map(Path, names))
         stretches = video_stretches(
             paths, self._backbone, self._engine, self._decode, between,
             progress.expect if progress else None,
@@ -181,6 +183,12 @@ def plan_events(run_dir: Path, config: Config, events: EventConfig) -> EventPlan
     """The rules that settings and a run's calibration give; raises `VdError` for wrong ones."""
     fitted = read_calibration(run_dir)
     length = events.window_seconds or _window_seconds(run_dir, config, fitted)
+    longest = config.model.clip_frames / FRAMES_PER_SECOND
+    if length > longest:
+        raise VdError(
+            f"--window-seconds {length:g} is longer than what the detector sees at once, "
+            f"{longest:g} s; give at most that."
+        )
     if events.stride_seconds > length:
         raise VdError(
             f"--stride-seconds {events.stride_seconds:g} is longer than a window of "
@@ -242,4 +250,4 @@ def _window_seconds(run_dir: Path, config: Config, fitted: Calibration) -> float
         if row["split"] == "train" and row["outcome"] != "quarantined"
     ]
     frames = config.model.clip_frames
-    return window_length(np.array(known or [np.inf]), frames)
+    return window_length(np.array(known or [frames / FRAMES_PER_SECOND]), frames)

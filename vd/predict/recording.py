@@ -126,7 +126,7 @@ class Recording:
         """The prediction; a file is predicted from whatever frames it gave."""
         is_lost = outcome.outcome == "quarantined"
         if not self._cutter.frames or (is_lost and outcome.reason not in _PREDICTABLE):
-            return Prediction(path, outcome)
+            return Prediction(path, outcome, duration=outcome.duration)
         self._take(self._cutter.finish())
         self._events += [m.event for m in self._machine.finish()]
         if is_lost:  # less than half of it decodes
@@ -147,7 +147,7 @@ class Recording:
             CLASSES[violent],
             _covered(outcome, between),
             float(probability_W[highest]),
-            float(seconds_W[highest]),
+            round(float(seconds_W[highest]), 6),
             tuple(self._events),
             tuple(gaps),
             Timeline(seconds_W, probability_W),

@@ -34,12 +34,15 @@ def find_files(sources: Sequence[str], listed: TextIO | None = None) -> list[str
     A source is a file; a folder, searched for videos with all its folders; a pattern with
     `*`, `?`, `[…]` and `**`; a CSV with a column `path`; a .txt with a path a line; or `-`,
     such a list on `listed`, by default standard input. Paths in a file are relative to its
-    folder. A named or listed file need not exist: its prediction says so. Raises `VdError`
-    for a source that gives no file, and for an address in a list.
+    folder. Of several files some may be missing: their predictions say so. Raises `VdError`
+    when all are, for a source that gives no file, and for an address in a list.
     """
     files = [file for source in sources for file in _files_of(source, listed)]
     if not files:
         raise VdError(f"vd predict was given no file; {_REMEDY}.")
+    if not any(map(os.path.lexists, files)):
+        more = f", nor does any of {len(files) - 1} others" if len(files) > 1 else ""
+        raise VdError(f"{files[0]} does not exist{more}; {_REMEDY}.")
     return files
 
 

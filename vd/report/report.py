@@ -27,6 +27,7 @@ from vd.evaluation.predictions import (
     Predictions,
     pooled_by_seed,
     read_results,
+    trained_splits,
 )
 from vd.files import read_json, write_text
 from vd.metrics.binary import COLLAPSE, METRICS
@@ -196,9 +197,12 @@ def _imbalance(facts: RunFacts) -> list[str]:
     """A sentence when the focal loss weighs one class of the training part far more."""
     if not facts.described["identity"]["loss"]["import"].startswith("vd."):
         return []
-    clips = dict.fromkeys(CLASSES, 0)
+    clips, trained = (
+        dict.fromkeys(CLASSES, 0),
+        trained_splits(facts.evaluations.get("val")),
+    )
     for row in facts.described["ledger"]["per_split_and_class"]:
-        if row["split"] == "train":
+        if row["split"] in trained:
             clips[row["class"]] += row["used"] + row["partial"]
     alpha = facts.config.training.focal_alpha
     text = imbalance_warning(clips["violent"], clips["nonviolent"], alpha)

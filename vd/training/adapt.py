@@ -6,7 +6,7 @@ head, by `vd.training.loop.train`, and is resumed like any run.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
 from vd.features.network import Network, write_network
 from vd.features.sampling import window_length
+from vd.features.seen import seen_rows
 from vd.files import read_csv, write_bytes, write_csv
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
 from vd.models.detector import Detector
@@ -94,13 +95,17 @@ def adapter_plugins(settings: AdaptConfig) -> Plugins:
 
 
 class Adaptation(NamedTuple):
-    """Everything that the adaptations of a run share."""
+    """Everything that the adaptations of a run share.
+
+    `dataset` is the `contents_fingerprint` of all usable clips, whatever their split.
+    """
 
     config: Config
     settings: AdaptConfig
     run_dir: Path
     devices: Sequence[jax.Device]
     batch_size: int
+    dataset: str
 
     def with_inner_folds(self, clips: FeatureSet) -> tuple[Adapted, InnerFolds]:
         """Adapt on the other inner folds of each, then on all clips; can be continued.
@@ -115,7 +120,9 @@ class Adaptation(NamedTuple):
         for fold, part in enumerate(held):
             places = [place[video.id] for video in part]
             fold_N[places] = fold
-            logits_2xN[:, places] = self._inner_logits(clips, fold, part)
+            logits_2xN[:, places] = self.held_out_logits(
+                clips, part, self._folder(fold)
+            )
         earlier = [
             row
             for fold in range(len(held))
@@ -134,20 +141,19 @@ class Adaptation(NamedTuple):
     def _folder(self, fold: int) -> Path:
         return self.run_dir / "inner" / f"fold-{fold}"
 
-    def _inner_logits(
-        self, clips: FeatureSet, fold: int, part: Sequence[Video]
+    def held_out_logits(
+        self, clips: FeatureSet, part: Sequence[Video], folder: Path
     ) -> Float64[np.ndarray, "2 N"]:
-        """Logits of a fold, and of its peaks, by the network of the others.
+        """Logits of a part of the clips, and of its peaks, by a network of all others.
 
-        Adapts that network unless they are kept.
+        Adapts that network, or goes on, unless logits.csv in `folder` has them.
         """
-        folder = self._folder(fold)
         path = folder / "logits.csv"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             inside = {video.id for video in part}
             others = [video for video in clips.videos if video.id not in inside]
-            phase = Phase(f"inner fold {fold}")
+            phase = Phase(f"inner {folder.name}")
             adapted = self._train(clips.part(others), folder, phase)
             head, params = Detector(READ_OUT), read_out(adapted)
             held = self._features(adapted.network, part, folder)
@@ -192,7 +198,7 @@ class Adaptation(NamedTuple):
             image_side(clips.dim),
             onnx_parameters(adapted_parameters(head, params)),
             streams=(self.settings.stream,),
-            seen={"trained_on": list(seen_rows(clips.videos))},
+            seen=seen_rows(clips.videos, (), self.dataset),  # the length is fixed
         )
         # as its file has it, so that all figures are of the weights that are kept
         network = network.rounded()
@@ -207,12 +213,6 @@ def _some_images(clips: FeatureSet) -> UInt8[np.ndarray, "N H W 3"]:
     places = np.unique(np.linspace(0, len(clips) - 1, _RANGED).astype(int))
     pixels = [clips.read(n, 0)[clips.frames_N[n] // 2] for n in places.tolist()]
     return np.stack(pixels).astype(np.uint8).reshape(-1, side, side, 3)
-
-
-def seen_rows(videos: Iterable[Video]) -> Iterator[dict[str, str]]:
-    """What a network's file says of the clips that it was made from."""
-    for video in videos:
-        yield {"id": video.id, "group": video.group}
 
 
 def read_out(adapted: Adapted) -> Params:
