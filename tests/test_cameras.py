@@ -158,7 +158,8 @@ def test_an_interrupt_gives_the_ends_of_events_and_is_raised(always, folder):
     rest = [records.throw(KeyboardInterrupt())]
     with pytest.raises(KeyboardInterrupt):
         rest += records
-    assert kinds(rest)[-1] == "end"
+    assert kinds(rest)[-2] == "end"
+    assert (rest[-1]["type"], rest[-1]["source"]) == ("status", "0")
 
 
 @contextmanager

@@ -141,9 +141,10 @@ class _Watcher:
 
     def _finish(self) -> list[Record]:
         """The ends of all events under way, and the last states."""
-        left = [source for source in self._sources if source.state != "ended"]
-        records = self._pipeline.run([(s.live, Lost("stopped")) for s in left])
-        return [record for record in records if record["type"] != "gap"]
+        left = [n for n, source in enumerate(self._sources) if source.state != "ended"]
+        self._pipeline.take([(self._sources[n].live, Lost("stopped")) for n in left])
+        records = [record for record in self._score() if record["type"] != "gap"]
+        return records + [self._status(number) for number in left]
 
     def _process(self, taken: Sequence[Taken]) -> list[Record]:
         """Run what was taken through the backbone, and through the head when it is time."""
