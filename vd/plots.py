@@ -144,14 +144,16 @@ def timeline(
     """
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axis = figure.subplots()
-    for spans, label, colour in (
-        (truth, "violent in truth", ORANGE),
-        (gaps, "nothing to see", GREY),
-        (events, "events", BLUE),
+    for spans, label, colour, height, alpha in (
+        (truth, "violent in truth", ORANGE, 0.05, 0.9),  # a bar at the foot
+        (gaps, "nothing to see", GREY, 1.0, 0.3),
+        (events, "events", BLUE, 1.0, 0.2),
     ):
         for number, (start, end) in enumerate(spans):
             named = None if number else label
-            axis.axvspan(start, end, label=named, lw=0, color=colour, alpha=0.2)
+            axis.axvspan(
+                start, end, 0, height, label=named, lw=0, color=colour, alpha=alpha
+            )
     # not drawn across a gap
     places = np.searchsorted(seconds_W, [start for start, _ in gaps])
     middles = [(start + end) / 2 for start, end in gaps]
