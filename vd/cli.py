@@ -305,6 +305,7 @@ class Evaluate:
                 )
             run_dir = Path("runs/pretrained")
             shutil.copytree(PRETRAINED, run_dir, dirs_exist_ok=True)
+            say(f"detector: the one that comes with vd; its figures go to {run_dir}")
         from vd.devices import prepare_jax
         from vd.evaluation.cross_dataset import evaluate_on
         from vd.evaluation.evaluate import evaluate, summary

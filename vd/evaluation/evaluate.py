@@ -77,9 +77,11 @@ def evaluate(
         )
     trained = [video for video in everything if video.split in ("train", "val")]
     if split == "val" and refits(config, trained):
+        figures = "evaluation_val.json has the figures of its inner folds."
+        if not (run_dir / "evaluation_val.json").exists():
+            figures = "it had too few groups for inner folds; name another --split."
         raise VdError(
-            f"--split val: {run_dir} was trained on its validation clips too (--refit); "
-            "evaluation_val.json has the figures of its inner folds."
+            f"--split val: {run_dir} was trained on its validation clips too; {figures}"
         )
     videos = [video for video in everything if split in (video.split, "all")]
     _check_backbone(config, everything, videos)

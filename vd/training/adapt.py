@@ -114,7 +114,15 @@ class Adaptation(NamedTuple):
         groups for inner folds there are none.
         """
         held = inner_folds(clips.videos, self.config.splits.split_seed)
-        say(f"adapting {len(held) + 1} times: for {len(held)} inner folds, and for all")
+        if held:
+            say(
+                f"adapting {len(held) + 1} times: once without each of {len(held)} inner "
+                "folds, then on all clips"
+            )
+        else:
+            say(
+                "too few groups for inner folds: temperature 1 and the loss's own threshold"
+            )
         place = {video.id: n for n, video in enumerate(clips.videos)}
         fold_N, logits_2xN = np.zeros(len(place), int), np.zeros((2, len(place)))
         for fold, part in enumerate(held):
