@@ -107,6 +107,7 @@ def test_off_changes_nothing_and_costs_nothing(batch):
     assert augment(batch, off, jnp.int32(0), None, lambda *_: None) is batch
 
 
+@pytest.mark.slow
 def test_training_with_all_of_them_learns(tmp_path):
     settings = {"frame_dropping_rate": 0.2, "feature_noise": 0.1, "mixup_alpha": 0.2}
     train_on_numbers(tmp_path, epochs=8, signal=3.0, **settings)

@@ -273,6 +273,7 @@ def sending(path, address):
         thread.join()
 
 
+@pytest.mark.slow
 def test_a_stalled_udp_stream_is_lost_and_found_again(always, folder):
     with socket.socket(type=socket.SOCK_DGRAM) as free:
         free.bind(("127.0.0.1", 0))

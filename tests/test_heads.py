@@ -145,6 +145,7 @@ def test_a_correction_begins_at_exactly_the_linear_paths_logits(data):
     np.testing.assert_allclose(alone, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_trainings_give(quick, videos, data, tmp_path):
     import heads_table
     from heads_lines import read_results
@@ -194,6 +195,7 @@ def pooled(data, videos):
     )
 
 
+@pytest.mark.slow
 def test_outer_folds_are_tested_only_with_a_fixed_setting(
     quick, videos, data, tmp_path, monkeypatch
 ):

@@ -93,6 +93,7 @@ def test_prediction_imports_nothing_that_it_does_not_need(run_dir, clip):
     assert json.loads(done.stdout)["outcome"] == "used"
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_and_one_from_standard_input_predict(
     run_dir, clip, tmp_path
 ):

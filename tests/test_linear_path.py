@@ -224,6 +224,7 @@ def test_training_learns_and_leaves_the_statistics(tmp_path, model):
     assert rows[-1]["val_loss"] < 0.9 * rows[0]["val_loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_ends_with_the_same_bits(
     tmp_path, monkeypatch
 ):
@@ -254,6 +255,7 @@ def test_neither_path_is_an_error(clips, tmp_path):
     assert "--hidden-size 0 leaves a head without an LSTM" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_the_linear_path_alone_predicts_and_evaluates(
     tmp_path, clips, backbone
 ):

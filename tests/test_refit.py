@@ -77,6 +77,7 @@ def test_few_clips_or_groups_take_inner_folds_by_themselves():
     assert not refits(Config(DataConfig(".")), one_each[:30])
 
 
+@pytest.mark.slow
 def test_inner_folds_are_trained_apart_and_then_all_clips(tmp_path, monkeypatch):
     monkeypatch.setattr(refit, "_LENGTHS", (1, 2))
     config = numbers_config(tmp_path, 3)
@@ -166,6 +167,7 @@ def refitted(tmp_path_factory, clips, backbone):
     return folder, train_command(clips, backbone, folder, "--refit")
 
 
+@pytest.mark.slow
 def test_validation_figures_are_those_of_the_inner_folds(refitted):
     run = refitted[0] / "run"
     result = json.loads((run / "evaluation_val.json").read_text())
@@ -187,6 +189,7 @@ def test_validation_figures_are_those_of_the_inner_folds(refitted):
     assert "more --epochs" not in refitted[1].stderr
 
 
+@pytest.mark.slow
 def test_a_refitted_run_is_evaluated_and_left_as_it_is(refitted, clips, backbone):
     folder, _ = refitted
     run = folder / "run"
