@@ -24,7 +24,7 @@ from vd.features.seen import contents_fingerprint
 from vd.files import read_csv
 from vd.models.adapter import Adapter
 from vd.models.head import apply, init_params
-from vd.training import adapt, image_augment
+from vd.training import image_augment, refit
 from vd.training.image_augment import augment_motion, augment_rgb
 from vd.training.step import Batch
 
@@ -181,14 +181,14 @@ def test_an_adapted_run_is_a_run(adapted, clips):
 def _adapt_until(clips, folder, fold):
     """In a process: adapt, and end it by SIGKILL after an inner fold."""
     prepare_jax(cpu_devices=2)
-    original = adapt.write_csv
+    original = refit.write_csv
 
     def write_and_die(path, rows):
         original(path, rows)
         if path.parent.name == f"fold-{fold}":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    adapt.write_csv = write_and_die
+    refit.write_csv = write_and_die
     run_adapt(clips, folder)
 
 

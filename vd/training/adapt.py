@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from vd.config import AdaptConfig, BackboneConfig, Config, EventConfig, ModelConfig
+from vd.config import AdaptConfig, BackboneConfig, Config, ModelConfig
 from vd.console import say
 from vd.data.manifest import Video
 from vd.features.backbone import find_backbone
@@ -24,20 +24,18 @@ from vd.features.efficientnet_jax import onnx_parameters
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
 from vd.features.network import Network, write_network
-from vd.features.sampling import window_length
 from vd.features.seen import seen_rows
-from vd.files import read_csv, write_bytes, write_csv
+from vd.files import write_bytes
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
 from vd.models.detector import Detector
 from vd.models.head import Params
 from vd.models.plugins import Plugins
-from vd.models.scoring import peak_logits, score
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet
 from vd.training.image_augment import augment_motion, augment_rgb
 from vd.training.log import FINAL, EarlyStopping, Row, read_metrics
 from vd.training.loop import Phase, train
-from vd.training.refit import InnerFolds, inner_folds
+from vd.training.refit import InnerFolds, inner_folds, read_logits, write_logits
 from vd.training.step import TrainState
 
 VARIANT = "efficientnet-lite0"
@@ -165,19 +163,10 @@ class Adaptation(NamedTuple):
             adapted = self._train(clips.part(others), folder, phase)
             head, params = Detector(READ_OUT), read_out(adapted)
             held = self._features(adapted.network, part, folder)
-            logit_N = score(head, params, held.in_order())
-            length = window_length(clips.seconds_N, READ_OUT.clip_frames)
-            stride = EventConfig.stride_seconds
-            peak_N = peak_logits(head, params, held.in_time(), length, stride)
-            rows = [
-                {"path": video.name, "logit": repr(float(x)), "peak": repr(float(peak))}
-                for video, x, peak in zip(part, logit_N, peak_N, strict=True)
-            ]
-            write_csv(path, rows)
+            write_logits(path, head, params, held, clips)
         for name in ("checkpoints", "cache"):  # nobody reads them
             shutil.rmtree(folder / name, ignore_errors=True)
-        rows = read_csv(path)
-        return np.array([[float(r[name]) for r in rows] for name in ("logit", "peak")])
+        return read_logits(path)
 
     def _features(
         self, network: Network, videos: Sequence[Video], folder: Path

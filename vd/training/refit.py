@@ -23,7 +23,7 @@ from vd.data.manifest import Video
 from vd.data.splits import folds
 from vd.features.sampling import window_length
 from vd.files import read_csv, write_csv
-from vd.models.head import Params
+from vd.models.head import Head, Params
 from vd.models.losses import clip_losses
 from vd.models.plugins import Plugins
 from vd.models.scoring import peak_logits, score
@@ -203,18 +203,9 @@ class _Training:
                 self.devices, self.batch_size, self.plugins, phase,
             )  # fmt: skip
             head = self.plugins.make_head(self.config.model)
-            logit_N = score(head, params, held.in_order())
-            length = window_length(self.clips.seconds_N, self.config.model.clip_frames)
-            stride = EventConfig.stride_seconds
-            peak_N = peak_logits(head, params, held.in_time(), length, stride)
-            rows = [
-                {"path": video.name, "logit": repr(float(x)), "peak": repr(float(peak))}
-                for video, x, peak in zip(part, logit_N, peak_N, strict=True)
-            ]
-            write_csv(path, rows)
+            write_logits(path, head, params, held, self.clips)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nobody reads them
-        rows = read_csv(path)
-        return np.array([[float(r[name]) for r in rows] for name in ("logit", "peak")])
+        return read_logits(path)
 
     def _loss(self, logit_N: Float64[np.ndarray, " N"]) -> float:
         """Mean loss of all clips."""
@@ -225,3 +216,24 @@ class _Training:
             self.config.training,
         )
         return float(np.mean(np.asarray(losses_N, np.float64)))
+
+
+def write_logits(
+    path: Path, head: Head, params: Params, held: FeatureSet, clips: FeatureSet
+) -> None:
+    """Logits of held-out clips, and of their peaks; windows are as long as for all `clips`."""
+    logit_N = score(head, params, held.in_order())
+    length = window_length(clips.seconds_N, head.config.clip_frames)
+    stride = EventConfig.stride_seconds
+    peak_N = peak_logits(head, params, held.in_time(), length, stride)
+    rows = [
+        {"path": video.name, "logit": repr(float(x)), "peak": repr(float(peak))}
+        for video, x, peak in zip(held.videos, logit_N, peak_N, strict=True)
+    ]
+    write_csv(path, rows)
+
+
+def read_logits(path: Path) -> Float64[np.ndarray, "2 N"]:
+    """What `write_logits` wrote, in the order of its clips."""
+    rows = read_csv(path)
+    return np.array([[float(row[name]) for row in rows] for name in ("logit", "peak")])
