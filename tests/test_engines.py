@@ -76,7 +76,8 @@ def test_a_run_by_another_engine_is_said(backbone, capsys):
     ("settings", "words"),
     [
         ({"backbone": "resnet50"}, "neither a file nor one of"),
-        ({"backbone_size": 99}, "--backbone-size, .* are for ONNX files"),
+        ({"backbone_mean": 9.0}, "-mean: efficientnet-lite0 has its own; leave it out"),
+        ({"backbone_std": 9.0}, "-std: efficientnet-lite0 has its own; leave it out"),
         ({"backbone": __file__}, "cannot be read as an ONNX file"),
     ],
 )

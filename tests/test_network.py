@@ -155,6 +155,20 @@ def test_fingerprints_of_built_in_stores_are_those_of_existing_stores():
     }
 
 
+def test_a_built_in_network_takes_images_of_any_size(tmp_path, lite0):
+    small = backbone_of(LITE0, backbone_size=64)
+    assert (small.frames.width, small.frames.height) == (64, 64)
+    own = fingerprint(features_description(backbone_of(LITE0)))
+    assert fingerprint(features_description(small)) != own
+    pictures = images(3, 64)
+    features = make_engine(small, "onnxruntime")(pictures)
+    np.testing.assert_allclose(make_engine(small, "jax")(pictures), features, atol=1e-4)
+    # as from the file of the same network at that size
+    write_network(tmp_path / "a.npz", replace(lite0, size=64))
+    of_file = make_engine(backbone_of(tmp_path / "a.npz"), "onnxruntime")
+    np.testing.assert_array_equal(of_file(pictures), features)
+
+
 def test_content_alone_is_in_the_fingerprint(tmp_path, adapted):
     write_network(tmp_path / "a.npz", adapted)
     shutil.copy(tmp_path / "a.npz", tmp_path / "renamed.npz")
@@ -242,10 +256,11 @@ def test_wrong_weights_are_named(tmp_path, adapted, name, value, words):
         backbone_of(path)
 
 
-def test_flags_of_onnx_files_are_refused(tmp_path, adapted):
+@pytest.mark.parametrize("flag", ["size", "mean", "std"])
+def test_flags_of_what_the_file_says_are_refused(tmp_path, adapted, flag):
     write_network(tmp_path / "a.npz", adapted)
-    with pytest.raises(VdError, match=r"are for ONNX files; .*a\.npz has its own"):
-        backbone_of(tmp_path / "a.npz", backbone_size=64)
+    with pytest.raises(VdError, match=rf"^--backbone-{flag}: .*a\.npz has its own"):
+        backbone_of(tmp_path / "a.npz", **{f"backbone_{flag}": 64})
 
 
 def test_a_network_that_cannot_be_computed_is_not_written(tmp_path, adapted):

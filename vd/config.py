@@ -117,7 +117,8 @@ class BackboneConfig(Settings):
     """efficientnet-lite0, -lite1, -lite2, -lite0-int8, the .npz file of an adapted network
     (with its own streams), or an ONNX file that maps images to vectors; None: the preset's."""
     backbone_size: Annotated[int, Between(1, 4096)] | None = None
-    """Side of the ONNX file's input images in pixels; None: from the file."""
+    """Side of the network's images in pixels, not for .npz files; None: the preset's or the
+    network's own, or from the ONNX file."""
     backbone_mean: Annotated[float, Between(-1e6, 1e6)] | None = None
     """Subtracted from the 0–255 pixels before an ONNX file; None: its metadata, else 0."""
     backbone_std: Positive | None = None

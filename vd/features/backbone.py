@@ -1,7 +1,7 @@
 """Backbones: the network, built in or of a file (.npz of ours, or ONNX), and its input."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ class Preset(NamedTuple):
     backbone: str  # unless --backbone names another
     streams: tuple[str, ...]
     views: tuple[str, ...]
+    size: int | None = None  # side of the backbone's images; None: its own
 
 
 PRESETS: dict[PresetName, Preset] = {
@@ -69,7 +70,7 @@ class Backbone:
         if self.is_onnx:
             return None
         if self.built_in:
-            return built_in_network(self.name)
+            return replace(built_in_network(self.name), size=self.size)
         return read_network(self.file)
 
     @property
@@ -105,16 +106,19 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
 
     Metadata keys: `vd.size`, `vd.mean`, `vd.std`, `vd.streams` (names, with commas). The file
-    of a network (.npz) says its size. The streams of either win over the preset's.
+    of a network (.npz) says its size. The streams of either win over the preset's, whose
+    size is that of its own backbone alone.
     """
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone
     file = Path(name)
     if (variant := QUANTIZED.get(name, name)) in VARIANTS:
-        _check_flags(config, name)
-        backbone = Backbone(name, VARIANTS[variant].resolution, backbone_file(variant))
+        _check_flags(config, name, ("mean", "std"))
+        of_preset = preset.size if config.backbone is None else None
+        size = config.backbone_size or of_preset or VARIANTS[variant].resolution
+        backbone = Backbone(name, size, backbone_file(variant))
     elif file.suffix == ".npz" and file.is_file():
-        _check_flags(config, name)
+        _check_flags(config, name, ("size", "mean", "std"))
         backbone = _network_backbone(file)
     elif file.is_file():
         backbone = _user_backbone(config, file)
@@ -133,14 +137,11 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     return replace(backbone, streams=streams, views=preset.views)
 
 
-def _check_flags(config: BackboneConfig, name: str) -> None:
-    """Raise `VdError` when a flag is given that only ONNX files have."""
-    given = config.backbone_size, config.backbone_mean, config.backbone_std
-    if any(value is not None for value in given):
-        raise VdError(
-            "--backbone-size, --backbone-mean and --backbone-std are for ONNX files; "
-            f"{name} has its own: leave them out."
-        )
+def _check_flags(config: BackboneConfig, name: str, flags: Sequence[str]) -> None:
+    """Raise `VdError` when one of `flags` is given, which the network decides itself."""
+    for flag in flags:
+        if getattr(config, f"backbone_{flag}") is not None:
+            raise VdError(f"--backbone-{flag}: {name} has its own; leave it out.")
 
 
 def _network_backbone(file: Path) -> Backbone:
