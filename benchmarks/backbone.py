@@ -9,7 +9,7 @@ best of its batch sizes (chosen in a first round, that is not counted):
 - onnxruntime: a bare session on the same graph
 - openvino: the same graph
 - torch, torch_channels_last: the same convolutions, folded as they are here
-- float32: here `ours` is the 8-bit network of `--feature-preset fast`, theirs the float one
+- float32: here `ours` is the 8-bit network, theirs the float one
 
 Where JAX has a GPU, `ours` is the network in JAX, float32, and the peers are torch with cuDNN
 there, channels last: torch_float32 (with TF32, cuDNN's default) and torch_bfloat16.
@@ -156,7 +156,8 @@ def main(repeats: int = 9, images: int = 6 * CLIP) -> None:
     if on_gpu:
         runs["ours"] = engine  # takes all images in batches of its own
     else:
-        runs["fast"] = batched(OnnxEngine(find_backbone(BackboneConfig("fast"))), CLIP)
+        int8 = find_backbone(BackboneConfig(backbone=f"{NAME}-int8"))
+        runs["int8"] = batched(OnnxEngine(int8), CLIP)
     best = best_batches(peers, GPU_BATCHES if on_gpu else BATCHES, pictures)
     if not on_gpu:
         for run in peers.values():
@@ -170,8 +171,8 @@ def main(repeats: int = 9, images: int = 6 * CLIP) -> None:
             times[name].append(seconds(run, pictures))
     rates = {name: images / median(taken) for name, taken in times.items()}
     pairs = [(name, rates["ours"], rates[name]) for name in peers]
-    if "fast" in rates:
-        pairs.append(("float32", rates["fast"], rates["ours"]))
+    if "int8" in rates:
+        pairs.append(("float32", rates["int8"], rates["ours"]))
     for name, mine, theirs in pairs:
         line = {
             "benchmark": "backbone",

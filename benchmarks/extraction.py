@@ -11,10 +11,10 @@ view, through the float32 network. The peers:
 - both_bound: what two stages on the same cores can reach at most, 1 / (1 / b + 1 / d)
 - torch_dataloader: what one would write instead: a DataLoader of as many workers as
   cores, OpenCV, the same frames and views, the same network in torch channels-last; on
-  a GPU, where there is one, in bfloat16
-- float32: here `ours` is the 8-bit network (`--feature-preset fast`), theirs the float one
-- default: here `ours` is the network of the detector in the box, motion at 160 pixels, theirs
-  the default preset, RGB, motion and square at 224; `default_torch`: theirs, against torch
+  a GPU, where there is one, in bfloat16; left out where torch is not installed
+- fast, box: theirs is the default preset (RGB, motion and square of 224 pixels), here `ours`
+  is `--feature-preset fast`, and the network of the detector in the box
+- default_torch: here `ours` is the default preset, theirs torch on two of its three streams
 
 Each line has `idle`, the share of the cores' time in which ours computed nothing.
 """
@@ -24,6 +24,8 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +44,7 @@ from vd.config import (
     DecodeConfig,
     usable_cores,
 )
+from vd.console import say
 from vd.data.catalog import identify
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video, read_manifest
@@ -51,7 +54,7 @@ from vd.features.efficientnet import FEATURES
 from vd.features.engines import Engine, make_engine
 from vd.features.extract import extract
 
-FLOATS = BackboneConfig("fast", "efficientnet-lite0")
+DEFAULT, FAST = BackboneConfig(), BackboneConfig("fast")
 BOX = BackboneConfig(backbone=str(PRETRAINED / "backbone.npz"))
 BATCH, GPU_BATCH = 8, 64  # of the torch network: its best (benchmarks/backbone.py)
 
@@ -111,21 +114,25 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
     """A JSON line a peer; medians of interleaved repeats over the same drawn clips."""
     every = read_manifest(DataConfig(dataset_path)).videos
     draw = np.random.default_rng(seed).permutation(len(every))[:clips]
-    backbone = find_backbone(FLOATS)
+    default, fast, box = map(find_backbone, (DEFAULT, FAST, BOX))
+    backbone = replace(default, streams=("rgb", "motion"))
     engine = make_engine(backbone, "auto")
     with tempfile.TemporaryDirectory() as scratch:
         videos = identify([every[i] for i in draw], Path(scratch))
         paths = [video.path for video in videos]
         runs = {
-            "ours": lambda: run_ours(videos, dataset_path, FLOATS),
-            "fast": lambda: run_ours(videos, dataset_path, BackboneConfig("fast")),
-            "default": lambda: run_ours(videos, dataset_path, BackboneConfig()),
-            "box": lambda: run_ours(videos, dataset_path, BOX),
-            "free": lambda: run_free(videos, dataset_path),
+            "ours": lambda: run_ours(videos, backbone),
+            "preset_fast": lambda: run_ours(videos, fast),
+            "preset_default": lambda: run_ours(videos, default),
+            "detector": lambda: run_ours(videos, box),
+            "free": lambda: run_free(videos, backbone),
             "backbone_only": backbone_only(paths, backbone, engine),
             "decode_only": lambda: decode_only(paths, backbone),
-            "torch_dataloader": torch_dataloader(paths, engine.name == "jax"),
         }
+        if find_spec("torch"):
+            runs["torch_dataloader"] = torch_dataloader(paths, engine.name == "jax")
+        else:
+            say("note: torch is not installed, so its peer is left out")
         times: dict[str, list[float]] = {name: [] for name in runs}
         idle = []
         for _ in range(repeats):
@@ -138,17 +145,15 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
                     idle.append(1 - used / (times[name][-1] * usable_cores()))
     rates = {name: len(videos) / median(taken) for name, taken in times.items()}
     rates["both_bound"] = 1 / (1 / rates["backbone_only"] + 1 / rates["decode_only"])
-    names = "fast", "default", "box", "free", "ours"
-    fast, default, box, free_rate, ours = (rates.pop(name) for name in names)
+    names = "preset_fast", "preset_default", "detector", "free", "ours"
+    fast_rate, default_rate, box_rate, free, ours = (rates.pop(n) for n in names)
     pairs = [
-        (name, free_rate if name == "decode_only" else ours, rate)
+        (name, free if name == "decode_only" else ours, rate)
         for name, rate in rates.items()
     ]
-    pairs += [
-        ("float32", fast, ours),
-        ("default", box, default),
-        ("default_torch", default, rates["torch_dataloader"]),
-    ]
+    pairs += [("fast", fast_rate, default_rate), ("box", box_rate, default_rate)]
+    if "torch_dataloader" in rates:
+        pairs.append(("default_torch", default_rate, rates["torch_dataloader"]))
     for name, mine, theirs in pairs:
         line = {
             "benchmark": "extraction",
@@ -162,19 +167,16 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
         print(json.dumps(line), flush=True)
 
 
-def run_ours(
-    videos: Sequence[Video], dataset_path: Path, backbone: BackboneConfig
-) -> None:
+def run_ours(videos: Sequence[Video], backbone: Backbone) -> None:
     """Extraction into an empty cache."""
     with tempfile.TemporaryDirectory() as cache:
-        config = Config(DataConfig(dataset_path, Path(cache)), backbone=backbone)
-        extract(videos, config, find_backbone(backbone))
+        extract(videos, Config(DataConfig(Path(), Path(cache))), backbone)
 
 
-def run_free(videos: Sequence[Video], dataset_path: Path) -> None:
+def run_free(videos: Sequence[Video], backbone: Backbone) -> None:
     """The same with the network at no cost."""
     with patch("vd.features.extract.make_engine", lambda *_: FreeEngine()):
-        run_ours(videos, dataset_path, FLOATS)
+        run_ours(videos, backbone)
 
 
 class FreeEngine:
