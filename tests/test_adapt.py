@@ -19,7 +19,7 @@ from vd.config import DataConfig, ModelConfig
 from vd.data.catalog import identify
 from vd.data.manifest import read_manifest
 from vd.devices import prepare_jax
-from vd.features.network import built_in_network, read_network
+from vd.features.network import built_in_network, read_networks
 from vd.features.seen import contents_fingerprint
 from vd.files import read_csv
 from vd.models.adapter import Adapter
@@ -133,7 +133,7 @@ def test_an_adapted_run_is_a_run(adapted, clips):
     folder, done = adapted
     run = folder / "run"
     assert "adapting 5 times" in done.stderr
-    network = read_network(run / "backbone.npz")
+    network = read_networks(run / "backbone.npz")[0]
     before = built_in_network("efficientnet-lite0").rounded().parameters
     changed = {
         k for k, v in network.parameters.items() if not np.array_equal(v, before[k])
@@ -222,7 +222,7 @@ def test_test_clips_change_nothing_that_is_trained(tmp_path, adapted, clips):
         ours, theirs = (folder / "run" / name for folder in (tmp_path, adapted[0]))
         assert ours.read_bytes() == theirs.read_bytes(), name
     one, other = (
-        read_network(folder / "run" / "backbone.npz").parameters
+        read_networks(folder / "run" / "backbone.npz")[0].parameters
         for folder in (tmp_path, adapted[0])
     )
     assert all(np.array_equal(one[name], other[name]) for name in other)
@@ -241,5 +241,5 @@ def test_a_cross_validation_adapts_once_a_fold(tmp_path, clips):
         splits = {row["id"]: row["split"] for row in read_csv(run / "splits.csv")}
         tested = {name for name, split in splits.items() if split == "test"}
         assert len(tested) == 16
-        seen = read_network(run / "backbone.npz").seen["trained_on"]
+        seen = read_networks(run / "backbone.npz")[0].seen["trained_on"]
         assert {row["id"] for row in seen} == splits.keys() - tested

@@ -1,7 +1,8 @@
 """Every setting once: frozen dataclasses, flat on the command line.
 
 Shapes are written with these letters: N clips, B batch, T frames of a clip, F stored
-frames of a video, S streams (RGB, motion), D features of a frame (S × backbone's),
+frames of a video, S streams (RGB, motion), K vectors of features of a frame (a stream for
+each network that reads it), D features of a frame (K × backbone's),
 P projected features, H hidden units, V views.
 """
 

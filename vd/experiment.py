@@ -340,11 +340,11 @@ def adapted_features(
     """The run that reads an adapted network out, and its features; writes backbone.npz."""
     from vd.features.backbone import find_backbone
     from vd.features.extract import extract
-    from vd.features.network import write_network
+    from vd.features.network import write_networks
     from vd.training.adapt import READ_OUT
 
     run_dir = images.run.checkpoint_dir.parent
-    write_network(run_dir / "backbone.npz", adapted.network, half=True)
+    write_networks(run_dir / "backbone.npz", [adapted.network], half=True)
     config = replace(
         images,
         backbone=BackboneConfig(backbone=str(run_dir / "backbone.npz")),

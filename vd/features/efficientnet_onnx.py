@@ -29,6 +29,11 @@ _RELU6 = (0.0, 6.0)
 _TAIL = 1e-4  # share of a tensor's values that its range leaves out at either end
 
 
+def network_model(network: Network) -> "onnx.ModelProto":
+    """The network as it computes: `quantized_model` or `onnx_model`."""
+    return quantized_model(network) if network.quantized else onnx_model(network)
+
+
 def onnx_model(network: Network) -> "onnx.ModelProto":
     """The network as an ONNX graph: "images", uint8 B×H×W×3, to "features", B×1280."""
     return _float_model(network)[0]

@@ -23,7 +23,7 @@ from vd.features.backbone import find_backbone
 from vd.features.efficientnet_jax import onnx_parameters
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
-from vd.features.network import Network, write_network
+from vd.features.network import Network, write_networks
 from vd.features.seen import seen_rows
 from vd.files import write_bytes
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
@@ -172,7 +172,7 @@ class Adaptation(NamedTuple):
         self, network: Network, videos: Sequence[Video], folder: Path
     ) -> FeatureSet:
         """Features of a few videos by an adapted network, in a cache of their own."""
-        write_network(folder / "cache" / "backbone.npz", network, half=True)
+        write_networks(folder / "cache" / "backbone.npz", [network], half=True)
         backbone = BackboneConfig(backbone=str(folder / "cache" / "backbone.npz"))
         config = replace(
             self.config,
