@@ -9,9 +9,10 @@ from onnx import TensorProto, compose, helper
 from vd.config import ModelConfig
 from vd.errors import VdError
 from vd.export.detector_onnx import LENGTH, detector_graph, name_outputs, outputs
-from vd.export.graph import OPSET, Graph
+from vd.export.graph import Graph
 from vd.features.backbone import Backbone
 from vd.features.efficientnet_onnx import network_model
+from vd.features.onnx_graph import OPSET
 from vd.models.head import Params
 
 IMAGES = "images"
