@@ -183,8 +183,9 @@ class FreeEngine:
     """An engine that costs nothing, as wide as the backbone."""
 
     name, batch, dim = "free", 1, FEATURES
+    reads = find_backbone(FLOATS).places
 
-    def __call__(self, images_NxHxWx3: np.ndarray) -> np.ndarray:
+    def __call__(self, images_NxHxWx3: np.ndarray, network: int = 0) -> np.ndarray:
         """No features."""
         return np.zeros((len(images_NxHxWx3), self.dim), np.float32)
 

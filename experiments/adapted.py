@@ -42,8 +42,8 @@ from vd.metrics.binary import shown
 LINES = Path(__file__).with_suffix(".jsonl")
 SETTINGS = {
     "motion 160": AdaptConfig(),
-    "square 160": AdaptConfig(stream="square"),
-    "rgb 160": AdaptConfig(stream="rgb"),
+    "square 160": AdaptConfig(streams=("square",)),
+    "rgb 160": AdaptConfig(streams=("rgb",)),
     "motion 224": AdaptConfig(size=224),
 }
 _HEAD = """\
@@ -89,14 +89,15 @@ def run_setting(
         training=replace(ADAPTATION, seed=seed),
         run=RunConfig(cache_dir / "adapted"),
     )
-    images = image_config(config, SETTINGS[name])
+    (stream,) = SETTINGS[name].streams
+    images = image_config(config, SETTINGS[name], stream)
     prepared = prepare(images, assign=for_folds)
     videos = list({video.id: video for video in prepared.ledger.usable()}.values())
     data = FeatureSet(videos, prepared.store, share=TRAINED_SHARE)
     start_lines(lines, dataset, videos, data)
     devices = training_devices(None, config.training.batch_size)
     adaptation = Adaptation(
-        images, SETTINGS[name], images.run.checkpoint_dir, devices,
+        images, SETTINGS[name], stream, images.run.checkpoint_dir, devices,
         config.training.batch_size, contents_fingerprint(videos),
     )  # fmt: skip
     for part in chosen(outer_parts(videos) if outer else inner_parts(videos), parts):

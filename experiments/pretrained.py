@@ -65,45 +65,55 @@ def main(
 
 def make_run(config: Config) -> None:
     """The run folder of all clips, without a test part."""
+    from vd.adaptation import (
+        adapt_stream,
+        adapted_features,
+        read_results,
+        with_features,
+    )
     from vd.devices import training_devices
     from vd.evaluation.evaluate import evaluate_trained, summary
-    from vd.experiment import adapted_features, prepare
-    from vd.features.seen import contents_fingerprint
+    from vd.experiment import Opened, prepare
     from vd.models.detector import Detector
     from vd.models.losses import even_logit
     from vd.models.plugins import BUILT_IN
     from vd.training import run_folder
-    from vd.training.adapt import Adaptation, image_config, write_read_out
-    from vd.training.feature_set import TRAINED_SHARE, FeatureSet
+    from vd.training.adapt import image_config
+    from vd.training.feature_set import FeatureSet
+    from vd.training.readout import write_read_out
 
     settings = AdaptConfig()
-    images = image_config(config, settings)
-    data = prepare(images, for_folds)
+    data = prepare(image_config(config, settings, settings.streams[0]), for_folds)
     usable = {video.id: video for video in data.ledger.usable()}  # copies once
     videos = [replace(video, split="train") for video in usable.values()]
     data = data.with_splits(videos)
-    folder, batch_size = images.run.checkpoint_dir, config.training.batch_size
-    folder.mkdir(exist_ok=True)
-    devices = training_devices(config.run.devices, batch_size)
-    dataset = contents_fingerprint(videos)
-    adaptation = Adaptation(images, settings, folder, devices, batch_size, dataset)
-    clips = FeatureSet(videos, data.store, share=TRAINED_SHARE)
-    adapted, inner = adaptation.with_inner_folds(clips)
+    batch_size = config.training.batch_size
+    opened = Opened(batch_size, training_devices(config.run.devices, batch_size))
+    results = []
+    for stream in settings.streams:
+        images = image_config(config, settings, stream)
+        images.run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        of_stream = with_features(images, data)
+        results.append(adapt_stream(images, settings, stream, of_stream, opened))
 
-    config, data = adapted_features(images, data, adapted)
+    config, data = adapted_features(config, settings, data, results)
     identity = {
         **run_folder.settings_identity(config),
+        **run_folder.adaptation_identity(settings),
         **BUILT_IN.identity(),
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
-    run_folder.write_inputs(config, BUILT_IN, data, identity, batch_size, devices)
-    params = write_read_out(config.run.checkpoint_dir, adapted, config.training.epochs)
-    sets = {"train": FeatureSet(videos, data.store)}
-    even = even_logit(None, config.training, float(clips.labels_N.mean()))
+    run_folder.write_inputs(config, BUILT_IN, data, identity, *opened)
+    sets = {"train": FeatureSet(data.parts()["train"], data.store)}
+    read_out = read_results(config, results, sets)
+    linear, epochs = read_out.linear, config.training.epochs
+    params = write_read_out(config.run.checkpoint_dir, linear, epochs)
+    share = float(sets["train"].labels_N.mean())
+    even = read_out.scale * even_logit(None, config.training, share)
     head = Detector(config.model)
-    results = evaluate_trained(config, head, params, sets, even, inner)
-    say(summary(results["val"]))
+    evaluated = evaluate_trained(config, head, params, sets, even, read_out.inner)
+    say(summary(evaluated["val"]))
 
 
 def copy_run(run_dir: Path, box: Path) -> None:

@@ -15,20 +15,24 @@ import pytest
 
 from experiments.rendering.clips import render_dataset
 from tests.command_line import digests, vd
-from vd.config import DataConfig, ModelConfig
+from vd.config import AdaptConfig, DataConfig, ModelConfig
 from vd.data.catalog import identify
 from vd.data.manifest import read_manifest
 from vd.devices import prepare_jax
-from vd.features.network import built_in_network, read_network
+from vd.errors import VdError
+from vd.features.network import built_in_network, read_networks
 from vd.features.seen import contents_fingerprint
 from vd.files import read_csv
 from vd.models.adapter import Adapter
 from vd.models.head import apply, init_params
 from vd.training import image_augment, refit
 from vd.training.image_augment import augment_motion, augment_rgb
+from vd.training.log import read_metrics
 from vd.training.step import Batch
 
 SIDE = 32
+STREAMS = "motion", "square"
+TOGETHER = "--streams", *STREAMS, "--frozen"
 FEW = (
     "--size", SIDE, "--fixed-blocks", 17, "--epochs", 2, "--warmup-epochs", 1,
     "--learning-rate", 0.002,
@@ -125,29 +129,35 @@ def run_adapt(clips, folder, *extra, code=0):
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory, clips):
     folder = tmp_path_factory.mktemp("adapted")
-    return folder, run_adapt(clips, folder)
+    return folder, run_adapt(clips, folder, *TOGETHER)
 
 
 @pytest.mark.slow
 def test_an_adapted_run_is_a_run(adapted, clips):
     folder, done = adapted
     run = folder / "run"
-    assert "adapting 5 times" in done.stderr
-    network = read_network(run / "backbone.npz")
+    assert done.stderr.count("adapting 5 times") == 2
+    *networks, frozen = read_networks(run / "backbone.npz")
     before = built_in_network("efficientnet-lite0").rounded().parameters
-    changed = {
-        k for k, v in network.parameters.items() if not np.array_equal(v, before[k])
-    }
-    assert changed == {"head.kernel", "head.bias"}
-    assert (network.size, network.streams) == (SIDE, ("motion",))
-    trained_on = {row["id"] for row in network.seen["trained_on"]}
     splits = {row["id"]: row["split"] for row in read_csv(run / "splits.csv")}
-    assert trained_on == {name for name, split in splits.items() if split != "test"}
-    assert network.seen["chosen_on"] == []  # its length is fixed
     here = contents_fingerprint(
         identify(read_manifest(DataConfig(clips)).videos, folder)
     )
-    assert {row["dataset"] for row in network.seen["trained_on"]} == {here}
+    for network, stream in zip(networks, STREAMS, strict=True):
+        assert changed(network, before) == {"head.kernel", "head.bias"}
+        assert (network.size, network.streams) == (SIDE, (stream,))
+        trained_on = {row["id"] for row in network.seen["trained_on"]}
+        assert trained_on == {name for name, split in splits.items() if split != "test"}
+        assert network.seen["chosen_on"] == []  # its length is fixed
+        assert {row["dataset"] for row in network.seen["trained_on"]} == {here}
+    assert changed(frozen, before) == set()
+    assert (frozen.streams, frozen.seen) == (STREAMS, {})
+    described = json.loads((run / "config.json").read_text())
+    assert described["preprocessing"]["dim"] == 4 * 1280
+    rows = read_metrics(run)
+    assert [(row["stream"], row["epoch"]) for row in rows] == [
+        (stream, epoch) for stream in STREAMS for epoch in (1, 2)
+    ]
 
     result = json.loads((run / "evaluation_test.json").read_text())
     assert result["threshold_source"].startswith("inner folds")
@@ -158,24 +168,32 @@ def test_an_adapted_run_is_a_run(adapted, clips):
         "--checkpoint-dir", folder / "cv", "--backbone", run / "backbone.npz", code=2,
     )  # fmt: skip
     assert f"the backbone {run / 'backbone.npz'} was adapted on" in refused.stderr
-    validated = read_csv(run / "predictions_val.csv")
-    kept = {
-        row["path"]: float(row["logit"])
-        for path in (run / "adaptation" / "inner").rglob("logits.csv")
-        for row in read_csv(path)
-    }
-    assert {row["path"]: float(row["logit"]) for row in validated} == kept
-    assert len(kept) == 24
+    assert len(read_csv(run / "predictions_val.csv")) == 24
 
     files = digests(run)
-    again = run_adapt(clips, folder)
+    again = run_adapt(clips, folder, *TOGETHER)
     assert "is finished" in again.stderr
     vd("evaluate", "--checkpoint-dir", run)
     assert digests(run) == files
     row = read_csv(run / "predictions_test.csv")[0]
     predicted = vd("predict", clips / row["path"], "--checkpoint-dir", run)
     assert json.loads(predicted.stdout)["probability"] == float(row["probability"])
-    assert "--checkpoint-dir" in run_adapt(clips, folder, "--seed", 1, code=2).stderr
+    for flags in ((*TOGETHER, "--seed", 1), ("--streams", "motion"), TOGETHER[:-1]):
+        refused = run_adapt(clips, folder, *flags, code=2).stderr
+        assert "holds another run" in refused
+    assert digests(run) == files
+
+
+def changed(network, before):
+    """Names of the parameters that are not as before."""
+    same = {k: np.array_equal(v, before[k]) for k, v in network.parameters.items()}
+    return {name for name, equal in same.items() if not equal}
+
+
+@pytest.mark.parametrize("streams", [["motion", "motion"], []])
+def test_streams_are_named_once(streams):
+    with pytest.raises(VdError, match=r"--streams .*: name at least one stream"):
+        AdaptConfig(streams=tuple(streams))
 
 
 def _adapt_until(clips, folder, fold):
@@ -185,11 +203,11 @@ def _adapt_until(clips, folder, fold):
 
     def write_and_die(path, rows):
         original(path, rows)
-        if path.parent.name == f"fold-{fold}":
+        if path.parts[-4:] == ("square", "inner", f"fold-{fold}", "logits.csv"):
             os.kill(os.getpid(), signal.SIGKILL)
 
     refit.write_csv = write_and_die
-    run_adapt(clips, folder)
+    run_adapt(clips, folder, *TOGETHER)
 
 
 @pytest.mark.slow
@@ -200,8 +218,9 @@ def test_a_killed_adaptation_ends_with_the_same_bits(tmp_path, adapted, clips):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    run_adapt(clips, tmp_path)
-    for name in ("backbone.npz", "predictions_test.csv", "calibration.json"):
+    run_adapt(clips, tmp_path, *TOGETHER)
+    names = "backbone.npz", "weights.npz", "predictions_test.csv", "calibration.json"
+    for name in names:
         ours, theirs = (folder / "run" / name for folder in (tmp_path, adapted[0]))
         assert ours.read_bytes() == theirs.read_bytes(), name
 
@@ -217,15 +236,27 @@ def test_test_clips_change_nothing_that_is_trained(tmp_path, adapted, clips):
     for label, folder in (("violent", "nonviolent"), ("nonviolent", "violent")):
         for path in (others / "test" / label).iterdir():
             shutil.copy(path, changed / "test" / folder / path.name)
-    run_adapt(changed, tmp_path)
-    for name in ("calibration.json", "predictions_val.csv"):
+    run_adapt(changed, tmp_path, *TOGETHER)
+    for name in ("weights.npz", "calibration.json", "predictions_val.csv"):
         ours, theirs = (folder / "run" / name for folder in (tmp_path, adapted[0]))
         assert ours.read_bytes() == theirs.read_bytes(), name
-    one, other = (
-        read_network(folder / "run" / "backbone.npz").parameters
+    ours, theirs = (
+        read_networks(folder / "run" / "backbone.npz")
         for folder in (tmp_path, adapted[0])
     )
-    assert all(np.array_equal(one[name], other[name]) for name in other)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.ranges == other.ranges
+        for name, value in other.parameters.items():
+            assert np.array_equal(one.parameters[name], value), name
+
+
+@pytest.mark.slow
+def test_an_adapted_run_is_exported(adapted, tmp_path):
+    done = vd("export", adapted[0] / "run", "--out", tmp_path / "out")
+    parity = json.loads(done.stdout)
+    assert parity["head"]["largest_logit_difference"]["float32"] < 1e-4
+    assert parity["whole_way"]["clips"] == 8
+    assert parity["whole_way"]["largest_probability_difference"] < 0.03
 
 
 @pytest.mark.slow
@@ -241,5 +272,14 @@ def test_a_cross_validation_adapts_once_a_fold(tmp_path, clips):
         splits = {row["id"]: row["split"] for row in read_csv(run / "splits.csv")}
         tested = {name for name, split in splits.items() if split == "test"}
         assert len(tested) == 16
-        seen = read_network(run / "backbone.npz").seen["trained_on"]
-        assert {row["id"] for row in seen} == splits.keys() - tested
+        (network,) = read_networks(run / "backbone.npz")
+        seen = {row["id"] for row in network.seen["trained_on"]}
+        assert seen == splits.keys() - tested
+        kept = {
+            row["path"]: float(row["logit"])
+            for path in (run / "adaptation" / "motion" / "inner").rglob("logits.csv")
+            for row in read_csv(path)
+        }
+        validated = read_csv(run / "predictions_val.csv")
+        assert {row["path"]: float(row["logit"]) for row in validated} == kept
+        assert len(kept) == 16

@@ -25,8 +25,11 @@ from vd.evaluation.restore import restore
 from vd.export import example
 from vd.export.detector_onnx import head_model
 from vd.export.joined_onnx import backbone_model, joined_model
+from vd.export.stablehlo import write_backbone
 from vd.features.backbone import find_backbone
 from vd.features.engines import OnnxEngine
+from vd.features.extract import frame_features
+from vd.features.network import built_in_network, write_networks
 from vd.models.detector import Detector
 from vd.models.head import apply, init_params
 
@@ -194,6 +197,36 @@ def test_built_in_backbones_are_joined(preset):
     stored = features.astype(np.float16).reshape(1, 3, dim)
     expected = apply(Detector(config), params, stored, np.ones((1, 3), np.float32))
     np.testing.assert_allclose(logit, np.asarray(expected), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_several_networks_are_joined(tmp_path):
+    """A frame's images go in, and each network takes the streams that it reads."""
+    lite0 = replace(built_in_network("efficientnet-lite0"), size=32, ranges=None)
+    doubled = {name: 1.1 * value for name, value in lite0.parameters.items()}
+    networks = [
+        replace(lite0, streams=("square",), parameters=doubled),
+        replace(lite0, streams=("motion", "square")),
+    ]
+    write_networks(tmp_path / "two.npz", networks, half=True)
+    backbone = find_backbone(BackboneConfig(backbone=str(tmp_path / "two.npz")))
+    network, dim = backbone_model(backbone, 1280), 3 * 1280
+    frames = np.random.default_rng(1).integers(0, 255, (6, 2, 32, 32, 3), np.uint8)
+    expected = frame_features(frames, OnnxEngine(backbone), "a.mp4").reshape(6, dim)
+    (features,) = session_of(network).run(["features"], {"images": frames})
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
+    write_backbone(backbone, tmp_path)
+    content = bytearray((tmp_path / "backbone.jax").read_bytes())
+    found = jax.export.deserialize(content).call(frames)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    config = ModelConfig(3, linear_path=True, hidden_size=0, mixed_precision=False)
+    params = made_up_params(Detector(config), dim)
+    model = joined_model(backbone, network, config, params, dim, 1.0, {})
+    inputs = {"images": frames.reshape(2, 3, 2, 32, 32, 3), "length": np.array([3, 3])}
+    (logit,) = session_of(model).run(["logit"], inputs)
+    stored = expected.reshape(2, 3, dim)
+    by_vd = apply(Detector(config), params, stored, np.ones((2, 3), np.float32))
+    np.testing.assert_allclose(logit, np.asarray(by_vd), rtol=1e-4)
 
 
 def test_the_head_is_exported_as_stablehlo(trained, tmp_path):

@@ -15,8 +15,9 @@ from vd.features import engines
 from vd.features.backbone import PRESETS, find_backbone
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.engines import make_engine
-from vd.features.network import built_in_network, read_network, write_network
-from vd.features.store import features_description, fingerprint
+from vd.features.extract import frame_features
+from vd.features.network import built_in_network, read_networks, write_networks
+from vd.features.store import features_description, fingerprint, open_store
 from vd.files import read_csv
 
 LITE0 = "efficientnet-lite0"
@@ -63,8 +64,8 @@ def adapted(lite0):
 def test_a_network_comes_back_to_the_bit(tmp_path, adapted, half):
     ranges = measured_ranges(adapted, images(2, 32))
     network = replace(adapted, ranges=ranges, quantized=True)
-    write_network(tmp_path / "a.npz", network, half)
-    found = read_network(tmp_path / "a.npz")
+    write_networks(tmp_path / "a.npz", [network], half)
+    found = read_networks(tmp_path / "a.npz")[0]
     assert replace(found, parameters={}).__dict__ == (
         replace(network, parameters={}).__dict__
     )
@@ -88,14 +89,14 @@ def test_equal_networks_give_equal_files_whatever_the_order_of_their_weights(
         name: np.asfortranarray(adapted.parameters[name])
         for name in sorted(adapted.parameters)
     }
-    write_network(tmp_path / "a.npz", adapted)
-    write_network(tmp_path / "b.npz", replace(adapted, parameters=other))
+    write_networks(tmp_path / "a.npz", [adapted])
+    write_networks(tmp_path / "b.npz", [replace(adapted, parameters=other)])
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 @pytest.mark.parametrize("name", [LITE0, INT8])
 def test_a_file_of_the_built_in_network_gives_its_features_to_the_bit(tmp_path, name):
-    write_network(tmp_path / "same.npz", built_in_network(name))
+    write_networks(tmp_path / "same.npz", [built_in_network(name)])
     found = backbone_of(tmp_path / "same.npz")
     assert found.streams == PRESETS["default"].streams
     pictures = images(3, 224)
@@ -107,10 +108,86 @@ def test_a_file_of_the_built_in_network_gives_its_features_to_the_bit(tmp_path, 
     np.testing.assert_array_equal(of_file, built_in)
 
 
+def test_a_file_of_the_former_format_is_read(tmp_path, adapted):
+    fields = {
+        "format": 1, "variant": LITE0, "size": 32, "quantized": False,
+        "streams": ["motion"], "ranges": None, "seen": SEEN,
+    }  # fmt: skip
+    text = np.frombuffer(json.dumps(fields).encode(), np.uint8)
+    np.savez(tmp_path / "old.npz", network=text, **adapted.parameters)
+    (found,) = read_networks(tmp_path / "old.npz")
+    assert replace(found, parameters={}).__dict__ == (
+        replace(adapted, parameters={}).__dict__
+    )
+    for name, value in adapted.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], value)
+    assert backbone_of(tmp_path / "old.npz").frames.streams == ("motion",)
+
+
+@pytest.fixture
+def three(tmp_path, lite0, adapted):
+    """Files of three networks, and of each alone; the third reads what both others read."""
+    networks = [
+        adapted,
+        replace(
+            adapted, streams=("square",), parameters=perturbed(lite0, 1).parameters
+        ),
+        replace(lite0, size=32, ranges=None, streams=("motion", "rgb", "square")),
+    ]
+    write_networks(tmp_path / "all.npz", networks)
+    for number, network in enumerate(networks):
+        write_networks(tmp_path / f"{number}.npz", [network])
+    return tmp_path
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "jax"])
+def test_features_of_several_networks_are_those_of_each_side_by_side(
+    three, engine, monkeypatch
+):
+    monkeypatch.setattr(engines, "_JAX_BATCH", 2)
+    together = backbone_of(three / "all.npz")
+    assert together.frames.streams == ("motion", "square", "rgb")
+    assert together.vectors == 5
+    frames = images(12, 32).reshape(4, 3, 32, 32, 3)
+    found = frame_features(frames, make_engine(together, engine), "a.mp4")
+    assert found.shape == (4, 5, 1280)
+    assert (found != found[:, :1]).any()
+    expected = []
+    for number, places in enumerate([[0], [1], [0, 2, 1]]):
+        alone = make_engine(backbone_of(three / f"{number}.npz"), engine)
+        expected.append(frame_features(frames[:, places], alone, "a.mp4"))
+    np.testing.assert_array_equal(found, np.concatenate(expected, axis=1))
+
+
+def test_several_networks_make_a_store_and_have_seen_what_each_has(
+    tmp_path, three, adapted
+):
+    together = backbone_of(three / "all.npz")
+    assert together.seen == SEEN  # once, though two networks have seen it
+    store = open_store(tmp_path / "cache", together, 1280)
+    assert store.streams * store.dim == 5 * 1280
+    other = {**ROW, "id": "cd34"}
+    chosen = replace(adapted, seen={"trained_on": [other], "chosen_on": [ROW]})
+    write_networks(three / "two.npz", [adapted, chosen])
+    found = backbone_of(three / "two.npz").seen
+    assert found == {"trained_on": [ROW, other], "chosen_on": [ROW]}
+    preset = replace(adapted, streams=())
+    write_networks(three / "preset.npz", [adapted, preset])
+    found = backbone_of(three / "preset.npz")
+    assert found.streams == ("motion", "rgb", "square")
+    assert found.reads == (("motion",), ("rgb", "motion", "square"))
+
+
+def test_networks_of_other_image_sides_are_not_written_together(tmp_path, adapted):
+    for networks in ([], [adapted, replace(adapted, size=64)]):
+        with pytest.raises(ValueError, match="take images of the sizes"):
+            write_networks(tmp_path / "a.npz", networks)
+
+
 @pytest.mark.parametrize("side", [160, 224])
 def test_engines_agree_on_other_weights(tmp_path, lite0, side, monkeypatch):
     monkeypatch.setattr(engines, "_JAX_BATCH", 1)
-    write_network(tmp_path / "b.npz", replace(perturbed(lite0, side), size=side))
+    write_networks(tmp_path / "b.npz", [replace(perturbed(lite0, side), size=side)])
     found = backbone_of(tmp_path / "b.npz")
     assert found.size == side
     ours, theirs = (
@@ -131,7 +208,7 @@ def test_eight_bits_over_the_networks_own_ranges_are_near_the_floats(tmp_path, l
         "integers": replace(floats, ranges=ranges, quantized=True),
         "narrow": replace(floats, ranges=narrow, quantized=True),
     }.items():
-        write_network(tmp_path / f"{name}.npz", network)
+        write_networks(tmp_path / f"{name}.npz", [network])
         features = engines.OnnxEngine(backbone_of(tmp_path / f"{name}.npz"))(pictures)
         made[name] = features[8:]
     for name, least, most in (("integers", 0.9, 0.9999), ("narrow", 0, 0.9)):
@@ -164,13 +241,13 @@ def test_a_built_in_network_takes_images_of_any_size(tmp_path, lite0):
     features = make_engine(small, "onnxruntime")(pictures)
     np.testing.assert_allclose(make_engine(small, "jax")(pictures), features, atol=1e-4)
     # as from the file of the same network at that size
-    write_network(tmp_path / "a.npz", replace(lite0, size=64))
+    write_networks(tmp_path / "a.npz", [replace(lite0, size=64)])
     of_file = make_engine(backbone_of(tmp_path / "a.npz"), "onnxruntime")
     np.testing.assert_array_equal(of_file(pictures), features)
 
 
 def test_content_alone_is_in_the_fingerprint(tmp_path, adapted):
-    write_network(tmp_path / "a.npz", adapted)
+    write_networks(tmp_path / "a.npz", [adapted])
     shutil.copy(tmp_path / "a.npz", tmp_path / "renamed.npz")
     others = {
         "weights": perturbed(adapted, 1),
@@ -179,7 +256,7 @@ def test_content_alone_is_in_the_fingerprint(tmp_path, adapted):
         "seen": replace(adapted, seen={}),
     }
     for name, network in others.items():
-        write_network(tmp_path / f"{name}.npz", network)
+        write_networks(tmp_path / f"{name}.npz", [network])
     marks = {
         path.stem: fingerprint(features_description(backbone_of(path)))
         for path in tmp_path.glob("*.npz")
@@ -190,7 +267,7 @@ def test_content_alone_is_in_the_fingerprint(tmp_path, adapted):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_size_and_streams_of_the_file_win_over_the_presets(tmp_path, adapted, preset):
-    write_network(tmp_path / "a.npz", adapted)
+    write_networks(tmp_path / "a.npz", [adapted])
     found = backbone_of(tmp_path / "a.npz", feature_preset=preset)
     assert (found.frames.height, found.frames.width) == (32, 32)
     assert found.frames.streams == ("motion",)
@@ -207,7 +284,7 @@ def test_size_and_streams_of_the_file_win_over_the_presets(tmp_path, adapted, pr
 )
 def test_a_damaged_file_is_one_sentence(tmp_path, adapted, damage, words):
     path = tmp_path / "a.npz"
-    write_network(path, adapted)
+    write_networks(path, [adapted])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(VdError, match=rf"a\.npz is damaged or .*{words}"):
         backbone_of(path)
@@ -222,16 +299,17 @@ def test_a_damaged_file_is_one_sentence(tmp_path, adapted, damage, words):
         ({"size": 160.5}, "its size is 160.5"),
         ({"quantized": True}, "computes in 8 bits and has no ranges"),
         ({"ranges": {"block0_project": [-1, 1]}}, "its ranges are not those of"),
-        ({"format": 2}, "another format than 1"),
+        ({"format": 3}, "another format than 1 and 2"),
         ({"colour": "red"}, "unexpected keyword"),
         ({"streams": ["smell"]}, "the stream 'smell', which is none of rgb, motion"),
     ],
 )
 def test_what_a_file_says_wrongly_is_named(tmp_path, adapted, changes, words):
     path = tmp_path / "a.npz"
-    write_network(path, adapted)
+    write_networks(path, [adapted])
     arrays = dict(np.load(path))
-    fields = json.loads(arrays["network"].tobytes()) | changes
+    fields = json.loads(arrays["network"].tobytes())
+    (fields if "format" in changes else fields["networks"][0]).update(changes)
     arrays["network"] = np.frombuffer(json.dumps(fields).encode(), np.uint8)
     np.savez(path, **arrays)
     with pytest.raises(VdError, match=words):
@@ -241,16 +319,17 @@ def test_what_a_file_says_wrongly_is_named(tmp_path, adapted, changes, words):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("stem.bias", np.full(32, np.nan, np.float32), "stem.bias has values"),
-        ("stem.bias", np.zeros(31, np.float32), "stem.bias is missing or has"),
-        ("stem.bias", np.zeros(32, np.int64), "stem.bias has values"),
-        ("stem.bias", np.full(32, {}, object), "is damaged"),  # a pickle
-        ("more", np.zeros(1, np.float32), "more is missing or has"),
+        ("0.stem.bias", np.full(32, np.nan, np.float32), "stem.bias has values"),
+        ("0.stem.bias", np.zeros(31, np.float32), "stem.bias is missing or has"),
+        ("0.stem.bias", np.zeros(32, np.int64), "stem.bias has values"),
+        ("0.stem.bias", np.full(32, {}, object), "is damaged"),  # a pickle
+        ("0.more", np.zeros(1, np.float32), "more is missing or has"),
+        ("1.stem.bias", np.zeros(32, np.float32), "belongs to none of its networks"),
     ],
 )
 def test_wrong_weights_are_named(tmp_path, adapted, name, value, words):
     path = tmp_path / "a.npz"
-    write_network(path, adapted)
+    write_networks(path, [adapted])
     np.savez(path, **dict(np.load(path)) | {name: value})
     with pytest.raises(VdError, match=words):
         backbone_of(path)
@@ -258,7 +337,7 @@ def test_wrong_weights_are_named(tmp_path, adapted, name, value, words):
 
 @pytest.mark.parametrize("flag", ["size", "mean", "std"])
 def test_flags_of_what_the_file_says_are_refused(tmp_path, adapted, flag):
-    write_network(tmp_path / "a.npz", adapted)
+    write_networks(tmp_path / "a.npz", [adapted])
     with pytest.raises(VdError, match=rf"^--backbone-{flag}: .*a\.npz has its own"):
         backbone_of(tmp_path / "a.npz", **{f"backbone_{flag}": 64})
 
@@ -267,7 +346,7 @@ def test_a_network_that_cannot_be_computed_is_not_written(tmp_path, adapted):
     bias = np.full(32, np.inf, np.float32)
     wrong = replace(adapted, parameters={**adapted.parameters, "stem.bias": bias})
     with pytest.raises(ValueError, match=r"stem\.bias has values"):
-        write_network(tmp_path / "a.npz", wrong)
+        write_networks(tmp_path / "a.npz", [wrong])
     assert not list(tmp_path.iterdir())
 
 
@@ -277,7 +356,7 @@ def test_a_run_that_has_moved_predicts_without_the_file_it_was_given(
 ):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
-    write_network(here / "a.npz", adapted, half=True)
+    write_networks(here / "a.npz", [adapted], half=True)
     train(clips, here / "a.npz", here, "--epochs", "1")
     content = (here / "a.npz").read_bytes()
     shutil.copytree(here / "run", there)
@@ -289,6 +368,6 @@ def test_a_run_that_has_moved_predicts_without_the_file_it_was_given(
     row = read_csv(there / "predictions_test.csv")[0]
     printed = vd("predict", "--checkpoint-dir", there, clips / row["path"]).stdout
     assert json.loads(printed)["probability"] == float(row["probability"])
-    write_network(there / "backbone.npz", replace(adapted, size=64))
+    write_networks(there / "backbone.npz", [replace(adapted, size=64)])
     done = vd("predict", "--checkpoint-dir", there, clips / row["path"], code=2)
     assert "trained on other features" in done.stderr

@@ -17,7 +17,7 @@ from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.experiment import check_backbone, open_run
 from vd.features.backbone import find_backbone
-from vd.features.network import built_in_network, read_network, write_network
+from vd.features.network import built_in_network, read_networks, write_networks
 from vd.features.seen import contents_fingerprint, find_seen, seen_rows
 from vd.files import write_csv
 from vd.models.plugins import BUILT_IN
@@ -34,7 +34,7 @@ def write_adapted(path, trained_on, dataset, chosen_on=()):
         seen=seen_rows(trained_on, chosen_on, contents_fingerprint(dataset)),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_network(path, network, half=True)
+    write_networks(path, [network], half=True)
     return path
 
 
@@ -127,8 +127,8 @@ def test_what_has_seen_other_clips_or_nothing_judges_freely(tmp_path, videos):
     refit = config_of(tmp_path, refit=True)
     path = write_adapted(tmp_path / "a.npz", make_videos(4, "b"), make_videos(9, "b"))
     check_backbone(refit, data_of(videos, path))
-    network = replace(read_network(path), seen={})
-    write_network(tmp_path / "blank.npz", network)
+    network = replace(read_networks(path)[0], seen={})
+    write_networks(tmp_path / "blank.npz", [network])
     for backbone in (tmp_path / "blank.npz", "efficientnet-lite0"):
         check_backbone(refit, data_of(videos, backbone))
 
@@ -206,8 +206,8 @@ def test_evaluation_leaves_out_what_the_backbone_has_seen(adapted, clips, tmp_pa
 
     # a run of before this rule: its test clips are those that the network has seen
     everything = write_adapted(tmp_path / "all.npz", others, others)
-    seen = read_network(everything).seen
+    seen = read_networks(everything)[0].seen
     copy = run / "backbone.npz"
-    write_network(copy, replace(read_network(copy), seen=seen), half=True)
+    write_networks(copy, [replace(read_networks(copy)[0], seen=seen)], half=True)
     done = vd("evaluate", *where, code=2)
     assert f"{copy} was adapted on 8 of the 8 test clips" in done.stderr

@@ -179,7 +179,7 @@ class Train(_Training):
 
 @dataclass(frozen=True)
 class Adapt:
-    """Fine-tune the backbone's upper blocks on the training clips, with a linear read-out."""
+    """Fine-tune the backbone's upper blocks on the training clips, for one or more streams."""
 
     data: DataConfig
     splits: SplitConfig = field(default_factory=SplitConfig)
@@ -189,8 +189,8 @@ class Adapt:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __call__(self) -> int:
-        """Write a run folder; its backbone.npz is the adapted network."""
-        from vd.experiment import adapt
+        """Write a run folder; its backbone.npz has the adapted networks."""
+        from vd.adaptation import adapt
 
         adapt(self.config(), self.adapt)
         return 0

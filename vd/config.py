@@ -1,7 +1,8 @@
 """Every setting once: frozen dataclasses, flat on the command line.
 
 Shapes are written with these letters: N clips, B batch, T frames of a clip, F stored
-frames of a video, S streams (RGB, motion), D features of a frame (S × backbone's),
+frames of a video, S streams (RGB, motion), K vectors of features of a frame (a stream for
+each network that reads it), D features of a frame (K × backbone's),
 P projected features, H hidden units, V views.
 """
 
@@ -131,15 +132,26 @@ class BackboneConfig(Settings):
 class AdaptConfig(Settings):
     """What of the backbone is adapted, and to which images."""
 
-    stream: StreamName = "motion"
-    """The stream whose images are seen; the square costs as much as motion."""
+    streams: tuple[StreamName, ...] = ("motion",)
+    """A network is adapted to the images of each; all cost the same."""
+    frozen: bool = False
+    """Read beside them what the pretrained network sees on the same streams."""
     size: Annotated[int, Between(32, 600)] = 160
     """Side of the images in pixels."""
     fixed_blocks: Annotated[int, Between(0, 17)] = 6
     """Of the network's 18 blocks (the stem is the first, the head's convolution the last),
     how many stay as they were."""
     int8: bool = False
-    """Compute features with the adapted network in 8-bit integers."""
+    """Compute features in 8-bit integers."""
+
+    def __post_init__(self) -> None:
+        """Raise `VdError` for no stream, or for one that is named twice."""
+        super().__post_init__()
+        if len(set(self.streams)) != len(self.streams) or not self.streams:
+            raise VdError(
+                f"--streams {' '.join(self.streams)}: name at least one stream, and each "
+                "once."
+            )
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,21 @@
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.config import AdaptConfig, BackboneConfig, Config, ExecutorConfig, ModelConfig
+from vd.config import AdaptConfig, Config, ExecutorConfig, ModelConfig
 from vd.console import say, say_limits
 from vd.data.catalog import identify
 from vd.data.manifest import Video, check_classes, read_manifest
 from vd.data.splits import keep_splits, with_splits
 from vd.errors import VdError
-from vd.features.seen import check_unseen, contents_fingerprint
+from vd.features.seen import check_unseen
 from vd.files import lock, read_json
 from vd.metrics.binary import METRICS
-from vd.models.plugins import BUILT_IN, Plugins
+from vd.models.plugins import Plugins
 from vd.training import distributed, run_folder
 from vd.training.run_folder import Data
 
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     import jax
 
     from vd.models.head import Head, Params
-    from vd.training.adapt import Adapted
     from vd.training.feature_set import FeatureSet
     from vd.training.refit import InnerFolds
 
@@ -68,7 +65,7 @@ def run(
         opened = open_run(config, plugins, data)
         if opened is None:
             distributed.part()
-            return _finished(run_dir) if lead else {}
+            return finished_result(run_dir) if lead else {}
         if data.videos != data.given and lead:
             keep_splits(data.videos, config)
         from vd.training.feature_set import TRAINED_SHARE, FeatureSet
@@ -134,12 +131,13 @@ def open_run(
     plugins: Plugins,
     data: Data,
     fewest: int | None = None,
-    adapted: bool = False,
+    adapted: AdaptConfig | None = None,
 ) -> Opened | None:
     """Write a run folder, or continue the one there; None when that run is finished.
 
     Process 0 holds its lock. `fewest` is the number of clips of a sweep's smallest train
-    part, whose batch all members use. `adapted`: as in `check_backbone`.
+    part, whose batch all members use. `adapted`: how the run's own backbone was adapted on
+    its training clips.
     """
     run_dir, clips = config.run.checkpoint_dir, data.parts()
     for split, videos in clips.items():
@@ -148,13 +146,15 @@ def open_run(
             f"the {split} split, without its quarantined files,",
             "repair or replace the files listed above, or add clips",
         )
-    check_backbone(config, data, adapted)
+    check_backbone(config, data, adapted is not None)
     identity = {
         **run_folder.settings_identity(config),
         **plugins.identity(),
         "features": data.store.fingerprint,
         "dataset": run_folder.dataset_fingerprint(data.ledger.usable()),
     }
+    if adapted is not None:
+        identity |= run_folder.adaptation_identity(adapted)
     lead, finished, before = distributed.is_lead(), False, None
     if lead and not config.run.fresh and (run_dir / "config.json").exists():
         run_folder.check_identity(run_dir, identity, data.ledger.usable())
@@ -216,7 +216,7 @@ def _batch_and_devices(config: Config, train_clips: int, before: int | None) -> 
     return Opened(batch_size, devices)
 
 
-def _finished(run_dir: Path) -> dict[str, Any]:
+def finished_result(run_dir: Path) -> dict[str, Any]:
     """The test evaluation of a finished run."""
     from vd.evaluation.evaluate import summary
 
@@ -252,121 +252,22 @@ def train_and_evaluate(
     else:
         params = train(config, clips, sets.get("val"), *how)
     distributed.part()
-    return _evaluate(config, plugins, sets, params, inner) if lead else {}
+    return evaluate_and_report(config, plugins, sets, params, inner) if lead else {}
 
 
-def adapt(config: Config, settings: AdaptConfig) -> dict[str, Any]:
-    """Adapt the backbone, then evaluate the run whose head is its read-out.
-
-    `config.training` is that of the adaptation. The folder `adaptation` of the run keeps
-    its checkpoints. Returns the content of evaluation_test.json.
-    """
-    from vd.training.adapt import image_config
-
-    images = image_config(config, settings)
-    check_adaptation(images, settings)
-    data = prepare(images)
-    with lock(config.run.checkpoint_dir / ".lock", "vd adapt"):
-        if data.videos != data.given:
-            keep_splits(data.videos, config)
-        return adapt_prepared(images, settings, data)
-
-
-def check_adaptation(images: Config, settings: AdaptConfig) -> None:
-    """`check` of a run that adapts."""
-    from vd.training.adapt import adapter_plugins
-
-    if distributed.several(images.run):
-        raise VdError(
-            "vd adapt trains in one process; leave --coordinator-address, --num-processes "
-            "and --process-id out."
-        )
-    run_folder.check_folder(images.run.checkpoint_dir.parent)
-    check(images, adapter_plugins(settings))
-
-
-def adapt_prepared(images: Config, settings: AdaptConfig, data: Data) -> dict[str, Any]:
-    """`adapt` with images that are in the store; the caller holds the run's lock."""
-    from vd.training.adapt import Adaptation, adapter_plugins
-    from vd.training.feature_set import TRAINED_SHARE, FeatureSet
-    from vd.training.refit import parts_to_use
-
-    folder = images.run.checkpoint_dir
-    run_dir = folder.parent
-    plugins = adapter_plugins(settings)
-    if images.run.fresh:
-        run_folder.clear(run_dir)
-    opened = open_run(images, plugins, data)
-    assert opened is not None  # an adaptation is never finished by itself
-    if run_folder.is_finished(run_dir):
-        return _finished(run_dir)
-    clips = parts_to_use(images, data.parts())
-    train_set = FeatureSet(clips["train"], data.store, share=TRAINED_SHARE)
-    dataset = contents_fingerprint(data.ledger.usable())
-    adaptation = Adaptation(
-        images, settings, folder, opened.devices, opened.batch_size, dataset
-    )
-    if "val" in clips:
-        adapted, inner = adaptation.on_all(train_set), None
-    else:
-        adapted, inner = adaptation.with_inner_folds(train_set)
-    return _evaluate_adapted(images, data, adapted, inner)
-
-
-def _evaluate_adapted(
-    images: Config, data: Data, adapted: "Adapted", inner: "InnerFolds | None"
-) -> dict[str, Any]:
-    """Write the run of an adapted network and its read-out; evaluate and report it."""
-    from vd.training.adapt import write_read_out
-    from vd.training.feature_set import FeatureSet
-    from vd.training.refit import parts_to_use
-
-    folder = images.run.checkpoint_dir
-    config, data = adapted_features(images, data, adapted)
-    opened = open_run(config, BUILT_IN, data, adapted=True)
-    assert opened is not None
-    shutil.copyfile(folder / "metrics.jsonl", folder.parent / "metrics.jsonl")
-    params = write_read_out(folder.parent, adapted, config.training.epochs)
-    parts = parts_to_use(config, data.parts()).items()
-    sets = {split: FeatureSet(clips, data.store) for split, clips in parts}
-    result = _evaluate(config, BUILT_IN, sets, params, inner, adapted=True)
-    shutil.rmtree(folder / "checkpoints")  # only a run that is not finished needs them
-    return result
-
-
-def adapted_features(
-    images: Config, data: Data, adapted: "Adapted"
-) -> tuple[Config, Data]:
-    """The run that reads an adapted network out, and its features; writes backbone.npz."""
-    from vd.features.backbone import find_backbone
-    from vd.features.extract import extract
-    from vd.features.network import write_network
-    from vd.training.adapt import READ_OUT
-
-    run_dir = images.run.checkpoint_dir.parent
-    write_network(run_dir / "backbone.npz", adapted.network, half=True)
-    config = replace(
-        images,
-        backbone=BackboneConfig(backbone=str(run_dir / "backbone.npz")),
-        model=READ_OUT,
-        run=replace(images.run, checkpoint_dir=run_dir, fresh=False),
-    )
-    backbone = find_backbone(config.backbone)
-    store, _ = extract(data.ledger.usable(), config, backbone)
-    return config, data._replace(store=store, backbone=backbone)
-
-
-def _evaluate(
+def evaluate_and_report(
     config: Config,
     plugins: Plugins,
     sets: Mapping[str, "FeatureSet"],
     params: "Params",
     inner: "InnerFolds | None",
+    even_scale: float = 1.0,
     adapted: bool = False,
 ) -> dict[str, Any]:
     """Calibrate and evaluate the best parameters; write pictures and the report.
 
-    `adapted`: the backbone has seen the training clips.
+    The logit of a clip without information is `even_scale` times the loss's own. `adapted`:
+    the backbone has seen the training clips.
     """
     from vd import plots
     from vd.evaluation import probe
@@ -376,11 +277,13 @@ def _evaluate(
     from vd.training.log import read_metrics
 
     run_dir = config.run.checkpoint_dir
-    curves = plots.learning_curves({"": read_metrics(run_dir)})
-    plots.save(curves, run_dir / "curves.png")
+    rows: dict[str, list[Any]] = {}
+    for row in read_metrics(run_dir):  # of each stream, where several were adapted to
+        rows.setdefault(row.get("stream", ""), []).append(row)
+    plots.save(plots.learning_curves(rows), run_dir / "curves.png")
     head = plugins.make_head(config.model)
     share = float(sets["train"].labels_N.mean())
-    even = even_logit(plugins.loss, config.training, share)
+    even = even_scale * even_logit(plugins.loss, config.training, share)
     results = evaluate_trained(config, head, params, sets, even, inner)
     of_probe = probe.evaluate_probe(config, sets, adapted)
     for result in results.values():

@@ -17,15 +17,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from vd.adaptation import adapt_prepared, check_adaptation
 from vd.config import AdaptConfig, Config, ModelConfig, TrainingConfig, with_settings
 from vd.console import say, say_limits
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import fold_splits, for_folds, keep_splits, with_splits
 from vd.errors import VdError
 from vd.experiment import (
-    adapt_prepared,
     check,
-    check_adaptation,
     check_backbone,
     open_run,
     prepare,
@@ -255,23 +254,23 @@ def crossval(
 def crossval_adapted(
     config: Config, settings: AdaptConfig, folds: int, seeds: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """`crossval` of `vd adapt`: every fold and seed has a backbone of its own."""
+    """`crossval` of `vd adapt`: every fold and seed has networks of its own."""
     from vd.training.adapt import image_config
 
     folder = config.run.checkpoint_dir
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
     members = list(member_configs(config, grid, folds))
-    images = [image_config(member.config, settings) for member in members]
-    for one in images:
-        check_adaptation(one, settings)
-    data = prepare(images[0], for_folds)
+    for member in members:
+        check_adaptation(member.config, settings)
+    first = image_config(members[0].config, settings, settings.streams[0])
+    data = prepare(first, for_folds)
     by_fold = list(fold_splits(data.ledger.usable(), folds, config.splits.split_seed))
     with lock(folder / ".lock", "vd crossval"):
-        for member, one in zip(members, images, strict=True):
+        for member in members:
             say(f"{member.name}:")
             with lock(member.config.run.checkpoint_dir / ".lock", "vd crossval"):
                 of_fold = data.with_splits(by_fold[member.fold or 0])
-                adapt_prepared(one, settings, of_fold)
+                adapt_prepared(member.config, settings, of_fold)
         result = _write(config, members)
     say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
     return result

@@ -34,7 +34,7 @@ from vd.metrics.binary import (
 from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit, with_events
 from vd.metrics.intervals import share
 from vd.models.head import Head, Params
-from vd.models.scoring import peak_logits, score
+from vd.models.scoring import peaks, score, sliding_logits
 from vd.training.best_weights import write_best_weights
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import InnerFolds, parts_to_use, refits
@@ -153,7 +153,7 @@ def _calibrate(
     if inner is None:
         data, source = sets["val"], "validation"
         logit_N = score(head, params, data.in_order())
-        peak_N = peak_logits(head, params, data.in_time(), length, stride)
+        peak_N = peaks(sliding_logits(head, params, data.in_time(), length, stride))
     else:
         data, source = sets["train"], "inner folds"
         logit_N, peak_N = inner.logit_N, inner.peak_logit_N

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int
+from jaxtyping import Float32, Float64
 from scipy.special import expit, logit
 
 from vd.config import Config
-from vd.console import say, track
+from vd.console import say
 from vd.evaluation.evaluate import predicted, write_evaluation
 from vd.evaluation.paired import auc_difference
 from vd.evaluation.predictions import PROBE, read_run
@@ -23,8 +23,8 @@ from vd.metrics.binary import shown
 from vd.metrics.calibration import Calibration, fit
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import inner_folds
+from vd.training.regression import fit_regression, pooled, regression_logits
 
-_C = 0.01  # inverse L2 penalty, chosen before the first run; 0.001 to 1 do as well
 _MOST_VALUES = 250_000_000  # of all clips together: 1 GB, up to three times that to fit
 
 
@@ -37,7 +37,7 @@ class Probe:
 
     def logits(self, data: FeatureSet) -> Float64[np.ndarray, " N"]:
         """Raw logits of all clips, in their order."""
-        return _logits(self.regression, pooled(data))
+        return regression_logits(self.regression, pooled(data))
 
 
 def evaluate_probe(
@@ -88,10 +88,10 @@ def fit_probe(
     the loss, as there.
     """
     x_NxP, labels_N = pooled(train), train.labels_N.astype(int)
-    regression = _fitted(x_NxP, labels_N)
+    regression = fit_regression(x_NxP, labels_N)
     even = float(logit(np.mean(labels_N)))  # of a clip without information
     if val is not None:
-        logit_N, source = _logits(regression, pooled(val)), "validation"
+        logit_N, source = regression_logits(regression, pooled(val)), "validation"
         labels_N = val.labels_N.astype(int)
     elif adapted:
         logit_N, source = np.zeros(0), ""
@@ -104,48 +104,6 @@ def fit_probe(
     return Probe(regression, calibration)
 
 
-def pooled(data: FeatureSet) -> Float32[np.ndarray, "N P"]:
-    """Mean and deviation of each clip over the frames of its plain view, P = 2 D."""
-    x_NxP = np.empty((len(data), 2 * data.dim), np.float32)
-    with track("linear probe", len(data), "clips") as ticker:
-        for x_P, (plain_FxD,) in zip(x_NxP, data.in_order(), strict=True):
-            x_P[:] = mean_and_deviation(plain_FxD)
-            ticker.advance()
-    return x_NxP
-
-
-def mean_and_deviation(
-    features_FxD: Float16[np.ndarray, "F D"],
-) -> Float32[np.ndarray, " P"]:
-    """Each feature's mean over the frames, then each one's deviation."""
-    x_FxD = features_FxD.astype(np.float32)
-    return np.concatenate([x_FxD.mean(axis=0), x_FxD.std(axis=0)])
-
-
-def _fitted(x_NxP: Float32[np.ndarray, "N P"], labels_N: Int[np.ndarray, " N"]) -> Any:
-    """Logistic regression on standardised columns."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
-    regression = make_pipeline(
-        StandardScaler(), LogisticRegression(C=_C, max_iter=1000)
-    )
-    with threadpool_limits(1):  # the same bits on any number of cores
-        return regression.fit(x_NxP, labels_N)
-
-
-def _logits(
-    regression: Any, x_NxP: Float32[np.ndarray, "N P"]
-) -> Float64[np.ndarray, " N"]:
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        logit_N: np.ndarray = regression.decision_function(x_NxP)
-    return logit_N.astype(np.float64)
-
-
 def _out_of_fold(
     x_NxP: Float32[np.ndarray, "N P"], train: FeatureSet, split_seed: int
 ) -> Float64[np.ndarray, " N"]:
@@ -156,8 +114,8 @@ def _out_of_fold(
     for part in held:
         inside_N = np.zeros(len(train), bool)
         inside_N[[place[video.name] for video in part]] = True
-        regression = _fitted(x_NxP[~inside_N], labels_N[~inside_N])
-        logit_N[inside_N] = _logits(regression, x_NxP[inside_N])
+        regression = fit_regression(x_NxP[~inside_N], labels_N[~inside_N])
+        logit_N[inside_N] = regression_logits(regression, x_NxP[inside_N])
     return logit_N
 
 

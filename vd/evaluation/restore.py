@@ -116,7 +116,7 @@ def features_of_run(
 
     backbone = find_backbone(config.backbone)
     check_features(backbone, run_dir)
-    dim = restored.dim // len(backbone.streams)
+    dim = restored.dim // backbone.vectors
     store = open_store(config.data.cache_dir, backbone, dim)
     if all(video.id in store.rows for video in videos):
         return store

@@ -21,6 +21,7 @@ from vd.export.parity import (
     whole_way_parity,
 )
 from vd.features.backbone import Backbone, find_backbone
+from vd.features.engines import runs_in_jax
 from vd.files import write_bytes, write_json, write_text
 from vd.models.detector import Detector
 
@@ -84,7 +85,7 @@ def _write_onnx(
             "--format stablehlo."
         )
     facts = metadata(restored, backbone)
-    network = backbone_model(backbone, restored.dim // len(backbone.streams))
+    network = backbone_model(backbone, restored.dim // backbone.vectors)
     temperature = restored.calibration.temperature
     of_head = config, restored.params, restored.dim, temperature, facts
     models = {
@@ -124,10 +125,10 @@ def _write_stablehlo(
     from vd.export.stablehlo import head_function, write_backbone, write_head
 
     write_head(restored, out)
-    if (own := backbone.network) is not None and not own.quantized:
-        write_backbone(own, out)
+    if runs_in_jax(backbone):
+        write_backbone(backbone, out)
     else:
-        network = backbone_model(backbone, restored.dim // len(backbone.streams))
+        network = backbone_model(backbone, restored.dim // backbone.vectors)
         write_bytes(out / "backbone.onnx", network.SerializeToString())
         say(
             f"note: JAX does not run {backbone.name}, so it is written as backbone.onnx"

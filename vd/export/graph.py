@@ -3,32 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-OPSET, IR_VERSION = 13, 8
+from vd.features.onnx_graph import IR_VERSION, OPSET, OnnxGraph
 
 
-class Graph:
-    """Nodes and constants; every name begins with the prefix, so that graphs can be joined."""
-
-    def __init__(self, prefix: str) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._prefix = prefix
-
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Append a node; returns the name of its output."""
-        output = f"{self._prefix}{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    def constant(self, value: Any) -> str:
-        """Append a constant; returns its name."""
-        name = f"{self._prefix}constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
+class Graph(OnnxGraph):
+    """A graph with the layers of a detector."""
 
     def name(self, tensor: str, name: str) -> None:
         """Give a tensor another name, as that of an output."""

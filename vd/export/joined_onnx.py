@@ -9,9 +9,10 @@ from onnx import TensorProto, compose, helper
 from vd.config import ModelConfig
 from vd.errors import VdError
 from vd.export.detector_onnx import LENGTH, detector_graph, name_outputs, outputs
-from vd.export.graph import OPSET, Graph
+from vd.export.graph import Graph
 from vd.features.backbone import Backbone
-from vd.features.efficientnet_onnx import onnx_model, quantized_model
+from vd.features.efficientnet_onnx import network_model
+from vd.features.onnx_graph import OPSET
 from vd.models.head import Params
 
 IMAGES = "images"
@@ -21,11 +22,14 @@ _PREFIX = "backbone/"
 def backbone_model(backbone: Backbone, dim: int) -> onnx.ModelProto:
     """`images`, uint8 N×side×side×3, to `features`, float32 N×`dim`.
 
-    Raises `VdError` for a user's network that takes batches of one size only, or whose
+    Of several networks the images are those of frames, N×S×side×side×3, and the features are
+    those of frames, N×K·`dim`. Raises `VdError` for a user's network that takes batches of one size only, or whose
     operators are older than the detector's.
     """
-    if (own := backbone.network) is not None:
-        return quantized_model(own) if own.quantized else onnx_model(own)
+    if len(backbone.networks) > 1:
+        return _side_by_side(backbone, dim)
+    if backbone.networks:
+        return network_model(backbone.networks[0])
     network = onnx.load_from_string(backbone.content)
     weights = {tensor.name for tensor in network.graph.initializer}
     (source,) = [value for value in network.graph.input if value.name not in weights]
@@ -41,6 +45,26 @@ def backbone_model(backbone: Backbone, dim: int) -> onnx.ModelProto:
         "backbone", [_images(["N"], backbone)], [features], {},
         network.opset_import, network.ir_version,
     )  # fmt: skip
+
+
+def _side_by_side(backbone: Backbone, dim: int) -> onnx.ModelProto:
+    """Several networks of ours, each on its streams of a frame."""
+    graph, side = Graph("frames/"), backbone.size
+    one_by_one = graph.constant(np.array([-1, side, side, 3]))
+    parts = []
+    for number, network in enumerate(backbone.networks):
+        places, prefix = np.array(backbone.places[number]), f"network{number}/"
+        chosen = graph.add("Gather", IMAGES, graph.constant(places), axis=1)
+        flat = graph.add("Reshape", chosen, one_by_one)
+        graph.nodes.append(helper.make_node("Identity", [flat], [prefix + IMAGES]))
+        graph.append(compose.add_prefix(network_model(network), prefix))
+        by_frame = graph.constant(np.array([-1, len(places) * dim]))
+        parts.append(graph.add("Reshape", f"{prefix}features", by_frame))
+    graph.name(graph.add("Concat", *parts, axis=1), "features")
+    size = backbone.vectors * dim
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", size])
+    images = _images(["N", len(backbone.streams)], backbone)
+    return graph.model("backbone", [images], [features], {})
 
 
 def _check(
@@ -89,7 +113,9 @@ def joined_model(
     """`images`, uint8 B×T×S×side×side×3, and `length` to `probability` and `logit`, B."""
     graph, side = Graph("joined/"), backbone.size
     network = compose.add_prefix(network, _PREFIX)
-    one_by_one = graph.constant(np.array([-1, side, side, 3]))
+    # several networks take frames, one takes images
+    streams = [len(backbone.streams)] if len(backbone.networks) > 1 else []
+    one_by_one = graph.constant(np.array([-1, *streams, side, side, 3]))
     flat = graph.add("Reshape", IMAGES, one_by_one)
     graph.nodes.append(helper.make_node("Identity", [flat], [_PREFIX + IMAGES]))
     graph.append(network)

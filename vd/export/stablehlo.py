@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vd.devices import own_numerics
 from vd.errors import VdError
 from vd.evaluation.restore import Restored
 from vd.export.parity import HeadFunction
+from vd.features.backbone import Backbone
 from vd.features.efficientnet_jax import image_features, jax_parameters
-from vd.features.network import Network
 from vd.files import write_bytes
 from vd.models.head import apply
 from vd.models.scoring import window_batches
@@ -48,12 +49,29 @@ def head_function(out: Path, frames: int) -> HeadFunction:
     return logits
 
 
-def write_backbone(network: Network, out: Path) -> None:
-    """Images, uint8 B×side×side×3, to features, float32 B×D."""
-    parameters = jax_parameters(network.parameters)
-    function = partial(image_features, network.variant, parameters)
-    images = (network.size, network.size, 3), np.uint8
-    _write(function, [images], out / "backbone", f"backbone {network.variant}")
+def write_backbone(backbone: Backbone, out: Path) -> None:
+    """Images, uint8 B×side×side×3, to features, float32 B×D.
+
+    Of several networks the images are those of frames, B×S×side×side×3.
+    """
+    image, variant = (backbone.size, backbone.size, 3), backbone.networks[0].variant
+    functions = [
+        partial(image_features, network.variant, jax_parameters(network.parameters))
+        for network in backbone.networks
+    ]
+
+    def frame_features(images_BxSxHxWx3: jax.Array) -> jax.Array:
+        parts = [
+            function(images_BxSxHxWx3[:, place])
+            for function, places in zip(functions, backbone.places, strict=True)
+            for place in places
+        ]
+        return jnp.concatenate(parts, axis=1)
+
+    several = len(functions) > 1
+    shape = (len(backbone.streams), *image) if several else image
+    function = frame_features if several else functions[0]
+    _write(function, [(shape, np.uint8)], out / "backbone", f"backbone {variant}")
 
 
 @own_numerics()

@@ -1,9 +1,11 @@
-"""Backbones: the network, built in or of a file (.npz of ours, or ONNX), and its input."""
+"""Backbones: networks, built in or of a file (.npz of ours, or ONNX), and their input."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +14,7 @@ from vd.data.decode import FrameSettings
 from vd.data.streams import STREAMS
 from vd.errors import VdError
 from vd.features.efficientnet import FEATURES, QUANTIZED, VARIANTS, known_ranges
-from vd.features.network import Network, built_in_network, read_network
+from vd.features.network import Network, built_in_network, read_networks
 from vd.features.sampling import VIEWS
 from vd.features.weights import backbone_file
 
@@ -40,15 +42,20 @@ COPIES = ("backbone.onnx", "backbone.npz")  # names of a user's file in a run fo
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network, its input, and the streams and views that it sees."""
+    """Networks with one input, and the streams and views that they see.
+
+    The features of a frame are those of each network in order, and of a network those of
+    each of its streams in order.
+    """
 
     name: str
-    size: int  # side of its square input in pixels
+    size: int  # side of the square input in pixels
     file: Path  # weights, or the user's file
     dim: int | None = FEATURES  # features of an image; None: the file does not say
     mean: float = 0.0
     std: float = 1.0
-    streams: tuple[str, ...] = ()  # (): those of the preset
+    # the streams of each network; (): those of the preset
+    reads: tuple[tuple[str, ...], ...] = ((),)
     views: tuple[str, ...] = VIEWS
     is_onnx: bool = False  # whether the file is a user's ONNX file
 
@@ -64,21 +71,39 @@ class Backbone:
             return None
         return COPIES[0] if self.is_onnx else COPIES[1]
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """All streams that are decoded, each once."""
+        return tuple(dict.fromkeys(chain.from_iterable(self.reads)))
+
+    @property
+    def places(self) -> list[list[int]]:
+        """Where each network's streams are among `streams`."""
+        return [[self.streams.index(name) for name in own] for own in self.reads]
+
+    @property
+    def vectors(self) -> int:
+        """Number of vectors of length `dim` that are a frame's features."""
+        return sum(map(len, self.reads))
+
     @cached_property
-    def network(self) -> Network | None:
-        """The EfficientNet-Lite that it is; None for an ONNX file."""
+    def networks(self) -> tuple[Network, ...]:
+        """The EfficientNet-Lites that it is; none for an ONNX file."""
         if self.is_onnx:
-            return None
+            return ()
         if self.built_in:
-            return replace(built_in_network(self.name), size=self.size)
-        return read_network(self.file)
+            return (replace(built_in_network(self.name), size=self.size),)
+        return read_networks(self.file)
 
     @property
     def seen(self) -> Mapping[str, Any]:
         """The clips that it was adapted on, as `vd.features.seen.seen_rows` has them."""
-        if self.built_in or self.network is None:
-            return {}
-        return self.network.seen
+        rows: dict[str, dict[str, Any]] = {}
+        for network in () if self.built_in else self.networks:
+            for part, own in network.seen.items():  # two networks may have seen a clip
+                named = {json.dumps(row, sort_keys=True): row for row in own}
+                rows.setdefault(part, {}).update(named)
+        return {part: list(named.values()) for part, named in rows.items()}
 
     @property
     def frames(self) -> FrameSettings:
@@ -106,7 +131,7 @@ def find_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `--backbone` names; flags win over an ONNX file's metadata.
 
     Metadata keys: `vd.size`, `vd.mean`, `vd.std`, `vd.streams` (names, with commas). The file
-    of a network (.npz) says its size. The streams of either win over the preset's, whose
+    of networks (.npz) says their size. The streams of either win over the preset's, whose
     size is that of its own backbone alone.
     """
     preset = PRESETS[config.feature_preset]
@@ -128,13 +153,13 @@ def find_backbone(config: BackboneConfig) -> Backbone:
             f"{', '.join((*VARIANTS, *QUANTIZED))}; give one of these or the path of an "
             "ONNX or .npz file."
         )
-    streams = backbone.streams or preset.streams
-    if unknown := set(streams) - set(STREAMS):
+    reads = tuple(own or preset.streams for own in backbone.reads)
+    if unknown := set(chain.from_iterable(reads)) - set(STREAMS):
         raise VdError(
             f"--backbone {name} was made for the stream {min(unknown)!r}, which is none of "
             f"{', '.join(STREAMS)}; define it in STREAMS, or take another network."
         )
-    return replace(backbone, streams=streams, views=preset.views)
+    return replace(backbone, reads=reads, views=preset.views)
 
 
 def _check_flags(config: BackboneConfig, name: str, flags: Sequence[str]) -> None:
@@ -145,9 +170,10 @@ def _check_flags(config: BackboneConfig, name: str, flags: Sequence[str]) -> Non
 
 
 def _network_backbone(file: Path) -> Backbone:
-    """The network of an .npz file, with the streams that it was made for."""
-    network = read_network(file)
-    return Backbone(str(file), network.size, file, streams=network.streams)
+    """The networks of an .npz file, with the streams that they were made for."""
+    networks = read_networks(file)
+    reads = tuple(network.streams for network in networks)
+    return Backbone(str(file), networks[0].size, file, reads=reads)
 
 
 def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
@@ -188,7 +214,7 @@ def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:
         dim if isinstance(dim, int) and dim > 0 else None,
         0.0 if config.backbone_mean is None else config.backbone_mean,
         1.0 if config.backbone_std is None else config.backbone_std,
-        streams=tuple(filter(None, metadata.get("vd.streams", "").split(","))),
+        reads=(tuple(filter(None, metadata.get("vd.streams", "").split(","))),),
         is_onnx=True,
     )
 

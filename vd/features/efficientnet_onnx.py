@@ -21,12 +21,18 @@ from vd.features.efficientnet import (
     architecture,
 )
 from vd.features.network import Network
+from vd.features.onnx_graph import IR_VERSION, OPSET, OnnxGraph
 
 if TYPE_CHECKING:
     import onnx
 
 _RELU6 = (0.0, 6.0)
 _TAIL = 1e-4  # share of a tensor's values that its range leaves out at either end
+
+
+def network_model(network: Network) -> "onnx.ModelProto":
+    """The network as it computes: `quantized_model` or `onnx_model`."""
+    return quantized_model(network) if network.quantized else onnx_model(network)
 
 
 def onnx_model(network: Network) -> "onnx.ModelProto":
@@ -155,28 +161,8 @@ def _quantized_convolution(
     return graph.convolution(x, conv, weights, offsets)
 
 
-class _Graph:
-    """Nodes and constants of an ONNX graph under construction."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Append a node; returns the name of its output."""
-        from onnx import helper
-
-        output = f"{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
-        return output
-
-    def constant(self, value: Any) -> str:
-        """Append a constant; returns its name."""
-        from onnx import numpy_helper
-
-        name = f"constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
+class _Graph(OnnxGraph):
+    """The graph of a network, in floats or in 8 bits."""
 
     def convolution(self, x: str, conv: Conv, kernel: str, bias: str) -> str:
         """Append a convolution with TensorFlow's SAME padding."""
@@ -209,5 +195,5 @@ class _Graph:
         graph = helper.make_graph(
             self.nodes, network.variant, [images], [features], self.constants
         )
-        opset = helper.make_opsetid("", 13)
-        return helper.make_model(graph, opset_imports=[opset], ir_version=8)
+        opset = helper.make_opsetid("", OPSET)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)

@@ -1,4 +1,7 @@
-"""Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere."""
+"""Engines: uint8 images in, float32 features out. ONNX Runtime on a CPU, JAX elsewhere.
+
+An engine runs each network of a backbone: the first, unless a call says which.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,8 +17,7 @@ from vd.console import check_interrupt, say
 from vd.errors import VdError
 from vd.features.backbone import Backbone
 from vd.features.efficientnet import FEATURES, VARIANTS
-from vd.features.efficientnet_onnx import onnx_model, quantized_model
-from vd.features.network import Network
+from vd.features.efficientnet_onnx import network_model
 
 _JAX_BATCH = 64  # per device; fixed, so that features do not depend on other images
 
@@ -31,8 +33,7 @@ def make_engine(
     `before` is the engine that made a run's features: auto takes it if possible, else
     prints a note. `threads`: for ONNX Runtime, default one a core.
     """
-    network = backbone.network
-    has_jax_form = network is not None and not network.quantized
+    has_jax_form = runs_in_jax(backbone)
     if name == "auto":
         name = "onnxruntime"
         if has_jax_form and before != name and _has_accelerator():
@@ -44,12 +45,18 @@ def make_engine(
             )
     if name == "onnxruntime":
         return OnnxEngine(backbone, threads)
-    if network is None or network.quantized:
+    if not has_jax_form:
         raise VdError(
             f"--engine jax runs only {', '.join(VARIANTS)} and .npz networks, in floats; "
             f"leave it out for {backbone.name}."
         )
-    return JaxEngine(network)
+    return JaxEngine(backbone)
+
+
+def runs_in_jax(backbone: Backbone) -> bool:
+    """Whether all of its networks are ours, and compute in floats."""
+    networks = backbone.networks
+    return bool(networks) and not any(network.quantized for network in networks)
 
 
 class OnnxEngine:
@@ -61,25 +68,29 @@ class OnnxEngine:
     name = "onnxruntime"
 
     def __init__(self, backbone: Backbone, threads: int | None = None) -> None:
-        """Try the network on a black image; raises `VdError` if it cannot be used."""
-        model: str | bytes = str(backbone.file)
-        if (network := backbone.network) is not None:
-            build = quantized_model if network.quantized else onnx_model
-            model = build(network).SerializeToString()
+        """Try the networks on a black image; raises `VdError` if one cannot be used."""
+        models: list[str | bytes] = [
+            network_model(network).SerializeToString() for network in backbone.networks
+        ] or [str(backbone.file)]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # a call runs on the thread that makes it
         options.log_severity_level = 4  # its errors reach us as exceptions
         self._backbone, size = backbone, backbone.size
+        self.reads = backbone.places
         try:
-            self._session = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
-            )
-            source = self._session.get_inputs()[0]
+            self._sessions = [
+                onnxruntime.InferenceSession(
+                    model, options, providers=["CPUExecutionProvider"]
+                )
+                for model in models
+            ]
+            source = self._sessions[0].get_inputs()[0]  # of ours, all take the same
             self._input, self._raw = source.name, source.type == "tensor(uint8)"
             self._channels_first = source.shape[1] == 3
-            features_1xD = self._run(np.zeros((size, size, 3), np.uint8))
-            if features_1xD.ndim != 2 or not features_1xD.size:
-                raise ValueError(f"it gives the shape {features_1xD.shape}")
+            for network in range(len(models)):
+                features_1xD = self._run(np.zeros((size, size, 3), np.uint8), network)
+                if features_1xD.ndim != 2 or not features_1xD.size:
+                    raise ValueError(f"it gives the shape {features_1xD.shape}")
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
             raise VdError(
                 f"--backbone {backbone.name} cannot be run on RGB images of side {size} "
@@ -91,32 +102,33 @@ class OnnxEngine:
         self.batch = threads or usable_cores()
         self._threads = ThreadPoolExecutor(self.batch)
 
-    def __call__(self, images_NxHxWx3: Images) -> Features:
+    def __call__(self, images_NxHxWx3: Images, network: int = 0) -> Features:
         """Features, computed by as many threads as `batch`."""
         parts = []
-        for part in self._threads.map(self._run, images_NxHxWx3):
+        run = partial(self._run, network=network)
+        for part in self._threads.map(run, images_NxHxWx3):
             check_interrupt()
             parts.append(part)
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
-    def _run(self, image_HxWx3: UInt8[np.ndarray, "H W 3"]) -> Features:
+    def _run(self, image_HxWx3: UInt8[np.ndarray, "H W 3"], network: int) -> Features:
         image: Any = image_HxWx3
         if not self._raw:
             mean, std = np.float32(self._backbone.mean), np.float32(self._backbone.std)
             image = (image.astype(np.float32) - mean) / std
         if self._channels_first:
             image = np.ascontiguousarray(image.transpose(2, 0, 1))
-        features_1xD = self._session.run(None, {self._input: image[None]})[0]
+        features_1xD = self._sessions[network].run(None, {self._input: image[None]})[0]
         return features_1xD.astype(np.float32, copy=False)
 
 
 class JaxEngine:
-    """The network in JAX under pmap on all local devices, with one padded batch shape."""
+    """Networks in JAX under pmap on all local devices, with one padded batch shape."""
 
     name = "jax"
     dim = FEATURES
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         import jax
 
         from vd.devices import own_numerics, prepare_jax
@@ -126,13 +138,18 @@ class JaxEngine:
         self._numerics = own_numerics
         self._devices = jax.local_device_count()
         self.batch = self._devices * _JAX_BATCH
-        parameters = jax_parameters(network.parameters)
-        self._apply = jax.pmap(
-            partial(image_features, network.variant, parameters),
-            devices=jax.local_devices(),
-        )
+        self.reads = backbone.places
+        self._applies = [
+            jax.pmap(
+                partial(
+                    image_features, network.variant, jax_parameters(network.parameters)
+                ),
+                devices=jax.local_devices(),
+            )
+            for network in backbone.networks
+        ]
 
-    def __call__(self, images_NxHxWx3: Images) -> Features:
+    def __call__(self, images_NxHxWx3: Images, network: int = 0) -> Features:
         """Features, a padded batch on all devices at a time."""
         count, shape = len(images_NxHxWx3), images_NxHxWx3.shape[1:]
         padding = ((0, -count % self.batch), (0, 0), (0, 0), (0, 0))
@@ -141,13 +158,14 @@ class JaxEngine:
         )
         # all batches are started before the first is waited for
         with self._numerics():
-            parts = [self._apply(batch) for batch in batches]
+            parts = [self._applies[network](batch) for batch in batches]
         features = [np.zeros((0, self.dim), np.float32)]
         features += [np.asarray(part).reshape(self.batch, self.dim) for part in parts]
         return np.concatenate(features)[:count]
 
 
-# their `batch` is the number of images that they take at a time on all cores or devices
+# `batch`: the images that it takes at a time on all cores or devices; `reads`: the places
+# of each network's streams among a frame's images
 Engine = OnnxEngine | JaxEngine
 
 

@@ -151,7 +151,7 @@ def _estimate(
     if not frames_S:
         return 0.0
     frames = float(np.mean(frames_S))
-    images = len(videos) * frames * len(backbone.streams) * len(backbone.views)
+    images = len(videos) * frames * backbone.vectors * len(backbone.views)
     probe = np.zeros((max(16, engine.batch), backbone.size, backbone.size, 3), np.uint8)
     engine(probe)
     began = time.perf_counter()
@@ -243,7 +243,7 @@ def video_stretches(
     A video that stops early gives what it has, whatever its outcome. `expect` is called
     first, with about how many seconds of video there are by the headers.
     """
-    size = len(backbone.streams) * engine.dim
+    size = backbone.vectors * engine.dim
     with decode_pool(backbone.frames, decode, len(paths)) as pool:
         if expect:
             expect(_media_seconds(paths, pool, between))
@@ -275,29 +275,37 @@ def _run_views(
 
     Raises `VdError` when the values do not fit into float16.
     """
-    frames, streams = piece.images.shape[:2]
-    flat = piece.images.reshape(frames * streams, *piece.images.shape[2:])
     features_V = []
     for view in views:
-        images = flat if view == "plain" else np.ascontiguousarray(flat[:, :, ::-1])
-        features_NxD = image_features(images, engine, str(path))
-        features_V.append(features_NxD.reshape(frames, streams, engine.dim))
+        images = piece.images
+        if view != "plain":
+            images = np.ascontiguousarray(images[:, :, :, ::-1])
+        features_V.append(frame_features(images, engine, str(path)))
     return Part(np.stack(features_V), piece.seconds)
 
 
-def image_features(
-    images_NxHxWx3: UInt8[np.ndarray, "N H W 3"], engine: Engine, source: str
-) -> Float16[np.ndarray, "N D"]:
-    """Features of images as they are stored and scored.
+def frame_features(
+    images_FxSxHxWx3: UInt8[np.ndarray, "F S H W 3"], engine: Engine, source: str
+) -> Float16[np.ndarray, "F K D"]:
+    """Features of frames as they are stored and scored: K vectors a frame.
 
+    They are those of each network in order, and of a network those of each of its streams.
     Raises `VdError`, with the source, when the values do not fit into float16.
     """
-    features_NxD = engine(images_NxHxWx3)
-    largest = np.abs(features_NxD).max(initial=0.0)
+    frames, _, *shape = images_FxSxHxWx3.shape
+    parts = []
+    for network, places in enumerate(engine.reads):
+        images_NxHxWx3 = images_FxSxHxWx3[:, places].reshape(
+            frames * len(places), *shape
+        )
+        features_NxD = engine(images_NxHxWx3, network)
+        parts.append(features_NxD.reshape(frames, len(places), engine.dim))
+    features_FxKxD = np.concatenate(parts, axis=1)
+    largest = np.abs(features_FxKxD).max(initial=0.0)
     if largest and not _FLOAT16.smallest_subnormal <= largest <= _FLOAT16.max:
         raise VdError(
             f"the backbone gives values of up to {largest:.2g} for {source}, which float16 "
             "cannot hold; scale its output, check --backbone-mean and --backbone-std, or "
             "leave that video out."
         )
-    return features_NxD.astype(np.float16)
+    return features_FxKxD.astype(np.float16)

@@ -1,4 +1,4 @@
-"""A network of the EfficientNet-Lite family: a value, and the file that holds it.
+"""A network of the EfficientNet-Lite family: a value, and the file of one or several.
 
 The file is an uncompressed .npz archive without pickles: the parameters by name, float32 or
 float16, and "network", all other fields as JSON in UTF-8 bytes (docs/data_format.md).
@@ -7,8 +7,8 @@ float16, and "network", all other fields as JSON in UTF-8 bytes (docs/data_forma
 import io
 import json
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from vd.features.efficientnet import (
 )
 from vd.files import write_bytes
 
-_FORMAT = 1  # of the file
+_FORMAT = 2  # of the file
+_OF_ONE = 1  # the format of before: one network, whose arrays have no number
 _FIELDS = "network"  # name of the array with the JSON text
 _MOST_PIXELS = 4096  # side of an image
 
@@ -46,7 +47,7 @@ class Network:
     seen: Mapping[str, Any] = field(default_factory=dict)
 
     def rounded(self) -> "Network":
-        """The network with weights that float16 can hold, as `write_network` halves them."""
+        """The network with weights that float16 can hold, as `write_networks` halves them."""
         return replace(
             self,
             parameters={
@@ -68,35 +69,43 @@ def built_in_network(name: str) -> Network:
     )
 
 
-def write_network(path: Path, network: Network, half: bool = False) -> None:
-    """Write the network's file, whole or not at all; equal networks give equal bytes.
+def write_networks(path: Path, networks: Sequence[Network], half: bool = False) -> None:
+    """Write the networks' file, whole or not at all; equal networks give equal bytes.
 
     `half`: weights are stored as float16, so what is read is `network.rounded()`; measure
-    ranges and figures on that one.
+    ranges and figures on that one. Raises `ValueError` when they cannot be computed.
     """
-    _check(network)
-    fields = {
-        "format": _FORMAT,
-        "variant": network.variant,
-        "size": network.size,
-        "quantized": network.quantized,
-        "streams": network.streams,
-        "ranges": network.ranges,
-        "seen": network.seen,
-    }
-    text = json.dumps(fields, sort_keys=True, allow_nan=False).encode()
-    stored = (network.rounded() if half else network).parameters
+    _check(networks)
+    described = {"format": _FORMAT, "networks": list(map(_fields, networks))}
+    text = json.dumps(described, sort_keys=True, allow_nan=False).encode()
     arrays: dict[str, Any] = {_FIELDS: np.frombuffer(text, np.uint8)}
-    for name in parameter_shapes(network.variant):
-        dtype = np.float16 if half else np.float32
-        arrays[name] = np.asarray(stored[name], dtype, order="C")
+    dtype = np.float16 if half else np.float32
+    for number, network in enumerate(networks):
+        stored = (network.rounded() if half else network).parameters
+        for name in parameter_shapes(network.variant):
+            array = np.asarray(stored[name], dtype, order="C")
+            arrays[_prefix(number) + name] = array
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes(path, content.getvalue())
 
 
-def read_network(path: Path) -> Network:
-    """The network of a file that `write_network` wrote; weights are float32.
+def _fields(network: Network) -> dict[str, Any]:
+    """All but the parameters, in JSON values."""
+    return {
+        f.name: getattr(network, f.name)
+        for f in fields(network)
+        if f.name != "parameters"
+    }
+
+
+def _prefix(number: int) -> str:
+    """What the names of a network's arrays begin with in the file."""
+    return f"{number}."
+
+
+def read_networks(path: Path) -> tuple[Network, ...]:
+    """The networks of a file that `write_networks` wrote; weights are float32.
 
     Raises `VdError` when the file is missing, damaged, or of another format.
     """
@@ -106,13 +115,21 @@ def read_network(path: Path) -> Network:
             raise ValueError("it is no archive")
         with np.load(content, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive}
-        fields = json.loads(arrays.pop(_FIELDS).tobytes())
-        if fields.pop("format") == _FORMAT:
-            fields["streams"] = tuple(fields["streams"])
-            network = Network(**fields, parameters=arrays)
-            _check(network)
-            parameters = {k: v.astype(np.float32) for k, v in arrays.items()}
-            return replace(network, parameters=parameters)
+        described = json.loads(arrays.pop(_FIELDS).tobytes())
+        form = described.pop("format")
+        if form in (_OF_ONE, _FORMAT):
+            listed = [described] if form == _OF_ONE else described["networks"]
+            networks = []
+            for number, own in enumerate(listed):
+                prefix = "" if form == _OF_ONE else _prefix(number)
+                named = [name for name in arrays if name.startswith(prefix)]
+                parameters = {n.removeprefix(prefix): arrays.pop(n) for n in named}
+                own["streams"] = tuple(own["streams"])
+                networks.append(Network(**own, parameters=parameters))
+            if arrays:
+                raise ValueError(f"{min(arrays)} belongs to none of its networks")
+            _check(networks)
+            return tuple(map(_in_float32, networks))
     except Exception as error:  # numpy's, zipfile's, the disk's: no common base
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise VdError(
@@ -120,12 +137,25 @@ def read_network(path: Path) -> Network:
             "or put back a copy."
         ) from error
     raise VdError(
-        f"{path} has another format than {_FORMAT}, which this version of vd reads; use the "
-        "version that wrote it, or write it again."
+        f"{path} has another format than {_OF_ONE} and {_FORMAT}, which this version of vd "
+        "reads; use the version that wrote it, or write it again."
     )
 
 
-def _check(network: Network) -> None:
+def _in_float32(network: Network) -> Network:
+    parameters = {k: v.astype(np.float32) for k, v in network.parameters.items()}
+    return replace(network, parameters=parameters)
+
+
+def _check(networks: Sequence[Network]) -> None:
+    """Raise `ValueError` when the networks cannot be computed as they say."""
+    for network in networks:
+        _check_one(network)
+    if len(sizes := {network.size for network in networks}) != 1:
+        raise ValueError(f"its networks take images of the sizes {sorted(sizes)}")
+
+
+def _check_one(network: Network) -> None:
     """Raise `ValueError` when the network cannot be computed as it says."""
     if network.variant not in VARIANTS:
         raise ValueError(f"its variant is {network.variant!r}")

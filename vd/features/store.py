@@ -52,7 +52,7 @@ class FeatureStore:
     """The features of one fingerprint under `cache_dir`, read at random by content hash.
 
     `description` is everything that the features depend on; a frame has the shape
-    `streams` × `dim`. Opening reads only the indexes. A shard that is missing or damaged,
+    `streams` × `dim`, where a stream counts for each network that reads it. Opening reads only the indexes. A shard that is missing or damaged,
     or whose index is, counts as empty and is listed in `damaged`.
     """
 
@@ -258,7 +258,7 @@ class FeatureStore:
 def open_store(cache_dir: Path, backbone: "Backbone", dim: int) -> FeatureStore:
     """The store of a backbone with features of length `dim`."""
     description = features_description(backbone)
-    return FeatureStore(cache_dir, description, streams=len(backbone.streams), dim=dim)
+    return FeatureStore(cache_dir, description, streams=backbone.vectors, dim=dim)
 
 
 def features_description(backbone: "Backbone") -> dict[str, Any]:

@@ -37,14 +37,14 @@ def score(
     return score_batches(head, params, window_batches(views, head.config.clip_frames))
 
 
-def peak_logits(
+def sliding_logits(
     head: Head,
     params: Params,
     videos: Iterable[TimedFeatures],
     length: float,
     stride: float,
-) -> Float64[np.ndarray, " N"]:
-    """Highest logit of each video's windows of `length` seconds, each `stride` seconds."""
+) -> list[Float64[np.ndarray, " W"]]:
+    """Logits of each video's windows of `length` seconds, each `stride` seconds."""
     counts = list[int]()
 
     def windows() -> Iterator[list[Float16[np.ndarray, "F D"]]]:
@@ -55,8 +55,13 @@ def peak_logits(
                 yield [features_LxD]
 
     logit_W = score(head, params, windows())
-    starts = np.cumsum([0, *counts])[:-1]
-    return np.maximum.reduceat(logit_W, starts) if counts else logit_W
+    ends = np.cumsum(counts)[:-1]
+    return np.split(logit_W, ends) if counts else []
+
+
+def peaks(windows: Sequence[Float64[np.ndarray, " W"]]) -> Float64[np.ndarray, " N"]:
+    """The highest logit of each video's windows."""
+    return np.array([logit_W.max() for logit_W in windows], np.float64)
 
 
 @own_numerics()

@@ -16,7 +16,7 @@ from vd.data.clock import FRAMES_PER_SECOND
 from vd.data.decode import FrameFeed, FrameSettings, Sink
 from vd.errors import VdError
 from vd.features.engines import Engine
-from vd.features.extract import image_features
+from vd.features.extract import frame_features
 from vd.features.sampling import Window
 from vd.predict.hysteresis import EventMachine, EventRules, Message
 from vd.predict.windows import Cut, Cutter, Features
@@ -140,8 +140,9 @@ class Pipeline:
         ]
         if not pairs:
             return np.zeros((0, 0), np.float16)
-        images = np.concatenate([pair.images_SxHxWx3 for _, pair in pairs])
-        return image_features(images, self._engine, pairs[0][0]).reshape(len(pairs), -1)
+        images_FxSxHxWx3 = np.stack([pair.images_SxHxWx3 for _, pair in pairs])
+        features_FxKxD = frame_features(images_FxSxHxWx3, self._engine, pairs[0][0])
+        return features_FxKxD.reshape(len(pairs), -1)
 
 
 class LiveStream:

@@ -1,4 +1,4 @@
-"""Adaptation: fine-tuning of the backbone's upper blocks on the training clips' images.
+"""Adaptation: fine-tuning of the backbone's upper blocks on the images of one stream.
 
 Images are kept in a store like features: an ONNX file that returns the pixels of an image is
 the backbone. So `vd.models.adapter.Adapter`, which contains the network, is trained like any
@@ -9,63 +9,66 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float64, UInt8
 
-from vd.config import AdaptConfig, BackboneConfig, Config, ModelConfig
+from vd.config import AdaptConfig, BackboneConfig, Config, StreamName
 from vd.console import say
 from vd.data.manifest import Video
 from vd.features.backbone import find_backbone
+from vd.features.efficientnet import QUANTIZED
 from vd.features.efficientnet_jax import onnx_parameters
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
-from vd.features.network import Network, write_network
+from vd.features.network import Network, built_in_network, write_networks
 from vd.features.seen import seen_rows
-from vd.files import write_bytes
+from vd.files import read_csv, write_bytes, write_csv
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
 from vd.models.detector import Detector
-from vd.models.head import Params
 from vd.models.plugins import Plugins
-from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet
 from vd.training.image_augment import augment_motion, augment_rgb
-from vd.training.log import FINAL, EarlyStopping, Row, read_metrics
+from vd.training.log import FINAL, Row, read_metrics
 from vd.training.loop import Phase, train
-from vd.training.refit import InnerFolds, inner_folds, read_logits, write_logits
-from vd.training.step import TrainState
+from vd.training.readout import READ_OUT, Linear
+from vd.training.refit import (
+    InnerFolds,
+    held_logits,
+    inner_folds,
+    read_logits,
+    write_logits,
+)
 
 VARIANT = "efficientnet-lite0"
 _RANGED = 128  # images that the ranges of the 8-bit network are measured on
-READ_OUT = ModelConfig(linear_path=True, hidden_size=0, mixed_precision=False)
 
 
 class Adapted(NamedTuple):
-    """A network after adaptation, and its linear read-out of the mean over frames."""
+    """A network after adaptation, and its read-out of the mean over frames."""
 
     network: Network
-    kernel_D: Float32[np.ndarray, " D"]
-    bias: float
+    read_out: Linear
 
 
-def image_config(config: Config, settings: AdaptConfig) -> Config:
-    """The settings of the adaptation of a run, in a folder within the run's."""
-    run_dir = config.run.checkpoint_dir
+def image_config(config: Config, settings: AdaptConfig, stream: StreamName) -> Config:
+    """The settings of the adaptation to a stream, in a folder within the run's."""
+    folder = config.run.checkpoint_dir / "adaptation" / stream
     return replace(
         config,
-        backbone=_image_backbone(config.data.cache_dir, settings),
-        run=replace(config.run, checkpoint_dir=run_dir / "adaptation"),
+        backbone=_image_backbone(config.data.cache_dir, stream, settings.size),
+        run=replace(config.run, checkpoint_dir=folder),
     )
 
 
-def _image_backbone(cache_dir: Path, settings: AdaptConfig) -> BackboneConfig:
+def _image_backbone(cache_dir: Path, stream: StreamName, side: int) -> BackboneConfig:
     """A backbone whose features of an image are its pixels; writes its ONNX file."""
     from onnx import TensorProto, helper
 
-    side = settings.size
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["features"]),
@@ -76,30 +79,38 @@ def _image_backbone(cache_dir: Path, settings: AdaptConfig) -> BackboneConfig:
     graph = helper.make_graph(nodes, "pixels", [images], [features])
     opset = helper.make_opsetid("", 13)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    helper.set_model_props(model, {"vd.streams": settings.stream})
+    helper.set_model_props(model, {"vd.streams": stream})
     cache_dir.mkdir(parents=True, exist_ok=True)
-    file = cache_dir / f"{settings.stream}-{side}.onnx"
+    file = cache_dir / f"{stream}-{side}.onnx"
     write_bytes(file, model.SerializeToString(deterministic=True))
     return BackboneConfig(backbone=str(file))
 
 
-def adapter_plugins(settings: AdaptConfig) -> Plugins:
+def adapter_plugins(settings: AdaptConfig, stream: StreamName) -> Plugins:
     """What the trainer trains in place of a head on features."""
     head = partial(Adapter, variant=VARIANT, fixed_blocks=settings.fixed_blocks)
     return Plugins(
         head=head,
-        augmentation=augment_rgb if settings.stream == "rgb" else augment_motion,
+        augmentation=augment_rgb if stream == "rgb" else augment_motion,
     )
 
 
+def frozen_network(settings: AdaptConfig) -> Network:
+    """The pretrained network on all streams that others are adapted to."""
+    names = {name: int8 for int8, name in QUANTIZED.items()}
+    network = built_in_network(names[VARIANT] if settings.int8 else VARIANT)
+    return replace(network, size=settings.size, streams=settings.streams)
+
+
 class Adaptation(NamedTuple):
-    """Everything that the adaptations of a run share.
+    """Everything that the adaptations of a run to one stream share.
 
     `dataset` is the `contents_fingerprint` of all usable clips, whatever their split.
     """
 
     config: Config
     settings: AdaptConfig
+    stream: StreamName
     run_dir: Path
     devices: Sequence[jax.Device]
     batch_size: int
@@ -121,14 +132,16 @@ class Adaptation(NamedTuple):
             say(
                 "too few groups for inner folds: temperature 1 and the loss's own threshold"
             )
-        place = {video.id: n for n, video in enumerate(clips.videos)}
+        place = {video.name: n for n, video in enumerate(clips.videos)}
         fold_N, logits_2xN = np.zeros(len(place), int), np.zeros((2, len(place)))
+        windows = [np.zeros(0)] * len(place)
         for fold, part in enumerate(held):
-            places = [place[video.id] for video in part]
+            places = [place[video.name] for video in part]
             fold_N[places] = fold
-            logits_2xN[:, places] = self.held_out_logits(
-                clips, part, self._folder(fold)
-            )
+            folder = self._folder(fold)
+            logits_2xN[:, places] = self.held_out_logits(clips, part, folder)
+            for n, logit_W in zip(places, read_windows(folder), strict=True):
+                windows[n] = logit_W
         earlier = [
             row
             for fold in range(len(held))
@@ -136,9 +149,10 @@ class Adaptation(NamedTuple):
         ]
         adapted = self.on_all(clips, earlier)
         known = slice(None) if held else slice(0)
-        return adapted, InnerFolds(
-            self.config.training.epochs, {}, fold_N[known], *logits_2xN[:, known]
-        )
+        logit_N, peak_N = logits_2xN[:, known]
+        epochs = self.config.training.epochs
+        inner = InnerFolds(epochs, {}, fold_N[known], logit_N, peak_N, windows[known])
+        return adapted, inner
 
     def on_all(self, clips: FeatureSet, earlier: Sequence[Row] = ()) -> Adapted:
         """Adapt on all clips; `earlier` are lines of metrics.jsonl before its own."""
@@ -161,9 +175,11 @@ class Adaptation(NamedTuple):
             others = [video for video in clips.videos if video.id not in inside]
             phase = Phase(f"inner {folder.name}")
             adapted = self._train(clips.part(others), folder, phase)
-            head, params = Detector(READ_OUT), read_out(adapted)
+            head, params = Detector(READ_OUT), adapted.read_out.params()
             held = self._features(adapted.network, part, folder)
-            write_logits(path, head, params, held, clips)
+            logit_N, windows = held_logits(head, params, held, clips)
+            write_windows(folder, held.videos, windows)
+            write_logits(path, held.videos, logit_N, windows)
         for name in ("checkpoints", "cache"):  # nobody reads them
             shutil.rmtree(folder / name, ignore_errors=True)
         return read_logits(path)
@@ -172,7 +188,7 @@ class Adaptation(NamedTuple):
         self, network: Network, videos: Sequence[Video], folder: Path
     ) -> FeatureSet:
         """Features of a few videos by an adapted network, in a cache of their own."""
-        write_network(folder / "cache" / "backbone.npz", network, half=True)
+        write_networks(folder / "cache" / "backbone.npz", [network], half=True)
         backbone = BackboneConfig(backbone=str(folder / "cache" / "backbone.npz"))
         config = replace(
             self.config,
@@ -184,7 +200,7 @@ class Adaptation(NamedTuple):
 
     def _train(self, clips: FeatureSet, folder: Path, phase: Phase) -> Adapted:
         """Train, or continue, to the end of the schedule."""
-        plugins = adapter_plugins(self.settings)
+        plugins = adapter_plugins(self.settings, self.stream)
         params = train(
             self.config, clips, None, folder, self.devices, self.batch_size, plugins, phase
         )  # fmt: skip
@@ -194,14 +210,16 @@ class Adaptation(NamedTuple):
             VARIANT,
             image_side(clips.dim),
             onnx_parameters(adapted_parameters(head, params)),
-            streams=(self.settings.stream,),
+            streams=(self.stream,),
             seen=seen_rows(clips.videos, (), self.dataset),  # the length is fixed
         )
         # as its file has it, so that all figures are of the weights that are kept
         network = network.rounded()
         ranges = measured_ranges(network, _some_images(clips))
         network = replace(network, ranges=ranges, quantized=self.settings.int8)
-        return Adapted(network, *readout(params))
+        kernel_D, bias = readout(params)
+        weight_D = kernel_D.astype(np.float64)
+        return Adapted(network, Linear(weight_D, np.zeros_like(weight_D), bias))
 
 
 def _some_images(clips: FeatureSet) -> UInt8[np.ndarray, "N H W 3"]:
@@ -212,27 +230,20 @@ def _some_images(clips: FeatureSet) -> UInt8[np.ndarray, "N H W 3"]:
     return np.stack(pixels).astype(np.uint8).reshape(-1, side, side, 3)
 
 
-def read_out(adapted: Adapted) -> Params:
-    """The read-out as parameters of the head `READ_OUT`.
-
-    That is a linear path whose features are not standardised, without weights for the
-    deviation over time.
-    """
-    size = len(adapted.kernel_D)
-    kernel_2D = np.concatenate([adapted.kernel_D, np.zeros(size, np.float32)])
-    bias_1 = np.array([adapted.bias], np.float32)
-    return {
-        "pooled_mean": np.zeros(2 * size, np.float32),
-        "pooled_deviation": np.ones(2 * size, np.float32),
-        "linear": {"kernel": kernel_2D[:, None], "bias": bias_1},
-    }
+def write_windows(
+    folder: Path, videos: Sequence[Video], windows: Sequence[Float64[np.ndarray, " W"]]
+) -> None:
+    """Write the logit of every sliding window of held-out clips."""
+    rows = [
+        {"path": video.name, "logit": repr(float(logit))}
+        for video, logit_W in zip(videos, windows, strict=True)
+        for logit in logit_W
+    ]
+    write_csv(folder / "windows.csv", rows)
 
 
-def write_read_out(run_dir: Path, adapted: Adapted, epochs: int) -> Params:
-    """Save the read-out as the run's checkpoint; returns the head's parameters."""
-    params = read_out(adapted)
-    stopping = EarlyStopping("", 1, 0.0, epoch=epochs, best_epoch=epochs)
-    state = TrainState(np.zeros((), np.int32), params, {})  # type: ignore[arg-type]
-    with Checkpoints(run_dir) as checkpoints:
-        checkpoints.save(Checkpoint(state, stopping))
-    return params
+def read_windows(folder: Path) -> list[Float64[np.ndarray, " W"]]:
+    """What `write_windows` wrote, in the order of its clips."""
+    rows = read_csv(folder / "windows.csv")
+    clips = groupby(rows, lambda row: row["path"])
+    return [np.array([float(row["logit"]) for row in own]) for _, own in clips]

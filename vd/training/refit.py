@@ -26,7 +26,7 @@ from vd.files import read_csv, write_csv
 from vd.models.head import Head, Params
 from vd.models.losses import clip_losses
 from vd.models.plugins import Plugins
-from vd.models.scoring import peak_logits, score
+from vd.models.scoring import peaks, score, sliding_logits
 from vd.training.distributed import several
 from vd.training.feature_set import FeatureSet
 from vd.training.log import FINAL, read_metrics
@@ -51,6 +51,9 @@ class InnerFolds:
     fold_N: Int[np.ndarray, " N"]
     logit_N: Float64[np.ndarray, " N"]
     peak_logit_N: Float64[np.ndarray, " N"]  # the highest of a clip's sliding windows
+    windows: Sequence[
+        Float64[np.ndarray, " W"]
+    ] = ()  # all of them, where they are kept
 
 
 def refits(config: Config, videos: Sequence[Video]) -> bool:
@@ -203,7 +206,9 @@ class _Training:
                 self.devices, self.batch_size, self.plugins, phase,
             )  # fmt: skip
             head = self.plugins.make_head(self.config.model)
-            write_logits(path, head, params, held, self.clips)
+            write_logits(
+                path, held.videos, *held_logits(head, params, held, self.clips)
+            )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nobody reads them
         return read_logits(path)
 
@@ -218,17 +223,30 @@ class _Training:
         return float(np.mean(np.asarray(losses_N, np.float64)))
 
 
-def write_logits(
-    path: Path, head: Head, params: Params, held: FeatureSet, clips: FeatureSet
-) -> None:
-    """Logits of held-out clips, and of their peaks; windows are as long as for all `clips`."""
+def held_logits(
+    head: Head, params: Params, held: FeatureSet, clips: FeatureSet
+) -> tuple[Float64[np.ndarray, " N"], list[Float64[np.ndarray, " W"]]]:
+    """Logits of held-out clips, and of the sliding windows of each.
+
+    Windows are as long as for all `clips`.
+    """
     logit_N = score(head, params, held.in_order())
     length = window_length(clips.seconds_N, head.config.clip_frames)
     stride = EventConfig.stride_seconds
-    peak_N = peak_logits(head, params, held.in_time(), length, stride)
+    windows = sliding_logits(head, params, held.in_time(), length, stride)
+    return logit_N, windows
+
+
+def write_logits(
+    path: Path,
+    videos: Sequence[Video],
+    logit_N: Float64[np.ndarray, " N"],
+    windows: Sequence[Float64[np.ndarray, " W"]],
+) -> None:
+    """Write the logits of held-out clips, and of their highest windows."""
     rows = [
         {"path": video.name, "logit": repr(float(x)), "peak": repr(float(peak))}
-        for video, x, peak in zip(held.videos, logit_N, peak_N, strict=True)
+        for video, x, peak in zip(videos, logit_N, peaks(windows), strict=True)
     ]
     write_csv(path, rows)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vd.config import Config, from_json, to_json
+from vd.config import AdaptConfig, Config, from_json, to_json
 from vd.data.manifest import CLASSES, SPLITS, Video, split_rows
 from vd.errors import VdError
 from vd.files import (
@@ -76,6 +76,11 @@ def settings_identity(config: Config) -> dict[str, Any]:
         "model": to_json(config.model),
         "training": to_json(config.training),
     }
+
+
+def adaptation_identity(settings: AdaptConfig) -> dict[str, Any]:
+    """What the identity of a run with adapted networks has beside."""
+    return {"adaptation": to_json(settings)}
 
 
 def check_folder(run_dir: Path) -> None:

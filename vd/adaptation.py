@@ -1,0 +1,201 @@
+"""Adaptation, from videos to a run: `vd adapt`, and each fold of `vd crossval --adapt`.
+
+1. Check settings, then the manifest; keep the images of a stream in a store, like features.
+2. Adapt a network to each stream, one after another: without each inner fold, then on all
+   training clips (`vd.training.adapt`).
+3. Write these networks, with --frozen the pretrained one too, as the run's backbone.npz, and
+   extract their features.
+4. Read them out together (`vd.training.readout`); evaluate and report as any run.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vd.config import AdaptConfig, BackboneConfig, Config, StreamName
+from vd.console import say
+from vd.data.splits import keep_splits
+from vd.errors import VdError
+from vd.experiment import (
+    Opened,
+    check,
+    evaluate_and_report,
+    finished_result,
+    open_run,
+    prepare,
+)
+from vd.features.seen import contents_fingerprint
+from vd.files import lock, write_text
+from vd.models.plugins import BUILT_IN
+from vd.training import distributed, run_folder
+from vd.training.run_folder import Data
+
+if TYPE_CHECKING:
+    from vd.training.adapt import Adapted
+    from vd.training.feature_set import FeatureSet
+    from vd.training.readout import ReadOut
+    from vd.training.refit import InnerFolds
+
+
+class StreamResult(NamedTuple):
+    """A network that was adapted to a stream, and its inner logits; None: val validates."""
+
+    adapted: "Adapted"
+    inner: "InnerFolds | None"
+
+
+def adapt(config: Config, settings: AdaptConfig) -> dict[str, Any]:
+    """Adapt networks, then evaluate the run whose head reads them out.
+
+    `config.training` is that of the adaptation. The folder `adaptation` of the run keeps
+    its checkpoints. Returns the content of evaluation_test.json.
+    """
+    from vd.training.adapt import image_config
+
+    check_adaptation(config, settings)
+    data = prepare(image_config(config, settings, settings.streams[0]))
+    with lock(config.run.checkpoint_dir / ".lock", "vd adapt"):
+        if data.videos != data.given:
+            keep_splits(data.videos, config)
+        return adapt_prepared(config, settings, data)
+
+
+def check_adaptation(config: Config, settings: AdaptConfig) -> None:
+    """`vd.experiment.check` of a run that adapts."""
+    from vd.training.adapt import adapter_plugins, image_config
+
+    if distributed.several(config.run):
+        raise VdError(
+            "vd adapt trains in one process; leave --coordinator-address, --num-processes "
+            "and --process-id out."
+        )
+    run_dir = config.run.checkpoint_dir
+    run_folder.check_folder(run_dir)
+    if not config.run.fresh:
+        run_folder.check_identity(run_dir, run_folder.adaptation_identity(settings))
+    for stream in settings.streams:
+        images = image_config(config, settings, stream)
+        check(images, adapter_plugins(settings, stream))
+
+
+def adapt_prepared(config: Config, settings: AdaptConfig, data: Data) -> dict[str, Any]:
+    """`adapt` of a data set that is known; the caller holds the run's lock."""
+    from vd.training.adapt import adapter_plugins, image_config
+    from vd.training.feature_set import FeatureSet
+    from vd.training.readout import write_read_out
+    from vd.training.refit import parts_to_use
+
+    run_dir = config.run.checkpoint_dir
+    if config.run.fresh:
+        run_folder.clear(run_dir)
+    results = []
+    for stream in settings.streams:
+        images = image_config(config, settings, stream)
+        of_stream = with_features(images, data)
+        opened = open_run(images, adapter_plugins(settings, stream), of_stream)
+        assert opened is not None  # an adaptation is never finished by itself
+        if run_folder.is_finished(run_dir):
+            return finished_result(run_dir)
+        results.append(adapt_stream(images, settings, stream, of_stream, opened))
+    config, data = adapted_features(config, settings, data, results)
+    opened = open_run(config, BUILT_IN, data, adapted=settings)
+    assert opened is not None
+    write_metrics(config, settings)
+    parts = parts_to_use(config, data.parts()).items()
+    sets = {split: FeatureSet(clips, data.store) for split, clips in parts}
+    read_out = read_results(config, results, sets)
+    params = write_read_out(run_dir, read_out.linear, config.training.epochs)
+    result = evaluate_and_report(
+        config, BUILT_IN, sets, params, read_out.inner, read_out.scale, adapted=True
+    )
+    for stream in settings.streams:  # only a run that is not finished needs them
+        shutil.rmtree(run_dir / "adaptation" / stream / "checkpoints")
+    return result
+
+
+def with_features(config: Config, data: Data) -> Data:
+    """The same data set with the features of the backbone that `config` names."""
+    from vd.features.backbone import find_backbone
+    from vd.features.extract import extract
+
+    backbone = find_backbone(config.backbone)
+    store, _ = extract(data.ledger.usable(), config, backbone)
+    return data._replace(store=store, backbone=backbone)
+
+
+def adapt_stream(
+    images: Config,
+    settings: AdaptConfig,
+    stream: StreamName,
+    data: Data,
+    opened: Opened,
+) -> StreamResult:
+    """Adapt a network to the images of a stream, or go on."""
+    from vd.training.adapt import Adaptation
+    from vd.training.feature_set import TRAINED_SHARE, FeatureSet
+    from vd.training.refit import parts_to_use
+
+    if len(settings.streams) > 1:
+        say(f"{stream}:")
+    clips = parts_to_use(images, data.parts())
+    train_set = FeatureSet(clips["train"], data.store, share=TRAINED_SHARE)
+    dataset = contents_fingerprint(data.ledger.usable())
+    adaptation = Adaptation(
+        images, settings, stream, images.run.checkpoint_dir, opened.devices,
+        opened.batch_size, dataset,
+    )  # fmt: skip
+    if "val" in clips:
+        return StreamResult(adaptation.on_all(train_set), None)
+    return StreamResult(*adaptation.with_inner_folds(train_set))
+
+
+def adapted_features(
+    config: Config, settings: AdaptConfig, data: Data, results: Sequence[StreamResult]
+) -> tuple[Config, Data]:
+    """The run that reads the networks out, and its features; writes backbone.npz."""
+    from vd.features.network import write_networks
+    from vd.training.adapt import frozen_network
+    from vd.training.readout import READ_OUT
+
+    run_dir = config.run.checkpoint_dir
+    networks = [result.adapted.network for result in results]
+    if settings.frozen:
+        networks.append(frozen_network(settings))
+    write_networks(run_dir / "backbone.npz", networks, half=True)
+    config = replace(
+        config,
+        backbone=BackboneConfig(backbone=str(run_dir / "backbone.npz")),
+        model=READ_OUT,
+        run=replace(config.run, fresh=False),
+    )
+    return config, with_features(config, data)
+
+
+def read_results(
+    config: Config, results: Sequence[StreamResult], sets: "dict[str, FeatureSet]"
+) -> "ReadOut":
+    """The read-out of `adapted_features` in `sets`."""
+    from vd.training.readout import read_together
+
+    inner = [result.inner for result in results if result.inner is not None]
+    return read_together(
+        [result.adapted.read_out for result in results],
+        None if "val" in sets else inner,
+        sets,
+        config.splits.split_seed,
+    )
+
+
+def write_metrics(config: Config, settings: AdaptConfig) -> None:
+    """Write metrics.jsonl of the run: the lines of each stream's, which name it."""
+    from vd.training.log import read_metrics
+
+    run_dir = config.run.checkpoint_dir
+    lines = [
+        json.dumps({"stream": stream, **row}) + "\n"
+        for stream in settings.streams
+        for row in read_metrics(run_dir / "adaptation" / stream, every_phase=True)
+    ]
+    write_text(run_dir / "metrics.jsonl", "".join(lines))
