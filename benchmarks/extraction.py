@@ -183,7 +183,7 @@ class FreeEngine:
     """An engine that costs nothing, as wide as the backbone."""
 
     name, batch, dim = "free", 1, FEATURES
-    reads = find_backbone(FLOATS).places
+    reads = find_backbone(DEFAULT).places
 
     def __call__(self, images_NxHxWx3: np.ndarray, network: int = 0) -> np.ndarray:
         """No features."""
