@@ -432,7 +432,7 @@ class Predict:
             outputs(self.output, files, predictor.plan.rules, between) as written,
             track_media("predicting") as ticker,
         ):
-            predictions = predictor.predict(files, between, ticker)
+            predictions = predictor.predict(files, between=between, progress=ticker)
             for name, prediction in zip(files, predictions, strict=True):
                 failed |= prediction.probability is None
                 report(name, prediction)

@@ -53,21 +53,32 @@ class Other(NamedTuple):
         A clip is left out for its content, or for its group: a group that the run knew,
         or that has a clip of such content.
         """
-        own = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
-        ids = self.seen.ids | {video.id for video in own}
-        groups = self.seen.groups | {video.group for video in own}
-        groups |= {video.group for video in self.videos if video.id in ids}
-        fresh = [video for video in self.videos if video.id not in ids]
-        kept = [video for video in fresh if video.group not in groups - {""}]
+        kept, fresh = unseen_videos(run_dir, self.videos, self.seen)
         return kept, {
             "dataset": str(self.path.absolute()),
             "dataset_fingerprint": dataset_fingerprint(kept),
             "left_out": {
-                "content": len(self.videos) - len(fresh),
-                "group": len(fresh) - len(kept),
+                "content": len(self.videos) - fresh,
+                "group": fresh - len(kept),
             },
             "quarantined": self.quarantined,
         }
+
+
+def unseen_videos(
+    run_dir: Path, videos: Sequence[Video], seen: Seen
+) -> tuple[list[Video], int]:
+    """Those that made neither a run nor its backbone; how many have no seen content.
+
+    `seen` is what the backbone was adapted on.
+    """
+    own = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
+    ids = seen.ids | {video.id for video in own}
+    groups = seen.groups | {video.group for video in own}
+    groups |= {video.group for video in videos if video.id in ids}
+    fresh = [video for video in videos if video.id not in ids]
+    kept = [video for video in fresh if video.group not in groups - {""}]
+    return kept, len(fresh)
 
 
 def evaluate_on(

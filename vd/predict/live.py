@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 from jaxtyping import Float16, Float64, UInt8
 
@@ -18,6 +17,7 @@ from vd.errors import VdError
 from vd.features.engines import Engine
 from vd.features.extract import frame_features
 from vd.features.sampling import Window
+from vd.predict.frames import rgb_frame
 from vd.predict.hysteresis import EventMachine, EventRules, Message
 from vd.predict.windows import Cut, Cutter, Features
 
@@ -170,17 +170,7 @@ class LiveStream:
         up to 32 frames then wait for each other, until it is known that the rate has not
         changed. Raises `VdError` for another array, and for seconds that do not rise.
         """
-        frame = np.asarray(frame_HxWx3)
-        if (
-            frame.dtype != np.uint8
-            or frame.ndim != 3
-            or frame.shape[2] != 3
-            or not frame.size
-        ):
-            raise VdError(
-                f"push() was given an array of {frame.dtype} and shape {frame.shape}; give "
-                "an RGB frame of uint8 and shape (height, width, 3)."
-            )
+        frame = rgb_frame(frame_HxWx3, "push()")
         if not np.isfinite(seconds) or (
             self._last is not None and seconds <= self._last
         ):
@@ -192,7 +182,7 @@ class LiveStream:
             self._come.origin = seconds
         self._last = seconds
         stamp = round((seconds - self._come.origin) / float(_TICK))
-        self._feed.add(av.VideoFrame.from_ndarray(frame, format="rgb24"), stamp)
+        self._feed.add(frame, stamp)
         return self._advance()
 
     def finish(self) -> list[Record]:

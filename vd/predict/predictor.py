@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float64
@@ -28,6 +28,7 @@ from vd.features.extract import video_stretches
 from vd.features.sampling import window_length
 from vd.files import read_csv
 from vd.metrics.calibration import Calibration
+from vd.predict.frames import Image, frame_stretches
 from vd.predict.hysteresis import EventRules
 from vd.predict.live import LiveSource, LiveStream, Pipeline
 from vd.predict.recording import Prediction, Recording
@@ -111,16 +112,45 @@ class Predictor:
 
     def predict(
         self,
-        files: Path | str | Sequence[Path | str],
+        source: Path | str | Sequence[Path | str] | Iterable[Image],
+        fps: float | None = None,
         between: tuple[float, float] = WHOLE,
         progress: Progress | None = None,
     ) -> Iterator[Prediction]:
         """Probability of violence of each file and its events, in order, as each is done.
 
         `between` are two times in seconds, outside which nothing is predicted.
+
+        With `fps`, `source` is one video's RGB frames at this rate, uint8 of shape (height,
+        width, 3): an array of them, or any iterable, which is taken once and not kept. Its
+        one prediction has the path `frames`. It differs a little from that of a file with
+        these frames, which is resized and converted to RGB in one step:
+        docs/data_format.md says by how much. Raises `VdError` for anything else.
         """
-        names = [files] if isinstance(files, Path | str) else files
-        paths = list(map(Path, names))
+        if fps is not None:
+            if isinstance(source, Path | str) or between != WHOLE:
+                raise VdError(
+                    "predict() was given fps, which is for frames, with a path or two "
+                    "times; leave fps out for files, and slice frames yourself."
+                )
+            return self._predict_frames(source, fps)
+        names: Any = [source] if isinstance(source, Path | str) else source
+        if not isinstance(names, Sequence) or not all(
+            isinstance(name, Path | str) for name in names
+        ):
+            raise VdError(
+                "predict() was given neither a path nor a list of paths; give frames "
+                "together with fps, how many of them a second has."
+            )
+        return self._predict_files(list(map(Path, names)), between, progress)
+
+    def _predict_files(
+        self,
+        paths: Sequence[Path],
+        between: tuple[float, float],
+        progress: Progress | None,
+    ) -> Iterator[Prediction]:
+        """The predictions of files."""
         stretches = video_stretches(
             paths, self._backbone, self._engine, self._decode, between,
             progress.expect if progress else None,
@@ -133,6 +163,14 @@ class Predictor:
                     progress.reach(index, float(stretch.seconds_F[-1]) - between[0])
                 if stretch.outcome is not None:
                     yield recording.finish(paths[index], stretch.outcome, between)
+
+    def _predict_frames(self, frames: Any, fps: float) -> Iterator[Prediction]:
+        """The prediction of one video's frames."""
+        recording = self._recording()
+        for stretch in frame_stretches(frames, fps, self.frames, self._engine):
+            recording.take(stretch)
+            if stretch.outcome is not None:
+                yield recording.finish(Path("frames"), stretch.outcome, WHOLE)
 
     def stream(self, source: str = "stream") -> LiveStream:
         """A stream to push frames into; `source` is its name in the records."""
