@@ -6,7 +6,9 @@ import pytest
 from experiments.rendering.clips import render_dataset
 from tests.command_line import train
 from tests.fabricated import write_tiny_backbone
+from vd.config import EventConfig
 from vd.devices import prepare_jax
+from vd.predict.predictor import Predictor
 
 prepare_jax(cpu_devices=2)  # compiled programs are kept, as in every run
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -28,3 +30,10 @@ def backbone(tmp_path_factory):
 def trained(tmp_path_factory, clips, backbone):
     folder = tmp_path_factory.mktemp("trained")
     return folder, train(clips, backbone, folder)
+
+
+@pytest.fixture(scope="session")
+def always(trained):
+    """A predictor for which every window is violent."""
+    events = EventConfig(threshold=0.0, window_seconds=2.0, stride_seconds=0.5)
+    return Predictor(trained[0] / "run", events=events)

@@ -14,21 +14,13 @@ import pytest
 
 from tests.broken import noisy_frames, remux, render
 from tests.command_line import vd
-from vd.config import EventConfig, LiveConfig
+from vd.config import LiveConfig
 from vd.predict.live import Lost, Pair
-from vd.predict.predictor import Predictor
 from vd.predict.readers import Backlog, Connected
 from vd.predict.watch import watch
 
 ONCE = LiveConfig(reconnect_attempts=0, read_timeout_seconds=20.0)
 WINDOWS = ["--threshold", 0, "--window-seconds", 2, "--stride-seconds", 0.5]
-
-
-@pytest.fixture(scope="module")
-def always(trained):
-    """A predictor for which every window is violent."""
-    events = EventConfig(threshold=0.0, window_seconds=2.0, stride_seconds=0.5)
-    return Predictor(trained[0] / "run", events=events)
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,12 @@ from vd.predict.live import Pair, Pipeline
 from vd.predict.predictor import Predictor
 
 KEYS = "type id source start end peak peak_time mean alarm_time".split()
-WINDOWS = {"window_seconds": 2.0, "stride_seconds": 0.5}
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
     path = tmp_path_factory.mktemp("long") / "long.mp4"
     return render(path, noisy_frames(250), b_frames=2)
-
-
-@pytest.fixture(scope="module")
-def always(trained):
-    """A predictor for which every window is violent."""
-    return Predictor(trained[0] / "run", events=EventConfig(threshold=0.0, **WINDOWS))
 
 
 def rgb_frames(path):
@@ -43,7 +36,8 @@ def push_all(stream, frames, offset=0.0):
 
 
 def test_the_images_of_a_file_give_its_windows(trained, long):
-    predictor = Predictor(trained[0] / "run", events=EventConfig(**WINDOWS))
+    windows = EventConfig(window_seconds=2.0, stride_seconds=0.5)
+    predictor = Predictor(trained[0] / "run", events=windows)
     (prediction,) = predictor.predict([long])
     sink, _ = record(long, predictor.frames)
     found = []

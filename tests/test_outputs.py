@@ -1,6 +1,7 @@
-"""What --out holds: tables, ActivityNet's JSON, subtitles, a picture and a page."""
+"""What --out holds: tables, JSON of ActivityNet and FiftyOne, subtitles, a picture and a page."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ EVENTS = (
 def videos(tmp_path, monkeypatch):
     """Files of these names in the current folder."""
     render(tmp_path / "a.mp4", noisy_frames(50))
-    for name in ("b.mkv", "x/a.mp4", "y/a.mp4", "videos/a <b> &.mp4"):
+    for name in ("a-2.mp4", "b.mkv", "x/a.mp4", "y/a.mp4", "videos/a <b> &.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(tmp_path / "a.mp4", tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -52,7 +53,7 @@ def test_one_file_has_everything_in_the_folder(tmp_path):
     write(tmp_path / "out", "a.mp4")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "event-1.jpg", "event-2.jpg", "events.csv", "events.json", "events.vtt",
-        "index.html", "timeline.csv", "timeline.png",
+        "index.html", "timeline.csv", "timeline.png", "videos.json",
     ]  # fmt: skip
     first, second = read_csv(tmp_path / "out" / "events.csv")
     assert first == {
@@ -72,12 +73,34 @@ def test_one_file_has_everything_in_the_folder(tmp_path):
 
 
 def test_each_of_several_files_has_a_folder_of_its_own(tmp_path):
-    out = tmp_path / "out"
-    write(out, "x/a.mp4", "y/a.mp4", "b.mkv")
-    for folder in ("a", "a-2", "b"):
+    out, names = tmp_path / "out", ["x/a.mp4", "y/a.mp4", "a-2.mp4", "b.mkv"]
+    write(out, *names)
+    for folder in ("a", "a-2", "a-2-2", "b"):
         assert (out / folder / "timeline.png").exists()
     paths = [row["path"] for row in read_csv(out / "events.csv")]
-    assert paths == ["x/a.mp4", "x/a.mp4", "y/a.mp4", "y/a.mp4", "b.mkv", "b.mkv"]
+    assert paths == [name for name in names for _ in EVENTS]
+
+
+def test_fiftyone_finds_each_video_and_its_events(tmp_path):
+    """As its importer of temporal detections reads two files: no suffix, classes by index."""
+    out, names = tmp_path / "out", ["x/a.mp4", "y/a.mp4", "b.mkv"]
+    write(out, *names)
+    labels = json.loads((out / "events.json").read_text())
+    videos = json.loads((out / "videos.json").read_text())
+    found = {
+        os.path.normpath(os.path.splitext(key)[0]): os.path.normpath(out / path)
+        for key, path in videos.items()
+    }
+    assert found == {
+        key: str(tmp_path / name)
+        for key, name in zip(("a", "a-2", "b"), names, strict=True)
+    }
+    assert list(labels["labels"]) == list(found)
+    assert labels["classes"][0] == "violence"
+    assert labels["labels"]["a-2"] == [
+        {"label": 0, "timestamps": [1.25, 2.75], "confidence": 0.9},
+        {"label": 0, "timestamps": [3661.5, 3670.25], "confidence": 0.8},
+    ]
 
 
 def test_what_was_done_is_written_when_the_rest_fails(tmp_path):

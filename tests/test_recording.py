@@ -22,7 +22,9 @@ def mean_of_frames(views):
     return np.array([float(window_LxD.mean()) for (window_LxD,) in views])
 
 
-def predicted(logit_F, seconds_F, gaps=(), cuts=(), outcome="used", between=WHOLE):
+def predicted(
+    logit_F, seconds_F, gaps=(), cuts=(), outcome="used", between=WHOLE, span=None
+):
     """The line of a recording that comes in stretches which end at `cuts`."""
     fitted = Calibration(1.0, 0.45, "made up")
     cutter = Cutter(CLIP, length=1.0, stride=0.5)
@@ -35,7 +37,7 @@ def predicted(logit_F, seconds_F, gaps=(), cuts=(), outcome="used", between=WHOL
         recording.take(
             Stretch(0, features_FxD[part], seconds_F[part], after_gap_F[part], None)
         )
-    span = seconds_F[-1] + 1 / 8
+    span = span or seconds_F[-1] + 1 / 8
     duration = span - sum(length for _, length in gaps)
     reason = "" if outcome == "used" else "truncated"
     ended = Outcome(outcome, reason, frames=99, duration=duration, span=span, gaps=gaps)
@@ -95,3 +97,13 @@ def test_a_part_has_its_own_length_and_gaps():
     line = predicted(logit_F, seconds_F, gaps=gaps, between=(8.0, 21.0))
     assert line["duration"] == 3.0
     assert line["gaps"] == [[10.0, 10.0]]
+
+
+def test_no_time_is_after_the_end_of_a_clip_shorter_than_a_window():
+    """Three frames of 40 ms, of which one is stored; a window of it is an eighth long."""
+    line = predicted([2.0], np.array([0.0]), span=0.12)
+    (event,) = line["events"]
+    assert (event["start"], event["end"]) == (0.0, 0.12)
+    assert (event["peak_time"], event["alarm_time"]) == (0.0625, 0.12)
+    (event,) = predicted([2.0], np.array([0.0]), span=0.04)["events"]
+    assert event["end"] == event["peak_time"] == event["alarm_time"] == 0.04

@@ -191,8 +191,9 @@ class OutputConfig(Settings):
     """What prediction writes beside its JSON lines."""
 
     out: Path | None = None
-    """Folder for events.csv, events.json (as ActivityNet has it), timeline.csv, and of each
-    file timeline.png, events.vtt, a picture of each event and a page with the video."""
+    """Folder for events.csv, events.json (as ActivityNet and FiftyOne have it), timeline.csv,
+    and of each file timeline.png, events.vtt, a picture of each event and a page with the
+    video."""
     clips: bool = False
     """Cut each event out of its file, into --out as event-<id>.mp4."""
     before_seconds: Annotated[float, Between(0, 1e6)] = 2.0

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, roc_curve
 
@@ -28,7 +28,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 _RUNS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _STYLES = ("-", "--", "-.")  # for print without colour
 _MARKED = 200  # windows; more are a line without points
-_TIME_STEPS = [1, 1.5, 2, 3, 6, 10]
+_TIME_STEPS = 0.25, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200
 _LONGEST_NAME = 28  # of which two stand side by side
 _PANELS = {  # of the learning curves: metrics by what the legend calls them
     "Loss": {"validation": "val_loss", "train": "train_loss"},
@@ -145,9 +145,9 @@ def timeline(
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     axis = figure.subplots()
     for spans, label, colour, height, alpha in (
-        (truth, "violent in truth", ORANGE, 0.05, 0.9),  # a bar at the foot
         (gaps, "nothing to see", GREY, 1.0, 0.3),
         (events, "events", BLUE, 1.0, 0.2),
+        (truth, "violent in truth", ORANGE, 0.05, 1.0),  # a bar at the foot
     ):
         for number, (start, end) in enumerate(spans):
             named = None if number else label
@@ -164,9 +164,12 @@ def timeline(
     axis.axhline(threshold, ls="--", color=GREY, label=label)
     axis.axhline(end_threshold, ls=":", color=GREY)
     axis.set(ylabel="probability", ylim=(-0.02, 1.02))
-    axis.set_xlabel("time")
+    first, last = axis.get_xlim()
+    units = "seconds", "minutes:seconds", "hours:minutes:seconds"
+    axis.set_xlabel(units[int(last >= 60) + int(last >= 3600)])
     axis.xaxis.set_major_formatter(lambda seconds, _: _time(seconds))
-    axis.xaxis.set_major_locator(MaxNLocator(10, steps=_TIME_STEPS))
+    steps = (step for step in _TIME_STEPS if last - first <= 10 * step)
+    axis.xaxis.set_major_locator(MultipleLocator(next(steps, _TIME_STEPS[-1])))
     figure.legend(loc="outside upper center", ncols=5, fontsize=8, frameon=False)
     axis.grid(alpha=0.3)
     return figure

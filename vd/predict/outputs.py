@@ -62,7 +62,9 @@ class Outputs:
         self._taken: Counter[str] = Counter()
         self._events: list[dict[str, Any]] = []
         self._timeline: list[dict[str, Any]] = []
-        self._database: dict[str, Any] = {}
+        self._database: dict[str, Any] = {}  # as ActivityNet has it
+        self._labels: dict[str, Any] = {}  # as FiftyOne has them
+        self._videos: dict[str, str] = {}
         with explaining(folder):
             folder.mkdir(parents=True, exist_ok=True)  # or fail before the work
 
@@ -76,8 +78,12 @@ class Outputs:
             {"path": name, "seconds": round(float(at), 6), "probability": float(p)}
             for at, p in zip(*prediction.timeline, strict=True)
         ]
+        key = self._key_of(name)
         self._database[name] = _activitynet(prediction)
-        folder = self._folder_of(name)
+        self._labels[key] = _fiftyone(prediction.events)
+        video = _path_from(self._folder, prediction.path)
+        self._videos[key + Path(name).suffix] = video
+        folder = self._folder / key if self._several else self._folder
         from vd import plots  # slow to import
 
         events = [(e.start, e.end or e.start) for e in prediction.events]
@@ -120,16 +126,20 @@ class Outputs:
             "version": "1",
             "taxonomy": taxonomy,
             "database": self._database,
+            "classes": [_LABEL],
+            "labels": self._labels,
         }
         write_json(self._folder / "events.json", values)
+        write_json(self._folder / "videos.json", self._videos)
 
-    def _folder_of(self, name: str) -> Path:
-        if not self._several:
-            return self._folder
-        stem = Path(name).stem
-        self._taken[stem] += 1
-        number = self._taken[stem]
-        return self._folder / (stem if number == 1 else f"{stem}-{number}")
+    def _key_of(self, name: str) -> str:
+        """What a file is called among the outputs: its stem, with a number if that is taken."""
+        stem = key = Path(name).stem
+        while key in self._taken:
+            self._taken[stem] += 1
+            key = f"{stem}-{self._taken[stem]}"
+        self._taken[key] = 1
+        return key
 
 
 @contextmanager
@@ -165,6 +175,23 @@ def _activitynet(prediction: Prediction) -> dict[str, Any]:
     }
 
 
+def _fiftyone(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """A video's entry in `labels` of FiftyOne's temporal detections; a label is an index."""
+    return [
+        {
+            "label": 0,
+            "timestamps": [row["start"], row["end"]],
+            "confidence": row["peak"],
+        }
+        for row in map(Event.to_dict, events)
+    ]
+
+
+def _path_from(folder: Path, video: Path) -> str:
+    """Where a video is, seen from a folder."""
+    return os.path.relpath(video.absolute(), folder.absolute())
+
+
 def subtitles(events: Sequence[Event]) -> str:
     """Events as WebVTT, to be shown over the video."""
     cues = [
@@ -184,14 +211,13 @@ def _stamp(seconds: float) -> str:
 
 def page(prediction: Prediction, rules: EventRules, folder: Path, name: str) -> str:
     """A page with the video, its curve and its events; nothing else is fetched."""
-    video = os.path.relpath(prediction.path.absolute(), folder.absolute())
     curve = [
         [round(seconds, 3), round(probability, 4)]
         for seconds, probability in zip(*prediction.timeline, strict=True)
     ]
     return _template().render(
         name=name,
-        video=quote(video),
+        video=quote(_path_from(folder, prediction.path)),
         prediction=prediction,
         rules=rules,
         clock=clock,

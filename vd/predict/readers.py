@@ -206,7 +206,7 @@ class Reader(threading.Thread):
             timeout = self._config.read_timeout_seconds
             with self._opener(self._address, timeout) as container:
                 return self._read(container)
-        except av.error.ExitError:
+        except (av.error.ExitError, TimeoutError):
             return "timeout"
         except (av.error.FFmpegError, OSError) as error:
             return error.strerror or type(error).__name__  # else it names the address
@@ -227,7 +227,8 @@ class Reader(threading.Thread):
 
     def _decode(self, container: Any, stream: Any, feed: FrameFeed) -> str:
         size: tuple[int, int] | None = None
-        for frame in _frames(container, stream):
+        timeout = self._config.read_timeout_seconds
+        for frame in _frames(container, stream, timeout):
             if self._stopped.is_set():
                 return "stopped"
             now = frame.width, frame.height
@@ -255,10 +256,11 @@ class Reader(threading.Thread):
         self._put(Connected(description, self._began[1]))
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
+def _frames(container: Any, stream: Any, timeout: float) -> Iterator[Any]:
     """Decoded frames; what is damaged is left out. Raises the errors of reading."""
     packets = container.demux(stream)
     while True:
+        asked = time.monotonic()
         try:
             packet = next(packets)
         except StopIteration:
@@ -266,6 +268,8 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         except IndexError:  # another stream has begun, and has no index
             packets = container.demux(stream)
             continue
+        # on an error FFmpeg first gives the packet that its parser holds
+        is_late = time.monotonic() - asked >= timeout
         if not packet.size and packet.dts is not None:
             continue
         try:
@@ -273,8 +277,10 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
         except av.error.EOFError:
             return
         except av.error.FFmpegError:  # a damaged packet
-            continue
+            frames = []
         yield from frames
+        if is_late:
+            raise TimeoutError
 
 
 class _ToBacklog(Sink):

@@ -140,6 +140,7 @@ class Recording:
         gaps = with_lost(outcome.gaps, self._lost)
         gaps = [gap for gap in gaps if _overlap(gap, between)]
         highest = int(np.argmax(probability_W))
+        end = max(min(outcome.span, between[1]), self._last)
         return Prediction(
             path,
             outcome,
@@ -147,11 +148,25 @@ class Recording:
             CLASSES[violent],
             _covered(outcome, between),
             float(probability_W[highest]),
-            round(float(seconds_W[highest]), 6),
-            tuple(self._events),
+            round(min(float(seconds_W[highest]), end), 6),
+            tuple(_until(event, end) for event in self._events),
             tuple(gaps),
             Timeline(seconds_W, probability_W),
         )
+
+
+def _until(event: Event, end: float) -> Event:
+    """An ended event, none of whose times is after the file's end.
+
+    A window counts its last frame as an eighth of a second, which may be longer than the file.
+    """
+    assert event.end is not None
+    return replace(
+        event,
+        end=min(event.end, end),
+        peak_time=min(event.peak_time, end),
+        alarm_time=min(event.alarm_time, end),
+    )
 
 
 def _overlap(gap: Span, between: Span) -> float:
