@@ -32,7 +32,7 @@ from vd.training.step import Batch
 
 SIDE = 32
 STREAMS = "motion", "square"
-TOGETHER = "--streams", *STREAMS, "--frozen"
+TOGETHER = "--streams", *STREAMS, "--frozen-streams", *STREAMS
 FEW = (
     "--size", SIDE, "--fixed-blocks", 17, "--epochs", 2, "--warmup-epochs", 1,
     "--learning-rate", 0.002,

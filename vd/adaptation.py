@@ -3,7 +3,7 @@
 1. Check settings, then the manifest; keep the images of a stream in a store, like features.
 2. Adapt a network to each stream, one after another: without each inner fold, then on all
    training clips (`vd.training.adapt`).
-3. Write these networks, with --frozen the pretrained one too, as the run's backbone.npz, and
+3. Write these networks, the pretrained one for --frozen-streams, as the run's backbone.npz, and
    extract their features.
 4. Read them out together (`vd.training.readout`); evaluate and report as any run.
 """
@@ -161,7 +161,7 @@ def adapted_features(
 
     run_dir = config.run.checkpoint_dir
     networks = [result.adapted.network for result in results]
-    if settings.frozen:
+    if settings.frozen_streams:
         networks.append(frozen_network(settings))
     write_networks(run_dir / "backbone.npz", networks, half=True)
     config = replace(

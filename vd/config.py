@@ -134,8 +134,8 @@ class AdaptConfig(Settings):
 
     streams: tuple[StreamName, ...] = ("motion",)
     """A network is adapted to the images of each; all cost the same."""
-    frozen: bool = False
-    """Read beside them what the pretrained network sees on the same streams."""
+    frozen_streams: tuple[StreamName, ...] = ("square",)
+    """What the pretrained network sees on these is read beside them, by a linear probe."""
     size: Annotated[int, Between(32, 600)] = 160
     """Side of the images in pixels."""
     fixed_blocks: Annotated[int, Between(0, 17)] = 6
@@ -145,13 +145,15 @@ class AdaptConfig(Settings):
     """Compute features in 8-bit integers."""
 
     def __post_init__(self) -> None:
-        """Raise `VdError` for no stream, or for one that is named twice."""
+        """Raise `VdError` for no stream to adapt to, or for one that is named twice."""
         super().__post_init__()
-        if len(set(self.streams)) != len(self.streams) or not self.streams:
-            raise VdError(
-                f"--streams {' '.join(self.streams)}: name at least one stream, and each "
-                "once."
-            )
+        for name in "streams", "frozen_streams":
+            streams = getattr(self, name)
+            if len(set(streams)) != len(streams):
+                flag = f"--{name.replace('_', '-')}"
+                raise VdError(f"{flag} {' '.join(streams)}: name each stream once.")
+        if not self.streams:
+            raise VdError("--streams has no stream; name one to adapt to.")
 
 
 @dataclass(frozen=True)

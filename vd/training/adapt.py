@@ -96,10 +96,10 @@ def adapter_plugins(settings: AdaptConfig, stream: StreamName) -> Plugins:
 
 
 def frozen_network(settings: AdaptConfig) -> Network:
-    """The pretrained network on all streams that others are adapted to."""
+    """The pretrained network, for the streams that it sees beside the adapted ones."""
     names = {name: int8 for int8, name in QUANTIZED.items()}
     network = built_in_network(names[VARIANT] if settings.int8 else VARIANT)
-    return replace(network, size=settings.size, streams=settings.streams)
+    return replace(network, size=settings.size, streams=settings.frozen_streams)
 
 
 class Adaptation(NamedTuple):
