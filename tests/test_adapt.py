@@ -190,10 +190,15 @@ def changed(network, before):
     return {name for name, equal in same.items() if not equal}
 
 
-@pytest.mark.parametrize("streams", [["motion", "motion"], []])
-def test_streams_are_named_once(streams):
-    with pytest.raises(VdError, match=r"--streams .*: name at least one stream"):
-        AdaptConfig(streams=tuple(streams))
+def test_streams_are_named_once():
+    with pytest.raises(VdError, match=r"^--streams has no stream"):
+        AdaptConfig(streams=())
+    for name, flag in (
+        ("streams", "--streams"),
+        ("frozen_streams", "--frozen-streams"),
+    ):
+        with pytest.raises(VdError, match=f"^{flag} rgb rgb: name each stream once"):
+            AdaptConfig(**{name: ("rgb", "rgb")})
 
 
 def _adapt_until(clips, folder, fold):
