@@ -38,7 +38,7 @@ from benchmarks.scratch import scratch
 from experiments.rendering.figures import draw_frames, random_poses
 from vd.config import PRETRAINED, DecodeConfig, usable_cores
 from vd.data.workers import decode_pool, decode_videos
-from vd.features.extract import image_features
+from vd.features.extract import frame_features
 from vd.features.sampling import SlidingWindows, Window
 from vd.predict.predictor import Predictor, load
 from vd.predict.recording import Prediction
@@ -205,9 +205,9 @@ def halves_alone(
     copies = [probe] * usable_cores()
     with decode_pool(predictor.frames, DecodeConfig(), len(copies)) as pool:
         pieces = [p for p in decode_videos(copies, pool) if p.index == 0]
-        images = [p.images.reshape(-1, *p.images.shape[2:]) for p in pieces]
+        engine, images = predictor._engine, [piece.images for piece in pieces]
         yield {
-            "backbone": lambda: [predictor._engine(part) for part in images],
+            "backbone": lambda: [frame_features(x, engine, "") for x in images],
             "decoding": lambda: sum(1 for _ in decode_videos(copies, pool)),
         }
 
@@ -225,9 +225,10 @@ def window_by_window(
     def compute(windows: list[Window]) -> None:
         for window in windows:
             images_FxSxHxWx3 = np.stack([*queue][-window.frames :])
-            flat = images_FxSxHxWx3.reshape(-1, *images_FxSxHxWx3.shape[2:])
-            features_NxD = image_features(flat, predictor._engine, str(recording))
-            features.append(features_NxD.reshape(window.frames, -1))
+            features_FxKxD = frame_features(
+                images_FxSxHxWx3, predictor._engine, str(recording)
+            )
+            features.append(features_FxKxD.reshape(window.frames, -1))
 
     with decode_pool(predictor.frames, DecodeConfig(), 1) as pool:
         between = 0.0, seconds

@@ -12,7 +12,7 @@ from vd.data.decode import FrameFeed, FrameSettings, Sink
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.features.engines import Engine
-from vd.features.extract import Stretch, image_features
+from vd.features.extract import Stretch, frame_features
 
 _STRETCH = 56  # pairs: 7 s, whose windows and blocks fill a batch of scoring
 
@@ -52,7 +52,7 @@ def frame_stretches(
         frame = rgb_frame(image_HxWx3, "predict()")
         feed.add(frame, count - 1)
         if len(pairs.images) >= _STRETCH:
-            yield pairs.stretch(engine)
+            yield pairs.taken(engine)
     feed.finish()
     width, height = (frame.width, frame.height) if frame else (0, 0)
     outcome = Outcome(
@@ -60,7 +60,7 @@ def frame_stretches(
     )
     if not pairs.kept:
         outcome = Outcome("quarantined", "too-short", count, width, height, fps)
-    yield pairs.stretch(engine, outcome)
+    yield pairs.taken(engine, outcome)
 
 
 class _Pairs(Sink):
@@ -80,13 +80,13 @@ class _Pairs(Sink):
         self.images.append(images)
         self._seconds.append(seconds)
 
-    def stretch(self, engine: Engine, outcome: Outcome | None = None) -> Stretch:
+    def taken(self, engine: Engine, outcome: Outcome | None = None) -> Stretch:
         """The features of the pairs so far, which are dropped."""
         images, seconds_F = self.images, np.array(self._seconds)
         self.images, self._seconds = [], []
-        features_FxSD = np.zeros((0, 0), np.float16)
+        features_FxD = np.zeros((0, 0), np.float16)
         if images:
-            features_NxD = image_features(np.concatenate(images), engine, "the frames")
-            features_FxSD = features_NxD.reshape(len(images), -1)
+            features_FxKxD = frame_features(np.stack(images), engine, "the frames")
+            features_FxD = features_FxKxD.reshape(len(images), -1)
         after_gap_F = np.zeros(len(images), bool)
-        return Stretch(0, features_FxSD, seconds_F, after_gap_F, outcome)
+        return Stretch(0, features_FxD, seconds_F, after_gap_F, outcome)
