@@ -115,7 +115,7 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
     every = read_manifest(DataConfig(dataset_path)).videos
     draw = np.random.default_rng(seed).permutation(len(every))[:clips]
     default, fast, box = map(find_backbone, (DEFAULT, FAST, BOX))
-    backbone = replace(default, streams=("rgb", "motion"))
+    backbone = replace(default, reads=(("rgb", "motion"),))
     engine = make_engine(backbone, "auto")
     with tempfile.TemporaryDirectory() as scratch:
         videos = identify([every[i] for i in draw], Path(scratch))
