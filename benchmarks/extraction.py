@@ -175,7 +175,7 @@ def run_ours(videos: Sequence[Video], backbone: Backbone) -> None:
 
 def run_free(videos: Sequence[Video], backbone: Backbone) -> None:
     """The same with the network at no cost."""
-    with patch("vd.features.extract.make_engine", lambda *_: FreeEngine()):
+    with patch("vd.features.extract.make_engine", lambda backbone, *_: FreeEngine(backbone)):
         run_ours(videos, backbone)
 
 
@@ -183,7 +183,9 @@ class FreeEngine:
     """An engine that costs nothing, as wide as the backbone."""
 
     name, batch, dim = "free", 1, FEATURES
-    reads = find_backbone(DEFAULT).places
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.reads = backbone.places
 
     def __call__(self, images_NxHxWx3: np.ndarray, network: int = 0) -> np.ndarray:
         """No features."""
