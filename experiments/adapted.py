@@ -1,36 +1,49 @@
-"""Study: what adapting the backbone gives on inner folds, alone and added to the probe.
+"""Study: what adapting the backbone gives, alone and added to linear probes of the frozen one.
 
     python experiments/adapted.py --dataset-path scfd/manifest.csv --cache-dir CACHE
+    python experiments/adapted.py --dataset-path scfd/manifest.csv --cache-dir CACHE \
+        --outer --split-seeds 0 1 2 3 4
     python experiments/adapted.py --dataset-path scfd/manifest.csv --table
 
 The folds are those of heads.py: three inner folds in each outer training part. Each adaptation
-is a line of adapted.jsonl with its logits; a rerun skips it, a kill costs less than one. The
-table adds rows in which the logit is added to that of the linear probe on the frozen features
-(heads.jsonl), each divided by its own inner temperature. `--outer` tests the outer folds.
+or probe is a line of adapted.jsonl with its logits; a rerun skips it, a kill costs less than
+one. A sum adds logits, each divided by its own inner temperature. `--outer` tests the outer
+folds with `FIXED`, which inner scores have chosen, and with what it consists of.
 
 Source:   frozen features of photographs know little of motion
-Cost:     240 clips: four minutes an adaptation on two idle cores
+Cost:     240 clips: four minutes an adaptation on two idle cores, seconds a probe
 Promised: nothing
 Measured: adapted.jsonl, and docs/results.md
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from heads import LINES as PROBE_LINES
 from heads import Part, inner_parts, name_of, outer_parts, start_lines
 from heads_lines import Line, Results, append, key_of, read_results
-from heads_table import REFERENCE, Row, Scored, inner_lines, scored, scores
+from heads_table import (
+    OUTER_HEAD,
+    SHOWN,
+    OuterFolds,
+    Scored,
+    inner_lines,
+    log_loss,
+    outer_row,
+    outers,
+    scored,
+    scores,
+)
 
 from vd.cli import run_command
 from vd.config import (
     ADAPTATION,
     ADAPTED_MODEL,
     AdaptConfig,
+    BackboneConfig,
     Config,
     DataConfig,
     RunConfig,
@@ -38,15 +51,36 @@ from vd.config import (
 from vd.console import say
 from vd.data.splits import for_folds
 from vd.metrics.binary import shown
+from vd.metrics.intervals import interval
 
 LINES = Path(__file__).with_suffix(".jsonl")
-SETTINGS = {
-    "motion 160": AdaptConfig(),
-    "square 160": AdaptConfig(streams=("square",)),
-    "rgb 160": AdaptConfig(streams=("rgb",)),
-    "motion 224": AdaptConfig(size=224),
+PROBE = "probe 224: rgb, motion, square"  # of the default preset, the one to beat
+SQUARE, BOTH = "probe 160: square", "probe 160: motion, square"
+PROBES: dict[str, AdaptConfig | None] = {  # None: the default preset
+    PROBE: None,
+    SQUARE: AdaptConfig(frozen_streams=("square",)),
+    BOTH: AdaptConfig(frozen_streams=("motion", "square")),
 }
-_HEAD = """\
+ADAPTED = {
+    "motion 160": AdaptConfig(frozen_streams=()),
+    "square 160": AdaptConfig(streams=("square",), frozen_streams=()),
+    "rgb 160": AdaptConfig(streams=("rgb",), frozen_streams=()),
+    "motion 224": AdaptConfig(size=224, frozen_streams=()),
+}
+FIXED = "motion 160", SQUARE
+SUMS = (
+    ("motion 160", PROBE),
+    ("square 160", PROBE),
+    ("motion 160", "square 160"),
+    FIXED,
+    ("motion 160", BOTH),
+    ("square 160", SQUARE),
+    ("square 160", BOTH),
+    ("motion 160", "square 160", PROBE),
+    ("motion 160", "square 160", SQUARE),
+    ("motion 160", "square 160", BOTH),
+)
+_INNER_HEAD = """\
 | setting | ROC AUC | log loss | accuracy | AUC less the probe's | parts |
 |---|---|---|---|---|---|"""
 
@@ -54,134 +88,272 @@ _HEAD = """\
 def main(
     dataset_path: Path,
     cache_dir: Path = Path("cache"),
-    only: tuple[str, ...] = ("motion 160",),
+    only: tuple[str, ...] = ("motion 160", *PROBES),
     parts: tuple[int, ...] = tuple(range(5)),
     seed: int = 0,
+    split_seeds: tuple[int, ...] = (0,),
     outer: bool = False,
     table: bool = False,
     lines: Path = LINES,
 ) -> int:
-    """Run what is missing of these settings and outer parts, then print the table."""
-    dataset = dataset_path.parent.name if dataset_path.suffix else dataset_path.name
-    if not table:
-        for name in only:
-            run_setting(
-                lines, dataset, dataset_path, cache_dir, name, parts, seed, outer
-            )
-    print_table(lines, dataset)
-    return 0
-
-
-def run_setting(
-    lines: Path, dataset: str, dataset_path: Path, cache_dir: Path, name: str,
-    parts: Sequence[int], seed: int, outer: bool,
-) -> None:  # fmt: skip
-    """Adapt on each part that has no line yet, and test its held-out clips."""
-    from vd.devices import training_devices
-    from vd.experiment import prepare
-    from vd.features.seen import contents_fingerprint
-    from vd.training.adapt import Adaptation, image_config
-    from vd.training.feature_set import TRAINED_SHARE, FeatureSet
-
+    """Run what is missing of these settings and outer parts, then print the tables."""
+    name = dataset_path.parent.name if dataset_path.suffix else dataset_path.name
     config = Config(
         DataConfig(dataset_path, cache_dir),
         model=ADAPTED_MODEL,
         training=replace(ADAPTATION, seed=seed),
         run=RunConfig(cache_dir / "adapted"),
     )
-    (stream,) = SETTINGS[name].streams
-    images = image_config(config, SETTINGS[name], stream)
-    prepared = prepare(images, assign=for_folds)
-    videos = list({video.id: video for video in prepared.ledger.usable()}.values())
-    data = FeatureSet(videos, prepared.store, share=TRAINED_SHARE)
-    start_lines(lines, dataset, videos, data)
-    devices = training_devices(None, config.training.batch_size)
-    adaptation = Adaptation(
-        images, SETTINGS[name], stream, images.run.checkpoint_dir, devices,
-        config.training.batch_size, contents_fingerprint(videos),
-    )  # fmt: skip
-    for part in chosen(outer_parts(videos) if outer else inner_parts(videos), parts):
-        key: Line = {
-            "dataset": dataset, "setting": name, "outer": part.outer,
-            "inner": part.inner, "seed": seed,
-        }  # fmt: skip
-        results = read_results(lines, dataset)
-        if results and key_of(key) in results.lines:
-            continue
-        folder = config.run.checkpoint_dir / file_name(key)
-        clips = data.part([*part.train, *part.test])
-        logits_N, _ = adaptation.held_out_logits(clips, part.test, folder)
-        append(lines, key | facts(SETTINGS[name], part, logits_N))
-        say(f"{name}, outer {part.outer}, inner {part.inner}, seed {seed} is done")
+    for split_seed in split_seeds if not table else ():
+        for setting in only:
+            study = Study(lines, named(name, split_seed), config, setting, split_seed)
+            if outer:
+                study.run(outer_parts, parts)
+            if not outer or setting in PROBES:  # a probe's inner folds cost nothing
+                study.run(inner_parts, parts)
+    print_tables(lines, name)
+    return 0
 
 
-def chosen(parts: Iterator[Part], outers: Sequence[int]) -> Iterator[Part]:
-    """The parts of some outer folds."""
-    return (part for part in parts if part.outer in outers)
+def named(dataset: str, split_seed: int) -> str:
+    """What the lines of other folds of a data set call it."""
+    return f"{dataset}, split seed {split_seed}" if split_seed else dataset
 
 
-def file_name(key: Line) -> str:
+class Study:
+    """One setting on the folds of one split seed."""
+
+    def __init__(
+        self, lines: Path, dataset: str, config: Config, setting: str, split_seed: int
+    ) -> None:
+        """Extract images or features, unless they are kept."""
+        from vd.experiment import prepare
+        from vd.features.seen import contents_fingerprint
+        from vd.training.adapt import image_config
+        from vd.training.feature_set import TRAINED_SHARE, FeatureSet
+
+        self.lines, self.dataset, self.setting = lines, dataset, setting
+        self.split_seed = split_seed
+        if setting in PROBES:
+            self.config = with_frozen(config, PROBES[setting])
+        else:
+            (stream,) = ADAPTED[setting].streams
+            self.config = image_config(config, ADAPTED[setting], stream)
+        prepared = prepare(self.config, assign=for_folds)
+        usable = {video.id: video for video in prepared.ledger.usable()}
+        self.videos = list(usable.values())
+        self.data = FeatureSet(self.videos, prepared.store, share=TRAINED_SHARE)
+        contents = contents_fingerprint(
+            self.videos
+        )  # each setting has images of its own
+        start_lines(lines, dataset, self.videos, contents, split_seed)
+
+    def run(self, folds: Any, wanted: Sequence[int]) -> None:
+        """Test each part of some outer folds that has no line yet."""
+        for part in folds(self.videos, self.split_seed):
+            seed = 0 if self.setting in PROBES else self.config.training.seed
+            key: Line = {
+                "dataset": self.dataset, "setting": self.setting, "outer": part.outer,
+                "inner": part.inner, "seed": seed,
+            }  # fmt: skip
+            results = read_results(self.lines, self.dataset)
+            assert results is not None
+            if part.outer not in wanted or key_of(key) in results.lines:
+                continue
+            logits_N = self.logits(part, file_name(key, self.split_seed))
+            append(self.lines, key | facts(self.setting, part, logits_N))
+            say(f"{self.dataset}: {self.setting}, {part.outer}, {part.inner} is done")
+
+    def logits(self, part: Part, folder: str) -> Any:
+        """Logits of a part's clips by what was trained on the others."""
+        if self.setting in PROBES:
+            from vd.training.regression import fit_regression, pooled
+
+            train, test = self.data.part(part.train), self.data.part(part.test)
+            fitted = fit_regression(pooled(train), train.labels_N.astype(int))
+            return fitted.decision_function(pooled(test))
+        clips = self.data.part([*part.train, *part.test])
+        path = self.config.run.checkpoint_dir.parents[1] / folder
+        return self.adaptation().held_out_logits(clips, part.test, path)[0]
+
+    def adaptation(self) -> Any:
+        """What adapts to the images."""
+        from vd.devices import training_devices
+        from vd.features.seen import contents_fingerprint
+        from vd.training.adapt import Adaptation
+
+        batch_size = self.config.training.batch_size
+        settings = ADAPTED[self.setting]
+        return Adaptation(
+            self.config, settings, settings.streams[0],
+            self.config.run.checkpoint_dir, training_devices(None, batch_size),
+            batch_size, contents_fingerprint(self.videos),
+        )  # fmt: skip
+
+
+def with_frozen(config: Config, settings: AdaptConfig | None) -> Config:
+    """The configuration whose features are the pretrained network's."""
+    from vd.features.network import write_networks
+    from vd.training.adapt import frozen_network
+
+    if settings is None:
+        return config
+    file = config.data.cache_dir / f"frozen-{'-'.join(settings.frozen_streams)}.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_networks(
+        file, [frozen_network(settings)], half=True
+    )  # as `vd adapt` keeps it
+    return replace(config, backbone=BackboneConfig(backbone=str(file)))
+
+
+def file_name(key: Line, split_seed: int) -> str:
     """Name of the folder of an adaptation that is under way."""
-    return "_".join(str(key[name]).replace(" ", "-") for name in list(key)[1:])
+    parts = *(str(key[name]) for name in list(key)[1:]), str(split_seed)
+    return "_".join(parts).replace(" ", "-")
 
 
-def facts(settings: AdaptConfig, part: Part, logits_N: Any) -> Line:
+def facts(setting: str, part: Part, logits_N: Any) -> Line:
     """What a line has beside its key."""
+    settings = ADAPTED.get(setting) or PROBES[setting]
     return {
-        "settings": asdict(settings),
+        "settings": {} if settings is None else asdict(settings),
         "train_clips": len(part.train),
         "clips": [name_of(video) for video in part.test],
         "logits": [round(float(logit), 5) for logit in logits_N],
     }
 
 
-def print_table(lines: Path, dataset: str) -> None:
-    """A row for each setting with complete inner folds, over the parts that it has."""
-    results, frozen = read_results(lines, dataset), read_results(PROBE_LINES, dataset)
-    assert results is not None
-    print(_HEAD)
-    for name in dict.fromkeys(name for name, *_ in results.lines):
-        for label, row, probe in rows(name, results, frozen):
-            auc = np.array([part.auc for part in row.parts])
-            others = np.array([part.auc for part in probe.parts])
-            print(
-                f"| {label} | {shown('roc_auc', float(auc.mean()))} "
-                f"| {np.mean([part.log_loss for part in row.parts]):.3f} "
-                f"| {shown('accuracy', float(np.mean([p.accuracy for p in row.parts])))} "
-                f"| {float((auc - others).mean()):+.3f} | {len(auc)} of 5 |"
-            )
+def print_tables(lines: Path, dataset: str) -> None:
+    """The inner scores, then the outer folds of every split seed that has them."""
+    by_seed = {}
+    for split_seed in range(5):
+        results = read_results(lines, named(dataset, split_seed))
+        if results is not None:
+            by_seed[split_seed] = results
+    names = [*PROBES, *ADAPTED]
+    print(_INNER_HEAD)
+    for row in [(name,) for name in names] + list(SUMS):
+        print_inner(row, by_seed[0])
+    print(f"\n{OUTER_HEAD}")
+    for row in ((PROBE,), (SQUARE,), (BOTH,), (FIXED[0],), FIXED, (FIXED[0], BOTH)):
+        print_outer(row, by_seed)
 
 
-def rows(
-    name: str, results: Results, frozen: Results | None
-) -> Iterator[tuple[str, Row, Row]]:
-    """The probe, the setting, and their sum, on the same clips."""
-    own, probe, both = [], [], []
-    for outer in range(5):
-        lines = inner_lines(results, name, outer, 0)
-        others = inner_lines(frozen, REFERENCE, outer, 0) if frozen and lines else None
-        if not lines or not others:
-            continue
-        first, second = in_order(results, lines), in_order(frozen, others)
-        own.append(scores(first))
-        probe.append(scores(second))
-        total = (
-            first.logits_N / first.temperature + second.logits_N / second.temperature
-        )
-        both.append(scores(first._replace(logits_N=total / 2)))
+def print_inner(names: Sequence[str], results: Results) -> None:
+    """A row over the outer training parts whose inner folds are complete."""
+    own, probe = [], []
+    for outer in outers(results):
+        parts = [inner_scored(results, name, outer) for name in names]
+        other = inner_scored(results, PROBE, outer)
+        if other is not None and all(part is not None for part in parts):
+            own.append(total([part for part in parts if part is not None]))
+            probe.append(scores(other).auc)
     if own:
-        reference = Row(REFERENCE, probe)
-        yield f"{REFERENCE}, the same parts", reference, reference
-        yield name, Row(name, own), reference
-        yield f"{name} and {REFERENCE}", Row(name, both), reference
+        auc, loss, accuracy = np.array([scores(part) for part in own]).T
+        print(
+            f"| {' + '.join(names)} | {shown('roc_auc', float(auc.mean()))} "
+            f"| {loss.mean():.3f} | {shown('accuracy', float(accuracy.mean()))} "
+            f"| {float((auc - probe).mean()):+.3f} | {len(own)} of 5 |"
+        )
 
 
-def in_order(results: Results | None, lines: Sequence[Line]) -> Scored:
+def inner_scored(results: Results, name: str, outer: int) -> Scored | None:
+    """The clips of an outer training part, sorted by name, over their temperature."""
+    lines = inner_lines(results, name, outer, 0)
+    if lines is None:
+        return None
+    part = in_order(results, lines)
+    return part._replace(logits_N=part.logits_N / part.temperature)
+
+
+def in_order(results: Results, lines: Sequence[Line]) -> Scored:
     """The clips of some lines, sorted by their names."""
-    assert results is not None
     names = np.array([name for line in lines for name in line["clips"]])
     order = np.argsort(names)
     return Scored(*(array[order] for array in scored(results, lines)))
+
+
+def total(parts: Sequence[Scored]) -> Scored:
+    """The mean of the parts' logits, which are of the same clips."""
+    return parts[0]._replace(
+        logits_N=np.mean([part.logits_N for part in parts], axis=0)
+    )
+
+
+def print_outer(names: Sequence[str], by_seed: dict[int, Results]) -> None:
+    """A row for each split seed with all outer folds, and the difference from the probe."""
+    pairs = []
+    for split_seed, results in by_seed.items():
+        own = outer_folds(names, results, by_seed[0])
+        probe = outer_folds((PROBE,), results, by_seed[0])
+        if own is not None and probe is not None:
+            pairs.append((own, probe))
+            print(outer_row(f"{' + '.join(names)}, split seed {split_seed}", own))
+    if pairs and names != (PROBE,):
+        print(difference_row(f"{' + '.join(names)}, less {PROBE}", pairs))
+
+
+def outer_folds(
+    names: Sequence[str], results: Results, first: Results
+) -> OuterFolds | None:
+    """All outer folds of a sum; None unless all are tested.
+
+    A part's temperature is that of its own inner folds; where an adaptation has none on
+    these folds, the geometric mean of those on the folds of split seed 0.
+    """
+    folds = []
+    for outer in outers(results):
+        parts = []
+        for name in names:
+            line = results.lines.get((name, outer, None, 0))
+            if line is None:
+                return None
+            part = in_order(results, [line])
+            scale = temperature(name, outer, results, first)
+            parts.append(part._replace(logits_N=part.logits_N / scale))
+        folds.append(total(parts))
+    order = np.argsort(
+        [
+            clip
+            for outer in outers(results)
+            for clip in sorted(results.lines[names[0], outer, None, 0]["clips"])
+        ]
+    )
+    columns = zip(*folds, strict=True)
+    together = Scored(*(np.concatenate(column)[order] for column in columns))
+    return OuterFolds(together, [scores(part).auc for part in folds])
+
+
+def temperature(name: str, outer: int, results: Results, first: Results) -> float:
+    """By inner logits of this outer part, else the mean of those of the first folds."""
+    lines = inner_lines(results, name, outer, 0)
+    if lines is not None:
+        return scored(results, lines).temperature
+    known = [inner_lines(first, name, number, 0) for number in outers(first)]
+    values = [scored(first, lines).temperature for lines in known if lines is not None]
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def difference_row(label: str, pairs: Sequence[tuple[OuterFolds, OuterFolds]]) -> str:
+    """Mean over split seeds of one less the other, on the same resamples of groups."""
+    cells = []
+    for name in SHOWN:
+        gain = np.mean([own.values[name] - other.values[name] for own, other in pairs])
+        gain_R = np.mean(
+            [own.resampled[name] - other.resampled[name] for own, other in pairs],
+            axis=0,
+        )
+        ends = interval(gain_R, pairs[0][0].together.group_N) or (np.nan, np.nan)
+        cells.append(f"{gain:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})")
+    folds = np.mean([np.subtract(own.auc_O, other.auc_O) for own, other in pairs])
+    losses = [losses_of(own) - losses_of(other) for own, other in pairs]
+    more = f"{folds:+.3f}", f"{np.mean(losses):+.3f}"
+    return f"| {' | '.join([label, *cells, *more])} |".replace("-", "−")
+
+
+def losses_of(folds: OuterFolds) -> float:
+    """The log loss of all outer folds together."""
+    return log_loss(folds.together.logits_N, folds.together.labels_N)
 
 
 if __name__ == "__main__":

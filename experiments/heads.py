@@ -83,10 +83,12 @@ class Part(NamedTuple):
     test: list[Video]
 
 
-def inner_parts(videos: Sequence[Video]) -> Iterator[Part]:
+def inner_parts(
+    videos: Sequence[Video], split_seed: int = SPLIT_SEED
+) -> Iterator[Part]:
     """Each inner fold of each outer fold's training part; no clip of the outer fold."""
-    for part in outer_parts(videos):
-        fold_of = folds(part.train, INNER, SPLIT_SEED)
+    for part in outer_parts(videos, split_seed):
+        fold_of = folds(part.train, INNER, split_seed)
         for inner in range(INNER):
             yield Part(
                 part.outer, inner,
@@ -95,9 +97,11 @@ def inner_parts(videos: Sequence[Video]) -> Iterator[Part]:
             )  # fmt: skip
 
 
-def outer_parts(videos: Sequence[Video]) -> Iterator[Part]:
+def outer_parts(
+    videos: Sequence[Video], split_seed: int = SPLIT_SEED
+) -> Iterator[Part]:
     """Each outer fold, as `vd crossval` has it, and the clips outside it."""
-    fold_of = folds(videos, OUTER, SPLIT_SEED)
+    fold_of = folds(videos, OUTER, split_seed)
     for outer in range(OUTER):
         yield Part(
             outer, None,
@@ -160,7 +164,8 @@ def start(
     lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet"
 ) -> None:
     """`start_lines`; lines of a setting with other values than here are an error too."""
-    for (setting, *_), line in start_lines(lines, dataset, videos, data).lines.items():
+    results = start_lines(lines, dataset, videos, data.store.fingerprint)
+    for (setting, *_), line in results.lines.items():
         known = SETTINGS.get(setting)
         if known is None or line["settings"] != asdict(known):
             raise VdError(
@@ -170,10 +175,11 @@ def start(
 
 
 def start_lines(
-    lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet"
-) -> Results:
+    lines: Path, dataset: str, videos: Sequence[Video], features: str,
+    split_seed: int = SPLIT_SEED,
+) -> Results:  # fmt: skip
     """Write the data set's line, or check it: other clips or features are an error."""
-    outer_of = folds(videos, OUTER, SPLIT_SEED)
+    outer_of = folds(videos, OUTER, split_seed)
     groups = sorted({video.group or video.id for video in videos})
     clips = {
         name_of(video): Clip(
@@ -183,11 +189,11 @@ def start_lines(
     }
     append(
         lines,
-        {"dataset": dataset, "features": data.store.fingerprint, "clips": clips},
+        {"dataset": dataset, "features": features, "clips": clips},
     )
     results = read_results(lines, dataset)
     assert results is not None
-    if (results.features, results.clips) != (data.store.fingerprint, clips):
+    if (results.features, results.clips) != (features, clips):
         raise VdError(
             f"{lines} has lines of other clips, groups or features named {dataset}; name "
             "another file with --lines."

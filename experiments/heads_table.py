@@ -17,11 +17,11 @@ REFERENCE = "probe C 0.01"  # as in probe.py: chosen before the first run
 _INNER_HEAD = """\
 | setting | ROC AUC | log loss | accuracy | less that of probe C 0.01 | parts above it | CPU seconds |
 |---|---|---|---|---|---|---|"""
-_OUTER_HEAD = """\
+OUTER_HEAD = """\
 | setting | accuracy | ROC AUC | recall violent | non-violent | mean of folds' AUC | log loss |
 |---|---|---|---|---|---|---|"""
 
-_SHOWN = "accuracy", "roc_auc", "recall_violent", "recall_nonviolent"
+SHOWN = "accuracy", "roc_auc", "recall_violent", "recall_nonviolent"
 
 Logits = Float[np.ndarray, " N"]
 
@@ -192,7 +192,7 @@ def table(results: Results) -> str:
         )
     outer = list(outer_rows(results))
     if outer:
-        written += ["", _OUTER_HEAD, *outer]
+        written += ["", OUTER_HEAD, *outer]
     return "\n".join(written)
 
 
@@ -208,7 +208,7 @@ def outer_rows(results: Results) -> Iterator[str]:
     probe = outer_folds(results, of_probe, 0)
     if probe is None:
         return
-    yield _outer_row(PROBE, probe)
+    yield outer_row(PROBE, probe)
     by_name: dict[str, list[OuterFolds]] = {}
     for name, seed in sorted(tested):
         of_name = _of(results, name)
@@ -216,7 +216,7 @@ def outer_rows(results: Results) -> Iterator[str]:
         if folds is None or of_name[0]["settings"]["C"] is not None:
             continue
         by_name.setdefault(name, []).append(folds)
-        yield _outer_row(f"{name}, seed {seed}" if seed else name, folds)
+        yield outer_row(f"{name}, seed {seed}" if seed else name, folds)
     for name, seeds in by_name.items():
         yield _difference_row(f"{name}, less the probe's", probe, seeds)
 
@@ -247,7 +247,7 @@ def outer_folds(
     return OuterFolds(together, [scores(part).auc for part in whole])
 
 
-def _outer_row(label: str, folds: OuterFolds) -> str:
+def outer_row(label: str, folds: OuterFolds) -> str:
     """Figures of all folds together, with intervals by group."""
     part = folds.together
     ends = metric_intervals(
@@ -255,7 +255,7 @@ def _outer_row(label: str, folds: OuterFolds) -> str:
     )
     cells = [
         f"{shown(name, folds.values[name])} ({shown(name, ends[f'{name}_ci95'])})"
-        for name in _SHOWN
+        for name in SHOWN
     ]
     loss = log_loss(part.logits_N, part.labels_N)
     more = f"{np.mean(folds.auc_O):.3f}", f"{loss:.3f}"
@@ -265,7 +265,7 @@ def _outer_row(label: str, folds: OuterFolds) -> str:
 def _difference_row(label: str, probe: OuterFolds, seeds: Sequence[OuterFolds]) -> str:
     """Mean over seeds less the probe, on the same resamples of groups."""
     cells = []
-    for name in _SHOWN:
+    for name in SHOWN:
         gain = np.mean([one.values[name] for one in seeds]) - probe.values[name]
         gain_R = np.mean([one.resampled[name] for one in seeds], axis=0)
         ends = interval(gain_R - probe.resampled[name], probe.together.group_N)
