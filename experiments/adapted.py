@@ -93,11 +93,12 @@ def run_setting(
     prepared = prepare(images, assign=for_folds)
     videos = list({video.id: video for video in prepared.ledger.usable()}.values())
     data = FeatureSet(videos, prepared.store, share=TRAINED_SHARE)
-    start_lines(lines, dataset, videos, data)
+    contents = contents_fingerprint(videos)  # each setting has images of its own
+    start_lines(lines, dataset, videos, contents)
     devices = training_devices(None, config.training.batch_size)
     adaptation = Adaptation(
         images, SETTINGS[name], images.run.checkpoint_dir, devices,
-        config.training.batch_size, contents_fingerprint(videos),
+        config.training.batch_size, contents,
     )  # fmt: skip
     for part in chosen(outer_parts(videos) if outer else inner_parts(videos), parts):
         key: Line = {

@@ -27,7 +27,7 @@ from heads_lines import Clip, Line, Results, Setting, append, key_of, read_resul
 from heads_table import best_C, table
 
 from vd.cli import run_command
-from vd.config import Config, DataConfig
+from vd.config import BackboneConfig, Config, DataConfig
 from vd.console import say
 from vd.data.manifest import Video, check_classes
 from vd.data.splits import folds, for_folds
@@ -144,11 +144,14 @@ def main(
     return 0
 
 
-def load(dataset_path: Path, cache_dir: Path) -> tuple[list[Video], "FeatureSet"]:
+def load(
+    dataset_path: Path, cache_dir: Path, backbone: BackboneConfig | None = None
+) -> tuple[list[Video], "FeatureSet"]:
     """The usable clips, one of each content, and their features in memory."""
     from vd.experiment import prepare
 
-    config = Config(DataConfig(dataset_path, cache_dir))
+    data = DataConfig(dataset_path, cache_dir)
+    config = Config(data, backbone=backbone or BackboneConfig())
     prepared = prepare(config, assign=for_folds)
     videos = list({video.id: video for video in prepared.ledger.usable()}.values())
     from vd.training.feature_set import FeatureSet
@@ -160,7 +163,8 @@ def start(
     lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet"
 ) -> None:
     """`start_lines`; lines of a setting with other values than here are an error too."""
-    for (setting, *_), line in start_lines(lines, dataset, videos, data).lines.items():
+    results = start_lines(lines, dataset, videos, data.store.fingerprint)
+    for (setting, *_), line in results.lines.items():
         known = SETTINGS.get(setting)
         if known is None or line["settings"] != asdict(known):
             raise VdError(
@@ -170,7 +174,7 @@ def start(
 
 
 def start_lines(
-    lines: Path, dataset: str, videos: Sequence[Video], data: "FeatureSet"
+    lines: Path, dataset: str, videos: Sequence[Video], features: str
 ) -> Results:
     """Write the data set's line, or check it: other clips or features are an error."""
     outer_of = folds(videos, OUTER, SPLIT_SEED)
@@ -183,11 +187,11 @@ def start_lines(
     }
     append(
         lines,
-        {"dataset": dataset, "features": data.store.fingerprint, "clips": clips},
+        {"dataset": dataset, "features": features, "clips": clips},
     )
     results = read_results(lines, dataset)
     assert results is not None
-    if (results.features, results.clips) != (data.store.fingerprint, clips):
+    if (results.features, results.clips) != (features, clips):
         raise VdError(
             f"{lines} has lines of other clips, groups or features named {dataset}; name "
             "another file with --lines."

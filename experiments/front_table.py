@@ -1,0 +1,129 @@
+"""The table and the picture of the study `front.py`, from its lines alone."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from front_points import DEFAULT, POINTS, Point
+from front_speed import STAGES
+from heads_lines import Results
+from heads_table import inner_lines, outers, scored, scores, spread
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from vd.metrics.binary import shown
+from vd.plots import BLUE, ORANGE
+
+_HEAD = """\
+| point | images of a clip | ROC AUC | accuracy | AUC less the default's | parts above it |{}
+|---|---|---|---|---|---|{}"""
+_SPEED_HEAD = " videos/s | both can reach | share of it |"
+
+
+class Rates(NamedTuple):
+    """Videos a second at a point."""
+
+    extraction: float
+    bound: float  # what decoding and the network can reach on the same cores
+
+
+def read_rates(lines: Path, dataset: str) -> dict[str, Rates]:
+    """Medians of the last `--speed` by the point's name; empty where there was none."""
+    every = [json.loads(text) for text in lines.read_text().splitlines()]
+    timed = [line for line in every if line["dataset"] == dataset and "seconds" in line]
+    if not timed:
+        return {}
+    rates = {}
+    for name, stages in timed[-1]["seconds"].items():
+        whole, decoding, network = (median(stages[stage]) for stage in STAGES)
+        clips = timed[-1]["timed_clips"]
+        rates[name] = Rates(clips / whole, clips / (decoding + network))
+    return rates
+
+
+class Row(NamedTuple):
+    """A point with its figures."""
+
+    point: Point
+    images: float  # of a clip, through the network
+    parts: Float[
+        np.ndarray, "O 3"
+    ]  # AUC, log loss, accuracy of each outer training part
+    rates: Rates | None
+
+    @property
+    def auc(self) -> float:
+        """Mean over the outer training parts."""
+        return float(self.parts[:, 0].mean())
+
+
+def rows(results: Results, rates: dict[str, Rates]) -> Iterator[Row]:
+    """The points whose inner folds are all there."""
+    for point in POINTS:
+        found = [
+            inner_lines(results, point.name, outer, 0) for outer in outers(results)
+        ]
+        parts = [lines for lines in found if lines is not None]
+        if len(parts) == len(found):
+            figures = np.array([scores(scored(results, lines)) for lines in parts])
+            images = parts[0][0]["images"]
+            yield Row(point, images, figures, rates.get(point.name))
+
+
+def table_of(made: Sequence[Row]) -> str:
+    """A line a point: mean ± deviation over outer training parts, and videos/s if timed."""
+    timed = all(row.rates for row in made)
+    written = [_HEAD.format(*(_SPEED_HEAD, "---|" * 3) if timed else ("", ""))]
+    default = next(row for row in made if row.point == DEFAULT)
+    for row in made:
+        gain_O = row.parts[:, 0] - default.parts[:, 0]
+        name = row.point.name
+        name += f" (`{row.point.preset}`)" if row.point.preset else ""
+        cells = [
+            name, f"{row.images:.0f}", spread(row.parts[:, 0]),
+            shown("accuracy", float(row.parts[:, 2].mean())), spread(gain_O, "+"),
+            f"{np.sum(gain_O > 0)} of {len(gain_O)}",
+        ]  # fmt: skip
+        if timed and row.rates:
+            whole, bound = row.rates
+            cells += [f"{whole:.2f}", f"{bound:.2f}", f"{whole / bound:.2f}"]
+        written.append(f"| {' | '.join(cells)} |")
+    return "\n".join(written)
+
+
+def front(speed_N: Sequence[float], auc_N: Sequence[float]) -> list[int]:
+    """The points that no other surpasses in both, the fastest first."""
+    chosen: list[int] = []
+    for n in sorted(range(len(auc_N)), key=lambda n: (-speed_N[n], -auc_N[n])):
+        if not chosen or auc_N[n] > auc_N[chosen[-1]]:
+            chosen.append(n)
+    return chosen
+
+
+def front_figure(
+    names: Sequence[str], speed_N: Sequence[float], auc_N: Sequence[float]
+) -> Figure:
+    """ROC AUC against videos/s with names, and a line through the front."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axis = figure.subplots()
+    best = front(speed_N, auc_N)
+    axis.plot(
+        [speed_N[n] for n in best],
+        [auc_N[n] for n in best],
+        "-",
+        color=ORANGE,
+        zorder=1,
+    )
+    axis.scatter(speed_N, auc_N, color=BLUE, zorder=2)
+    for name, speed, auc in zip(names, speed_N, auc_N, strict=True):
+        axis.annotate(
+            name, (speed, auc), (4, 4), textcoords="offset points", fontsize=7
+        )
+    axis.margins(x=0.15)
+    axis.set_xlabel("videos/s, from files to stored features")
+    axis.set_ylabel("ROC AUC of the linear probe, inner folds")
+    axis.grid(alpha=0.3)
+    return figure
