@@ -77,9 +77,9 @@ def main(
     if plot is not None:
         if not all(row.rates for row in made):
             raise VdError(f"--plot: {lines} has no videos/s; run with --speed first.")
-        rates = [row.rates.extraction for row in made if row.rates]
-        names = [row.point.name for row in made]
-        save(front_figure(names, rates, [row.auc for row in made]), plot)
+        rates = np.array([row.rates.extraction for row in made if row.rates])
+        points, auc = [row.point for row in made], np.array([row.auc for row in made])
+        save(front_figure(points, rates, auc), plot)
     return 0
 
 

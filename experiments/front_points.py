@@ -18,9 +18,14 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         """For example "motion + square, 160 px, 8 bits"."""
-        parts = [" + ".join(self.streams), f"{self.size} px"]
-        parts += ["8 bits"] if self.int8 else []
-        return ", ".join([*parts, "two views"] if self.views > 1 else parts)
+        return f"{' + '.join(self.streams)}, {self.images}" + (
+            ", two views" if self.views > 1 else ""
+        )
+
+    @property
+    def images(self) -> str:
+        """Side of the images and arithmetic, for example "160 px, 8 bits"."""
+        return f"{self.size} px{', 8 bits' if self.int8 else ''}"
 
     @property
     def config(self) -> BackboneConfig:

@@ -15,12 +15,14 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from vd.metrics.binary import shown
-from vd.plots import BLUE, ORANGE
+from vd.plots import BLUE, GREY, ORANGE
 
 _HEAD = """\
 | point | images of a clip | ROC AUC | accuracy | AUC less the default's | parts above it |{}
 |---|---|---|---|---|---|{}"""
 _SPEED_HEAD = " videos/s | both can reach | share of it |"
+
+Floats = Float[np.ndarray, " N"]
 
 
 class Rates(NamedTuple):
@@ -94,7 +96,7 @@ def table_of(made: Sequence[Row]) -> str:
     return "\n".join(written)
 
 
-def front(speed_N: Sequence[float], auc_N: Sequence[float]) -> list[int]:
+def front(speed_N: Floats, auc_N: Floats) -> list[int]:
     """The points that no other surpasses in both, the fastest first."""
     chosen: list[int] = []
     for n in sorted(range(len(auc_N)), key=lambda n: (-speed_N[n], -auc_N[n])):
@@ -103,27 +105,27 @@ def front(speed_N: Sequence[float], auc_N: Sequence[float]) -> list[int]:
     return chosen
 
 
-def front_figure(
-    names: Sequence[str], speed_N: Sequence[float], auc_N: Sequence[float]
-) -> Figure:
-    """ROC AUC against videos/s with names, and a line through the front."""
+def front_figure(points: Sequence[Point], speed_N: Floats, auc_N: Floats) -> Figure:
+    """ROC AUC against videos/s, with each point's streams and a line through the front."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axis = figure.subplots()
     best = front(speed_N, auc_N)
-    axis.plot(
-        [speed_N[n] for n in best],
-        [auc_N[n] for n in best],
-        "-",
-        color=ORANGE,
-        zorder=1,
-    )
-    axis.scatter(speed_N, auc_N, color=BLUE, zorder=2)
-    for name, speed, auc in zip(names, speed_N, auc_N, strict=True):
+    axis.plot(speed_N[best], auc_N[best], "-", color=GREY, zorder=1)
+    kinds = np.array([point.images for point in points])
+    for kind in dict.fromkeys(kinds):
+        colour = BLUE if kind.startswith(f"{DEFAULT.size}") else ORANGE
+        marker = "^" if "8 bits" in kind else "o"
+        of_kind = speed_N[kinds == kind], auc_N[kinds == kind]
+        axis.scatter(*of_kind, color=colour, marker=marker, label=kind, zorder=2)
+    for point, place in zip(points, zip(speed_N, auc_N, strict=True), strict=True):
+        name = " + ".join(point.streams) + (", two views" if point.views > 1 else "")
+        name += f" ({point.preset})" if point.preset else ""
         axis.annotate(
-            name, (speed, auc), (4, 4), textcoords="offset points", fontsize=7
+            name, place, (0, 5), textcoords="offset points", fontsize=7, ha="center"
         )
-    axis.margins(x=0.15)
+    axis.margins(x=0.1)
     axis.set_xlabel("videos/s, from files to stored features")
     axis.set_ylabel("ROC AUC of the linear probe, inner folds")
+    axis.legend(loc="lower left", fontsize=8)
     axis.grid(alpha=0.3)
     return figure

@@ -96,7 +96,8 @@ def test_times_stand_beside_the_results_and_the_last_count(started):
 def test_the_front_has_the_points_that_none_surpasses():
     from front_table import front
 
-    speed, auc = [1, 4, 2, 2, 8, 8], [0.9, 0.8, 0.85, 0.7, 0.6, 0.5]
+    speed = np.array([1, 4, 2, 2, 8, 8.0])
+    auc = np.array([0.9, 0.8, 0.85, 0.7, 0.6, 0.5])
     assert front(speed, auc) == [4, 1, 2, 0]
 
 
