@@ -120,9 +120,11 @@ def front_figure(points: Sequence[Point], speed_N: Floats, auc_N: Floats) -> Fig
     for point, place in zip(points, zip(speed_N, auc_N, strict=True), strict=True):
         name = " + ".join(point.streams) + (", two views" if point.views > 1 else "")
         name += f" ({point.preset})" if point.preset else ""
+        above = point.size == DEFAULT.size  # so that fewer names cover each other
         axis.annotate(
-            name, place, (0, 5), textcoords="offset points", fontsize=7, ha="center"
-        )
+            name, place, (0, 5 if above else -5), textcoords="offset points",
+            fontsize=7, ha="center", va="bottom" if above else "top",
+        )  # fmt: skip
     axis.margins(x=0.1)
     axis.set_xlabel("videos/s, from files to stored features")
     axis.set_ylabel("ROC AUC of the linear probe, inner folds")
