@@ -175,7 +175,9 @@ def run_ours(videos: Sequence[Video], backbone: Backbone) -> None:
 
 def run_free(videos: Sequence[Video], backbone: Backbone) -> None:
     """The same with the network at no cost."""
-    with patch("vd.features.extract.make_engine", lambda backbone, *_: FreeEngine(backbone)):
+    with patch(
+        "vd.features.extract.make_engine", lambda backbone, *_: FreeEngine(backbone)
+    ):
         run_ours(videos, backbone)
 
 

@@ -143,9 +143,8 @@ class Study:
         usable = {video.id: video for video in prepared.ledger.usable()}
         self.videos = list(usable.values())
         self.data = FeatureSet(self.videos, prepared.store, share=TRAINED_SHARE)
-        contents = contents_fingerprint(
-            self.videos
-        )  # each setting has images of its own
+        # not of the features: each setting has images of its own
+        contents = contents_fingerprint(self.videos)
         start_lines(lines, dataset, self.videos, contents, split_seed)
 
     def run(self, folds: Any, wanted: Sequence[int]) -> None:
@@ -200,9 +199,8 @@ def with_frozen(config: Config, settings: AdaptConfig | None) -> Config:
         return config
     file = config.data.cache_dir / f"frozen-{'-'.join(settings.frozen_streams)}.npz"
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_networks(
-        file, [frozen_network(settings)], half=True
-    )  # as `vd adapt` keeps it
+    # halved, as `vd adapt` keeps it
+    write_networks(file, [frozen_network(settings)], half=True)
     return replace(config, backbone=BackboneConfig(backbone=str(file)))
 
 

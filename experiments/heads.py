@@ -27,7 +27,7 @@ from heads_lines import Clip, Line, Results, Setting, append, key_of, read_resul
 from heads_table import best_C, table
 
 from vd.cli import run_command
-from vd.config import Config, DataConfig
+from vd.config import BackboneConfig, Config, DataConfig
 from vd.console import say
 from vd.data.manifest import Video, check_classes
 from vd.data.splits import folds, for_folds
@@ -148,11 +148,14 @@ def main(
     return 0
 
 
-def load(dataset_path: Path, cache_dir: Path) -> tuple[list[Video], "FeatureSet"]:
+def load(
+    dataset_path: Path, cache_dir: Path, backbone: BackboneConfig | None = None
+) -> tuple[list[Video], "FeatureSet"]:
     """The usable clips, one of each content, and their features in memory."""
     from vd.experiment import prepare
 
-    config = Config(DataConfig(dataset_path, cache_dir))
+    data = DataConfig(dataset_path, cache_dir)
+    config = Config(data, backbone=backbone or BackboneConfig())
     prepared = prepare(config, assign=for_folds)
     videos = list({video.id: video for video in prepared.ledger.usable()}.values())
     from vd.training.feature_set import FeatureSet

@@ -185,8 +185,8 @@ def table(results: Results) -> str:
         auc_O, loss_O, accuracy_O = np.array(parts).T
         gain_O = auc_O - by_name[REFERENCE][:, 0]
         written.append(
-            f"| {name} | {_spread(auc_O)} | {_spread(loss_O)} | "
-            f"{100 * accuracy_O.mean():.1f} % | {_spread(gain_O, '+')} | "
+            f"| {name} | {spread(auc_O)} | {spread(loss_O)} | "
+            f"{100 * accuracy_O.mean():.1f} % | {spread(gain_O, '+')} | "
             f"{np.sum(gain_O > 0)} of {len(gain_O)} | "
             f"{'' if seconds is None else f'{seconds:.0f}'} |"
         )
@@ -284,6 +284,6 @@ def _of(results: Results, name: str) -> list[Line]:
     return [line for (setting, *_), line in results.lines.items() if setting == name]
 
 
-def _spread(values: Float[np.ndarray, " O"], sign: str = "") -> str:
+def spread(values: Float[np.ndarray, " O"], sign: str = "") -> str:
     """Mean ± sample deviation."""
     return f"{values.mean():{sign}.3f} ± {values.std(ddof=1):.3f}".replace("-", "−")

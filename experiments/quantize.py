@@ -8,7 +8,7 @@ ten thousand at either end. No label is seen.
 Cost:     half a minute
 Written:  vd/features/efficientnet_ranges.json. The committed file was measured on a sample of
           30,000 values a tensor and clip; all values, as here, move its ends by up to 2 %.
-          Other ranges are other features: those of preset fast are extracted again.
+          Other ranges are other features: those of the 8-bit network are extracted again.
 """
 
 from pathlib import Path

@@ -226,7 +226,7 @@ def test_fingerprints_of_built_in_stores_are_those_of_existing_stores():
         for preset in PRESETS
     }
     assert made == {
-        "fast": "9436a64d39b0c735",
+        "fast": "1b4a5c6aeddfecdc",
         "default": "01c4d66b1b78c4ff",
         "best": "accee25664e672ee",
     }
@@ -244,6 +244,13 @@ def test_a_built_in_network_takes_images_of_any_size(tmp_path, lite0):
     write_networks(tmp_path / "a.npz", [replace(lite0, size=64)])
     of_file = make_engine(backbone_of(tmp_path / "a.npz"), "onnxruntime")
     np.testing.assert_array_equal(of_file(pictures), features)
+
+
+def test_the_size_of_a_preset_is_that_of_its_own_network():
+    fast = find_backbone(BackboneConfig("fast"))
+    assert (fast.name, fast.size, fast.network.size) == (INT8, 160, 160)
+    assert find_backbone(BackboneConfig("fast", INT8)).size == 224
+    assert find_backbone(BackboneConfig("fast", backbone_size=96)).size == 96
 
 
 def test_content_alone_is_in_the_fingerprint(tmp_path, adapted):

@@ -112,8 +112,8 @@ class BackboneConfig(Settings):
     """The pretrained network that turns frames into features."""
 
     feature_preset: PresetName = "default"
-    """fast: 8-bit network, RGB and motion; default: and the square that moves most; best:
-    and each frame mirrored too, from which --spatial-augmentation draws."""
+    """fast: motion and the square that moves most, 160 pixels, 8-bit network; default: RGB too,
+    224 pixels, floats; best: each frame mirrored too, from which --spatial-augmentation draws."""
     backbone: str | None = None
     """efficientnet-lite0, -lite1, -lite2, -lite0-int8, the .npz file of an adapted network
     (with its own streams), or an ONNX file that maps images to vectors; None: the preset's."""

@@ -32,7 +32,7 @@ class Preset(NamedTuple):
 
 
 PRESETS: dict[PresetName, Preset] = {
-    "fast": Preset("efficientnet-lite0-int8", ("rgb", "motion"), VIEWS[:1]),
+    "fast": Preset("efficientnet-lite0-int8", ("motion", "square"), VIEWS[:1], 160),
     "default": Preset("efficientnet-lite0", ("rgb", "motion", "square"), VIEWS[:1]),
     "best": Preset("efficientnet-lite0", ("rgb", "motion", "square"), VIEWS),
 }
