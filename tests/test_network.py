@@ -248,7 +248,7 @@ def test_a_built_in_network_takes_images_of_any_size(tmp_path, lite0):
 
 def test_the_size_of_a_preset_is_that_of_its_own_network():
     fast = find_backbone(BackboneConfig("fast"))
-    assert (fast.name, fast.size, fast.network.size) == (INT8, 160, 160)
+    assert (fast.name, fast.size, fast.networks[0].size) == (INT8, 160, 160)
     assert find_backbone(BackboneConfig("fast", INT8)).size == 224
     assert find_backbone(BackboneConfig("fast", backbone_size=96)).size == 96
 
