@@ -14,6 +14,8 @@ backbone, windows and events. The peers:
   are computed for each window again, as MMAction2's demo/long_video_demo.py does, whose
   queue keeps frames. It predicts the first `--peer-seconds`, to the same probabilities
 
+Each line has `idle`, the share of the cores' time in which ours computed nothing.
+
 With `--memory-minutes` a line says how much memory all processes hold while so long a
 recording is predicted: `theirs` at a tenth of it, `ours` at its end, `tenths` at each tenth.
 """
@@ -33,6 +35,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float64
 
+from benchmarks.extraction import used_seconds
 from benchmarks.long_video import memory
 from benchmarks.scratch import scratch
 from experiments.rendering.figures import draw_frames, random_poses
@@ -168,11 +171,15 @@ def speed_lines(
             **halves,
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
+        idle = []
         for _ in range(repeats):
             for name, function in runs.items():
-                began = time.perf_counter()
+                before, began = used_seconds(), time.perf_counter()
                 function()
                 times[name].append(time.perf_counter() - began)
+                if name == "ours":
+                    used = used_seconds() - before
+                    idle.append(1 - used / (times[name][-1] * usable_cores()))
     rates = {name: media[name] / median(taken) for name, taken in times.items()}
     both = 1 / (1 / rates["backbone"] + 1 / rates["decoding"])
     rates["bound"] = min(both, rates["decoding"] / usable_cores())
@@ -186,6 +193,7 @@ def speed_lines(
             "ratio": round(rates["ours"] / rates[key], 3),
             "backbone": round(rates["backbone"], 2),
             "decoding": round(rates["decoding"], 2),
+            "idle": round(median(idle), 3),
             "cores": usable_cores(),
             "media_seconds": round(seconds),
         }

@@ -39,12 +39,13 @@ def render(
     stamps: Sequence[int] | None = None,
     clock: int = 1000,
     container: str | None = None,
+    codec_options: dict[str, str] | None = None,
     **muxer: str,
 ) -> Path:
     """Encode RGB images; `stamps` are in 1 / clock s, for a variable frame rate."""
     images = list(images)
     with av.open(str(path), "w", container, options=muxer) as output:
-        stream = output.add_stream(codec, fps)
+        stream = output.add_stream(codec, fps, codec_options)
         stream.pix_fmt, stream.gop_size, stream.thread_count = pix_fmt, gop, 1
         stream.height, stream.width = images[0].shape[:2]
         if b_frames is not None:

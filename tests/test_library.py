@@ -124,7 +124,7 @@ def test_what_is_missing_is_said_before_anything_slow_is_imported(
     done = python("-c", LISTED, "predict", *arguments, code=2)
     assert said in done.stderr
     imported = done.stderr.splitlines()[-1].split()
-    assert {"jax", "flax", "onnxruntime", "cv2"} & set(imported) == set()
+    assert {"jax", "flax", "onnxruntime", "cv2", "filelock"} & set(imported) == set()
 
 
 def test_an_unfinished_run_is_refused_at_once(run_dir):

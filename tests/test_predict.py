@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.broken import noisy_frames, render, render_paused, zeroed
+from tests.broken import noisy_frames, remux, render, render_paused, zeroed
 from tests.command_line import vd
 from vd.config import DecodeConfig, EventConfig
 from vd.evaluation.restore import restore
@@ -124,6 +124,26 @@ def test_a_part_of_a_file_is_predicted_at_the_times_of_the_file(trained, long):
     assert event["end"] == pytest.approx(7.0 - 0.5 + 0.125, abs=0.13)
     assert row["duration"] == pytest.approx(3.0, abs=1e-3)
     assert row["outcome"] == "used"
+
+
+def test_windows_and_events_of_a_part_do_not_depend_on_how_it_is_reached(
+    trained, tmp_path
+):
+    sought = render(tmp_path / "a.mp4", noisy_frames(500), b_frames=2)
+    decoded = remux(sought, tmp_path / "a.ts")
+    events = EventConfig(window_seconds=1.0, threshold=0.0)
+    predictor = Predictor(trained[0] / "run", events=events)
+    a, b = predictor.predict([sought, decoded], between=(9.3, 15.0))
+    assert a.outcome.frames < b.outcome.frames
+    np.testing.assert_array_equal(a.timeline, b.timeline)
+    assert (a.probability, a.events, a.gaps) == (b.probability, b.events, b.gaps)
+    assert len(a.timeline.seconds_W) == 19
+
+
+def test_a_part_behind_the_end_is_said_to_be(trained, long):
+    (row,), printed = predict(trained[0] / "run", long, "--start-time", 20, code=1)
+    assert (row["probability"], row["reason"]) == (None, "starts-after-end")
+    assert "long.mp4 could not be predicted: starts-after-end" in printed
 
 
 def test_no_event_spans_a_gap(trained, tmp_path):

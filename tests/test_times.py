@@ -193,8 +193,60 @@ def test_a_part_of_a_video_gives_its_frames_and_nothing_is_missing(tmp_path, b_f
     np.testing.assert_array_equal(sink.images, chosen)
     assert (result.outcome, result.reason) == ("used", "")
     assert result.span == pytest.approx(4.2, abs=0.21)  # not 10
-    _, result = record(path, between=(20.0, 30.0))
-    assert (result.outcome, result.reason) == ("quarantined", "too-short")
+    for start in (10.0, 20.0):
+        _, result = record(path, between=(start, 30.0))
+        assert (result.outcome, result.reason) == ("quarantined", "starts-after-end")
+    _, result = record(path, between=(9.97, 30.0))
+    assert result.reason == "too-short"
+
+
+UNEVEN = [40 * i + 13 * (i % 3) + 2000 * (i > 90) + 900 * (i > 300) for i in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "skips"),
+    [
+        ("a.mp4", {}, True),
+        ("a.mkv", {"b_frames": 3, "gop": 50}, True),
+        ("open.mp4", {"codec_options": {"x264-params": "open-gop=1:bframes=3"}}, True),
+        ("uneven.mp4", {"stamps": UNEVEN, "b_frames": 2}, True),
+        ("uneven.mkv", {"stamps": UNEVEN, "b_frames": 2}, True),
+        ("a.webm", {"codec": "libvpx-vp9"}, True),
+        ("mpeg2.mkv", {"codec": "mpeg2video", "b_frames": 2}, True),
+        ("frag.mp4", {"movflags": "frag_keyframe+empty_moov"}, None),
+        ("a.ts", {"b_frames": 2}, False),
+        ("a.avi", {"b_frames": 2}, False),
+    ],
+)
+@pytest.mark.parametrize("between", [(9.3, 13.0), (12.0, float("inf"))])
+def test_a_late_part_is_the_same_however_it_is_reached(
+    tmp_path, name, options, skips, between
+):
+    path = render(tmp_path / name, noisy_frames(500), **options)
+    whole, everything = record(path)
+    part, result = record(path, between=between)
+    inside = [between[0] <= s < between[1] for s in whole.seconds]
+    assert sum(inside) > 20
+    assert part.seconds == [s for s, i in zip(whole.seconds, inside, strict=True) if i]
+    images = [image for image, i in zip(whole.images, inside, strict=True) if i]
+    np.testing.assert_array_equal(part.images, images)
+    assert (result.outcome, result.reason) == ("used", "")
+    assert set(result.gaps) <= set(everything.gaps)
+    late = [gap for gap in everything.gaps if between[0] <= gap[0] < between[1] - 1]
+    assert set(late) <= set(result.gaps)
+    if between[1] == float("inf"):
+        assert result.span == everything.span
+    if skips is not None:  # a key frame is at most 2 s before the 5 s of lead
+        before = between[0] - part.frames[0] / 25
+        assert (before > 1) == skips
+
+
+def test_a_late_part_of_a_cut_file_is_partial(tmp_path):
+    path = render(tmp_path / "a.mp4", noisy_frames(500), movflags="faststart")
+    path.write_bytes(cut(path.read_bytes(), 0.8))
+    sink, result = record(path, between=(12.0, float("inf")))
+    assert (result.outcome, result.reason) == ("partial", "truncated")
+    assert 12 <= sink.seconds[0] < sink.seconds[-1] < 18
 
 
 def test_no_motion_spans_a_gap(tmp_path):

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from vd.console import SLICE_SECONDS, check_interrupt, say
 from vd.errors import VdError
 
@@ -111,6 +109,8 @@ def lock(path: Path, doing: str, wait: bool = False) -> Iterator[None]:
 
     When the lock is held, waits for it and says so, or raises `VdError`.
     """
+    import filelock  # asyncio comes with it
+
     owner = path.with_name(f"{path.name}-owner")
     lock_file = filelock.FileLock(path)
     with explaining(path):

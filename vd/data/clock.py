@@ -111,6 +111,11 @@ class Clock(Generic[T]):
         self._anchors[1:], self._restarted = [_Anchor(stamp, self.span)], 0
         return [self._at(frame, self.span)]
 
+    def skip_to(self, stamp: int | None) -> None:
+        """The next frame has this stamp, and no frame is missing before it."""
+        if stamp is not None and self._anchors:
+            self._last = self._seconds(stamp) - self.usual_step
+
     def finish(self) -> list[Timed[T]]:
         """The frames that are still held at the end of the video."""
         frames: list[Timed[T]] = []

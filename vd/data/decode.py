@@ -4,6 +4,7 @@ Anything here may hang or crash on a broken file, so it runs in a worker process
 (`vd.data.workers`).
 """
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -46,6 +47,8 @@ _NEAR = 0.025 + _ROUNDING  # seconds: how early the last later frame may be
 _READING_ERRORS = 50  # in a row, after which the rest of a file is given up
 _PACKETS_AHEAD = 32  # read to see whether stamps are in the order of decoding
 _MOST_IN_DECODER = 16  # frames that a decoder may reorder
+_SEEKABLE = "mp4", "matroska"  # by an index whose times are those of the frames
+_LEAD_SECONDS = 5.0  # decoded before the first time, so that slots and steps are known
 
 WHOLE = 0.0, math.inf  # seconds of a video
 
@@ -93,13 +96,14 @@ def decode(
     stretch_seconds: float = 30.0,
     between: tuple[float, float] = WHOLE,
 ) -> Outcome:
-    """Decode a video in one pass, from its first frame to its last; its outcome.
+    """Decode a video in one pass; its outcome.
 
     A frame is kept if it is the first in its slot of 1 / frames_per_second and another one
     follows it about `motion_gap_seconds` later. Damaged frames are counted and left out.
     With `images` false, frames are only counted. Frames are kept from the first of the two
-    times `between` until the second; what follows is not decoded. Never raises for a bad
-    file.
+    times `between` until the second; what follows is not decoded, nor in MP4 and Matroska
+    what precedes a key frame some seconds before, whose faults are then not known. Never
+    raises for a bad file.
     """
     keeper = _Keeper(settings, sink, images, between)
     return _open(path, lambda container: _decode(container, keeper, stretch_seconds))
@@ -150,7 +154,10 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     clock = Clock(stream.time_base, header.fps, hold=_Picture.sizes)
     keeper.grid = _grid(header.fps) if stream.time_base > _COARSE else 0.0
     stretch_end = stretch_seconds
-    for frame, stamp in reader.frames():
+    for frame, stamp in reader.frames(seek_to=keeper.begin - _LEAD_SECONDS):
+        if reader.has_jumped:
+            clock.skip_to(stamp)
+            header = replace(header, frames=0)  # the file's count is no longer ours
         picture = _Picture(frame, keeper.convert)
         if picture.usable:
             # the header may give a smaller size
@@ -176,8 +183,11 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
     counts = reader.counts(header, keeper.kept, clock.reach)
     if container.format.name == PICTURE and counts.packets < 2:
         return Outcome("quarantined", "not-a-video")
+    result = outcome_of(header, counts)
+    if result.reason == "too-short" and keeper.begin >= clock.span:
+        result = replace(result, reason="starts-after-end")
     return replace(
-        outcome_of(header, counts),
+        result,
         duration=clock.duration,
         span=clock.span,
         gaps=tuple(clock.gaps),
@@ -266,7 +276,7 @@ class _Keeper:
     ) -> None:
         self.settings, self.sink = settings, sink
         self.is_done = False  # all frames between the two times are kept
-        self._begin, self._end = between
+        self.begin, self._end = between
         self.grid = 0.0  # frames a second at which rounded time stamps lie
         self.kept = self._seen = 0  # frames
         self._damaged = 0  # frames since the last usable one
@@ -301,7 +311,7 @@ class _Keeper:
         slot = math.floor(seconds * self.settings.frames_per_second)
         if slot > self._slot:
             self._slot = slot
-            if self._begin <= timed.seconds < self._end:
+            if self.begin <= timed.seconds < self._end:
                 self._waiting.append(timed)
         self._last = timed
         self.is_done = timed.seconds >= self._end and not self._waiting
@@ -385,6 +395,7 @@ class _Reader:
     def __init__(self, container: Any, stream: Any) -> None:
         self.good = 0  # frames decoded so far
         self.encrypted = False
+        self.has_jumped = False  # to the last frame: those before it were not decoded
         self._container, self._stream = container, stream
         self._end = 0.0  # seconds, of all streams if the one has no own duration
         self._packets = 0  # read so far, of the one stream
@@ -395,9 +406,11 @@ class _Reader:
         self._queued = ""  # which stamps of packets wait for the frames, if any
         self._queue: deque[int | None] = deque(maxlen=_MOST_IN_DECODER)
 
-    def frames(self) -> Iterator[tuple[Any, int | None]]:
+    def frames(self, seek_to: float) -> Iterator[tuple[Any, int | None]]:
         """Decoded frames with their time stamps, from the first good one on.
 
+        Where the file can be read from a key frame, the second one is at most `seek_to`
+        seconds later than the first.
         None stands for an empty packet, by which Theora shows the last frame once more.
         """
         packets = self._read()
@@ -422,6 +435,21 @@ class _Reader:
                 self.good += not frame.is_corrupt
                 if self.good:
                     yield frame, stamp
+                    self.has_jumped = False
+                    if seek_to > 0 and stamp is not None:
+                        self._seek(stamp + round(seek_to / self._stream.time_base))
+                        seek_to = 0.0  # once
+                    if self.has_jumped:
+                        break
+
+    def _seek(self, stamp: int) -> None:
+        """Read on from the last key frame until then, and count from there, if possible."""
+        if not any(name in self._container.format.name for name in _SEEKABLE):
+            return
+        with contextlib.suppress(av.error.FFmpegError):
+            self._container.seek(stamp, stream=self._stream)
+            self.has_jumped, self._started, self._faults = True, False, []
+            self.good = self._packets = self._shown = 0
 
     def counts(self, header: Outcome, kept: int, reach: float) -> Counts:
         """What decoding came to, with frames kept and the reach of the clock.

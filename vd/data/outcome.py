@@ -15,7 +15,7 @@ Ending = Literal["used", "partial", "quarantined"]
 Reason = Literal[
     "", "empty", "not-a-video", "no-video-stream", "truncated", "corrupt-frames", "timeout",
     "too-short", "unreadable", "not-a-regular-file", "too-large", "missing", "changed",
-    "encrypted",
+    "encrypted", "starts-after-end",
 ]  # fmt: skip
 
 _CONTAINERS = re.compile(  # the first bytes of files that FFmpeg should open

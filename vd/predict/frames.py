@@ -52,7 +52,7 @@ def frame_stretches(
         frame = rgb_frame(image_HxWx3, "predict()")
         feed.add(frame, count - 1)
         if len(pairs.images) >= _STRETCH:
-            yield pairs.taken(engine)
+            yield pairs.features(engine)
     feed.finish()
     width, height = (frame.width, frame.height) if frame else (0, 0)
     outcome = Outcome(
@@ -60,7 +60,7 @@ def frame_stretches(
     )
     if not pairs.kept:
         outcome = Outcome("quarantined", "too-short", count, width, height, fps)
-    yield pairs.taken(engine, outcome)
+    yield pairs.features(engine, outcome)
 
 
 class _Pairs(Sink):
@@ -80,7 +80,7 @@ class _Pairs(Sink):
         self.images.append(images)
         self._seconds.append(seconds)
 
-    def taken(self, engine: Engine, outcome: Outcome | None = None) -> Stretch:
+    def features(self, engine: Engine, outcome: Outcome | None = None) -> Stretch:
         """The features of the pairs so far, which are dropped."""
         images, seconds_F = self.images, np.array(self._seconds)
         self.images, self._seconds = [], []
