@@ -63,14 +63,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def predict_into(folder, line, run):
-    """A command of the page that writes its lines into a file."""
+def predict_into(folder, line, run, code=0):
+    """A command of the page that writes its lines into a file; their number."""
     words, _, target = line.partition(">")
     words = shlex.split(words)[1:]
     words[words.index("RUN")] = run
-    text = vd(*words, cwd=folder).stdout
+    text = vd(*words, code=code, cwd=folder).stdout
     (folder / target.strip()).write_text(text)
-    return [json.loads(row) for row in text.splitlines()]
+    return len(text.splitlines())
 
 
 def published(folder):
@@ -80,33 +80,32 @@ def published(folder):
     return [json.loads(line) for line in text.splitlines(keepends=True) if "\n" in line]
 
 
-def test_a_threshold_is_chosen_from_alarms_an_hour(trained, folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    calm, alarms, again, *_ = COMMANDS
-    for name in ("calm", "fights"):
-        (folder / name).mkdir()
-    render(folder / "calm" / "a.mp4", noisy_frames(100))
-    (folder / "calm" / "broken.mp4").write_text("no video")
+def test_a_threshold_is_chosen_from_alarms_an_hour(folder):
+    program, *words = shlex.split(COMMANDS[1])[1:]
     rows = [
         {"probability": 0.5, "duration": 7200.0, "events": [{"peak": 0.4}, {"peak": 0.9}]},
         {"probability": 0.5, "duration": 28800.0, "events": [{"peak": 0.7}]},
         {"probability": None, "duration": 99999.0, "events": []},
     ]  # fmt: skip
-    (folder / "calm.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    program, *words = shlex.split(alarms)[1:]
-    printed = script(folder / program, *words).stdout.splitlines()
+    calm = folder / words[0]
+    calm.write_text("\n".join(map(json.dumps, rows)))
     # ten hours, in which one alarm may stay: the one at 0.9
+    printed = script(folder / program, calm, words[1]).stdout.splitlines()
     assert printed == ["3 alarms in 10 hours", "try --threshold 0.701"]
-    words[-1] = "0.3"
-    assert script(folder / program, *words).stdout == "3 alarms in 10 hours\n"
-    # and the lines are those of `vd predict`
-    words = shlex.split(calm.partition(">")[0])[1:]
-    words[words.index("RUN")] = trained[0] / "run"
-    text = vd(*words, code=1, cwd=folder).stdout
-    (folder / "calm.jsonl").write_text(text)
-    assert re.match(r"[01] alarms in 0.00111 hours", script(folder / program, "calm.jsonl", 1).stdout)  # fmt: skip
-    (folder / "calm" / "broken.mp4").unlink()
-    assert len(predict_into(folder, again, trained[0] / "run")) == 1
+    assert script(folder / program, calm, 0.3).stdout == "3 alarms in 10 hours\n"
+
+
+def test_the_commands_give_the_lines_that_are_counted(trained, folder):
+    first, _, again, _, fights, *_ = COMMANDS
+    for name in ("calm", "fights"):
+        (folder / name).mkdir()
+        render(folder / name / "a.mp4", noisy_frames(36))
+    (folder / "calm" / "broken.mp4").write_text("no video")
+    run = trained[0] / "run"
+    for line, code, count in ((first, 1, 2), (again, 1, 2), (fights, 0, 1)):
+        assert predict_into(folder, line, run, code) == count
+    printed = script(folder / "alarms.py", folder / "calm.jsonl", 1e6).stdout
+    assert re.fullmatch(r"[01] alarms in 0.0004 hours\n", printed)
 
 
 def test_each_record_becomes_a_message(folder):
