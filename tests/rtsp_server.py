@@ -21,6 +21,7 @@ import av
 STALL = "stall"  # send nothing until the client goes
 _LARGEST = 500  # bytes of an RTP payload; small, so that most frames are fragmented
 _CLOCK = 90_000
+_LONGEST_STALL = 20.0  # seconds, so that a client that never closes fails its test
 _SDP = (
     "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\n"
     "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
@@ -120,7 +121,8 @@ class _Client(socketserver.StreamRequestHandler):
         began, base, number = time.monotonic(), 0.0, 0
         for step in program:
             if step == STALL:
-                select.select([self.connection], [], [])  # TEARDOWN, or its end
+                # until TEARDOWN, or the connection's end
+                select.select([self.connection], [], [], _LONGEST_STALL)
                 return
             for seconds, units in _frames(Path(step)):
                 due = began + (base + seconds) / self.server.rate
