@@ -27,10 +27,10 @@ import numpy as np
 import tyro
 
 from vd.audit import hashes as audit_hashes
-from vd.audit import near_duplicates as duplicates
-from vd.audit.fingerprints import Fingerprint
-from vd.audit.hashes import neighbours
-from vd.audit.near_duplicates import find_pairs
+from vd.data import near_duplicates as duplicates
+from vd.data.fingerprints import Fingerprint
+from vd.data.hashes import neighbours
+from vd.data.near_duplicates import find_pairs
 
 SIZES = (1_000, 4_000, 16_000, 64_000)
 REPEATS = 3

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 from benchmarks.copies import KINDS, write_copies
-from vd.audit.crops import crop, register, sampling
-from vd.audit.fingerprints import (
+from vd.config import DataConfig, DecodeConfig
+from vd.data.catalog import Catalog, identify
+from vd.data.crops import crop, register, sampling
+from vd.data.fingerprints import (
     Fingerprint,
     fingerprint,
     fingerprint_videos,
 )
-from vd.audit.hashes import _MIRROR, WINDOWS, changes_of, codes_of, neighbours
-from vd.audit.near_duplicates import compare, find_pairs
-from vd.config import DataConfig, DecodeConfig
-from vd.data.catalog import Catalog, identify
+from vd.data.hashes import _MIRROR, WINDOWS, changes_of, codes_of, neighbours
 from vd.data.manifest import read_manifest
+from vd.data.near_duplicates import compare, find_pairs
 
 
 def moving(rng, frames=40, side=16, objects=3):
@@ -82,7 +82,7 @@ def test_every_kind_of_copy_is_found_and_nothing_else(copied, tmp_path):
 def test_finished_fingerprints_are_not_made_again(copied, tmp_path, monkeypatch):
     root, _ = copied
     first = fingerprints(root, tmp_path)
-    monkeypatch.setattr("vd.audit.fingerprints.fingerprint", None)  # would raise
+    monkeypatch.setattr("vd.data.fingerprints.fingerprint", None)  # would raise
     again = fingerprints(root, tmp_path)
     assert first.keys() == again.keys()
     for name, made in first.items():

@@ -12,8 +12,8 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float32, Int, UInt8
 
-from vd.audit.crops import sampling
-from vd.audit.fingerprints import SIDE
+from vd.data.crops import sampling
+from vd.data.fingerprints import SIDE
 
 FRAMES_PER_SECOND = 8
 LAG = 4  # frames: the change is over half a second

@@ -1,6 +1,6 @@
 """Near duplicates: the same footage, or the same scene, in two videos.
 
-1. Hash: small grey frames, and their changes over half a second (`vd.audit.hashes`). The
+1. Hash: small grey frames, and their changes over half a second (`vd.data.hashes`). The
    change distinguishes footage of a still camera, whose frames all look alike.
 2. Search: the nearest hashes of other videos, plain and mirrored, by an inverted file over
    binary codes (faiss), so the cost grows far slower than the number of pairs. The hashes
@@ -20,9 +20,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from vd.audit.crops import Images, as_coarse, crop, normalized, register, sampling
-from vd.audit.fingerprints import Fingerprint, fingerprint_videos
-from vd.audit.hashes import (
+from vd.config import DataConfig, DecodeConfig
+from vd.console import check_interrupt, say
+from vd.data.crops import Images, as_coarse, crop, normalized, register, sampling
+from vd.data.fingerprints import Fingerprint, fingerprint_videos
+from vd.data.hashes import (
     CROPS,
     FRAMES_PER_SECOND,
     LAG,
@@ -33,8 +35,6 @@ from vd.audit.hashes import (
     changes_of,
     near_hashes,
 )
-from vd.config import DataConfig, DecodeConfig
-from vd.console import check_interrupt, say
 from vd.data.manifest import Video
 
 _MOST = 8  # shifts in time, and pairs of frames, tried of two videos
