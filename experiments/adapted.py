@@ -79,7 +79,7 @@ def run_setting(
     """Adapt on each part that has no line yet, and test its held-out clips."""
     from vd.devices import training_devices
     from vd.experiment import prepare
-    from vd.features.seen import contents_fingerprint
+    from vd.features.seen import clip_rows
     from vd.training.adapt import Adaptation, image_config
     from vd.training.feature_set import TRAINED_SHARE, FeatureSet
 
@@ -97,7 +97,7 @@ def run_setting(
     devices = training_devices(None, config.training.batch_size)
     adaptation = Adaptation(
         images, SETTINGS[name], images.run.checkpoint_dir, devices,
-        config.training.batch_size, contents_fingerprint(videos),
+        config.training.batch_size, clip_rows(videos, images.data, images.decode),
     )  # fmt: skip
     for part in chosen(outer_parts(videos) if outer else inner_parts(videos), parts):
         key: Line = {

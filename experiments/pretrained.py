@@ -68,7 +68,7 @@ def make_run(config: Config) -> None:
     from vd.devices import training_devices
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.experiment import adapted_features, prepare
-    from vd.features.seen import contents_fingerprint
+    from vd.features.seen import clip_rows
     from vd.models.detector import Detector
     from vd.models.losses import even_logit
     from vd.models.plugins import BUILT_IN
@@ -85,8 +85,8 @@ def make_run(config: Config) -> None:
     folder, batch_size = images.run.checkpoint_dir, config.training.batch_size
     folder.mkdir(exist_ok=True)
     devices = training_devices(config.run.devices, batch_size)
-    dataset = contents_fingerprint(videos)
-    adaptation = Adaptation(images, settings, folder, devices, batch_size, dataset)
+    rows = clip_rows(videos, images.data, images.decode)
+    adaptation = Adaptation(images, settings, folder, devices, batch_size, rows)
     clips = FeatureSet(videos, data.store, share=TRAINED_SHARE)
     adapted, inner = adaptation.with_inner_folds(clips)
 

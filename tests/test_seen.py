@@ -9,7 +9,14 @@ import pytest
 
 from tests.command_line import train, vd
 from tests.fabricated import make_videos
-from vd.config import BackboneConfig, Config, DataConfig, RunConfig, TrainingConfig
+from vd.config import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from vd.data.catalog import identify
 from vd.data.ledger import Entry, Ledger
 from vd.data.manifest import read_manifest
@@ -24,14 +31,27 @@ from vd.models.plugins import BUILT_IN
 from vd.training.run_folder import Data
 
 
-def write_adapted(path, trained_on, dataset, chosen_on=()):
+def plain_rows(trained_on, chosen_on, dataset):
+    """Rows as an earlier version wrote them, without fingerprints."""
+    here = contents_fingerprint(dataset)
+    rows = {v.id: {"id": v.id, "group": v.group, "dataset": here} for v in dataset}
+    return seen_rows(trained_on, chosen_on, rows)
+
+
+def seen_of(rows, dataset, folder=None):
+    """What a network with these rows has seen, after all looking."""
+    data = DataConfig(Path("unused"), cache_dir=folder)
+    return list(find_seen(rows, dataset, data, DecodeConfig()))[-1]
+
+
+def write_adapted(path, trained_on, dataset, chosen_on=(), rows=plain_rows):
     """A network that says it was adapted on some clips of a data set."""
     network = replace(
         built_in_network("efficientnet-lite0"),
         size=32,
         ranges=None,
         streams=("motion",),
-        seen=seen_rows(trained_on, chosen_on, contents_fingerprint(dataset)),
+        seen=rows(trained_on, chosen_on, dataset),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_network(path, network, half=True)
@@ -41,7 +61,13 @@ def write_adapted(path, trained_on, dataset, chosen_on=()):
 def data_of(videos, backbone):
     entries = tuple(Entry(video, Outcome("used")) for video in videos)
     found = find_backbone(BackboneConfig(backbone=str(backbone)))
-    return Data(list(videos), list(videos), Ledger(entries), None, found)
+    seen = seen_of(found.seen, videos)
+    return Data(list(videos), list(videos), Ledger(entries), None, found, seen)
+
+
+def check(config, data, **more):
+    config = replace(config, backbone=BackboneConfig(backbone=data.backbone.name))
+    check_backbone(config, data.videos, data.seen, **more)
 
 
 def config_of(folder, **training):
@@ -63,31 +89,31 @@ def videos():
 
 
 def test_content_counts_wherever_it_lies(videos):
-    rows = seen_rows(videos[:2], videos[2:3], contents_fingerprint(videos))
+    rows = plain_rows(videos[:2], videos[2:3], videos)
     assert rows["chosen_on"][0]["id"] == videos[2].id
     others = make_videos(4, "new")
     renamed = replace(videos[2], path=Path("x/y.avi"), name="y.avi", group="g")
-    assert find_seen(rows, [*others, renamed]).among([*others, renamed]) == [renamed]
-    assert not find_seen(rows, others).among(others)
+    assert seen_of(rows, [*others, renamed]).among([*others, renamed]) == [renamed]
+    assert not seen_of(rows, others).among(others)
 
 
 def test_a_group_counts_in_its_own_data_set_or_with_a_seen_content(videos):
     grouped = [replace(v, group=f"camera {i // 2}") for i, v in enumerate(videos)]
-    rows = seen_rows(grouped[:1], (), contents_fingerprint(grouped))
-    assert find_seen(rows, grouped).among(grouped) == grouped[:2]
+    rows = plain_rows(grouped[:1], (), grouped)
+    assert seen_of(rows, grouped).among(grouped) == grouped[:2]
     # other splits, and other groups, of the same clips
     moved = [replace(video, split="test") for video in reversed(grouped)]
-    assert len(find_seen(rows, moved).among(moved)) == 2
+    assert len(seen_of(rows, moved).among(moved)) == 2
     regrouped = [
         replace(video, group="camera 0" if i == 5 else "")
         for i, video in enumerate(grouped)
     ]
-    assert find_seen(rows, regrouped).among(regrouped) == [regrouped[0], regrouped[5]]
+    assert seen_of(rows, regrouped).among(regrouped) == [regrouped[0], regrouped[5]]
     # another data set with a group of that name, then with a seen clip among its own
     other = [replace(video, group="camera 0") for video in make_videos(3, "other")]
-    assert not find_seen(rows, other).among(other)
+    assert not seen_of(rows, other).among(other)
     mixed = [replace(video, group="z") for video in (*other, grouped[0])]
-    assert find_seen(rows, mixed).among(mixed) == mixed
+    assert seen_of(rows, mixed).among(mixed) == mixed
 
 
 def test_a_run_judged_by_seen_clips_is_refused_in_a_sentence(tmp_path, videos):
@@ -98,8 +124,9 @@ def test_a_run_judged_by_seen_clips_is_refused_in_a_sentence(tmp_path, videos):
     copy.parent.mkdir()
     shutil.copyfile(path, copy)
     for file in (path, copy):
+        own = replace(config, backbone=BackboneConfig(backbone=str(file)))
         with pytest.raises(VdError) as refused:
-            open_run(config, BUILT_IN, data_of(videos, file))
+            open_run(own, BUILT_IN, data_of(videos, file))
         text = str(refused.value)
         assert (
             f"{file} was adapted on 1 of the 2 val clips, 1 of the 2 test clips" in text
@@ -112,25 +139,25 @@ def test_a_run_judged_by_seen_clips_is_refused_in_a_sentence(tmp_path, videos):
 def test_training_clips_may_be_seen_unless_inner_folds_judge_by_them(tmp_path, videos):
     path = write_adapted(tmp_path / "adapted.npz", videos[:8], videos)
     data = data_of(videos, path)
-    check_backbone(config_of(tmp_path), data)
+    check(config_of(tmp_path), data)
     refit = config_of(tmp_path, refit=True)
     with pytest.raises(VdError, match="adapted on 8 of the 10 train clips"):
-        check_backbone(refit, data)
-    check_backbone(refit, data, adapted=True)  # its logits are of other networks
+        check(refit, data)
+    check(refit, data, adapted=True)  # its logits are of other networks
     # the adaptation itself must not have seen a test clip either
     path = write_adapted(tmp_path / "all.npz", videos, videos)
     with pytest.raises(VdError, match="adapted on 2 of the 2 test clips"):
-        check_backbone(refit, data_of(videos, path), adapted=True)
+        check(refit, data_of(videos, path), adapted=True)
 
 
 def test_what_has_seen_other_clips_or_nothing_judges_freely(tmp_path, videos):
     refit = config_of(tmp_path, refit=True)
     path = write_adapted(tmp_path / "a.npz", make_videos(4, "b"), make_videos(9, "b"))
-    check_backbone(refit, data_of(videos, path))
+    check(refit, data_of(videos, path))
     network = replace(read_network(path), seen={})
     write_network(tmp_path / "blank.npz", network)
     for backbone in (tmp_path / "blank.npz", "efficientnet-lite0"):
-        check_backbone(refit, data_of(videos, backbone))
+        check(refit, data_of(videos, backbone))
 
 
 @pytest.fixture(scope="module")

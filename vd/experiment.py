@@ -12,9 +12,11 @@ Heavy modules are imported in the functions that need them, so that errors are q
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +26,14 @@ from vd.data.catalog import identify
 from vd.data.manifest import Video, check_classes, read_manifest
 from vd.data.splits import keep_splits, with_splits
 from vd.errors import VdError
-from vd.features.seen import check_unseen, contents_fingerprint
+from vd.features.seen import (
+    Seen,
+    check_apart,
+    check_unseen,
+    clip_rows,
+    find_seen,
+    seen_rows,
+)
 from vd.files import lock, read_json
 from vd.metrics.binary import METRICS
 from vd.models.plugins import BUILT_IN, Plugins
@@ -34,6 +43,7 @@ from vd.training.run_folder import Data
 if TYPE_CHECKING:
     import jax
 
+    from vd.features.backbone import Backbone
     from vd.models.head import Head, Params
     from vd.training.adapt import Adapted
     from vd.training.feature_set import FeatureSet
@@ -63,7 +73,7 @@ def run(
     plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
     processes, run_dir = distributed.processes().count, config.run.checkpoint_dir
     check(config, plugins)
-    data = prepare(config)
+    data = prepare(config, check=partial(check_backbone, config))
     with lock(run_dir / ".lock", "vd train") if lead else nullcontext():
         opened = open_run(config, plugins, data)
         if opened is None:
@@ -107,11 +117,13 @@ def prepare(
     config: Config,
     assign: Callable[[Sequence[Video], Config], Sequence[Video]] = with_splits,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
+    check: Callable[[Sequence[Video], Seen], None] | None = None,
 ) -> Data:
     """Read and extract a data set; print its ledger, refuse one with a loss gap.
 
-    `assign` gives its videos their splits. Several processes extract nothing: a missing
-    feature is an error.
+    `assign` gives its videos their splits. `check` is called before the backbone runs, with
+    the readable videos and what the backbone has seen of them; a run whose clips calibrate
+    or test must have one. Several processes extract nothing: a missing feature is an error.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.backbone import find_backbone
@@ -121,12 +133,25 @@ def prepare(
     given = identify(manifest.videos, config.data.cache_dir)
     videos = assign(given, config)
     backbone = find_backbone(config.backbone)
+    seen = None
+    if check is not None:
+        readable = [video for video in videos if video.id]
+        for seen in _find_seen(backbone, readable, config):
+            check(readable, seen)
     several = distributed.processes().count > 1
     store, ledger = extract(videos, config, backbone, executor, only_stored=several)
     if distributed.is_lead():
         report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), list(videos), ledger, store, backbone)
+    return Data(list(given), list(videos), ledger, store, backbone, seen)
+
+
+def _find_seen(
+    backbone: "Backbone", videos: Sequence[Video], config: Config
+) -> Iterator[Seen]:
+    """`find_seen`; of several processes the first alone looks for copies."""
+    steps = find_seen(backbone.seen, videos, config.data, config.decode)
+    return steps if distributed.is_lead() else islice(steps, 1)
 
 
 def open_run(
@@ -148,7 +173,8 @@ def open_run(
             f"the {split} split, without its quarantined files,",
             "repair or replace the files listed above, or add clips",
         )
-    check_backbone(config, data, adapted)
+    assert data.seen is not None  # `prepare` had no check
+    check_backbone(config, data.ledger.usable(), data.seen, adapted)
     identity = {
         **run_folder.settings_identity(config),
         **plugins.identity(),
@@ -176,19 +202,28 @@ def open_run(
     return opened
 
 
-def check_backbone(config: Config, data: Data, adapted: bool = False) -> None:
+def check_backbone(
+    config: Config, videos: Sequence[Video], seen: Seen, adapted: bool = False
+) -> None:
     """Raise `VdError` when the backbone has seen clips that calibrate or test the run.
 
-    Inner folds calibrate on the training clips. `adapted`: it was adapted on just these,
-    and their logits are of other networks, which have not seen them.
+    `videos` have splits. Inner folds calibrate on the training clips. `adapted`: it was
+    adapted on just these, and their logits are of other networks, which have not seen them.
     """
+    judging = _judging(config, videos, adapted)
+    check_unseen(str(config.backbone.backbone), seen, judging)
+
+
+def _judging(
+    config: Config, videos: Sequence[Video], adapted: bool
+) -> dict[str, list[Video]]:
+    """The clips that calibrate or test a run, by split; `adapted`: as in `check_backbone`."""
     from vd.training.refit import parts_to_use
 
-    judging = parts_to_use(config, data.parts())
+    judging = parts_to_use(config, run_folder.parts_of(videos))
     if "val" in judging or adapted:
         del judging["train"]
-    backbone = data.backbone
-    check_unseen(backbone.name, backbone.seen, judging, data.ledger.usable())
+    return judging
 
 
 def _batch_and_devices(config: Config, train_clips: int, before: int | None) -> Opened:
@@ -265,7 +300,7 @@ def adapt(config: Config, settings: AdaptConfig) -> dict[str, Any]:
 
     images = image_config(config, settings)
     check_adaptation(images, settings)
-    data = prepare(images)
+    data = prepare(images, check=partial(check_backbone, images))
     with lock(config.run.checkpoint_dir / ".lock", "vd adapt"):
         if data.videos != data.given:
             keep_splits(data.videos, config)
@@ -285,6 +320,20 @@ def check_adaptation(images: Config, settings: AdaptConfig) -> None:
     check(images, adapter_plugins(settings))
 
 
+def check_parts(images: Config, videos: Sequence[Video]) -> None:
+    """Raise `VdError` when an adaptation would see what calibrates or tests its run.
+
+    `videos` are the usable clips with their splits.
+    """
+    from vd.training.refit import parts_to_use
+
+    clips = parts_to_use(images, run_folder.parts_of(videos))
+    where = images.data, images.decode
+    rows = seen_rows(clips["train"], (), clip_rows(videos, *where))
+    for seen in find_seen(rows, videos, *where):
+        check_apart(seen, _judging(images, videos, adapted=True))
+
+
 def adapt_prepared(images: Config, settings: AdaptConfig, data: Data) -> dict[str, Any]:
     """`adapt` with images that are in the store; the caller holds the run's lock."""
     from vd.training.adapt import Adaptation, adapter_plugins
@@ -300,11 +349,13 @@ def adapt_prepared(images: Config, settings: AdaptConfig, data: Data) -> dict[st
     assert opened is not None  # an adaptation is never finished by itself
     if run_folder.is_finished(run_dir):
         return _finished(run_dir)
+    usable = data.ledger.usable()
+    check_parts(images, usable)
     clips = parts_to_use(images, data.parts())
     train_set = FeatureSet(clips["train"], data.store, share=TRAINED_SHARE)
-    dataset = contents_fingerprint(data.ledger.usable())
+    rows = clip_rows(usable, images.data, images.decode)
     adaptation = Adaptation(
-        images, settings, folder, opened.devices, opened.batch_size, dataset
+        images, settings, folder, opened.devices, opened.batch_size, rows
     )
     if "val" in clips:
         adapted, inner = adaptation.on_all(train_set), None
@@ -352,8 +403,10 @@ def adapted_features(
         run=replace(images.run, checkpoint_dir=run_dir, fresh=False),
     )
     backbone = find_backbone(config.backbone)
-    store, _ = extract(data.ledger.usable(), config, backbone)
-    return config, data._replace(store=store, backbone=backbone)
+    usable = data.ledger.usable()
+    *_, seen = _find_seen(backbone, usable, config)
+    store, _ = extract(usable, config, backbone)
+    return config, data._replace(store=store, backbone=backbone, seen=seen)
 
 
 def _evaluate(

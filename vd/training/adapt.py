@@ -6,7 +6,7 @@ head, by `vd.training.loop.train`, and is resumed like any run.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from vd.features.efficientnet_jax import onnx_parameters
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
 from vd.features.network import Network, write_network
+from vd.features.seen import Row as SeenRow
 from vd.features.seen import seen_rows
 from vd.files import write_bytes
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
@@ -95,7 +96,7 @@ def adapter_plugins(settings: AdaptConfig) -> Plugins:
 class Adaptation(NamedTuple):
     """Everything that the adaptations of a run share.
 
-    `dataset` is the `contents_fingerprint` of all usable clips, whatever their split.
+    `rows` are the `clip_rows` of all usable clips, whatever their split.
     """
 
     config: Config
@@ -103,7 +104,7 @@ class Adaptation(NamedTuple):
     run_dir: Path
     devices: Sequence[jax.Device]
     batch_size: int
-    dataset: str
+    rows: Mapping[str, SeenRow]
 
     def with_inner_folds(self, clips: FeatureSet) -> tuple[Adapted, InnerFolds]:
         """Adapt on the other inner folds of each, then on all clips; can be continued.
@@ -195,7 +196,7 @@ class Adaptation(NamedTuple):
             image_side(clips.dim),
             onnx_parameters(adapted_parameters(head, params)),
             streams=(self.settings.stream,),
-            seen=seen_rows(clips.videos, (), self.dataset),  # the length is fixed
+            seen=seen_rows(clips.videos, (), self.rows),  # the length is fixed
         )
         # as its file has it, so that all figures are of the weights that are kept
         network = network.rounded()
