@@ -19,6 +19,8 @@ from jaxtyping import Float32, Float64, UInt8
 from vd.config import AdaptConfig, BackboneConfig, Config, ModelConfig
 from vd.console import say
 from vd.data.manifest import Video
+from vd.data.near_duplicates import duplicate_ids
+from vd.data.splits import merge_groups
 from vd.features.backbone import find_backbone
 from vd.features.efficientnet_jax import onnx_parameters
 from vd.features.efficientnet_onnx import measured_ranges
@@ -93,6 +95,12 @@ def adapter_plugins(settings: AdaptConfig) -> Plugins:
     )
 
 
+def inner_parts(videos: Sequence[Video], config: Config) -> list[list[Video]]:
+    """The inner folds of an adaptation: near duplicates, like groups, are kept whole."""
+    pairs = duplicate_ids(videos, config.data, config.decode)
+    return inner_folds(merge_groups(videos, pairs), config.splits.split_seed)
+
+
 class Adaptation(NamedTuple):
     """Everything that the adaptations of a run share.
 
@@ -112,7 +120,7 @@ class Adaptation(NamedTuple):
         The logits of a fold are those of the network that has not seen it. With too few
         groups for inner folds there are none.
         """
-        held = inner_folds(clips.videos, self.config.splits.split_seed)
+        held = inner_parts(clips.videos, self.config)
         if held:
             say(
                 f"adapting {len(held) + 1} times: once without each of {len(held)} inner "

@@ -213,7 +213,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.json"
     if not path.exists():
         raise VdError(
-            f"--checkpoint-dir {run_dir} holds no config.json; name the folder of a run "
+            f"the run folder {run_dir} holds no config.json; name the folder of a run "
             "that vd train wrote."
         )
     remedy = "put back the file that training wrote, or train the run again"
