@@ -17,12 +17,12 @@ import numpy as np
 import tyro
 
 from benchmarks.copies import KINDS, write_copies
-from vd.audit.fingerprints import fingerprint_videos
-from vd.audit.near_duplicates import find_pairs
 from vd.config import DataConfig, DecodeConfig
 from vd.console import track
 from vd.data.catalog import identify
+from vd.data.fingerprints import fingerprint_videos
 from vd.data.manifest import Video, read_manifest
+from vd.data.near_duplicates import find_pairs
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ import faiss
 import numpy as np
 import tyro
 
-from vd.audit import hashes as audit_hashes
-from vd.audit import near_duplicates as duplicates
-from vd.audit.fingerprints import Fingerprint
-from vd.audit.hashes import neighbours
-from vd.audit.near_duplicates import find_pairs
+from vd.data import hashes as data_hashes
+from vd.data import near_duplicates as duplicates
+from vd.data.fingerprints import Fingerprint
+from vd.data.hashes import neighbours
+from vd.data.near_duplicates import find_pairs
 
 SIZES = (1_000, 4_000, 16_000, 64_000)
 REPEATS = 3
@@ -105,7 +105,7 @@ def search_clips(count: int) -> None:
     found = {"found_ours": share_found(planted, pairs), "other_pairs": len(pairs) - len(planted)}  # fmt: skip
     theirs = None
     if count <= MOST_BRUTE:
-        with mock.patch.object(audit_hashes, "neighbours", brute_force):
+        with mock.patch.object(data_hashes, "neighbours", brute_force):
             theirs, pairs = timed(lambda: find_pairs(made))
         found["found_theirs"] = share_found(planted, pairs)
     print_line(count, "clips", seconds, theirs, found)

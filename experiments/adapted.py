@@ -178,7 +178,7 @@ class Study:
     def adaptation(self) -> Any:
         """What adapts to the images."""
         from vd.devices import training_devices
-        from vd.features.seen import contents_fingerprint
+        from vd.features.seen import clip_rows
         from vd.training.adapt import Adaptation
 
         batch_size = self.config.training.batch_size
@@ -186,7 +186,7 @@ class Study:
         return Adaptation(
             self.config, settings, settings.streams[0],
             self.config.run.checkpoint_dir, training_devices(None, batch_size),
-            batch_size, contents_fingerprint(self.videos),
+            batch_size, clip_rows(self.videos, self.config.data, self.config.decode),
         )  # fmt: skip
 
 

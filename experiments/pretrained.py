@@ -74,6 +74,7 @@ def make_run(config: Config) -> None:
     from vd.devices import training_devices
     from vd.evaluation.evaluate import evaluate_trained, summary
     from vd.experiment import Opened, prepare
+    from vd.features.seen import clip_rows
     from vd.models.detector import Detector
     from vd.models.losses import even_logit
     from vd.models.plugins import BUILT_IN
@@ -89,12 +90,13 @@ def make_run(config: Config) -> None:
     data = data.with_splits(videos)
     batch_size = config.training.batch_size
     opened = Opened(batch_size, training_devices(config.run.devices, batch_size))
+    rows = clip_rows(videos, config.data, config.decode)
     results = []
     for stream in settings.streams:
         images = image_config(config, settings, stream)
         images.run.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         of_stream = with_features(images, data)
-        results.append(adapt_stream(images, settings, stream, of_stream, opened))
+        results.append(adapt_stream(images, settings, stream, of_stream, opened, rows))
 
     config, data = adapted_features(config, settings, data, results)
     identity = {

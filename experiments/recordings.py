@@ -103,7 +103,9 @@ def held_back(dataset_path: Path, run_dir: Path, cache_dir: Path) -> list[Video]
     manifest = read_manifest(DataConfig(dataset_path))
     videos = [v for v in identify(manifest.videos, cache_dir) if v.id]
     config = moved(read_settings(run_dir), run_dir, None, None)
-    seen = find_seen(find_backbone(config.backbone).seen, videos)
+    of_backbone = find_backbone(config.backbone).seen
+    data = replace(config.data, cache_dir=cache_dir)
+    *_, seen = find_seen(of_backbone, videos, data, config.decode)
     kept, _ = unseen_videos(run_dir, videos, seen)
     if not kept:
         raise VdError(

@@ -12,10 +12,10 @@ from benchmarks.copies import read_video, write_copies, write_video
 from tests.command_line import vd
 from vd.audit.audit import audit
 from vd.audit.findings import video_pairs
-from vd.audit.near_duplicates import Pair, find_pairs
 from vd.audit.shortcuts import shortcut
 from vd.config import BackboneConfig, Config, DataConfig
 from vd.data.manifest import Video
+from vd.data.near_duplicates import Pair, find_pairs
 from vd.data.splits import groups_cut
 from vd.files import read_csv
 

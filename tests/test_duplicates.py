@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from benchmarks.copies import KINDS, write_copies
-from vd.audit.crops import crop, register, sampling
-from vd.audit.fingerprints import (
-    Fingerprint,
-    fingerprint,
-    fingerprint_videos,
-)
-from vd.audit.hashes import _MIRROR, WINDOWS, changes_of, codes_of, neighbours
-from vd.audit.near_duplicates import compare, find_pairs
 from vd.config import DataConfig, DecodeConfig
 from vd.data.catalog import Catalog, identify
+from vd.data.crops import crop, register, sampling
+from vd.data.fingerprints import (
+    Fingerprint,
+    as_text,
+    fingerprint,
+    fingerprint_videos,
+    from_text,
+)
+from vd.data.hashes import _MIRROR, WINDOWS, changes_of, codes_of, neighbours
 from vd.data.manifest import read_manifest
+from vd.data.near_duplicates import compare, find_pairs, near_duplicates_of
 
 
 def moving(rng, frames=40, side=16, objects=3):
@@ -82,7 +84,7 @@ def test_every_kind_of_copy_is_found_and_nothing_else(copied, tmp_path):
 def test_finished_fingerprints_are_not_made_again(copied, tmp_path, monkeypatch):
     root, _ = copied
     first = fingerprints(root, tmp_path)
-    monkeypatch.setattr("vd.audit.fingerprints.fingerprint", None)  # would raise
+    monkeypatch.setattr("vd.data.fingerprints.fingerprint", None)  # would raise
     again = fingerprints(root, tmp_path)
     assert first.keys() == again.keys()
     for name, made in first.items():
@@ -208,6 +210,25 @@ def test_changes_are_over_half_a_second():
     video = moving(np.random.default_rng(5), frames=6)
     expected = video[4:].astype(float) - video[:2]
     np.testing.assert_array_equal(changes_of(video), expected)
+
+
+def test_what_is_known_is_compared_with_the_others_alone():
+    rng = np.random.default_rng(11)
+    known = {str(i): moving(rng) for i in range(4)}
+    known["again"] = known["0"].copy()
+    others = {"copy": known["1"][:, :, ::-1].copy(), "cut": known["2"][8:]}
+    others |= {"new": moving(rng), "1": moving(rng)}
+    assert near_duplicates_of(known, others) == {"copy", "cut"}
+    assert near_duplicates_of({}, others) == near_duplicates_of(known, {}) == set()
+
+
+def test_a_fingerprint_as_text_loses_nothing():
+    small = moving(np.random.default_rng(12))
+    text = as_text(small)
+    np.testing.assert_array_equal(from_text(text), small)
+    assert len(text) < small.size
+    with pytest.raises(ValueError, match="no PNG"):
+        from_text("AAAA")
 
 
 def test_one_moving_graphic_over_many_places_is_not_the_same_footage():

@@ -312,8 +312,8 @@ def test_another_data_set_without_what_was_trained_on(run, clips, tmp_path):
     where = ["--checkpoint-dir", run, "--cache-dir", run.parent / "cache"]
     done = vd("evaluate", *where, "--on", other)
     result = json.loads(done.stdout)
-    assert result["left_out"] == {"content": 2, "group": 1}
-    assert "2 by content, 1 more by group" in done.stderr
+    assert result["left_out"] == {"content": 2, "near_duplicate": 0, "group": 1}
+    assert "2 by content, 0 more as near duplicates, 1 more by group" in done.stderr
     assert result["n"] == 7
     own = json.loads((run / "evaluation_test.json").read_text())
     assert (result["threshold"], result["temperature"]) == (

@@ -44,6 +44,10 @@ def frozen_logit(data, chosen_N):
     )[0]
 
 
+def folds_of(data):
+    return inner_folds(data.videos, 0)
+
+
 def clips_of(data):
     return [data.read(n, 0) for n in range(len(data))]
 
@@ -77,11 +81,11 @@ def test_the_logit_is_the_mean_of_the_parts_over_their_inner_temperatures(sets):
     train, val = sets["train"], sets["val"]
     labels_N = train.labels_N.astype(int)
     inner = made_up_inner(train)
-    read_out = read_together([FIRST], [inner], {"train": train}, split_seed=0)
+    read_out = read_together([FIRST], [inner], {"train": train}, folds_of(train))
 
     held, windows = np.zeros(24), [None] * 24
     names = [video.name for video in train.videos]
-    parts = inner_folds(train.videos, 0)
+    parts = folds_of(train)
     assert len(parts) == 4
     for part in parts:
         places = [names.index(video.name) for video in part]
@@ -117,7 +121,7 @@ def test_two_adapted_networks_read_their_own_features(sets):
     second = Linear(np.linspace(3, -1, DIM), np.zeros(DIM), -1.0)
     train = sets["train"]
     inner = made_up_inner(train)
-    read_out = read_together([FIRST, second], [inner, inner], {"train": train}, 0)
+    read_out = read_together([FIRST, second], [inner, inner], {"train": train}, [])
     temperature = fit(inner.logit_N, train.labels_N.astype(int)).temperature
     expected = [
         (first_logit(x) + x[:, DIM:].astype(float).mean(0) @ second.mean_D - 1)
@@ -131,7 +135,7 @@ def test_two_adapted_networks_read_their_own_features(sets):
 def test_one_network_alone_is_read_out_as_it_is(sets):
     train, whole = sets["train"], Linear(np.ones(2 * DIM), np.zeros(2 * DIM), 0.25)
     inner = made_up_inner(train)
-    read_out = read_together([whole], [inner], {"train": train}, 0)
+    read_out = read_together([whole], [inner], {"train": train}, [])
     params = read_out.linear.params()
     assert params["linear"]["bias"] == 0.25
     kernel = params["linear"]["kernel"][:, 0]
@@ -143,7 +147,7 @@ def test_one_network_alone_is_read_out_as_it_is(sets):
 def test_without_inner_folds_every_temperature_is_1(tmp_path, sets):
     few = make_set(tmp_path, make_videos(8))
     none = made_up_inner(few, folds=False)
-    read_out = read_together([FIRST], [none], {"train": few}, 0)
+    read_out = read_together([FIRST], [none], {"train": few}, folds_of(few))
     assert len(read_out.inner.logit_N) == 0
     by_all = frozen_logit(few, np.arange(8))
     expected = [(first_logit(x) + by_all(x)) / 2 for x in clips_of(sets["val"])]
@@ -152,7 +156,7 @@ def test_without_inner_folds_every_temperature_is_1(tmp_path, sets):
 
 
 def test_with_a_validation_part_temperatures_are_fitted_on_it(sets):
-    read_out = read_together([FIRST], None, sets, 0)
+    read_out = read_together([FIRST], None, sets, [])
     train, val = sets["train"], sets["val"]
     by_all = frozen_logit(train, np.arange(24))
     both = np.array([(first_logit(x), by_all(x)) for x in clips_of(val)])

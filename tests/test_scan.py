@@ -6,9 +6,9 @@ import pytest
 from tests.broken import noisy_frames, render
 from tests.command_line import vd
 from tests.unprivileged import open_folder, unprivileged
-from vd.audit.fingerprints import fingerprint_videos
 from vd.config import BackboneConfig, Config, DataConfig, DecodeConfig
 from vd.data.catalog import Catalog, identify
+from vd.data.fingerprints import fingerprint_videos
 from vd.data.ledger import scan
 from vd.data.manifest import read_manifest
 from vd.data.workers import decode_videos

@@ -10,23 +10,28 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.config import AdaptConfig, BackboneConfig, Config, StreamName
 from vd.console import say
+from vd.data.manifest import Video
 from vd.data.splits import keep_splits
 from vd.errors import VdError
 from vd.experiment import (
     Opened,
     check,
+    check_backbone,
     evaluate_and_report,
     finished_result,
+    judging_clips,
     open_run,
     prepare,
+    seen_by,
 )
-from vd.features.seen import contents_fingerprint
+from vd.features.seen import Row, check_apart, clip_rows, find_seen, seen_rows
 from vd.files import lock, write_text
 from vd.models.plugins import BUILT_IN
 from vd.training import distributed, run_folder
@@ -55,7 +60,8 @@ def adapt(config: Config, settings: AdaptConfig) -> dict[str, Any]:
     from vd.training.adapt import image_config
 
     check_adaptation(config, settings)
-    data = prepare(image_config(config, settings, settings.streams[0]))
+    images = image_config(config, settings, settings.streams[0])
+    data = prepare(images, check=partial(check_backbone, images))
     with lock(config.run.checkpoint_dir / ".lock", "vd adapt"):
         if data.videos != data.given:
             keep_splits(data.videos, config)
@@ -80,6 +86,20 @@ def check_adaptation(config: Config, settings: AdaptConfig) -> None:
         check(images, adapter_plugins(settings, stream))
 
 
+def check_parts(config: Config, videos: Sequence[Video]) -> None:
+    """Raise `VdError` when an adaptation would see what calibrates or tests its run.
+
+    `videos` are the usable clips with their splits.
+    """
+    from vd.training.refit import parts_to_use
+
+    clips = parts_to_use(config, run_folder.parts_of(videos))
+    where = config.data, config.decode
+    rows = seen_rows(clips["train"], (), clip_rows(videos, *where))
+    for seen in find_seen(rows, videos, *where):
+        check_apart(seen, judging_clips(config, videos, adapted=True))
+
+
 def adapt_prepared(config: Config, settings: AdaptConfig, data: Data) -> dict[str, Any]:
     """`adapt` of a data set that is known; the caller holds the run's lock."""
     from vd.training.adapt import adapter_plugins, image_config
@@ -90,6 +110,8 @@ def adapt_prepared(config: Config, settings: AdaptConfig, data: Data) -> dict[st
     run_dir = config.run.checkpoint_dir
     if config.run.fresh:
         run_folder.clear(run_dir)
+    usable = data.ledger.usable()
+    rows = clip_rows(usable, config.data, config.decode)
     results = []
     for stream in settings.streams:
         images = image_config(config, settings, stream)
@@ -98,7 +120,8 @@ def adapt_prepared(config: Config, settings: AdaptConfig, data: Data) -> dict[st
         assert opened is not None  # an adaptation is never finished by itself
         if run_folder.is_finished(run_dir):
             return finished_result(run_dir)
-        results.append(adapt_stream(images, settings, stream, of_stream, opened))
+        check_parts(config, usable)
+        results.append(adapt_stream(images, settings, stream, of_stream, opened, rows))
     config, data = adapted_features(config, settings, data, results)
     opened = open_run(config, BUILT_IN, data, adapted=settings)
     assert opened is not None
@@ -121,8 +144,10 @@ def with_features(config: Config, data: Data) -> Data:
     from vd.features.extract import extract
 
     backbone = find_backbone(config.backbone)
-    store, _ = extract(data.ledger.usable(), config, backbone)
-    return data._replace(store=store, backbone=backbone)
+    usable = data.ledger.usable()
+    *_, seen = seen_by(backbone, usable, config)
+    store, _ = extract(usable, config, backbone)
+    return data._replace(store=store, backbone=backbone, seen=seen)
 
 
 def adapt_stream(
@@ -131,8 +156,9 @@ def adapt_stream(
     stream: StreamName,
     data: Data,
     opened: Opened,
+    rows: Mapping[str, Row],
 ) -> StreamResult:
-    """Adapt a network to the images of a stream, or go on."""
+    """Adapt a network to the images of a stream, or go on; `rows` as in `Adaptation`."""
     from vd.training.adapt import Adaptation
     from vd.training.feature_set import TRAINED_SHARE, FeatureSet
     from vd.training.refit import parts_to_use
@@ -141,10 +167,9 @@ def adapt_stream(
         say(f"{stream}:")
     clips = parts_to_use(images, data.parts())
     train_set = FeatureSet(clips["train"], data.store, share=TRAINED_SHARE)
-    dataset = contents_fingerprint(data.ledger.usable())
     adaptation = Adaptation(
         images, settings, stream, images.run.checkpoint_dir, opened.devices,
-        opened.batch_size, dataset,
+        opened.batch_size, rows,
     )  # fmt: skip
     if "val" in clips:
         return StreamResult(adaptation.on_all(train_set), None)
@@ -177,6 +202,7 @@ def read_results(
     config: Config, results: Sequence[StreamResult], sets: "dict[str, FeatureSet]"
 ) -> "ReadOut":
     """The read-out of `adapted_features` in `sets`."""
+    from vd.training.adapt import inner_parts
     from vd.training.readout import read_together
 
     inner = [result.inner for result in results if result.inner is not None]
@@ -184,7 +210,7 @@ def read_results(
         [result.adapted.read_out for result in results],
         None if "val" in sets else inner,
         sets,
-        config.splits.split_seed,
+        inner_parts(sets["train"].videos, config),
     )
 
 

@@ -122,7 +122,7 @@ class Split:
 
         find_duplicates = None
         if self.merge_duplicates:
-            from vd.audit.near_duplicates import duplicate_ids
+            from vd.data.near_duplicates import duplicate_ids
 
             find_duplicates = partial(duplicate_ids, data=self.data, decode=self.decode)
         config = Config(self.data, self.splits, self.decode)

@@ -11,8 +11,10 @@
 Heavy modules are imported in the functions that need them, so that errors are quick.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +24,7 @@ from vd.data.catalog import identify
 from vd.data.manifest import Video, check_classes, read_manifest
 from vd.data.splits import keep_splits, with_splits
 from vd.errors import VdError
-from vd.features.seen import check_unseen
+from vd.features.seen import Seen, check_unseen, find_seen
 from vd.files import lock, read_json
 from vd.metrics.binary import METRICS
 from vd.models.plugins import Plugins
@@ -32,6 +34,7 @@ from vd.training.run_folder import Data
 if TYPE_CHECKING:
     import jax
 
+    from vd.features.backbone import Backbone
     from vd.models.head import Head, Params
     from vd.training.feature_set import FeatureSet
     from vd.training.refit import InnerFolds
@@ -60,7 +63,7 @@ def run(
     plugins, lead = Plugins(head, loss, augmentation), distributed.is_lead()
     processes, run_dir = distributed.processes().count, config.run.checkpoint_dir
     check(config, plugins)
-    data = prepare(config)
+    data = prepare(config, check=partial(check_backbone, config))
     with lock(run_dir / ".lock", "vd train") if lead else nullcontext():
         opened = open_run(config, plugins, data)
         if opened is None:
@@ -104,11 +107,13 @@ def prepare(
     config: Config,
     assign: Callable[[Sequence[Video], Config], Sequence[Video]] = with_splits,
     executor: ExecutorConfig = ExecutorConfig(),  # noqa: B008  # immutable
+    check: Callable[[Sequence[Video], Seen], None] | None = None,
 ) -> Data:
     """Read and extract a data set; print its ledger, refuse one with a loss gap.
 
-    `assign` gives its videos their splits. Several processes extract nothing: a missing
-    feature is an error.
+    `assign` gives its videos their splits. `check` is called before the backbone runs, with
+    the readable videos and what the backbone has seen of them; a run whose clips calibrate
+    or test must have one. Several processes extract nothing: a missing feature is an error.
     """
     from vd.data.ledger import check_loss_gap, report
     from vd.features.backbone import find_backbone
@@ -118,12 +123,25 @@ def prepare(
     given = identify(manifest.videos, config.data.cache_dir)
     videos = assign(given, config)
     backbone = find_backbone(config.backbone)
+    seen = None
+    if check is not None:
+        readable = [video for video in videos if video.id]
+        for seen in seen_by(backbone, readable, config):
+            check(readable, seen)
     several = distributed.processes().count > 1
     store, ledger = extract(videos, config, backbone, executor, only_stored=several)
     if distributed.is_lead():
         report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     check_loss_gap(ledger, config.data.max_loss_gap)
-    return Data(list(given), list(videos), ledger, store, backbone)
+    return Data(list(given), list(videos), ledger, store, backbone, seen)
+
+
+def seen_by(
+    backbone: "Backbone", videos: Sequence[Video], config: Config
+) -> Iterator[Seen]:
+    """`find_seen`; of several processes the first alone looks for copies."""
+    steps = find_seen(backbone.seen, videos, config.data, config.decode)
+    return steps if distributed.is_lead() else islice(steps, 1)
 
 
 def open_run(
@@ -146,7 +164,9 @@ def open_run(
             f"the {split} split, without its quarantined files,",
             "repair or replace the files listed above, or add clips",
         )
-    check_backbone(config, data, adapted is not None)
+    assert data.seen is not None  # `prepare` had no check
+    usable = data.ledger.usable()
+    check_backbone(config, usable, data.seen, adapted is not None)
     identity = {
         **run_folder.settings_identity(config),
         **plugins.identity(),
@@ -176,19 +196,28 @@ def open_run(
     return opened
 
 
-def check_backbone(config: Config, data: Data, adapted: bool = False) -> None:
+def check_backbone(
+    config: Config, videos: Sequence[Video], seen: Seen, adapted: bool = False
+) -> None:
     """Raise `VdError` when the backbone has seen clips that calibrate or test the run.
 
-    Inner folds calibrate on the training clips. `adapted`: it was adapted on just these,
-    and their logits are of other networks, which have not seen them.
+    `videos` have splits. Inner folds calibrate on the training clips. `adapted`: it was
+    adapted on just these, and their logits are of other networks, which have not seen them.
     """
+    judging = judging_clips(config, videos, adapted)
+    check_unseen(str(config.backbone.backbone), seen, judging)
+
+
+def judging_clips(
+    config: Config, videos: Sequence[Video], adapted: bool
+) -> dict[str, list[Video]]:
+    """The clips that calibrate or test a run, by split; `adapted`: as in `check_backbone`."""
     from vd.training.refit import parts_to_use
 
-    judging = parts_to_use(config, data.parts())
+    judging = parts_to_use(config, run_folder.parts_of(videos))
     if "val" in judging or adapted:
         del judging["train"]
-    backbone = data.backbone
-    check_unseen(backbone.name, backbone.seen, judging, data.ledger.usable())
+    return judging
 
 
 def _batch_and_devices(config: Config, train_clips: int, before: int | None) -> Opened:

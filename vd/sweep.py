@@ -12,12 +12,12 @@ members of each are tested on all others: a matrix.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from vd.adaptation import adapt_prepared, check_adaptation
+from vd.adaptation import adapt_prepared, check_adaptation, check_parts
 from vd.config import AdaptConfig, Config, ModelConfig, TrainingConfig, with_settings
 from vd.console import say, say_limits
 from vd.data.manifest import Video, read_manifest
@@ -30,6 +30,7 @@ from vd.experiment import (
     prepare,
     train_and_evaluate,
 )
+from vd.features.seen import Seen
 from vd.files import lock, read_json, write_csv, write_json
 from vd.metrics.binary import COLLAPSE, shown
 from vd.models.plugins import BUILT_IN, Plugins
@@ -68,22 +69,20 @@ def sweep(
     if compiled := sorted(set(grid) - set(StepNumbers._fields)):
         say(f"note: a step is compiled for each value of {', '.join(compiled)}")
 
-    def for_these_folds(videos: Sequence[Video], config: Config) -> list[Video]:
-        whole = for_folds(videos, config)
-        readable = [video for video in whole if video.id]
-        # too many folds are an error before anything is extracted
-        list(fold_splits(readable, folds, config.splits.split_seed))
-        return whole
+    def of_folds(videos: Sequence[Video]) -> list[Sequence[Video]]:
+        if not folds:
+            return [videos]
+        return list(fold_splits(videos, folds, config.splits.split_seed))
 
-    data = prepare(config, for_these_folds if folds else with_splits)
-    by_fold = [data]
-    if folds:
-        splits = fold_splits(data.ledger.usable(), folds, config.splits.split_seed)
-        by_fold = [data.with_splits(videos) for videos in splits]
-    elif data.videos != data.given:
+    def check_members(videos: Sequence[Video], seen: Seen) -> None:
+        by_fold = of_folds(videos)  # too many folds are an error before any extraction
+        for member in members:
+            check_backbone(member.config, by_fold[member.fold or 0], seen)
+
+    data = prepare(config, for_folds if folds else with_splits, check=check_members)
+    by_fold = [data.with_splits(videos) for videos in of_folds(data.ledger.usable())]
+    if not folds and data.videos != data.given:
         keep_splits(data.videos, config)
-    for member in members:  # before the first is trained
-        check_backbone(member.config, by_fold[member.fold or 0])
     with lock(folder / ".lock", "vd sweep"):
         if config.run.fresh:  # they describe members that are deleted next
             for name in _SUMMARIES:
@@ -263,8 +262,10 @@ def crossval_adapted(
     for member in members:
         check_adaptation(member.config, settings)
     first = image_config(members[0].config, settings, settings.streams[0])
-    data = prepare(first, for_folds)
+    data = prepare(first, for_folds, check=partial(check_backbone, first))
     by_fold = list(fold_splits(data.ledger.usable(), folds, config.splits.split_seed))
+    for videos in by_fold:  # before the first is adapted
+        check_parts(first, videos)
     with lock(folder / ".lock", "vd crossval"):
         for member in members:
             say(f"{member.name}:")

@@ -15,13 +15,13 @@ import numpy as np
 
 from vd.audit import shortcuts
 from vd.audit.findings import VideoPair, findings, video_pairs
-from vd.audit.fingerprints import Fingerprint, fingerprint_videos, read_pictures
-from vd.audit.near_duplicates import Pair, find_pairs
 from vd.config import Config
 from vd.console import say
 from vd.data.catalog import identify
+from vd.data.fingerprints import Fingerprint, fingerprint_videos, read_pictures
 from vd.data.ledger import Ledger, report
 from vd.data.manifest import CLASSES, read_manifest
+from vd.data.near_duplicates import Pair, find_pairs
 from vd.data.splits import groups_cut, kept_splits, merge_groups
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import make_engine

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, Literal
 
-from vd.audit.near_duplicates import Pair
 from vd.data.ledger import is_excessive
 from vd.data.manifest import CLASSES, Video
+from vd.data.near_duplicates import Pair
 
 _SIGNIFICANT, _STRONG = 0.05, 0.6  # p, and AUC, from which a shortcut is a finding
 _CERTAIN = 0.01  # p from which a group of one class is a finding

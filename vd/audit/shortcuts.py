@@ -20,8 +20,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vd.audit.fingerprints import Fingerprint
 from vd.console import track
+from vd.data.fingerprints import Fingerprint
 from vd.data.manifest import CLASSES, Video
 from vd.data.outcome import Outcome
 from vd.features.engines import Engine

@@ -5,7 +5,7 @@ trained on and what was tested on.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,49 +36,47 @@ _TAKEN = ("train", "val", "test", "all", PROBE)  # names of a run's own evaluati
 
 
 class Other(NamedTuple):
-    """Another data set whose features are in the store.
+    """Another data set, and what the backbone has seen of it.
 
-    `seen` is what the backbone was adapted on.
+    Before extraction every readable video counts as usable.
     """
 
     path: Path
     videos: list[Video]  # usable ones
-    store: FeatureStore
     quarantined: int
     seen: Seen
 
     def unseen(self, run_dir: Path) -> tuple[list[Video], dict[str, Any]]:
-        """The clips that made neither a run nor its backbone, and the keys about them.
-
-        A clip is left out for its content, or for its group: a group that the run knew,
-        or that has a clip of such content.
-        """
-        kept, fresh = unseen_videos(run_dir, self.videos, self.seen)
+        """The clips that made neither a run nor its backbone, and the keys about them."""
+        kept, left_out = unseen_videos(run_dir, self.videos, self.seen)
         return kept, {
             "dataset": str(self.path.absolute()),
             "dataset_fingerprint": dataset_fingerprint(kept),
-            "left_out": {
-                "content": len(self.videos) - fresh,
-                "group": fresh - len(kept),
-            },
+            "left_out": left_out,
             "quarantined": self.quarantined,
         }
 
 
 def unseen_videos(
     run_dir: Path, videos: Sequence[Video], seen: Seen
-) -> tuple[list[Video], int]:
-    """Those that made neither a run nor its backbone; how many have no seen content.
+) -> tuple[list[Video], dict[str, int]]:
+    """Those that made neither a run nor its backbone; how many others there are, and why.
 
-    `seen` is what the backbone was adapted on.
+    A clip is left out for its content; as a near duplicate of what the backbone has seen;
+    or for its group: one that the run knew, or that has a clip of such content.
     """
     own = [v for v in videos_of(run_dir, Path()) if v.split in ("train", "val")]
     ids = seen.ids | {video.id for video in own}
     groups = seen.groups | {video.group for video in own}
     groups |= {video.group for video in videos if video.id in ids}
     fresh = [video for video in videos if video.id not in ids]
-    kept = [video for video in fresh if video.group not in groups - {""}]
-    return kept, len(fresh)
+    others = [video for video in fresh if video.id not in seen.copies]
+    kept = [video for video in others if video.group not in groups - {""}]
+    return kept, {
+        "content": len(videos) - len(fresh),
+        "near_duplicate": len(fresh) - len(others),
+        "group": len(others) - len(kept),
+    }
 
 
 def evaluate_on(
@@ -103,20 +101,24 @@ def evaluate_on(
     config = replace(config, data=data)
     name = name or dataset_name(dataset_path)
     _check_name(run_dir, name, dataset_path)
-    other = _open(config, run_dir)
+
+    def check(other: Other) -> None:
+        if not other.unseen(run_dir)[0]:
+            raise VdError(
+                f"--on {dataset_path}: {run_dir} or its backbone was trained or validated on "
+                f"all of its {len(other.videos)} usable clips, on copies of them, or on their "
+                "groups; name a data set with usable clips that it has not seen."
+            )
+
+    other, store = _open(config, run_dir, check)
     videos, facts = other.unseen(run_dir)
-    if not videos:
-        raise VdError(
-            f"--on {dataset_path}: {run_dir} or its backbone was trained or validated on all of its "
-            f"{len(other.videos)} usable clips, or on their groups; name a data set with "
-            "usable clips that it has not seen."
-        )
-    content, group = facts["left_out"].values()
+    content, copies, group = facts["left_out"].values()
     say(
         f"{len(videos)} clips of {name}; left out, as the run or its backbone was trained or "
-        f"validated on them: {content} by content, {group} more by group"
+        f"validated on them: {content} by content, {copies} more as near duplicates, {group} "
+        "more by group"
     )
-    features = FeatureSet(videos, other.store)
+    features = FeatureSet(videos, store)
     return evaluate_split(restored, features, run_dir, name, tta, facts)
 
 
@@ -130,8 +132,8 @@ def evaluate_members_on(
     """
     first = members[0].run_dir
     config = moved(restore(first).config, first, None, None)
-    other = _open(replace(config, data=data), first)
-    everything = FeatureSet(other.videos, other.store)
+    other, store = _open(replace(config, data=data), first)
+    everything = FeatureSet(other.videos, store)
     tested: list[Member | None] = []
     for member in members:
         run_dir = member.run_dir
@@ -147,18 +149,28 @@ def evaluate_members_on(
     return tested
 
 
-def _open(config: Config, run_dir: Path) -> Other:
-    """Read and extract the data set that `config` names, for a run in `run_dir`."""
+def _open(
+    config: Config, run_dir: Path, check: Callable[[Other], None] = lambda _: None
+) -> tuple[Other, FeatureStore]:
+    """Read and extract the data set that `config` names, for a run in `run_dir`.
+
+    `check` is called before extraction, and again without the videos that it quarantined.
+    """
     manifest = read_manifest(config.data, config.decode, both_classes=False)
     videos = identify(manifest.videos, config.data.cache_dir)
     backbone = find_backbone(config.backbone)
     check_features(backbone, run_dir)
+    readable = [video for video in videos if video.id]
+    other = Other(config.data.dataset_path, readable, 0, Seen())
+    for seen in find_seen(backbone.seen, readable, config.data, config.decode):
+        other = other._replace(seen=seen)
+        check(other)
     store, ledger = extract(videos, config, backbone)
     report(ledger, manifest.ignored, config.data.cache_dir / "ledger.csv")
     usable = ledger.usable()
-    quarantined = len(videos) - len(usable)
-    seen = find_seen(backbone.seen, usable)
-    return Other(config.data.dataset_path, usable, store, quarantined, seen)
+    other = other._replace(videos=usable, quarantined=len(videos) - len(usable))
+    check(other)
+    return other, store
 
 
 def dataset_name(path: Path) -> str:

@@ -21,7 +21,7 @@ from vd.evaluation.predictions import Predictions, to_rows
 from vd.evaluation.restore import Restored, features_of_run, moved, restore
 from vd.features.backbone import find_backbone
 from vd.features.sampling import window_length
-from vd.features.seen import check_unseen
+from vd.features.seen import check_unseen, find_seen
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
     COLLAPSE,
@@ -101,7 +101,8 @@ def _check_backbone(
         for split, part in parts_to_use(config, parts).items()
         if split != "train"
     }
-    check_unseen(backbone.name, backbone.seen, judging, everything)
+    for seen in find_seen(backbone.seen, everything, config.data, config.decode):
+        check_unseen(backbone.name, seen, judging)
 
 
 def evaluate_trained(

@@ -6,7 +6,7 @@ head, by `vd.training.loop.train`, and is resumed like any run.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -20,12 +20,15 @@ from jaxtyping import Float64, UInt8
 from vd.config import AdaptConfig, BackboneConfig, Config, StreamName
 from vd.console import say
 from vd.data.manifest import Video
+from vd.data.near_duplicates import duplicate_ids
+from vd.data.splits import merge_groups
 from vd.features.backbone import find_backbone
 from vd.features.efficientnet import QUANTIZED
 from vd.features.efficientnet_jax import onnx_parameters
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.extract import extract
 from vd.features.network import Network, built_in_network, write_networks
+from vd.features.seen import Row as SeenRow
 from vd.features.seen import seen_rows
 from vd.files import read_csv, write_bytes, write_csv
 from vd.models.adapter import Adapter, adapted_parameters, image_side, readout
@@ -102,10 +105,16 @@ def frozen_network(settings: AdaptConfig) -> Network:
     return replace(network, size=settings.size, streams=settings.frozen_streams)
 
 
+def inner_parts(videos: Sequence[Video], config: Config) -> list[list[Video]]:
+    """The inner folds of an adaptation: near duplicates, like groups, are kept whole."""
+    pairs = duplicate_ids(videos, config.data, config.decode)
+    return inner_folds(merge_groups(videos, pairs), config.splits.split_seed)
+
+
 class Adaptation(NamedTuple):
     """Everything that the adaptations of a run to one stream share.
 
-    `dataset` is the `contents_fingerprint` of all usable clips, whatever their split.
+    `rows` are the `clip_rows` of all usable clips, whatever their split.
     """
 
     config: Config
@@ -114,7 +123,7 @@ class Adaptation(NamedTuple):
     run_dir: Path
     devices: Sequence[jax.Device]
     batch_size: int
-    dataset: str
+    rows: Mapping[str, SeenRow]
 
     def with_inner_folds(self, clips: FeatureSet) -> tuple[Adapted, InnerFolds]:
         """Adapt on the other inner folds of each, then on all clips; can be continued.
@@ -122,7 +131,7 @@ class Adaptation(NamedTuple):
         The logits of a fold are those of the network that has not seen it. With too few
         groups for inner folds there are none.
         """
-        held = inner_folds(clips.videos, self.config.splits.split_seed)
+        held = inner_parts(clips.videos, self.config)
         if held:
             say(
                 f"adapting {len(held) + 1} times: once without each of {len(held)} inner "
@@ -211,7 +220,7 @@ class Adaptation(NamedTuple):
             image_side(clips.dim),
             onnx_parameters(adapted_parameters(head, params)),
             streams=(self.stream,),
-            seen=seen_rows(clips.videos, (), self.dataset),  # the length is fixed
+            seen=seen_rows(clips.videos, (), self.rows),  # the length is fixed
         )
         # as its file has it, so that all figures are of the weights that are kept
         network = network.rounded()

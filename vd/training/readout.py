@@ -23,7 +23,7 @@ from vd.models.scoring import peaks, score
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet
 from vd.training.log import EarlyStopping
-from vd.training.refit import InnerFolds, held_logits, inner_folds
+from vd.training.refit import InnerFolds, held_logits
 from vd.training.regression import fit_regression, pooled, weights_and_bias
 from vd.training.step import TrainState
 
@@ -69,12 +69,13 @@ def read_together(
     adapted: Sequence[Linear],
     inner: Sequence[InnerFolds] | None,
     sets: Mapping[str, FeatureSet],
-    split_seed: int,
+    held: Sequence[Sequence[Video]],
 ) -> ReadOut:
     """The read-out of adapted networks, and of a frozen one if the features have more.
 
     `adapted` read the features of a frame from the first on. `inner` has their inner logits
-    of the clips of `sets["train"]`; None: temperatures come from `sets["val"]`.
+    of the clips of `sets["train"]`, whose inner folds are `held`; None: temperatures come
+    from `sets["val"]`.
     """
     train, first, parts = sets["train"], 0, list[Linear]()
     for part in adapted:
@@ -82,8 +83,7 @@ def read_together(
         first += len(part.mean_D)
     inner = None if inner is None else list(inner)
     if first < train.dim:
-        held = [] if inner is None else inner_folds(train.videos, split_seed)
-        probe, its_inner = frozen_probe(train, first, held)
+        probe, its_inner = frozen_probe(train, first, [] if inner is None else held)
         parts.append(probe)
         if inner is not None:
             inner.append(its_inner)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from vd.data.ledger import Ledger
     from vd.features.backbone import Backbone
+    from vd.features.seen import Seen
     from vd.features.store import FeatureStore
 
 FORMAT = 4  # of a run; raised when the same settings would give other numbers or files
@@ -53,11 +54,13 @@ class Data(NamedTuple):
     ledger: "Ledger"
     store: "FeatureStore"
     backbone: "Backbone"
+    seen: "Seen | None" = (
+        None  # by the backbone, of this data set; None: not looked for
+    )
 
     def parts(self) -> dict[str, list[Video]]:
         """The usable clips of each split."""
-        usable = self.ledger.usable()
-        return {split: [v for v in usable if v.split == split] for split in SPLITS}
+        return parts_of(self.ledger.usable())
 
     def with_splits(self, videos: Sequence[Video]) -> "Data":
         """The same data with the splits of these videos, which are the usable ones."""
@@ -67,6 +70,11 @@ class Data(NamedTuple):
             for entry in self.ledger.entries
         )
         return self._replace(ledger=replace(self.ledger, entries=entries))
+
+
+def parts_of(videos: Sequence[Video]) -> dict[str, list[Video]]:
+    """The videos of each split."""
+    return {split: [v for v in videos if v.split == split] for split in SPLITS}
 
 
 def settings_identity(config: Config) -> dict[str, Any]:
@@ -210,7 +218,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.json"
     if not path.exists():
         raise VdError(
-            f"--checkpoint-dir {run_dir} holds no config.json; name the folder of a run "
+            f"the run folder {run_dir} holds no config.json; name the folder of a run "
             "that vd train wrote."
         )
     remedy = "put back the file that training wrote, or train the run again"

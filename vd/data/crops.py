@@ -6,7 +6,7 @@ A window is the left, upper, right and lower edge of a crop, in shares of the fr
 import numpy as np
 from jaxtyping import Float
 
-from vd.audit.fingerprints import SIDE
+from vd.data.fingerprints import SIDE
 
 _BOUNDS = (-0.02, -0.02, 0.8, 0.8), (0.2, 0.2, 1.02, 1.02)  # of a window
 _STEPS = 4

@@ -1,7 +1,8 @@
 """Fingerprints of videos: small grey frames by which copies are found, and a picture."""
 
+import base64
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _LEAST_INSIDE = 0.25  # of a frame; bars that leave less are darkness
 _TABLE = "fingerprints_2"  # another number makes all of them again
 _OF_IDS = f"FROM {_TABLE} WHERE sha256 IN (SELECT value FROM json_each(?))"
 
+Small = UInt8[np.ndarray, "F 16 16"]
 Inside = tuple[slice, slice]  # rows and columns of the picture, without black bars
 
 
@@ -27,7 +29,7 @@ Inside = tuple[slice, slice]  # rows and columns of the picture, without black b
 class Fingerprint:
     """What is kept of one video in memory, 2 kB a second."""
 
-    small_Fx16x16: UInt8[np.ndarray, "F 16 16"]  # grey, inside of bars, 8 a second
+    small_Fx16x16: Small  # grey, inside of bars, 8 a second
     brightness: float  # mean grey level of the first 30 s, 0 to 255
     letterbox: float  # share of the frame that black bars cover in the first 30 s
 
@@ -40,14 +42,7 @@ def fingerprint_videos(
     They are kept in the catalog; only videos without one are decoded.
     """
     catalog = Catalog(data.cache_dir)
-    ids = json.dumps([video.id for video in videos])
-    rows = catalog.select(f"SELECT sha256, small, brightness, letterbox {_OF_IDS}", ids)
-    fingerprints = {
-        video_id: Fingerprint(
-            np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE), *values
-        )
-        for video_id, small, *values in rows
-    }
+    fingerprints = kept_fingerprints(videos, data.cache_dir)
     known = {
         video_id: outcome
         for video_id, outcome in catalog.outcomes().items()
@@ -71,6 +66,39 @@ def fingerprint_videos(
     ledger = decoding.ledger(known)
     usable = sorted({video.id for video in ledger.usable()})
     return ledger, {video_id: fingerprints[video_id] for video_id in usable}
+
+
+def kept_fingerprints(
+    videos: Iterable[Video], cache_dir: Path
+) -> dict[str, Fingerprint]:
+    """The fingerprints that the catalog has of these videos, by content hash."""
+    ids = json.dumps([video.id for video in videos])
+    query = f"SELECT sha256, small, brightness, letterbox {_OF_IDS}"
+    return {
+        video_id: Fingerprint(
+            np.frombuffer(small, np.uint8).reshape(-1, SIDE, SIDE), *values
+        )
+        for video_id, small, *values in Catalog(cache_dir).select(query, ids)
+    }
+
+
+def as_text(small_Fx16x16: Small) -> str:
+    """Small grey frames without loss, as a PNG with a row a frame, in base64.
+
+    PNG stores differences to the row above, so that is half their size.
+    """
+    rows_FxP = small_Fx16x16.reshape(-1, SIDE * SIDE)
+    png = cv2.imencode(".png", rows_FxP, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
+    return base64.b64encode(png.tobytes()).decode()
+
+
+def from_text(text: str) -> Small:
+    """The small grey frames of `as_text`."""
+    png = np.frombuffer(base64.b64decode(text), np.uint8)
+    rows_FxP = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
+    if rows_FxP is None:
+        raise ValueError("a fingerprint is no PNG")
+    return rows_FxP.reshape(-1, SIDE, SIDE).astype(np.uint8)
 
 
 def read_pictures(cache_dir: Path, ids: Collection[str]) -> dict[str, bytes]:

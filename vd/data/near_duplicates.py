@@ -1,6 +1,6 @@
 """Near duplicates: the same footage, or the same scene, in two videos.
 
-1. Hash: small grey frames, and their changes over half a second (`vd.audit.hashes`). The
+1. Hash: small grey frames, and their changes over half a second (`vd.data.hashes`). The
    change distinguishes footage of a still camera, whose frames all look alike.
 2. Search: the nearest hashes of other videos, plain and mirrored, by an inverted file over
    binary codes (faiss), so the cost grows far slower than the number of pairs. The hashes
@@ -20,21 +20,20 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from vd.audit.crops import Images, as_coarse, crop, normalized, register, sampling
-from vd.audit.fingerprints import Fingerprint, fingerprint_videos
-from vd.audit.hashes import (
+from vd.config import DataConfig, DecodeConfig
+from vd.console import check_interrupt, say
+from vd.data.crops import Images, as_coarse, crop, normalized, register, sampling
+from vd.data.fingerprints import Fingerprint, Small, fingerprint_videos
+from vd.data.hashes import (
     CROPS,
     FRAMES_PER_SECOND,
     LAG,
     STILL,
     WHOLE,
     WINDOWS,
-    Small,
     changes_of,
     near_hashes,
 )
-from vd.config import DataConfig, DecodeConfig
-from vd.console import check_interrupt, say
 from vd.data.manifest import Video
 
 _MOST = 8  # shifts in time, and pairs of frames, tried of two videos
@@ -69,12 +68,32 @@ def duplicate_ids(
 
 def find_pairs(fingerprints: Mapping[str, Fingerprint]) -> list[Pair]:
     """All pairs of the same footage or scene among videos, by name; the most alike first."""
-    if len(fingerprints) < 2:
-        return []
-    names = list(fingerprints)
     small = [one.small_Fx16x16 for one in fingerprints.values()]
+    return _pairs(list(fingerprints), small)
+
+
+def near_duplicates_of(
+    known: Mapping[str, Small], others: Mapping[str, Small]
+) -> set[str]:
+    """Names of the other videos that show the footage or scene of a known one.
+
+    Both are small grey frames by name, as fingerprints have them.
+    """
+    if not known or not others:
+        return set()
+    small = [*others.values(), *known.values()]
+    pairs = _pairs([*others, *known], small, references=len(known))
+    return {pair.first for pair in pairs}
+
+
+def _pairs(
+    names: Sequence[str], small: Sequence[Small], references: int = 0
+) -> list[Pair]:
+    """`find_pairs`; with `references`, the second of each pair is one of that many last."""
+    if len(names) < 2:
+        return []
     pairs: dict[tuple[int, int], Pair] = {}
-    for first, second, mirrored, window, frames_Hx2 in near_hashes(small):
+    for first, second, mirrored, window, frames_Hx2 in near_hashes(small, references):
         check_interrupt()
         a, b = sorted((first, second))
         known = pairs.get((a, b))

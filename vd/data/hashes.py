@@ -12,8 +12,8 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float32, Int, UInt8
 
-from vd.audit.crops import sampling
-from vd.audit.fingerprints import SIDE
+from vd.data.crops import sampling
+from vd.data.fingerprints import SIDE, Small
 
 FRAMES_PER_SECOND = 8
 LAG = 4  # frames: the change is over half a second
@@ -38,7 +38,6 @@ WINDOWS = np.array(list(product(_CUTS, _CUTS, *[[1 - cut for cut in _CUTS]] * 2)
 CROPS = sampling(WINDOWS)
 _COLUMNS, _ROWS = np.moveaxis(_DCT @ CROPS, 1, 0).astype(np.float32)
 
-Small = UInt8[np.ndarray, "F 16 16"]
 Codes = UInt8[np.ndarray, "N 16"]
 
 
@@ -57,19 +56,24 @@ class _Hashes(NamedTuple):
     origins_Nx3: Int[np.ndarray, "N 3"]  # video, window, frame
 
 
-def near_hashes(videos: Sequence[Small]) -> Iterator[Hits]:
+def near_hashes(videos: Sequence[Small], references: int = 0) -> Iterator[Hits]:
     """Each two videos with near hashes of frames or changes, and the frames of these.
 
     Of each hash only the nearest few of other videos count, so that the many similar clips
-    of one camera cost no more than their number.
+    of one camera cost no more than their number. With `references`, that many last videos
+    are compared with those before them alone.
     """
     frames, changes = _hashes(videos, False), _hashes(videos, True)
     crops = _crop_hashes(videos)
     both = _Hashes(*map(np.concatenate, zip(changes, crops, strict=True)))
     whole_N = both.origins_Nx3[:, 1] == WHOLE
     distance_N = np.where(whole_N, _CHANGE_DISTANCE, _CROP_DISTANCE)
-    of_frames = _near(frames, frames, np.full(len(frames.codes_Nx16), _FRAME_DISTANCE))
-    of_changes = _near(both, changes, distance_N)
+    numbers = np.arange(len(videos))
+    part_V = numbers >= len(videos) - references if references else numbers
+    of_frames = _near(
+        frames, frames, np.full(len(frames.codes_Nx16), _FRAME_DISTANCE), part_V
+    )
+    of_changes = _near(both, changes, distance_N, part_V)
     table = np.unique(np.concatenate([of_frames, of_changes]), axis=0)
     ends = np.flatnonzero(np.any(np.diff(table[:, :4], axis=0), axis=1)) + 1
     for part in np.split(table, ends) if len(table) else []:
@@ -78,9 +82,12 @@ def near_hashes(videos: Sequence[Small]) -> Iterator[Hits]:
 
 
 def _near(
-    stored: _Hashes, queries: _Hashes, distance_N: Int[np.ndarray, "N"]
+    stored: _Hashes,
+    queries: _Hashes,
+    distance_N: Int[np.ndarray, "N"],
+    part_V: np.ndarray,
 ) -> Int[np.ndarray, "R 6"]:
-    """Stored hashes near a query or its mirror image, of different videos.
+    """Stored hashes near a query or its mirror image, of videos of different parts.
 
     Columns: first and second video, mirrored, window of the first, frame of each.
     """
@@ -90,7 +97,7 @@ def _near(
     first, window, first_frame = stored.origins_Nx3[places].T
     second, _, second_frame = queries.origins_Nx3[asked].T
     table = np.stack([first, second, mirrored, window, first_frame, second_frame], 1)
-    others = first != second
+    others = part_V[first] != part_V[second]
     rows, table = rows[others], table[others]
     # `rows` is sorted, and of each row the nearest come first
     table = table[np.arange(len(rows)) - np.searchsorted(rows, rows) < _NEAREST]
