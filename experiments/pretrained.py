@@ -1,13 +1,13 @@
-"""The detector in the box: the backbone adapted on 240 clips of SCFD, with its read-out.
+"""The detector in the box: networks adapted on 240 clips of SCFD, with their read-out.
 
     python experiments/pretrained.py --dataset-path scfd/manifest.csv --cache-dir CACHE
 
-Five grouped folds, each scored by a network that was adapted on the other four: these logits
-choose temperature and thresholds, and are all the figures of the model card. Then one network
-is adapted on all clips, and written to vd/pretrained with its read-out. A killed run goes on.
+Five grouped folds, each scored by networks that were adapted on the other four: these logits
+choose temperature and thresholds, and are all the figures of the model card. Then a network a
+stream is adapted on all clips, and written to vd/pretrained. A killed run goes on.
 
 Source:   the settings of `vd adapt`; 240 clips, for the rest of SCFD is kept for judging
-Cost:     six adaptations; vd/pretrained/MODEL_CARD.md has the time
+Cost:     six adaptations a stream; vd/pretrained/MODEL_CARD.md has the time
 Promised: nothing
 Measured: vd/pretrained/MODEL_CARD.md
 """
