@@ -155,11 +155,13 @@ def card(box: Path) -> str:
 
 _CARD = """# The detector that comes with vd
 
-What it is: EfficientNet-Lite0, of which blocks 5 to 15 and the last convolution were adapted
-to motion images (the difference of two frames a tenth of a second apart, 160 × 160 pixels,
-eight a second), the mean over frames, and a linear read-out. `vd predict FILE` uses it when
-no `--checkpoint-dir` is given. {size} MB; weights are stored as float16, and every figure here
-is of these rounded weights. `python experiments/pretrained.py` made it.
+What it is: two networks EfficientNet-Lite0 on images of 160 × 160 pixels, eight frames a
+second. Of one, blocks 5 to 15 and the last convolution were adapted to motion (the difference
+of two frames a tenth of a second apart). The other, as it was trained on ImageNet, sees the
+square with the most motion. A linear map of each clip's mean and deviation over its frames
+reads both. `vd predict FILE` uses it when no `--checkpoint-dir` is given. {size} MB; weights
+are stored as float16, and every figure here is of these rounded weights.
+`python experiments/pretrained.py` made it.
 
 ## Data
 
@@ -185,10 +187,10 @@ recording in two of them, one seed. 95 % intervals over source recordings in bra
 
 Temperature and threshold ({threshold}) were fitted on the same logits, so accuracy, recalls
 and ECE flatter a little; the AUC does not depend on them. `predictions_val.csv` has the
-logits. The settings were fixed beforehand; one other way of adapting, in five variants, was
-tried on inner folds of one training part and was no better. On the same folds a linear probe
-on the frozen network's RGB, motion and square has 80.4 % and 0.901 (docs/results.md), at six
-times the network's work, by arithmetic.
+logits. The pair of streams had the highest AUC of ten sums on inner folds of the same clips
+(docs/results.md, "Adapted backbone"), which flatters too. On these five folds a linear probe
+on the frozen network's RGB, motion and square has 80.4 % and 0.901 (docs/results.md), at
+three times the network's work, by arithmetic.
 
 ## What it must not be used for
 

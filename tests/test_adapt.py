@@ -268,7 +268,7 @@ def test_an_adapted_run_is_exported(adapted, tmp_path):
 def test_a_cross_validation_adapts_once_a_fold(tmp_path, clips):
     vd(
         "crossval", "--adapt", "--dataset-path", clips, "--cache-dir", tmp_path / "cache",
-        "--checkpoint-dir", tmp_path / "cv", "--folds", 2, *FEW,
+        "--checkpoint-dir", tmp_path / "cv", "--folds", 2, *FEW, "--frozen-streams",
     )  # fmt: skip
     result = json.loads((tmp_path / "cv" / "crossval.json").read_text())
     assert (result["n"], result["folds"]) == (32, 2)

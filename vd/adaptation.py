@@ -205,12 +205,15 @@ def read_results(
     from vd.training.adapt import inner_parts
     from vd.training.readout import read_together
 
-    inner = [result.inner for result in results if result.inner is not None]
+    inner, held = None, []
+    if "val" not in sets:
+        inner = [result.inner for result in results if result.inner is not None]
+        held = inner_parts(sets["train"].videos, config)
     return read_together(
         [result.adapted.read_out for result in results],
-        None if "val" in sets else inner,
+        inner,
         sets,
-        inner_parts(sets["train"].videos, config),
+        held,
     )
 
 
