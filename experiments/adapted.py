@@ -50,6 +50,7 @@ from vd.config import (
 )
 from vd.console import say
 from vd.data.splits import for_folds
+from vd.errors import VdError
 from vd.metrics.binary import shown
 from vd.metrics.intervals import interval
 
@@ -166,11 +167,15 @@ class Study:
     def logits(self, part: Part, folder: str) -> Any:
         """Logits of a part's clips by what was trained on the others."""
         if self.setting in PROBES:
-            from vd.training.regression import fit_regression, pooled
+            from vd.training.regression import (
+                fit_regression,
+                pooled,
+                regression_logits,
+            )
 
             train, test = self.data.part(part.train), self.data.part(part.test)
             fitted = fit_regression(pooled(train), train.labels_N.astype(int))
-            return fitted.decision_function(pooled(test))
+            return regression_logits(fitted, pooled(test))
         clips = self.data.part([*part.train, *part.test])
         path = self.config.run.checkpoint_dir.parents[1] / folder
         return self.adaptation().held_out_logits(clips, part.test, path)[0]
@@ -206,7 +211,7 @@ def with_frozen(config: Config, settings: AdaptConfig | None) -> Config:
 
 def file_name(key: Line, split_seed: int) -> str:
     """Name of the folder of an adaptation that is under way."""
-    parts = *(str(key[name]) for name in list(key)[1:]), str(split_seed)
+    parts = *(str(value) for value in key.values()), str(split_seed)
     return "_".join(parts).replace(" ", "-")
 
 
@@ -228,6 +233,8 @@ def print_tables(lines: Path, dataset: str) -> None:
         results = read_results(lines, named(dataset, split_seed))
         if results is not None:
             by_seed[split_seed] = results
+    if 0 not in by_seed:
+        raise VdError(f"{lines} has no line of {dataset}, split seed 0; run that first.")
     names = [*PROBES, *ADAPTED]
     print(_INNER_HEAD)
     for row in [(name,) for name in names] + list(SUMS):

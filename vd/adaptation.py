@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vd.config import AdaptConfig, BackboneConfig, Config, StreamName
@@ -23,7 +22,6 @@ from vd.errors import VdError
 from vd.experiment import (
     Opened,
     check,
-    check_backbone,
     evaluate_and_report,
     finished_result,
     judging_clips,
@@ -51,6 +49,14 @@ class StreamResult(NamedTuple):
     inner: "InnerFolds | None"
 
 
+class Clips(NamedTuple):
+    """What the adaptations to all streams share of a data set."""
+
+    parts: dict[str, list[Video]]  # by split; without "val", inner folds calibrate
+    rows: Mapping[str, Row]  # what a network's file says of each clip
+    inner: list[list[Video]]  # inner folds of the training part
+
+
 def adapt(config: Config, settings: AdaptConfig) -> dict[str, Any]:
     """Adapt networks, then evaluate the run whose head reads them out.
 
@@ -61,7 +67,8 @@ def adapt(config: Config, settings: AdaptConfig) -> dict[str, Any]:
 
     check_adaptation(config, settings)
     images = image_config(config, settings, settings.streams[0])
-    data = prepare(images, check=partial(check_backbone, images))
+    # before the images are extracted; these have seen nothing
+    data = prepare(images, check=lambda videos, _: check_parts(config, videos))
     with lock(config.run.checkpoint_dir / ".lock", "vd adapt"):
         if data.videos != data.given:
             keep_splits(data.videos, config)
@@ -89,53 +96,71 @@ def check_adaptation(config: Config, settings: AdaptConfig) -> None:
 def check_parts(config: Config, videos: Sequence[Video]) -> None:
     """Raise `VdError` when an adaptation would see what calibrates or tests its run.
 
-    `videos` are the usable clips with their splits.
+    `videos` are the readable ones with their splits; one that cannot be decoded trains
+    nothing.
     """
     from vd.training.refit import parts_to_use
 
     clips = parts_to_use(config, run_folder.parts_of(videos))
     where = config.data, config.decode
-    rows = seen_rows(clips["train"], (), clip_rows(videos, *where))
-    for seen in find_seen(rows, videos, *where):
+    rows = clip_rows(videos, *where)
+    trained = [video for video in clips["train"] if video.id in rows]
+    for seen in find_seen(seen_rows(trained, (), rows), videos, *where):
         check_apart(seen, judging_clips(config, videos, adapted=True))
 
 
+def clips_of(config: Config, data: Data) -> Clips:
+    """The clips that a run adapts on; their near duplicates are looked for once."""
+    from vd.training.adapt import inner_parts
+    from vd.training.refit import parts_to_use
+
+    parts = parts_to_use(config, data.parts())
+    rows = clip_rows(data.ledger.usable(), config.data, config.decode)
+    return Clips(
+        parts, rows, [] if "val" in parts else inner_parts(parts["train"], config)
+    )
+
+
 def adapt_prepared(config: Config, settings: AdaptConfig, data: Data) -> dict[str, Any]:
-    """`adapt` of a data set that is known; the caller holds the run's lock."""
+    """`adapt` of a data set that `check_parts` accepts; the caller holds the run's lock."""
     from vd.training.adapt import adapter_plugins, image_config
     from vd.training.feature_set import FeatureSet
     from vd.training.readout import write_read_out
-    from vd.training.refit import parts_to_use
 
     run_dir = config.run.checkpoint_dir
     if config.run.fresh:
         run_folder.clear(run_dir)
-    usable = data.ledger.usable()
-    rows = clip_rows(usable, config.data, config.decode)
-    results = []
+    clips, results = clips_of(config, data), []
     for stream in settings.streams:
         images = image_config(config, settings, stream)
         of_stream = with_features(images, data)
-        opened = open_run(images, adapter_plugins(settings, stream), of_stream)
+        plugins = adapter_plugins(settings, stream)
+        opened = open_run(images, plugins, of_stream, adapted=settings)
         assert opened is not None  # an adaptation is never finished by itself
         if run_folder.is_finished(run_dir):
+            drop_checkpoints(config)
             return finished_result(run_dir)
-        check_parts(config, usable)
-        results.append(adapt_stream(images, settings, stream, of_stream, opened, rows))
+        results.append(adapt_stream(images, settings, stream, of_stream, opened, clips))
     config, data = adapted_features(config, settings, data, results)
     opened = open_run(config, BUILT_IN, data, adapted=settings)
     assert opened is not None
     write_metrics(config, settings)
-    parts = parts_to_use(config, data.parts()).items()
-    sets = {split: FeatureSet(clips, data.store) for split, clips in parts}
-    read_out = read_results(config, results, sets)
+    sets = {
+        split: FeatureSet(videos, data.store) for split, videos in clips.parts.items()
+    }
+    read_out = read_results(results, sets, clips.inner)
     params = write_read_out(run_dir, read_out.linear, config.training.epochs)
     result = evaluate_and_report(
         config, BUILT_IN, sets, params, read_out.inner, read_out.scale, adapted=True
     )
-    for stream in settings.streams:  # only a run that is not finished needs them
-        shutil.rmtree(run_dir / "adaptation" / stream / "checkpoints")
+    drop_checkpoints(config)
     return result
+
+
+def drop_checkpoints(config: Config) -> None:
+    """Delete those of the adaptations, which only a run that is not finished needs."""
+    for folder in (config.run.checkpoint_dir / "adaptation").glob("*/checkpoints"):
+        shutil.rmtree(folder)
 
 
 def with_features(config: Config, data: Data) -> Data:
@@ -144,9 +169,10 @@ def with_features(config: Config, data: Data) -> Data:
     from vd.features.extract import extract
 
     backbone = find_backbone(config.backbone)
-    usable = data.ledger.usable()
-    *_, seen = seen_by(backbone, usable, config)
-    store, _ = extract(usable, config, backbone)
+    *_, seen = seen_by(backbone, data.ledger.usable(), config)
+    store, _ = extract(
+        data.videos, config, backbone
+    )  # the ledger lists broken ones too
     return data._replace(store=store, backbone=backbone, seen=seen)
 
 
@@ -156,24 +182,22 @@ def adapt_stream(
     stream: StreamName,
     data: Data,
     opened: Opened,
-    rows: Mapping[str, Row],
+    clips: Clips,
 ) -> StreamResult:
-    """Adapt a network to the images of a stream, or go on; `rows` as in `Adaptation`."""
+    """Adapt a network to the images of a stream, or go on."""
     from vd.training.adapt import Adaptation
     from vd.training.feature_set import TRAINED_SHARE, FeatureSet
-    from vd.training.refit import parts_to_use
 
     if len(settings.streams) > 1:
         say(f"{stream}:")
-    clips = parts_to_use(images, data.parts())
-    train_set = FeatureSet(clips["train"], data.store, share=TRAINED_SHARE)
+    train_set = FeatureSet(clips.parts["train"], data.store, share=TRAINED_SHARE)
     adaptation = Adaptation(
         images, settings, stream, images.run.checkpoint_dir, opened.devices,
-        opened.batch_size, rows,
+        opened.batch_size, clips.rows,
     )  # fmt: skip
-    if "val" in clips:
+    if "val" in clips.parts:
         return StreamResult(adaptation.on_all(train_set), None)
-    return StreamResult(*adaptation.with_inner_folds(train_set))
+    return StreamResult(*adaptation.with_inner_folds(train_set, clips.inner))
 
 
 def adapted_features(
@@ -199,22 +223,16 @@ def adapted_features(
 
 
 def read_results(
-    config: Config, results: Sequence[StreamResult], sets: "dict[str, FeatureSet]"
+    results: Sequence[StreamResult],
+    sets: "dict[str, FeatureSet]",
+    held: Sequence[Sequence[Video]],
 ) -> "ReadOut":
-    """The read-out of `adapted_features` in `sets`."""
-    from vd.training.adapt import inner_parts
+    """The read-out of `adapted_features` in `sets`; `held` are the inner folds."""
     from vd.training.readout import read_together
 
-    inner, held = None, []
-    if "val" not in sets:
-        inner = [result.inner for result in results if result.inner is not None]
-        held = inner_parts(sets["train"].videos, config)
-    return read_together(
-        [result.adapted.read_out for result in results],
-        inner,
-        sets,
-        held,
-    )
+    inner = [result.inner for result in results if result.inner is not None]
+    parts = [result.adapted.read_out for result in results]
+    return read_together(parts, None if "val" in sets else inner, sets, held)
 
 
 def write_metrics(config: Config, settings: AdaptConfig) -> None:

@@ -12,7 +12,7 @@ members of each are tested on all others: a matrix.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -261,11 +261,15 @@ def crossval_adapted(
     members = list(member_configs(config, grid, folds))
     for member in members:
         check_adaptation(member.config, settings)
+    split_seed = config.splits.split_seed
+
+    def check_folds(videos: Sequence[Video], _: Seen) -> None:
+        for fold in fold_splits(videos, folds, split_seed):
+            check_parts(config, fold)
+
     first = image_config(members[0].config, settings, settings.streams[0])
-    data = prepare(first, for_folds, check=partial(check_backbone, first))
-    by_fold = list(fold_splits(data.ledger.usable(), folds, config.splits.split_seed))
-    for videos in by_fold:  # before the first is adapted
-        check_parts(first, videos)
+    data = prepare(first, for_folds, check=check_folds)
+    by_fold = list(fold_splits(data.ledger.usable(), folds, split_seed))
     with lock(folder / ".lock", "vd crossval"):
         for member in members:
             say(f"{member.name}:")

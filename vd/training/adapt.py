@@ -125,13 +125,14 @@ class Adaptation(NamedTuple):
     batch_size: int
     rows: Mapping[str, SeenRow]
 
-    def with_inner_folds(self, clips: FeatureSet) -> tuple[Adapted, InnerFolds]:
-        """Adapt on the other inner folds of each, then on all clips; can be continued.
+    def with_inner_folds(
+        self, clips: FeatureSet, held: Sequence[Sequence[Video]]
+    ) -> tuple[Adapted, InnerFolds]:
+        """Adapt on all clips but each inner fold, then on all; can be continued.
 
-        The logits of a fold are those of the network that has not seen it. With too few
-        groups for inner folds there are none.
+        `held` are the inner folds, none with too few groups for them. The logits of a fold
+        are those of the network that has not seen it.
         """
-        held = inner_parts(clips.videos, self.config)
         if held:
             say(
                 f"adapting {len(held) + 1} times: once without each of {len(held)} inner "
@@ -149,7 +150,7 @@ class Adaptation(NamedTuple):
             fold_N[places] = fold
             folder = self._folder(fold)
             logits_2xN[:, places] = self.held_out_logits(clips, part, folder)
-            for n, logit_W in zip(places, read_windows(folder), strict=True):
+            for n, logit_W in zip(places, read_windows(folder, part), strict=True):
                 windows[n] = logit_W
         earlier = [
             row
@@ -251,8 +252,13 @@ def write_windows(
     write_csv(folder / "windows.csv", rows)
 
 
-def read_windows(folder: Path) -> list[Float64[np.ndarray, " W"]]:
-    """What `write_windows` wrote, in the order of its clips."""
+def read_windows(
+    folder: Path, videos: Sequence[Video]
+) -> list[Float64[np.ndarray, " W"]]:
+    """What `write_windows` wrote, in the order of `videos`."""
     rows = read_csv(folder / "windows.csv")
-    clips = groupby(rows, lambda row: row["path"])
-    return [np.array([float(row["logit"]) for row in own]) for _, own in clips]
+    of_clip = {
+        name: np.array([float(row["logit"]) for row in own])
+        for name, own in groupby(rows, lambda row: row["path"])
+    }
+    return [of_clip[video.name] for video in videos]
