@@ -234,7 +234,9 @@ def print_tables(lines: Path, dataset: str) -> None:
         if results is not None:
             by_seed[split_seed] = results
     if 0 not in by_seed:
-        raise VdError(f"{lines} has no line of {dataset}, split seed 0; run that first.")
+        raise VdError(
+            f"{lines} has no line of {dataset}, split seed 0; run that first."
+        )
     names = [*PROBES, *ADAPTED]
     print(_INNER_HEAD)
     for row in [(name,) for name in names] + list(SUMS):

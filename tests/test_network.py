@@ -108,22 +108,6 @@ def test_a_file_of_the_built_in_network_gives_its_features_to_the_bit(tmp_path, 
     np.testing.assert_array_equal(of_file, built_in)
 
 
-def test_a_file_of_the_former_format_is_read(tmp_path, adapted):
-    fields = {
-        "format": 1, "variant": LITE0, "size": 32, "quantized": False,
-        "streams": ["motion"], "ranges": None, "seen": SEEN,
-    }  # fmt: skip
-    text = np.frombuffer(json.dumps(fields).encode(), np.uint8)
-    np.savez(tmp_path / "old.npz", network=text, **adapted.parameters)
-    (found,) = read_networks(tmp_path / "old.npz")
-    assert replace(found, parameters={}).__dict__ == (
-        replace(adapted, parameters={}).__dict__
-    )
-    for name, value in adapted.parameters.items():
-        np.testing.assert_array_equal(found.parameters[name], value)
-    assert backbone_of(tmp_path / "old.npz").frames.streams == ("motion",)
-
-
 @pytest.fixture
 def three(tmp_path, lite0, adapted):
     """Files of three networks, and of each alone; the third reads what both others read."""
@@ -306,7 +290,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, adapted, damage, words):
         ({"size": 160.5}, "its size is 160.5"),
         ({"quantized": True}, "computes in 8 bits and has no ranges"),
         ({"ranges": {"block0_project": [-1, 1]}}, "its ranges are not those of"),
-        ({"format": 3}, "another format than 1 and 2"),
+        ({"format": 1}, "another format than 2"),
         ({"colour": "red"}, "unexpected keyword"),
         ({"streams": ["smell"]}, "the stream 'smell', which is none of rgb, motion"),
     ],

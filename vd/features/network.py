@@ -28,7 +28,6 @@ from vd.features.efficientnet import (
 from vd.files import write_bytes
 
 _FORMAT = 2  # of the file
-_OF_ONE = 1  # the format of before: one network, whose arrays have no number
 _FIELDS = "network"  # name of the array with the JSON text
 _MOST_PIXELS = 4096  # side of an image
 
@@ -116,12 +115,10 @@ def read_networks(path: Path) -> tuple[Network, ...]:
         with np.load(content, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive}
         described = json.loads(arrays.pop(_FIELDS).tobytes())
-        form = described.pop("format")
-        if form in (_OF_ONE, _FORMAT):
-            listed = [described] if form == _OF_ONE else described["networks"]
+        if described["format"] == _FORMAT:
             networks = []
-            for number, own in enumerate(listed):
-                prefix = "" if form == _OF_ONE else _prefix(number)
+            for number, own in enumerate(described["networks"]):
+                prefix = _prefix(number)
                 named = [name for name in arrays if name.startswith(prefix)]
                 parameters = {n.removeprefix(prefix): arrays.pop(n) for n in named}
                 own["streams"] = tuple(own["streams"])
@@ -137,8 +134,8 @@ def read_networks(path: Path) -> tuple[Network, ...]:
             "or put back a copy."
         ) from error
     raise VdError(
-        f"{path} has another format than {_OF_ONE} and {_FORMAT}, which this version of vd "
-        "reads; use the version that wrote it, or write it again."
+        f"{path} has another format than {_FORMAT}, which this version of vd reads; "
+        "use the version that wrote it, or write it again."
     )
 
 
