@@ -16,8 +16,9 @@ backbone, windows and events. The peers:
 
 Each line has `idle`, the share of the cores' time in which ours computed nothing.
 
-With `--memory-minutes`, of 5 or more, a line says how much memory all processes hold while so long a
-recording is predicted: `theirs` at a tenth of it, `ours` at its end, `tenths` at each tenth.
+With `--memory-minutes`, of 5 or more, a line says how much memory all processes hold while so
+long a recording is predicted: `theirs` at a tenth of it, `ours` at its end, `tenths` at each
+tenth.
 """
 
 import json
