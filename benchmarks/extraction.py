@@ -13,10 +13,11 @@ view, through the float32 network. The peers:
   cores, OpenCV, the same frames and views, the same network in torch channels-last; on
   a GPU, where there is one, in bfloat16; left out where torch is not installed
 - fast, box: theirs is the default preset (RGB, motion and square of 224 pixels), here `ours`
-  is `--feature-preset fast`, and the network of the detector in the box
+  is `--feature-preset fast`, and the networks of the detector in the box
 - default_torch: here `ours` is the default preset, theirs torch on two of its three streams
 
-Each line has `idle`, the share of the cores' time in which ours computed nothing.
+Lines whose `ours` is that run of `vd extract` have `idle`, the share of the cores' time in
+which it computed nothing.
 """
 
 import json
@@ -162,8 +163,9 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
             "ours": round(mine, 3),
             "theirs": round(theirs, 3),
             "ratio": round(mine / theirs, 3),
-            "idle": round(median(idle), 3),
         }
+        if mine is ours:
+            line["idle"] = round(median(idle), 3)
         print(json.dumps(line), flush=True)
 
 

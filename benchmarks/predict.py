@@ -16,8 +16,9 @@ backbone, windows and events. The peers:
 
 Each line has `idle`, the share of the cores' time in which ours computed nothing.
 
-With `--memory-minutes` a line says how much memory all processes hold while so long a
-recording is predicted: `theirs` at a tenth of it, `ours` at its end, `tenths` at each tenth.
+With `--memory-minutes`, of 5 or more, a line says how much memory all processes hold while so
+long a recording is predicted: `theirs` at a tenth of it, `ours` at its end, `tenths` at each
+tenth.
 """
 
 import json
@@ -48,6 +49,7 @@ from vd.predict.recording import Prediction
 
 RATE, WIDTH, HEIGHT = 25, 640, 360
 RENDERED_SECONDS, PROBE_SECONDS = 10, 60
+LEAST_MEMORY_MINUTES = 5
 
 
 def main(
@@ -59,6 +61,11 @@ def main(
     memory_minutes: float = 0.0,
 ) -> None:
     """A JSON line a peer; what is written into `folder` is removed at the end."""
+    if 0 < memory_minutes < LEAST_MEMORY_MINUTES:
+        raise SystemExit(
+            f"--memory-minutes {memory_minutes:g} is too short for tenths, as progress "
+            f"comes every few seconds; give {LEAST_MEMORY_MINUTES} or more."
+        )
     with scratch(folder):
         folder.mkdir(parents=True, exist_ok=True)
         short = render(folder / "short.mp4")
@@ -75,13 +82,13 @@ def main(
             print(json.dumps(line), flush=True)
 
 
-def render(path: Path) -> Path:
-    """Two drawn figures, coded as most video is: x264's defaults."""
+def render(path: Path, options: dict[str, str] | None = None) -> Path:
+    """Two drawn figures, coded as most video is, by x264's defaults, or with its options."""
     rng = np.random.default_rng(0)
     phase_F = np.arange(RENDERED_SECONDS * RATE) / RATE
     images = draw_frames(rng, WIDTH, HEIGHT, random_poses(rng, phase_F))
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", RATE)
+        stream = container.add_stream("libx264", RATE, options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for image_HxWx3 in images:
             frame = av.VideoFrame.from_ndarray(image_HxWx3, "rgb24")

@@ -27,9 +27,9 @@ import av
 import numpy as np
 import tyro
 
+from benchmarks.predict import RATE, RENDERED_SECONDS, render
 from benchmarks.scratch import scratch
 from experiments.rendering.clips import render_dataset
-from experiments.rendering.figures import draw_frames, random_poses
 from vd.config import (
     PRETRAINED,
     BackboneConfig,
@@ -45,8 +45,9 @@ from vd.experiment import run
 from vd.predict.predictor import Predictor, load
 from vd.predict.watch import watch
 
-RATE, WIDTH, HEIGHT = 25, 640, 360
-RENDERED_SECONDS, LATE_SECONDS = 10, 2.0
+LATE_SECONDS = 2.0
+# as a camera codes: no B-frames, a key frame every two seconds
+CAMERA_CODING = {"bf": "0", "g": str(2 * RATE)}
 CLIPS = {"train": 8, "val": 4, "test": 4}
 
 
@@ -61,28 +62,13 @@ def main(
     """JSON lines of each detector; what is written into `folder` is removed at the end."""
     with scratch(folder):
         folder.mkdir(parents=True)
-        video = render(folder / "video.mp4")
+        video = render(folder / "video.mp4", CAMERA_CODING)
         runs: dict[str, Path] = {"in the box": PRETRAINED}
         runs |= {preset: train(folder, preset) for preset in presets}
         for name, run_dir in runs.items():
             site = Site(load(run_dir), video, seconds, settle_seconds)
             for line in lines(site, cameras, most_cameras):
                 print(json.dumps(line | {"detector": name}), flush=True)
-
-
-def render(path: Path) -> Path:
-    """Two drawn figures, coded as a camera does: no B-frames, a key frame every two seconds."""
-    rng = np.random.default_rng(0)
-    phase_F = np.arange(RENDERED_SECONDS * RATE) / RATE
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", RATE)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.max_b_frames, stream.gop_size = 0, 2 * RATE
-        for image_HxWx3 in draw_frames(rng, WIDTH, HEIGHT, random_poses(rng, phase_F)):
-            frame = av.VideoFrame.from_ndarray(image_HxWx3, "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def train(folder: Path, preset: PresetName) -> Path:
@@ -172,6 +158,13 @@ class Site:
             sum(last[source][key] - first[source][key] for source in last)
             for key in ("dropped", "frames")
         )
+        measured = {name for name in first if last[name] is not first[name]}
+        if len(measured) < cameras or not frames + dropped:
+            raise SystemExit(
+                f"--seconds {self._seconds:g}: one of {cameras} cameras gave fewer than two "
+                "statuses after --settle-seconds, or no image pair came between; watch for "
+                "longer."
+            )
         return Seen(frames / (frames + dropped), median(lags), max(lags))
 
     def largest(self, counts: Sequence[int], most: int) -> int:

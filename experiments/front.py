@@ -72,14 +72,14 @@ def main(
         raise VdError(
             f"{lines} has no line of {dataset}; run the study without --table."
         )
-    made = list(rows(results, read_rates(lines, dataset)))
-    print(table_of(made))
+    points = list(rows(results, read_rates(lines, dataset)))
+    print(table_of(points))
     if plot is not None:
-        if not all(row.rates for row in made):
+        if not all(row.rates for row in points):
             raise VdError(f"--plot: {lines} has no videos/s; run with --speed first.")
-        rates = np.array([row.rates.extraction for row in made if row.rates])
-        points, auc = [row.point for row in made], np.array([row.auc for row in made])
-        save(front_figure(points, rates, auc), plot)
+        rates = np.array([row.rates.extraction for row in points if row.rates])
+        auc = np.array([row.auc for row in points])
+        save(front_figure([row.point for row in points], rates, auc), plot)
     return 0
 
 
@@ -107,11 +107,11 @@ def run(lines: Path, dataset: str, dataset_path: Path, cache_dir: Path) -> None:
 
 def statistics(data: "FeatureSet") -> Float32[np.ndarray, "V N 2 S D"]:
     """Mean and deviation over each clip's frames, stream by stream."""
-    made = [
+    values = [
         [mean_and_deviation(data.read(n, view)[None])[0] for n in range(len(data))]
         for view in range(data.views)
     ]
-    return np.array(made).reshape(data.views, len(data), 2, data.store.streams, -1)
+    return np.array(values).reshape(data.views, len(data), 2, data.store.streams, -1)
 
 
 def run_point(

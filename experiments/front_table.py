@@ -65,22 +65,22 @@ class Row(NamedTuple):
 def rows(results: Results, rates: dict[str, Rates]) -> Iterator[Row]:
     """The points whose inner folds are all there."""
     for point in POINTS:
-        found = [
+        every = [
             inner_lines(results, point.name, outer, 0) for outer in outers(results)
         ]
-        parts = [lines for lines in found if lines is not None]
-        if len(parts) == len(found):
+        parts = [lines for lines in every if lines is not None]
+        if len(parts) == len(every):
             figures = np.array([scores(scored(results, lines)) for lines in parts])
             images = parts[0][0]["images"]
             yield Row(point, images, figures, rates.get(point.name))
 
 
-def table_of(made: Sequence[Row]) -> str:
+def table_of(points: Sequence[Row]) -> str:
     """A line a point: mean ± deviation over outer training parts, and videos/s if timed."""
-    timed = all(row.rates for row in made)
+    timed = all(row.rates for row in points)
     written = [_HEAD.format(*(_SPEED_HEAD, "---|" * 3) if timed else ("", ""))]
-    default = next(row for row in made if row.point == DEFAULT)
-    for row in made:
+    default = next(row for row in points if row.point == DEFAULT)
+    for row in points:
         gain_O = row.parts[:, 0] - default.parts[:, 0]
         name = row.point.name
         name += f" (`{row.point.preset}`)" if row.point.preset else ""

@@ -69,8 +69,8 @@ def main(
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
     parts, paths = list[list[Part]](), list[Path]()
-    for group, order in sorted(orders(videos, rng).items()):
-        paths.append(out / f"{group.replace('/', '_')}.mp4")
+    for number, (group, order) in enumerate(sorted(orders(videos, rng).items()), 1):
+        paths.append(out / f"{number}-{group.replace('/', '_')}.mp4")
         parts.append(join(order, paths[-1]))
     write_csv(out / "truth.csv", [p._asdict() for own in parts for p in own])
     events = EventConfig(stride_seconds=stride_seconds)
@@ -205,8 +205,9 @@ def line(
         )
         violent = [(p.start, p.end) for p in own if p.label == CLASSES[1]]
         true = np.array(violent)
-        counts.append(count_events(spans, score, alarm, true))
-        false = spans[match_events(spans, score, true) < 0]
+        matched = match_events(spans, score, true)
+        counts.append(count_events(matched, alarm, true))
+        false = spans[matched < 0]
         inside = [b.start for a, b in pairwise(own) if a.label == b.label == CLASSES[0]]
         joins += len(inside)
         alarmed += sum(any(start <= at < end for start, end in false) for at in inside)

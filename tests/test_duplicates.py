@@ -222,6 +222,14 @@ def test_what_is_known_is_compared_with_the_others_alone():
     assert near_duplicates_of({}, others) == near_duplicates_of(known, {}) == set()
 
 
+def test_many_copies_do_not_hide_each_other_from_what_is_known():
+    video = moving(np.random.default_rng(13))
+    flat = {"flat": np.full((10, 16, 16), 7, np.uint8)}
+    copies = {str(n): video.copy() for n in range(40)}
+    assert near_duplicates_of({"seen": video}, copies) == copies.keys()
+    assert near_duplicates_of(flat, copies) == near_duplicates_of(copies, flat) == set()
+
+
 def test_a_fingerprint_as_text_loses_nothing():
     small = moving(np.random.default_rng(12))
     text = as_text(small)

@@ -39,21 +39,22 @@ def test_the_highest_takes_the_true_event_of_greatest_overlap():
 
 
 def test_figures_by_hand():
-    one = count_events(
-        spans((12, 22), (70, 75), (80, 85)), np.array([0.9, 0.8, 0.9]), np.array([13.0, 72, 82]),
-        spans((10, 20), (40, 50)),
-    )  # fmt: skip
-    assert one == EventCounts(true=2, found=1, false_alarms=2, delays=(3.0,))
-    other = count_events(
-        spans((4, 9)), np.array([0.5]), np.array([4.5]), spans((5, 9), (20, 21))
+    true = spans((10, 20), (40, 50))
+    matched = match_events(
+        spans((12, 22), (70, 75), (80, 85)), np.array([0.9, 0.8, 0.9]), true
     )
+    one = count_events(matched, np.array([13.0, 72, 82]), true)
+    assert one == EventCounts(true=2, found=1, false_alarms=2, delays=(3.0,))
+    true = spans((5, 9), (20, 21))
+    matched = match_events(spans((4, 9)), np.array([0.5]), true)
+    other = count_events(matched, np.array([4.5]), true)
     assert other == EventCounts(2, 1, 0, (-0.5,))
     scores = event_scores([one, other], hours=0.5)
     assert scores == (0.5, 4.0, 1.25)
 
 
 def test_what_is_not_defined_is_none():
-    nothing = count_events(spans(), np.zeros(0), np.zeros(0), spans())
+    nothing = count_events(np.zeros(0, int), np.zeros(0), spans())
     assert nothing == EventCounts(0, 0, 0, ())
     assert event_scores([nothing], 0.0) == (None, None, None)
     assert event_scores([EventCounts(3, 0, 0, ())], 1.0) == (0.0, 0.0, None)
@@ -79,7 +80,7 @@ def test_matching_is_one_to_one_and_leaves_no_pair_that_could_match(
             assert iou[index, best] >= max(least, 1e-9)
         else:
             assert all(iou[index, t] < least or iou[index, t] == 0 for t in free)
-    count = count_events(predicted, score, np.zeros(len(score)), true, least)
+    count = count_events(matched, np.zeros(len(score)), true)
     assert count.found + count.false_alarms == len(predicted)
     later = match_events(predicted + 7, score, true + 7, least)
     assert later.tolist() == matched.tolist()
@@ -87,5 +88,6 @@ def test_matching_is_one_to_one_and_leaves_no_pair_that_could_match(
 
 def test_the_truth_itself_has_no_fault():
     true = spans((0, 1), (2, 4), (4, 9))
-    counts = count_events(true, np.ones(3), true[:, 0], true, least_iou=1.0)
+    matched = match_events(true, np.ones(3), true, least_iou=1.0)
+    counts = count_events(matched, true[:, 0], true)
     assert event_scores([counts], 1.0) == pytest.approx((1.0, 0.0, 0.0))

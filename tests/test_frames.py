@@ -1,6 +1,8 @@
 """Prediction of frames that a program has decoded itself."""
 
+import json
 import weakref
+from fractions import Fraction
 
 import nbformat
 import numpy as np
@@ -69,6 +71,13 @@ def test_frames_are_taken_once_and_not_kept(detector):
     prediction = only(detector.predict(frames(), fps=20))
     assert (taken, prediction.outcome.frames, prediction.duration) == (400, 400, 20.0)
     assert most <= 3
+
+
+@pytest.mark.parametrize("fps", [Fraction(30000, 1001), np.float32(25)])
+def test_a_rate_may_be_any_number(detector, fps):
+    prediction = only(detector.predict(noisy_frames(60), fps))
+    duration = json.loads(json.dumps(prediction.to_dict()))["duration"]
+    assert duration == pytest.approx(60 / float(fps))
 
 
 def test_too_few_frames_are_too_short(detector):

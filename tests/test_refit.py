@@ -17,6 +17,7 @@ from tests.command_line import train as train_command
 from tests.fabricated import make_set, make_videos, numbers_config, same_leaves
 from vd.config import Config, DataConfig, TrainingConfig
 from vd.devices import prepare_jax
+from vd.errors import VdError
 from vd.files import read_csv
 from vd.metrics.calibration import Calibration, false_alarm_threshold
 from vd.models.plugins import BUILT_IN
@@ -24,7 +25,13 @@ from vd.models.scoring import score
 from vd.training import refit
 from vd.training.log import read_metrics
 from vd.training.loop import Phase, train
-from vd.training.refit import inner_folds, refits, train_with_inner_folds
+from vd.training.refit import (
+    inner_folds,
+    read_logits,
+    refits,
+    train_with_inner_folds,
+    write_logits,
+)
 
 
 def how():
@@ -75,6 +82,14 @@ def test_few_clips_or_groups_take_inner_folds_by_themselves():
     assert refits(config, one_each[1:])
     assert refits(config, [replace(v, group=v.id[-1]) for v in one_each])
     assert not refits(Config(DataConfig(".")), one_each[:30])
+
+
+def test_logits_of_other_clips_are_refused(tmp_path):
+    path, videos = tmp_path / "logits.csv", make_videos(2)
+    write_logits(path, videos, np.array([1.0, 2.0]), [np.array([3.0, 4.0])] * 2)
+    assert read_logits(path, videos).tolist() == [[1, 2], [4, 4]]
+    with pytest.raises(VdError, match="logits of other clips"):
+        read_logits(path, videos[::-1])
 
 
 @pytest.mark.slow

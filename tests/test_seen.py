@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from benchmarks.copies import read_video
@@ -20,6 +21,7 @@ from vd.config import (
     TrainingConfig,
 )
 from vd.data.catalog import identify
+from vd.data.fingerprints import as_text
 from vd.data.ledger import Entry, Ledger
 from vd.data.manifest import read_manifest
 from vd.data.outcome import Outcome
@@ -122,6 +124,14 @@ def test_a_group_counts_in_its_own_data_set_or_with_a_seen_content(videos):
     assert not seen_of(rows, other).among(other)
     mixed = [replace(video, group="z") for video in (*other, grouped[0])]
     assert seen_of(rows, mixed).among(mixed) == mixed
+
+
+def test_clips_that_cannot_be_compared_are_counted(tmp_path, videos, capsys):
+    rows = plain_rows(videos[:1], (), videos)
+    small = as_text(np.full((8, 16, 16), 7, np.uint8))
+    rows["trained_on"][0] = rows["trained_on"][0] | {"fingerprint": small}
+    assert not seen_of(rows, videos, tmp_path / "cache").copies  # the files are gone
+    assert "11 clips could not be compared" in capsys.readouterr().err
 
 
 def test_a_run_judged_by_seen_clips_is_refused_in_a_sentence(tmp_path, videos):

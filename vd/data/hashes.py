@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 
 from vd.data.crops import sampling
 from vd.data.fingerprints import SIDE, Small
@@ -66,38 +66,45 @@ def near_hashes(videos: Sequence[Small], references: int = 0) -> Iterator[Hits]:
     frames, changes = _hashes(videos, False), _hashes(videos, True)
     crops = _crop_hashes(videos)
     both = _Hashes(*map(np.concatenate, zip(changes, crops, strict=True)))
-    whole_N = both.origins_Nx3[:, 1] == WHOLE
-    distance_N = np.where(whole_N, _CHANGE_DISTANCE, _CROP_DISTANCE)
-    numbers = np.arange(len(videos))
-    part_V = numbers >= len(videos) - references if references else numbers
-    of_frames = _near(
-        frames, frames, np.full(len(frames.codes_Nx16), _FRAME_DISTANCE), part_V
-    )
-    of_changes = _near(both, changes, distance_N, part_V)
-    table = np.unique(np.concatenate([of_frames, of_changes]), axis=0)
+    last_V = np.arange(len(videos)) >= len(videos) - references
+    every_V = np.ones(len(videos), bool)
+    sides = [(last_V, ~last_V), (~last_V, last_V)] if references else [(every_V,) * 2]
+    tables = [
+        _near(_of(stored, stored_V), _of(queries, queries_V), distance)
+        for stored, queries, distance in (
+            (frames, frames, _FRAME_DISTANCE),
+            (both, changes, _CHANGE_DISTANCE),
+        )
+        for stored_V, queries_V in sides
+    ]
+    table = np.unique(np.concatenate(tables), axis=0)
     ends = np.flatnonzero(np.any(np.diff(table[:, :4], axis=0), axis=1)) + 1
     for part in np.split(table, ends) if len(table) else []:
         first, second, mirrored, window = part[0, :4].tolist()
         yield Hits(first, second, bool(mirrored), window, part[:, 4:])
 
 
-def _near(
-    stored: _Hashes,
-    queries: _Hashes,
-    distance_N: Int[np.ndarray, "N"],
-    part_V: np.ndarray,
-) -> Int[np.ndarray, "R 6"]:
-    """Stored hashes near a query or its mirror image, of videos of different parts.
+def _of(hashes: _Hashes, chosen_V: Bool[np.ndarray, " V"]) -> _Hashes:
+    """The hashes of some of the videos."""
+    chosen_N = chosen_V[hashes.origins_Nx3[:, 0]]
+    return _Hashes(hashes.codes_Nx16[chosen_N], hashes.origins_Nx3[chosen_N])
 
-    Columns: first and second video, mirrored, window of the first, frame of each.
+
+def _near(stored: _Hashes, queries: _Hashes, distance: int) -> Int[np.ndarray, "R 6"]:
+    """Stored hashes of other videos near a query or its mirror image.
+
+    `distance` is that of hashes of whole frames. Columns: first and second video, mirrored,
+    window of the first, frame of each.
     """
+    whole_N = stored.origins_Nx3[:, 1] == WHOLE
+    distance_N = np.where(whole_N, distance, _CROP_DISTANCE)
     codes = np.concatenate([queries.codes_Nx16, queries.codes_Nx16 ^ _MIRROR])
     rows, places = neighbours(stored.codes_Nx16, codes, distance_N)
     mirrored, asked = np.divmod(rows, max(len(queries.codes_Nx16), 1))
     first, window, first_frame = stored.origins_Nx3[places].T
     second, _, second_frame = queries.origins_Nx3[asked].T
     table = np.stack([first, second, mirrored, window, first_frame, second_frame], 1)
-    others = part_V[first] != part_V[second]
+    others = first != second
     rows, table = rows[others], table[others]
     # `rows` is sorted, and of each row the nearest come first
     table = table[np.arange(len(rows)) - np.searchsorted(rows, rows) < _NEAREST]

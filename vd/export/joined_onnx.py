@@ -23,8 +23,8 @@ def backbone_model(backbone: Backbone, dim: int) -> onnx.ModelProto:
     """`images`, uint8 N×side×side×3, to `features`, float32 N×`dim`.
 
     Of several networks the images are those of frames, N×S×side×side×3, and the features are
-    those of frames, N×K·`dim`. Raises `VdError` for a user's network that takes batches of one size only, or whose
-    operators are older than the detector's.
+    those of frames, N×K·`dim`. Raises `VdError` for a user's network that takes batches of
+    one size only, or whose operators are older than the detector's.
     """
     if len(backbone.networks) > 1:
         return _side_by_side(backbone, dim)

@@ -95,7 +95,7 @@ class Backbone:
             return (replace(built_in_network(self.name), size=self.size),)
         return read_networks(self.file)
 
-    @property
+    @cached_property
     def seen(self) -> Mapping[str, Any]:
         """The clips that it was adapted on, as `vd.features.seen.seen_rows` has them."""
         rows: dict[str, dict[str, Any]] = {}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vd.config import DataConfig, DecodeConfig
+from vd.console import say
 from vd.data.catalog import identify
 from vd.data.manifest import Video
 from vd.errors import VdError
@@ -69,8 +70,8 @@ def seen_rows(
 ) -> dict[str, list[Row]]:
     """What a network's file says of the clips that it was made from.
 
-    `rows` are the `clip_rows` of their data set. Raises `VdError` when one lacks, as after
-    a clip could not be decoded for it.
+    `rows` are the `clip_rows` of their data set. Raises `VdError` when one of them has
+    no row, as after a clip could not be decoded for it.
     """
     trained_on, chosen_on = list(trained_on), list(chosen_on)
     for video in (*trained_on, *chosen_on):
@@ -115,6 +116,12 @@ def find_seen(
         video_id: one.small_Fx16x16
         for video_id, one in _fingerprints(others, data, decode).items()
     }
+    if missing := {video.id for video in others} - small.keys():
+        say(
+            f"{len(missing)} clips could not be compared with those that the network has "
+            "seen: their files are gone, changed or not decodable, and the catalog has no "
+            "fingerprint of them"
+        )
     copies = near_duplicates_of(known, small)
     # a file that cannot be decoded is no part of what the network's data set was
     usable = [video for video in dataset if video.id in ids or video.id in small]

@@ -52,8 +52,9 @@ class FeatureStore:
     """The features of one fingerprint under `cache_dir`, read at random by content hash.
 
     `description` is everything that the features depend on; a frame has the shape
-    `streams` × `dim`, where a stream counts for each network that reads it. Opening reads only the indexes. A shard that is missing or damaged,
-    or whose index is, counts as empty and is listed in `damaged`.
+    `streams` × `dim`, where a stream counts for each network that reads it. Opening reads
+    only the indexes. A shard that is missing or damaged, or whose index is, counts as empty
+    and is listed in `damaged`.
     """
 
     def __init__(

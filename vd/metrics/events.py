@@ -62,22 +62,24 @@ def match_events(
 
 
 def count_events(
-    predicted_Px2: Spans,
-    score_P: Values,
-    alarm_P: Values,
-    true_Tx2: Spans,
-    least_iou: float = 0.0,
+    matched_P: Int[np.ndarray, " P"], alarm_P: Values, true_Tx2: Spans
 ) -> EventCounts:
-    """Found and missed events of one recording; `alarm_P` are the times of the alarms."""
-    matched_P = match_events(predicted_Px2, score_P, true_Tx2, least_iou)
+    """Found and missed events of one recording, as `match_events` matched them.
+
+    `alarm_P` are the times of the alarms. A second event on one true event is a false alarm.
+    """
     hits = np.flatnonzero(matched_P >= 0)
     delays = alarm_P[hits] - true_Tx2[matched_P[hits], 0]
-    false = len(predicted_Px2) - len(hits)
+    false = len(matched_P) - len(hits)
     return EventCounts(len(true_Tx2), len(hits), false, tuple(delays.tolist()))
 
 
 def event_scores(counts: Iterable[EventCounts], hours: float) -> EventScores:
-    """Figures over recordings that last so many hours together."""
+    """Figures over recordings; false alarms are those in `hours`, whatever these count.
+
+    For alarms in an hour of calm they are the calm hours. False alarms are all that met no
+    true event of their own, so second alarms on one count too.
+    """
     counts = list(counts)
     true = sum(one.true for one in counts)
     delays = [delay for one in counts for delay in one.delays]

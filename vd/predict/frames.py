@@ -43,6 +43,7 @@ def frame_stretches(
     The frames are taken once, and few are kept. Raises `VdError` for an array that is no
     frame, and for a rate that is none.
     """
+    fps = float(fps)  # a Fraction or a NumPy number is no JSON value
     if not 0 < fps < np.inf:
         raise VdError(f"predict() was given {fps} frames a second; give their rate.")
     pairs, count, frame = _Pairs(), 0, None

@@ -21,6 +21,7 @@ from vd.config import Config, EventConfig
 from vd.console import Ticker, say, track
 from vd.data.manifest import Video
 from vd.data.splits import folds
+from vd.errors import VdError
 from vd.features.sampling import window_length
 from vd.files import read_csv, write_csv
 from vd.models.head import Head, Params
@@ -210,7 +211,7 @@ class _Training:
                 path, held.videos, *held_logits(head, params, held, self.clips)
             )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # nobody reads them
-        return read_logits(path)
+        return read_logits(path, part)
 
     def _loss(self, logit_N: Float64[np.ndarray, " N"]) -> float:
         """Mean loss of all clips."""
@@ -251,7 +252,17 @@ def write_logits(
     write_csv(path, rows)
 
 
-def read_logits(path: Path) -> Float64[np.ndarray, "2 N"]:
-    """What `write_logits` wrote, in the order of its clips."""
+def read_logits(
+    path: Path, videos: Sequence[Video] | None = None
+) -> Float64[np.ndarray, "2 N"]:
+    """What `write_logits` wrote, in the order of its clips.
+
+    Raises `VdError` when these are not `videos`.
+    """
     rows = read_csv(path)
+    if videos is not None and [row["path"] for row in rows] != [v.name for v in videos]:
+        raise VdError(
+            f"{path} has the logits of other clips than the data set's inner fold; "
+            "train with --fresh."
+        )
     return np.array([[float(row[name]) for row in rows] for name in ("logit", "peak")])

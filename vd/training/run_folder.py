@@ -54,9 +54,8 @@ class Data(NamedTuple):
     ledger: "Ledger"
     store: "FeatureStore"
     backbone: "Backbone"
-    seen: "Seen | None" = (
-        None  # by the backbone, of this data set; None: not looked for
-    )
+    # by the backbone, of this data set; None: not looked for
+    seen: "Seen | None" = None
 
     def parts(self) -> dict[str, list[Video]]:
         """The usable clips of each split."""
