@@ -192,7 +192,7 @@ class Adaptation(NamedTuple):
             write_logits(path, held.videos, logit_N, windows)
         for name in ("checkpoints", "cache"):  # nobody reads them
             shutil.rmtree(folder / name, ignore_errors=True)
-        return read_logits(path)
+        return read_logits(path, part)
 
     def _features(
         self, network: Network, videos: Sequence[Video], folder: Path

@@ -252,15 +252,13 @@ def write_logits(
     write_csv(path, rows)
 
 
-def read_logits(
-    path: Path, videos: Sequence[Video] | None = None
-) -> Float64[np.ndarray, "2 N"]:
+def read_logits(path: Path, videos: Sequence[Video]) -> Float64[np.ndarray, "2 N"]:
     """What `write_logits` wrote, in the order of its clips.
 
     Raises `VdError` when these are not `videos`.
     """
     rows = read_csv(path)
-    if videos is not None and [row["path"] for row in rows] != [v.name for v in videos]:
+    if [row["path"] for row in rows] != [v.name for v in videos]:
         raise VdError(
             f"{path} has the logits of other clips than the data set's inner fold; "
             "train with --fresh."
