@@ -62,7 +62,7 @@ def duplicate_ids(
 ) -> list[tuple[str, str]]:
     """Pairs of ids of videos that show the same footage or scene; decodes every file."""
     pairs = find_pairs(fingerprint_videos(videos, data, decode)[1])
-    say(f"{len(pairs)} pairs of different files show the same footage or scene")
+    say(f"different files that show the same footage or scene: {len(pairs)} pairs")
     return [(pair.first, pair.second) for pair in pairs]
 
 

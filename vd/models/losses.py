@@ -68,6 +68,6 @@ def imbalance_warning(violent: int, nonviolent: int, alpha: float) -> str | None
     balanced = nonviolent / (violent + nonviolent)
     return (
         f"--focal-alpha {alpha} weighs the {violent} violent and {nonviolent} non-violent "
-        f"training clips {heavy:.0f} to {light:.0f}, so scores lean to one class and the "
-        f"threshold comes from validation; --focal-alpha {balanced:.2f} would balance them"
+        f"training clips {heavy:.0f} to {light:.0f}, so scores lean to one class; "
+        f"--focal-alpha {balanced:.2f} would balance them"
     )

@@ -117,9 +117,8 @@ def train_with_inner_folds(
     """
     training = _Training(config, clips, run_dir / "inner", devices, batch_size, plugins)
     held = inner_folds(clips.videos, config.splits.split_seed)
-    say(
-        "--refit: the validation clips are trained on too; inner folds validate instead"
-    )
+    instead = "; inner folds validate instead" if held else ""
+    say(f"--refit: the validation clips are trained on too{instead}")
     inner = training.choose(held) if held else _without_folds(config)
     earlier = [
         row
