@@ -118,16 +118,19 @@ def front_figure(points: Sequence[Point], speed_N: Floats, auc_N: Floats) -> Fig
         of_kind = speed_N[kinds == kind], auc_N[kinds == kind]
         axis.scatter(*of_kind, color=colour, marker=marker, label=kind, zorder=2)
     for point, place in zip(points, zip(speed_N, auc_N, strict=True), strict=True):
-        name = " + ".join(point.streams) + (", two views" if point.views > 1 else "")
-        name += f" ({point.preset})" if point.preset else ""
-        above = point.size == DEFAULT.size  # so that fewer names cover each other
+        # initials, for whole names cover each other
+        name = "".join(stream[0].upper() for stream in point.streams)
+        name += ", two views" if point.views > 1 else ""
+        name += f"\n({point.preset})" if point.preset else ""
+        above = point.size == DEFAULT.size
         axis.annotate(
             name, place, (0, 5 if above else -5), textcoords="offset points",
             fontsize=7, ha="center", va="bottom" if above else "top",
         )  # fmt: skip
-    axis.margins(x=0.1)
+    axis.margins(x=0.1, y=0.1)
     axis.set_xlabel("videos/s, from files to stored features")
     axis.set_ylabel("ROC AUC of the linear probe, inner folds")
-    axis.legend(loc="lower left", fontsize=8)
+    initials = "R: rgb, M: motion, S: square"
+    axis.legend(loc="lower left", fontsize=8, title=initials, title_fontsize=8)
     axis.grid(alpha=0.3)
     return figure
