@@ -34,19 +34,18 @@ def videos(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def prediction(name="a.mp4", events=EVENTS):
+def prediction(name="a.mp4", events=EVENTS, span=4000.0, gaps=((1.6, 0.2),)):
     timeline = Timeline(np.array([1.0, 1.5, 2.0]), np.array([0.1, 0.7, 0.9]))
-    outcome = Outcome("used", width=64, height=48, span=4000.0, duration=3990.0)
+    outcome = Outcome("used", width=64, height=48, span=span, duration=span - 10)
     return Prediction(
-        Path(name), outcome, 0.5, "violent", 3990.0, 0.9, 2.0, events,
-        ((1.6, 0.2),), timeline,
-    )  # fmt: skip
+        Path(name), outcome, 0.5, "violent", span - 10, 0.9, 2.0, events, gaps, timeline
+    )
 
 
-def write(folder, *names):
-    with outputs(OutputConfig(folder), names, RULES) as written:
+def write(folder, *names, config=None, **values):
+    with outputs(config or OutputConfig(folder), names, RULES) as written:
         for name in names:
-            written.add(name, prediction(name))
+            written.add(name, prediction(name, **values))
 
 
 def test_one_file_has_everything_in_the_folder(tmp_path):
@@ -70,6 +69,31 @@ def test_one_file_has_everything_in_the_folder(tmp_path):
         "segment": [1.25, 2.75], "label": "violence", "score": 0.9,
     }  # fmt: skip
     assert "violence" in [node["nodeName"] for node in content["taxonomy"]]
+
+
+def test_what_an_earlier_run_wrote_of_a_file_is_removed(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("event-2.mp4", "notes.txt"):  # before vd came: not its own
+        (out / name).write_text("mine")
+        os.utime(out / name, (1, 1))
+    config = OutputConfig(out, clips=True, annotate=True)
+    write(out, "a.mp4", config=config, events=EVENTS[:1])
+    pictures = {"event-1.jpg", "event-1.mp4", "annotated.mp4"}
+    assert pictures < set(os.listdir(out))
+    write(out, "a.mp4", events=())
+    assert not pictures & set(os.listdir(out))
+    assert {"event-2.mp4", "notes.txt", "index.html", "events.csv"} < set(
+        os.listdir(out)
+    )
+
+
+def test_no_source_is_removed(tmp_path):
+    write(tmp_path, "a.mp4")
+    source = shutil.copy("a.mp4", "event-7.mp4")
+    write(tmp_path, source, events=())
+    assert Path(source).exists()
+    assert not Path("event-1.jpg").exists()
 
 
 def test_each_of_several_files_has_a_folder_of_its_own(tmp_path):
@@ -132,6 +156,34 @@ def test_the_page_names_the_video_from_where_it_is_and_fetches_nothing(tmp_path)
     assert "<h1>a &lt;b&gt; &amp;.mp4</h1>" in text
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     assert 'data-seconds="3661.5">1:01:01</button>' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "annotate", "played"),
+    [
+        ("a.mp4", True, "../a.mp4"),
+        ("b.avi", True, "annotated.mp4"),
+        ("b.avi", False, "../b.avi"),
+    ],
+)
+def test_the_page_plays_what_browsers_can(tmp_path, name, annotate, played):
+    shutil.copy("a.mp4", "b.avi")
+    out = tmp_path / "out"
+    write(out, name, config=OutputConfig(out, annotate=annotate))
+    text = (out / "index.html").read_text()
+    assert f'src="{played}"' in text
+    assert f"This browser cannot play {name}" in text
+
+
+def test_the_page_of_a_short_video_has_tenths_of_seconds_and_no_grey(tmp_path):
+    events = (Event(1, 0.75, 1.96, 0.9, 1.0, 0.75, 1.25),)
+    write(tmp_path / "long", "a.mp4")
+    write(tmp_path / "short", "a.mp4", events=events, span=12.0, gaps=())
+    long, short = (
+        (tmp_path / name / "index.html").read_text() for name in ("long", "short")
+    )
+    assert 'data-seconds="0.75">0:00.8</button></td><td>0:02.0</td>' in short
+    assert ("Grey" in long, "Grey" in short) == (True, False)
 
 
 def test_a_curve_is_not_drawn_across_a_gap():

@@ -143,6 +143,7 @@ def test_windows_and_events_of_a_part_do_not_depend_on_how_it_is_reached(
 def test_a_part_behind_the_end_is_said_to_be(trained, long):
     (row,), printed = predict(trained[0] / "run", long, "--start-time", 20, code=1)
     assert (row["probability"], row["reason"]) == (None, "starts-after-end")
+    assert (row["frames"], row["duration"]) == (0, 0.0)
     assert "long.mp4 could not be predicted: starts-after-end" in printed
 
 

@@ -40,6 +40,21 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(folder):
     assert find_files(["[b].mkv"]) == ["b.mkv"]
 
 
+def test_what_vd_wrote_into_out_is_no_source_unless_it_is_named(folder, capsys):
+    out = folder / "sub" / "found"
+    (out / "h").mkdir(parents=True)
+    for name in ("h/annotated.mp4", "h/event-12.mp4", "h/index.html", "own.mp4"):
+        (out / name).touch()
+    (folder / "sub" / "event-1.mp4").touch()  # not in --out
+    kept = ["sub/c.mp4", "sub/deep/d.mp4", "sub/event-1.mp4", "sub/found/own.mp4"]
+    assert find_files(["sub"], out=out) == kept
+    assert find_files(["sub/**"], out=out.relative_to(folder)) == kept
+    assert "3 files there have names that vd gives" in capsys.readouterr().err
+    named = ["sub/found/h/event-12.mp4"]
+    assert find_files(named, out=out) == named
+    assert len(find_files(["sub"])) == len(find_files(["sub"], out=folder / "a")) == 6
+
+
 def test_lists_name_files_relative_to_their_folder(folder):
     (folder / "sub" / "list.txt").write_text("c.mp4\n\n/elsewhere/x.mp4\r\n")
     (folder / "sub" / "list.csv").write_text("label;path\nfight;c.mp4\n")
@@ -49,6 +64,13 @@ def test_lists_name_files_relative_to_their_folder(folder):
         "a.mp4",
         "sub/c.mp4",
     ]
+
+
+def test_lists_may_have_comments_and_spaces_around_lines(folder):
+    text = "# doors\n  a.mp4 \t\n  # b.mkv\nx y.mp4\n"
+    (folder / "list.txt").write_text(text)
+    assert find_files(["list.txt"]) == ["a.mp4", "x y.mp4"]
+    assert find_files(["-"], io.StringIO(text)) == ["a.mp4", "x y.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +117,7 @@ def test_streams_are_addresses_cameras_and_lists_of_them(folder):
             ["ftp://u:secret@h/x"],
             r"ftp://u:\*\*\*@h/x is no address of a stream; give one",
         ),
+        (["rtsp:/u:secret@h"], r"begins with rtsp: but not with rtsp://, as"),
         (["no.streams"], r"no\.streams does not exist"),
         (["empty.streams"], r"empty\.streams names no stream"),
         (["files.streams"], r"the line 'a\.mp4', which is neither an address nor"),

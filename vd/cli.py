@@ -407,7 +407,7 @@ class Predict:
                 "--start-time, --end-time and --out are for files; leave them out for "
                 "streams, whose records are the lines on standard output."
             )
-        files = [] if streams else find_files(self.sources)
+        files = [] if streams else find_files(self.sources, out=self.output.out)
         run_dir = self.checkpoint_dir or PRETRAINED
         read_config(run_dir)  # before anything slow is imported
         if self.checkpoint_dir is None:

@@ -185,7 +185,7 @@ def _decode(container: Any, keeper: "_Keeper", stretch_seconds: float) -> Outcom
         return Outcome("quarantined", "not-a-video")
     result = outcome_of(header, counts)
     if result.reason == "too-short" and keeper.begin >= clock.span:
-        result = replace(result, reason="starts-after-end")
+        result = replace(result, reason="starts-after-end", frames=0)
     return replace(
         result,
         duration=clock.duration,

@@ -19,6 +19,7 @@ from vd.data.outcome import Outcome
 from vd.files import explaining, write_csv, write_json, write_text
 from vd.predict.hysteresis import Event, EventRules
 from vd.predict.recording import Prediction
+from vd.predict.sources import is_written
 from vd.predict.videos import annotation, write_key_frames, write_video
 from vd.predict.windows import Span
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _EVENT_COLUMNS = ["path", *(field.name for field in fields(Event))]
 _TIMELINE_COLUMNS = ["path", "seconds", "probability"]
 _LABEL = "violence"
+_PLAYED = ".mp4", ".m4v", ".webm", ".mov"  # by browsers
 
 
 def report(name: str, prediction: Prediction) -> None:
@@ -59,6 +61,7 @@ class Outputs:
         self._folder, self._config, self._rules = folder, config, rules
         self._between = between
         self._several = len(names) > 1
+        self._sources = {Path(name).resolve() for name in names}
         self._taken: Counter[str] = Counter()
         self._events: list[dict[str, Any]] = []
         self._timeline: list[dict[str, Any]] = []
@@ -84,6 +87,7 @@ class Outputs:
         video = _path_from(self._folder, prediction.path)
         self._videos[key + Path(name).suffix] = video
         folder = self._folder / key if self._several else self._folder
+        _remove_earlier(folder, self._sources)
         from vd import plots  # slow to import
 
         events = [(e.start, e.end or e.start) for e in prediction.events]
@@ -92,16 +96,23 @@ class Outputs:
         picture = plots.timeline(*prediction.timeline, *thresholds, events, gaps)
         plots.save(picture, folder / "timeline.png")
         write_text(folder / "events.vtt", subtitles(prediction.events))
-        write_text(folder / "index.html", page(prediction, self._rules, folder, name))
+        self._write_page(prediction, folder, name, prediction.path)
         if prediction.outcome.reason == "timeout":
             say(f"{name}: its decoder hangs, so no picture or video of it is written")
             return
         try:
-            self._write_videos(prediction, folder)
+            self._write_videos(prediction, folder, name)
         except av.error.FFmpegError as error:
             say(f"{name}: no picture or video of it can be written ({error})")
 
-    def _write_videos(self, prediction: Prediction, folder: Path) -> None:
+    def _write_page(
+        self, prediction: Prediction, folder: Path, name: str, video: Path
+    ) -> None:
+        """Write the page, which plays `video`."""
+        text = page(prediction, self._rules, folder, name, video)
+        write_text(folder / "index.html", text)
+
+    def _write_videos(self, prediction: Prediction, folder: Path, name: str) -> None:
         """Write a picture of each event, its clip, and the annotated file."""
         path, events, config = prediction.path, prediction.events, self._config
         write_key_frames(path, events, folder)
@@ -112,7 +123,10 @@ class Outputs:
             write_video(path, folder / f"event-{event.id}.mp4", within, cut=True)
         if config.annotate:
             draw = annotation(prediction.timeline, events)
-            write_video(path, folder / "annotated.mp4", self._between, False, draw)
+            target = folder / "annotated.mp4"
+            write_video(path, target, self._between, False, draw)
+            if path.suffix.lower() not in _PLAYED:
+                self._write_page(prediction, folder, name, target)
 
     def finish(self) -> None:
         """Write the tables over all files that were added."""
@@ -158,6 +172,23 @@ def outputs(
         yield written
     finally:
         written.finish()
+
+
+def _remove_earlier(folder: Path, sources: set[Path]) -> None:
+    """Remove what an earlier run wrote into a file's folder.
+
+    It wrote pictures and videos after the subtitles: older files of such names are others'.
+    """
+    subtitles = folder / "events.vtt"
+    if not subtitles.is_file():
+        return
+    began = subtitles.stat().st_mtime
+    with explaining(folder):
+        for path in folder.iterdir():
+            if not (is_written(path) and path.is_file()) or path.resolve() in sources:
+                continue
+            if path.stat().st_mtime >= began:
+                path.unlink()
 
 
 def _activitynet(prediction: Prediction) -> dict[str, Any]:
@@ -209,7 +240,9 @@ def _stamp(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}.{thousandths:03d}"
 
 
-def page(prediction: Prediction, rules: EventRules, folder: Path, name: str) -> str:
+def page(
+    prediction: Prediction, rules: EventRules, folder: Path, name: str, video: Path
+) -> str:
     """A page with the video, its curve and its events; nothing else is fetched."""
     curve = [
         [round(seconds, 3), round(probability, 4)]
@@ -217,10 +250,10 @@ def page(prediction: Prediction, rules: EventRules, folder: Path, name: str) -> 
     ]
     return _template().render(
         name=name,
-        video=quote(_path_from(folder, prediction.path)),
+        video=quote(_path_from(folder, video)),
         prediction=prediction,
         rules=rules,
-        clock=clock,
+        clock=_clock_with_tenths if prediction.outcome.span < 60 else clock,
         values={
             "curve": curve,
             "events": [[event.start, event.end] for event in prediction.events],
@@ -229,6 +262,12 @@ def page(prediction: Prediction, rules: EventRules, folder: Path, name: str) -> 
             "end": max(prediction.outcome.span, curve[-1][0]),
         },
     )
+
+
+def _clock_with_tenths(seconds: float) -> str:
+    """Seconds as 0:01.5."""
+    tenths = round(10 * seconds)
+    return f"{clock(tenths / 10)}.{tenths % 10}"
 
 
 @cache

@@ -126,7 +126,7 @@ class Recording:
         """The prediction; a file is predicted from whatever frames it gave."""
         is_lost = outcome.outcome == "quarantined"
         if not self._cutter.frames or (is_lost and outcome.reason not in _PREDICTABLE):
-            return Prediction(path, outcome, duration=outcome.duration)
+            return Prediction(path, outcome, duration=_covered(outcome, between))
         self._take(self._cutter.finish())
         self._events += [m.event for m in self._machine.finish()]
         if is_lost:  # less than half of it decodes

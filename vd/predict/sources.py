@@ -21,23 +21,32 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PASSWORD = re.compile(r"(?<=://)([^/?#@:\s]*):(?!\d+(?:[/?#]|$))\S*(?=@)")
 _QUERY = re.compile(r"\b(pass\w*|pwd|token|key)=[^&\s]*", re.IGNORECASE)
 _STREAMS = "rtsp", "rtsps", "rtmp", "rtmps", "udp", "tcp", "srt", "http", "https"
+_SLIP = re.compile(rf"({'|'.join(_STREAMS)}):", re.IGNORECASE)  # lacks a slash
 _CAMERA = re.compile(r"\d+")
 _TIME = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?|\.\d+)")
+_WRITTEN = re.compile(  # names of files in --out
+    r"event-\d+\.(jpg|mp4)|annotated\.mp4|index\.html|timeline\.(png|csv)"
+    r"|events\.(vtt|csv|json)|videos\.json"
+)
 _REMEDY = (
     "name video files, folders, quoted patterns, a .csv or .txt list, or - for a list"
 )
 
 
-def find_files(sources: Sequence[str], listed: TextIO | None = None) -> list[str]:
+def find_files(
+    sources: Sequence[str], listed: TextIO | None = None, out: Path | None = None
+) -> list[str]:
     """The files that the sources name, in order, each as its source has it.
 
     A source is a file; a folder, searched for videos with all its folders; a pattern with
     `*`, `?`, `[…]` and `**`; a CSV with a column `path`; a .txt with a path a line; or `-`,
-    such a list on `listed`, by default standard input. Paths in a file are relative to its
-    folder. Of several files some may be missing: their predictions say so. Raises `VdError`
-    when all are, for a source that gives no file, and for an address in a list.
+    such a list on `listed`, by default standard input (# begins a comment in both). Paths in
+    a file are relative to its folder. Folders and patterns give no file that vd has written
+    into the folder `out`. Of several files some may be missing: their predictions say so.
+    Raises `VdError` when all are, for a source that gives no file, and for an address in a
+    list.
     """
-    files = [file for source in sources for file in _files_of(source, listed)]
+    files = [file for source in sources for file in _files_of(source, listed, out)]
     if not files:
         raise VdError(f"vd predict was given no file; {_REMEDY}.")
     if not any(map(os.path.lexists, files)):
@@ -59,6 +68,11 @@ def find_streams(sources: Sequence[str]) -> list[str]:
             streams += _listed_streams(Path(source))
         elif _is_stream(source):
             streams.append(_stream(source))
+        elif (slip := _SLIP.match(source)) and not Path(source).exists():
+            raise VdError(  # without the source, which may hold a password
+                f"A source begins with {slip[0]} but not with {slip[0]}//, as addresses of "
+                "streams do; write both slashes, or name a file that exists."
+            )
         else:
             files.append(source)
     if streams and files:
@@ -91,9 +105,7 @@ def _listed_streams(path: Path) -> list[str]:
     """The streams of a .streams file."""
     if not path.is_file():
         raise VdError(f"{path} does not exist; name a file with an address a line.")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    named = [line.strip() for line in lines if line.strip()]
-    named = [line for line in named if not line.startswith("#")]
+    named = _uncommented(path.read_text(encoding="utf-8-sig").splitlines())
     for line in named:
         if not (_ADDRESS.match(line) or _CAMERA.fullmatch(line)):
             raise VdError(
@@ -141,23 +153,47 @@ def parse_between(
     return first, last
 
 
-def _files_of(source: str, listed: TextIO | None) -> Iterable[str]:
+def _files_of(source: str, listed: TextIO | None, out: Path | None) -> Iterable[str]:
     """The files of one source."""
     path = Path(source)
     if source == "-":
-        return _lines(listed or sys.stdin, "standard input", Path())
+        return _lines(_uncommented(listed or sys.stdin), "standard input", Path())
     if path.is_dir():
-        return _videos_below(path)
+        return _videos_below(path, out)
     if not path.exists() and glob.has_magic(source):
-        return _matches(source)
+        return _matches(source, out)
     if path.suffix.lower() in (".csv", ".txt"):
         return _listed(path)
     return [source]
 
 
-def _videos_below(folder: Path) -> list[str]:
+def is_written(path: Path) -> bool:
+    """Whether a file in --out is vd's own, by its name."""
+    return bool(_WRITTEN.fullmatch(path.name))
+
+
+def _without_written(names: Iterable[str], out: Path | None) -> list[str]:
+    """Names but those of files that an earlier run wrote into --out."""
+    paths = {name: Path(name) for name in names}
+    if out is None:
+        return list(paths)
+    folder = out.resolve()
+    kept = [
+        name
+        for name, path in paths.items()
+        if not (is_written(path) and path.resolve().is_relative_to(folder))
+    ]
+    if left_out := len(paths) - len(kept):
+        say(
+            f"{out}: {left_out} files there have names that vd gives to what it writes, and "
+            "are left out; name one to predict it"
+        )
+    return kept
+
+
+def _videos_below(folder: Path, out: Path | None) -> list[str]:
     """The files in a folder, and in the folders in it, that are videos by their names."""
-    files = visible_files(folder)
+    files = [*map(Path, _without_written(map(str, visible_files(folder)), out))]
     paths = sorted(path for path in files if is_video(path))
     if paths and len(paths) < len(files):
         say(f"{folder}: {len(files) - len(paths)} files are no videos by their names")
@@ -169,10 +205,11 @@ def _videos_below(folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _matches(pattern: str) -> list[str]:
+def _matches(pattern: str, out: Path | None) -> list[str]:
     """The files that a pattern matches; no hidden ones, which a dot in it names."""
     names = glob.iglob(pattern, recursive=True)
-    paths = sorted({name for name in names if os.path.isfile(name)})
+    files = (name for name in names if os.path.isfile(name))
+    paths = sorted(_without_written(files, out))
     if not paths:
         raise VdError(f"{pattern} matches no file; {_REMEDY}.")
     return paths
@@ -184,7 +221,7 @@ def _listed(path: Path) -> list[str]:
         raise VdError(f"{path} does not exist; {_REMEDY}.")
     if path.suffix.lower() == ".txt":
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-            return _lines(lines, str(path), path.parent)
+            return _lines(_uncommented(lines), str(path), path.parent)
     rows = read_csv(path)
     if not rows or "path" not in rows[0]:
         raise VdError(
@@ -192,6 +229,12 @@ def _listed(path: Path) -> list[str]:
             "its first line and a file into each other one."
         )
     return _lines((row["path"] or "" for row in rows), str(path), path.parent)
+
+
+def _uncommented(lines: Iterable[str]) -> list[str]:
+    """The lines of a list without the spaces around them; no empty ones and no comments."""
+    stripped = map(str.strip, lines)
+    return [line for line in stripped if line and not line.startswith("#")]
 
 
 def _lines(lines: Iterable[str], name: str, folder: Path) -> list[str]:

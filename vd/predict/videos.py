@@ -6,6 +6,7 @@ source's times, upright, the sound copied.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ _RED, _WHITE, _BLACK = (213, 94, 0), (255, 255, 255), (0, 0, 0)
 class _Source:
     """An open file, read from its first video frame or from a time on."""
 
-    def __init__(self, container: Any) -> None:
+    def __init__(self, container: Any, path: Path) -> None:
         stream, _ = select_stream(container, max_pixels=2**31)
-        self.container, self.video = container, stream
+        self.container, self.video, self.path = container, stream, path
         self.audio = container.streams.best("audio")
         stream.thread_type = "AUTO"
         self.origin = 0.0  # of the first frame, in seconds
@@ -73,7 +74,7 @@ class _Source:
 @contextmanager
 def _open(path: Path) -> Iterator[_Source]:
     with av.open(str(path.absolute()), metadata_errors="replace") as container:
-        yield _Source(container)
+        yield _Source(container, path)
 
 
 def write_key_frames(path: Path, events: Sequence[Event], folder: Path) -> None:
@@ -138,7 +139,7 @@ class _Writer:
         if (name := source.audio.codec_context.name) in _SOUND:
             self._audio = output.add_stream_from_template(source.audio)
         else:
-            say(f"the sound ({name}) cannot be copied into an MP4 file and is left out")
+            _say_silent(source.path, name)
 
     def encode(self, frame: Any, seconds: float) -> None:
         """Write a frame, drawn on, at its time."""
@@ -167,6 +168,14 @@ class _Writer:
     def finish(self) -> None:
         """Write what the encoder still holds."""
         self._output.mux(self._video.encode(None))
+
+
+@cache  # once a file, of which several videos may be written
+def _say_silent(path: Path, sound: str) -> None:
+    """Say that what is written of a file has no sound."""
+    say(
+        f"{path}: its sound ({sound}) cannot be copied into an MP4 file and is left out"
+    )
 
 
 def _upright(frame: Any) -> Image:
