@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.broken import noisy_frames, remux, render
-from tests.command_line import vd
+from tests.command_line import VD, vd
 from vd.config import LiveConfig
 from vd.predict.live import Lost, Pair
 from vd.predict.readers import Backlog, Connected
@@ -150,8 +151,8 @@ def test_an_interrupt_gives_the_ends_of_events_and_is_raised(always, folder):
     rest = [records.throw(KeyboardInterrupt())]
     with pytest.raises(KeyboardInterrupt):
         rest += records
-    assert kinds(rest)[-2] == "end"
-    assert (rest[-1]["type"], rest[-1]["source"]) == ("status", "0")
+    assert kinds(rest)[-2:] == ["end", "status ended"]
+    assert (rest[-1]["source"], rest[-1]["reason"]) == ("0", "stopped")
 
 
 @contextmanager
@@ -217,20 +218,59 @@ def test_a_recording_at_an_address_is_predicted_whole(trained, always, folder):
     (end,), (event,) = of_type(records, "end"), prediction.events
     assert {k: end[k] for k in event.to_dict()} == event.to_dict()
     assert (records[-1]["frames"], records[-1]["dropped"]) == (80, 0)
-    assert "password=***: ended (ended)" in done.stderr
+    assert "password=***: ended\n" in done.stderr
     assert "secret" not in done.stdout + done.stderr
 
 
-def test_what_was_never_there_ends_with_1(trained):
+def nobody_listens():
+    """An address at which every connection is refused."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"rtsp://127.0.0.1:{free.getsockname()[1]}/door"
+        return f"rtsp://127.0.0.1:{free.getsockname()[1]}/door"
+
+
+def test_what_was_never_there_ends_with_1(trained):
+    address = nobody_listens()
     run = "--checkpoint-dir", trained[0] / "run"
     done = vd("predict", address, "--reconnect-attempts", 0, *run, code=1)
     (line,) = done.stdout.splitlines()
     record = json.loads(line)
     assert (record["state"], record["reason"]) == ("ended", "Connection refused")
     assert record["began"] is None
+
+
+def test_a_watch_that_ends_in_time_is_1_when_a_source_gave_no_frame(trained, folder):
+    run = "--checkpoint-dir", trained[0] / "run"
+    missing, more = nobody_listens(), ("--reconnect-seconds", 60)
+    with served(lambda _: (folder / "long.mp4").read_bytes()) as address:
+        given = f"{address}/long.mp4"
+        done = vd("predict", given, missing, *run, *more, "--duration", 5, code=1)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    last = {record["source"]: record for record in of_type(records, "status")}
+    assert last[given]["frames"] > 0
+    assert (last[missing]["state"], last[missing]["reason"]) == ("ended", "stopped")
+    assert last[missing] == records[-1]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_every_source_and_says_what_was_done(trained):
+    asked = threading.Event()
+
+    def content_of(_):
+        asked.set()
+        return b""
+
+    with served(content_of) as address:
+        command = [*VD, "predict", address, "--checkpoint-dir", str(trained[0] / "run")]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as process:
+            assert asked.wait(60)
+            process.terminate()
+            printed, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    record = json.loads(printed.splitlines()[-1])
+    assert (record["state"], record["reason"]) == ("ended", "stopped")
+    assert "vd: interrupted; what is printed is complete" in said
 
 
 def send(path, address, rate, stopped):

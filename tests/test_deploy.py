@@ -179,4 +179,5 @@ def test_the_service_sends_the_end_of_an_event_when_it_is_stopped(trained, folde
                 service.wait()
     kinds = [topic.rpartition("/")[2] for topic, *_ in published(folder)]
     assert kinds[-2:] == ["end", "status"]
+    assert published(folder)[-1][1]["state"] == "ended"  # is what the broker keeps
     assert "secret" not in json.dumps(published(folder))

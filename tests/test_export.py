@@ -109,18 +109,22 @@ def test_the_models_say_how_they_are_used(exported, trained):
         assert float(settings["frames_per_second"]) == 8
 
 
-def test_the_example_runs_without_vd_and_jax(exported, clips):
+def test_the_example_runs_without_vd_and_jax(exported, clips, tmp_path):
     path = str(next(clips.glob("test/violent/*.mp4")))
+    longer = str(render(tmp_path / "longer.mp4", moving_blobs(150)))  # two windows
     script = str(exported[0] / "example.py")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, script, path, "missing.mp4"],
+        [sys.executable, "-c", WITHOUT, script, path, longer, "missing.mp4"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr  # of the missing file
-    good, missing = map(json.loads, done.stdout.splitlines())
+    good, long, missing = map(json.loads, done.stdout.splitlines())
     expected = {c["path"]: c["example"] for c in exported[1]["whole_way"]["per_clip"]}
     assert good["probability"] == expected[path]
-    assert missing == {"path": "missing.mp4", "probability": None, "label": None}
+    assert good["peak"] == good["probability"]  # one window
+    assert long["peak"] > long["probability"]
+    nothing = dict.fromkeys(["probability", "peak", "label"])
+    assert missing == {"path": "missing.mp4", **nothing}
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,14 @@ def test_it_is_evaluated_on_another_data_set_in_a_copy(clips, tmp_path):
 
 
 @pytest.mark.slow
+def test_its_export_says_that_it_has_no_test_clips(tmp_path):
+    arguments = "--format", "stablehlo", "--dataset-path", tmp_path
+    said = vd("export", *arguments, "--out", tmp_path / "out").stderr
+    assert "the run has no test clips" in said
+    assert "name the data set" not in said
+
+
+@pytest.mark.slow
 def test_the_wheel_holds_it(tmp_path):
     root = Path(__file__).parents[1]
     pip = [sys.executable, "-m", "pip"]

@@ -109,4 +109,4 @@ def test_a_process_ends_in_time_while_its_camera_stalls(trained, folder):
     assert time.monotonic() - began < 50
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert kinds(records)[:2] == ["status connected", "new"]
-    assert records[-1]["state"] == "connected"
+    assert (records[-1]["state"], records[-1]["reason"]) == ("ended", "stopped")

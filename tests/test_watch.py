@@ -72,6 +72,7 @@ def test_lines_of_data_go_to_standard_output_beside_a_bar(clock, monkeypatch, ca
     monkeypatch.setattr("sys.stderr", terminal)
     with track_media("predicting") as ticker:
         ticker.expect(3700.0)
+        assert terminal.getvalue() == ""  # before the first number
         clock[0] += 10.0
         ticker.reach(0, 30.0)
         ticker.make_room()
@@ -89,11 +90,19 @@ def test_prediction_is_shown_in_times_real_time(clock, capsys):
         ticker.reach(1, 40.0)  # the first file had 30 s
     first, second = capsys.readouterr().err.splitlines()
     assert first == (
-        "predicting: 0:30 of 2:00 of video, 3.0 times real time, time left unknown"
+        "predicting: 0:30 of 2:00 of video, 3.0 times real time, 30 s left"
     )
     assert second == (
-        "predicting: 1:10 of 2:00 of video, 2.3 times real time, 25 s left"
+        "predicting: 1:10 of 2:00 of video, 2.3 times real time, 21 s left"
     )
+
+
+def test_the_time_left_is_unknown_where_no_header_says_a_length(clock, capsys):
+    with track_media("predicting") as ticker:
+        ticker.expect(0.0)
+        clock[0] += 10.0
+        ticker.reach(0, 30.0)
+    assert capsys.readouterr().err.endswith("real time, time left unknown\n")
 
 
 def test_short_epochs_share_a_line_and_the_last_one_has_its_own(clock, capsys):

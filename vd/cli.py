@@ -417,9 +417,13 @@ class Predict:
 
         predictor = Predictor(run_dir, self.engine, self.decode, self.events)
         say(f"events: {predictor.plan}")
-        if streams:
-            return self._watch(streams, predictor, between[1])
-        return self._predict(files, predictor, between)
+        try:
+            if streams:
+                return self._watch(streams, predictor, between[1])
+            return self._predict(files, predictor, between)
+        except Interrupted as signal_came:
+            signal_came.kept = "what is printed is complete; the rest was not predicted."
+            raise
 
     def _predict(
         self, files: list[str], predictor: "Predictor", between: tuple[float, float]
@@ -559,7 +563,7 @@ def run_command(command: Callable[[], int]) -> None:
         code, message = error.exit_code, f"vd: {error}"
     except Interrupted as signal_came:
         code = signal_came.exit_code
-        message = "vd: interrupted; finished work is kept. Run the same command again to go on."
+        message = f"vd: interrupted; {signal_came.kept}"
     except BrokenPipeError:  # `vd predict … | head` has read enough
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -177,7 +177,8 @@ class EventConfig(Settings):
     """Seconds from a window to the next."""
     threshold: Share | None = None
     """Probability of a window at which an event opens; None: the run's event threshold,
-    which 5 % of the non-violent validation clips reach."""
+    which 5 % of the non-violent validation clips reach. It finds events, and so labels longer
+    videos; the label of one up to a clip's length is by the run's own threshold."""
     end_threshold: Share | None = None
     """Probability under which it closes; None: two thirds of --threshold."""
     min_event_seconds: Annotated[float, Between(0, 1e6)] = 0.0

@@ -31,6 +31,8 @@ T = TypeVar("T")
 class Interrupted(KeyboardInterrupt):
     """A signal came, and the work has stopped where it can go on from."""
 
+    kept = "finished work is kept. Run the same command again to go on."
+
     def __init__(self, number: int) -> None:
         super().__init__(signal.strsignal(number))
         self.exit_code = 128 + number
@@ -141,21 +143,26 @@ class Ticker:
         self.done += count
         share = self.done / max(self._total, 1) if share is None else share
         seconds = self.seconds()
-        began, done = self._first = self._first or (seconds, share)
-        left = "time left unknown"
-        if share > done:  # the first item includes what is done once, as compilation
-            rest = (seconds - began) * max(1 - share, 0) / (share - done)
-            left = f"{duration(rest)} left"
+        rest = self._rest(seconds, share)
+        left = "time left unknown" if rest is None else f"{duration(rest)} left"
         rate = f"{self._rate(self.done / seconds)}, {left}{note}"
         if not self._bar.disable:
             self._bar.update(
                 self._task, completed=self.done, total=self._total,
                 amount=self._amount(), rate=rate,
             )  # fmt: skip
+            self._bar.start()  # now that it has a number
         elif time.monotonic() - self._shown >= self._wait:
             self._shown = time.monotonic()
             self._wait = min(2 * self._wait, _PLAIN_AT_LEAST_EVERY_SECONDS)
             say(f"{self._title}: {self._amount()}, {rate}")
+
+    def _rest(self, seconds: float, share: float) -> float | None:
+        """Seconds left after so many, in which a share was done; None: unknown."""
+        began, done = self._first = self._first or (seconds, share)
+        if share <= done:  # the first item includes what is done once, as compilation
+            return None
+        return (seconds - began) * max(1 - share, 0) / (share - done)
 
     def _amount(self) -> str:
         return f"{self.done}/{self._total} {self._unit}"
@@ -174,10 +181,11 @@ class MediaTicker(Ticker):
     def __init__(self, title: str, bar: Progress) -> None:
         super().__init__(title, 0, "s", bar)
         self._before, self._file, self._reached = 0.0, 0, 0.0
+        self._expected = 0  # seconds; 0: unknown
 
     def expect(self, seconds: float) -> None:
         """The length of all files."""
-        self._total = round(seconds)
+        self._total = self._expected = round(seconds)
 
     def reach(self, file: int, seconds: float) -> None:
         """So many seconds of a file are done, and all files before it."""
@@ -188,6 +196,12 @@ class MediaTicker(Ticker):
         done = round(self._before + seconds)
         self._total = max(self._total, done)
         self.advance(done - self.done)
+
+    def _rest(self, seconds: float, share: float) -> float | None:
+        """By the rate that is shown."""
+        if not 0 < self.done <= self._expected:
+            return None
+        return (self._expected - self.done) * seconds / self.done
 
     def make_room(self) -> None:
         """Clear the bar where standard output, on which a line follows, is a terminal too."""
@@ -215,8 +229,9 @@ def track_media(title: str) -> Iterator[MediaTicker]:
         yield MediaTicker(title, bar)
 
 
-def _bar() -> Progress:
-    """A progress bar on a terminal, one that shows nothing elsewhere."""
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A progress bar on a terminal, not yet shown; one that shows nothing elsewhere."""
     console = _Console(stderr=True, emoji=False)
     plain = not console.is_terminal or console.is_dumb_terminal
     columns = (
@@ -226,9 +241,13 @@ def _bar() -> Progress:
         TextColumn("{task.fields[rate]}"),
     )
     # rich would write what is printed to standard output into the bar's standard error
-    return Progress(
+    bar = Progress(
         *columns, console=console, transient=True, disable=plain, redirect_stdout=False
     )
+    try:
+        yield bar
+    finally:
+        bar.stop()
 
 
 def duration(seconds: float) -> str:

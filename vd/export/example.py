@@ -2,7 +2,10 @@
 
     python example.py VIDEO…
 
-It needs NumPy, OpenCV and ONNX Runtime. It prints a JSON line a file.
+It needs NumPy, OpenCV and ONNX Runtime. It prints a JSON line a file: the mean over its windows
+as `probability`, the highest window as `peak`, and the label by the mean. In a long recording a
+short fight leaves the mean low: there use `vd predict`, which labels by events, or windows of
+your own.
 """
 
 import json
@@ -45,14 +48,17 @@ def main(paths: Sequence[str]) -> int:
     for path in paths:
         images = (streams(*pair, settings) for pair in pairs(path, settings))
         logits = list(window_logits(session, images, int(settings["clip_frames"])))
-        probability = label = None
+        probability = peak = label = None
         if logits:
-            mean = sum(logits) / len(logits)
-            probability = 1 / (1 + math.exp(-mean / float(settings["temperature"])))
+            mean, temperature = sum(logits) / len(logits), float(settings["temperature"])
+            probability, peak = (
+                1 / (1 + math.exp(-logit / temperature))
+                for logit in (mean, max(logits))
+            )
             violent = probability >= float(settings["threshold"])
             label = "violent" if violent else "nonviolent"
         failed |= not logits
-        row = {"path": path, "probability": probability, "label": label}
+        row = {"path": path, "probability": probability, "peak": peak, "label": label}
         print(json.dumps(row), flush=True)
     return int(failed)
 

@@ -22,7 +22,7 @@ from vd.export.parity import (
 )
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.engines import runs_in_jax
-from vd.files import write_bytes, write_json, write_text
+from vd.files import read_csv, write_bytes, write_json, write_text
 from vd.models.detector import Detector
 
 Format = Literal["onnx", "stablehlo"]
@@ -46,7 +46,7 @@ def export(
     write = _write_onnx if form == "onnx" else _write_stablehlo
     parity = write(restored, backbone, clips, out)
     write_json(out / "parity.json", parity)
-    say_limits(_limits(parity))
+    say_limits(_limits(parity, run_dir))
     return parity
 
 
@@ -137,13 +137,18 @@ def _write_stablehlo(
     return {"format": "stablehlo", "head": head_parity(restored, clips, logits)}
 
 
-def _limits(parity: dict[str, Any]) -> list[str]:
+def _limits(parity: dict[str, Any], run_dir: Path) -> list[str]:
     """What a person should know before using the export."""
     whole, limits = parity.get("whole_way"), []
     if parity["head"]["features"] == "random":
+        splits = {row["split"] for row in read_csv(run_dir / "splits.csv")}
+        none, remedy = "the run has no test clips", ""
+        if "test" in splits:
+            none = "no test clip of the run was found"
+            remedy = "; name the data set's place with --dataset-path"
         limits.append(
-            "no test clip of the run was found, so the head was compared on random features "
-            "and the whole way not at all; name the data set's place with --dataset-path"
+            f"{none}, so the head was compared on random features and the whole way was not "
+            f"measured{remedy}"
         )
     if whole and (whole["largest_probability_difference"] or 0) > LIMIT:
         limits.append(

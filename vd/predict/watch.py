@@ -37,8 +37,8 @@ def watch(
 
     `new`, `update` and `end` of events as `LiveStream.push` gives them, `gap` and `status`
     (docs/data_format.md). Each source is read by a thread; the backbone takes image pairs of
-    all together. An interrupt gives the ends of events under way, and is raised then.
-    `opener` opens an address as a PyAV container.
+    all together. An interrupt gives the ends of events under way, and is raised then. The last
+    status of every source is `ended`. `opener` opens an address as a PyAV container.
     """
     predictor.wait()
     watcher = _Watcher(addresses, predictor, status_seconds)
@@ -140,10 +140,13 @@ class _Watcher:
                 )
 
     def _finish(self) -> list[Record]:
-        """The ends of all events under way, and the last states."""
+        """The ends of all events under way; then every source has ended."""
         left = [n for n, source in enumerate(self._sources) if source.state != "ended"]
         self._pipeline.take([(self._sources[n].live, Lost("stopped")) for n in left])
         records = [record for record in self._score() if record["type"] != "gap"]
+        for number in left:
+            source = self._sources[number]
+            source.state, source.reason = "ended", "stopped"
         return records + [self._status(number) for number in left]
 
     def _process(self, taken: Sequence[Taken]) -> list[Record]:
@@ -186,7 +189,7 @@ class _Watcher:
             message = f"{name}: connected ({note.description})"
         elif isinstance(note, Ended):
             state, reason = "ended", note.reason
-            message = f"{name}: ended ({reason})"
+            message = f"{name}: ended" + (f" ({reason})" if reason != state else "")
         elif note.is_closed:
             state, reason = "lost", note.reason
             message = f"{name}: lost ({reason}); it is opened again"
