@@ -422,7 +422,7 @@ class Predict:
                 return self._watch(streams, predictor, between[1])
             return self._predict(files, predictor, between)
         except Interrupted as signal_came:
-            signal_came.kept = "what is printed is complete; the rest was not predicted."
+            signal_came.kept = "what is printed is complete; the rest was not predicted"
             raise
 
     def _predict(
@@ -563,7 +563,7 @@ def run_command(command: Callable[[], int]) -> None:
         code, message = error.exit_code, f"vd: {error}"
     except Interrupted as signal_came:
         code = signal_came.exit_code
-        message = f"vd: interrupted; {signal_came.kept}"
+        message = f"vd: interrupted; {signal_came.kept}."
     except BrokenPipeError:  # `vd predict … | head` has read enough
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -31,7 +31,7 @@ T = TypeVar("T")
 class Interrupted(KeyboardInterrupt):
     """A signal came, and the work has stopped where it can go on from."""
 
-    kept = "finished work is kept. Run the same command again to go on."
+    kept = "finished work is kept. Run the same command again to go on"
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.strsignal(number))

@@ -50,7 +50,8 @@ def main(paths: Sequence[str]) -> int:
         logits = list(window_logits(session, images, int(settings["clip_frames"])))
         probability = peak = label = None
         if logits:
-            mean, temperature = sum(logits) / len(logits), float(settings["temperature"])
+            temperature = float(settings["temperature"])
+            mean = sum(logits) / len(logits)
             probability, peak = (
                 1 / (1 + math.exp(-logit / temperature))
                 for logit in (mean, max(logits))
