@@ -106,6 +106,13 @@ def test_streams_are_addresses_cameras_and_lists_of_them(folder):
     assert (find_streams(["0"]), find_files(["0"])) == ([], ["0"])
 
 
+def test_a_listed_address_without_both_slashes_is_not_printed(tmp_path):
+    (tmp_path / "a.streams").write_text("rtsp:/u:secret@h\n")
+    with pytest.raises(VdError, match="not with rtsp://, as") as error:
+        find_streams([str(tmp_path / "a.streams")])
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("sources", "reason"),
     [

@@ -69,10 +69,7 @@ def find_streams(sources: Sequence[str]) -> list[str]:
         elif _is_stream(source):
             streams.append(_stream(source))
         elif (slip := _SLIP.match(source)) and not Path(source).exists():
-            raise VdError(  # without the source, which may hold a password
-                f"A source begins with {slip[0]} but not with {slip[0]}//, as addresses of "
-                "streams do; write both slashes, or name a file that exists."
-            )
+            raise _one_slash(slip[0])
         else:
             files.append(source)
     if streams and files:
@@ -81,6 +78,14 @@ def find_streams(sources: Sequence[str]) -> list[str]:
             "end; predict files and streams by commands of their own."
         )
     return streams
+
+
+def _one_slash(scheme: str) -> VdError:
+    """The error for a source such as rtsp:/door; without it, for it may hold a password."""
+    return VdError(
+        f"A source begins with {scheme} but not with {scheme}//, as addresses of streams "
+        "do; write both slashes, or name a file that exists."
+    )
 
 
 def _is_stream(source: str) -> bool:
@@ -108,6 +113,8 @@ def _listed_streams(path: Path) -> list[str]:
     named = _uncommented(path.read_text(encoding="utf-8-sig").splitlines())
     for line in named:
         if not (_ADDRESS.match(line) or _CAMERA.fullmatch(line)):
+            if slip := _SLIP.match(line):
+                raise _one_slash(slip[0])
             raise VdError(
                 f"{path} has the line {line!r}, which is neither an address nor the number of "
                 "a camera; put files into a .txt list."
