@@ -286,7 +286,7 @@ def test_a_copy_puts_its_group_among_the_seen(adapted, clips, reencoded):
     seen = seen_of(read_networks(network)[0].seen, videos, folder / "cache")
     assert seen.copies == {video.id for video in copies}
     assert seen.among(videos) == [*grouped, *copies[1:]]
-    # a file of before has no fingerprints, so nothing is decoded for it
+    # an earlier version's file has no fingerprints, so nothing is decoded for it
     trained_on = [video for video in found if video.split == "train"]
     rows = plain_rows(trained_on, (), found)
     assert seen_of(rows, videos, folder / "none").among(videos) == []

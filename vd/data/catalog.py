@@ -30,7 +30,7 @@ _TABLES = """
         sha256 TEXT PRIMARY KEY, outcome TEXT, reason TEXT, frames INTEGER,
         width INTEGER, height INTEGER, fps REAL, duration REAL, codec TEXT,
         brightness REAL, span REAL, gaps TEXT, clock TEXT);
-    DROP TABLE IF EXISTS fingerprints;  -- those of before, with black bars
+    DROP TABLE IF EXISTS fingerprints;  -- an earlier form, with black bars
     CREATE TABLE IF NOT EXISTS fingerprints_2 (
         sha256 TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL,
         letterbox REAL);
