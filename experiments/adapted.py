@@ -57,17 +57,21 @@ from vd.metrics.intervals import interval
 LINES = Path(__file__).with_suffix(".jsonl")
 PROBE = "probe 224: rgb, motion, square"  # of the default preset, the one to beat
 SQUARE, BOTH = "probe 160: square", "probe 160: motion, square"
+CHANGE = ", change"  # read by mean and change, not by mean and deviation
 PROBES: dict[str, AdaptConfig | None] = {  # None: the default preset
     PROBE: None,
     SQUARE: AdaptConfig(frozen_streams=("square",)),
     BOTH: AdaptConfig(frozen_streams=("motion", "square")),
 }
+PROBES |= {name + CHANGE: settings for name, settings in PROBES.items()}
 ADAPTED = {
     "motion 160": AdaptConfig(frozen_streams=()),
     "square 160": AdaptConfig(streams=("square",), frozen_streams=()),
     "rgb 160": AdaptConfig(streams=("rgb",), frozen_streams=()),
     "motion 224": AdaptConfig(size=224, frozen_streams=()),
 }
+# those without CHANGE are of an earlier version of vd, whose networks were read by the mean
+ADAPTED |= {name + CHANGE: settings for name, settings in ADAPTED.items()}
 FIXED = "motion 160", SQUARE
 SUMS = (
     ("motion 160", PROBE),
@@ -167,15 +171,19 @@ class Study:
     def logits(self, part: Part, folder: str) -> Any:
         """Logits of a part's clips by what was trained on the others."""
         if self.setting in PROBES:
+            from vd.models.pooling import mean_and_change_of, mean_and_deviation_of
             from vd.training.regression import (
                 fit_regression,
                 pooled,
                 regression_logits,
             )
 
+            change = self.setting.endswith(CHANGE)
+            statistics = mean_and_change_of if change else mean_and_deviation_of
             train, test = self.data.part(part.train), self.data.part(part.test)
-            fitted = fit_regression(pooled(train), train.labels_N.astype(int))
-            return regression_logits(fitted, pooled(test))
+            x_NxP = pooled(train, statistics)
+            fitted = fit_regression(x_NxP, train.labels_N.astype(int))
+            return regression_logits(fitted, pooled(test, statistics))
         clips = self.data.part([*part.train, *part.test])
         path = self.config.run.checkpoint_dir.parents[1] / folder
         return self.adaptation().held_out_logits(clips, part.test, path)[0]

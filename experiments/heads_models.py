@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float16, PRNGKeyArray, Shaped
 
-from vd.models.detector import Detector, DropoutMasks, mean_and_deviation
+from vd.models.detector import Detector, DropoutMasks
 from vd.models.head import Head, Params
 from vd.models.lstm import dense
+from vd.models.pooling import mean_and_change, mean_and_change_of, mean_and_deviation_of
 
 # parameters that come from the training part's clips and are not trained
 STATISTICS = (
@@ -34,12 +35,14 @@ class PathDropout(NamedTuple):
 
 
 class PathsHead(Head):
-    """The sum of a linear path from mean and deviation over time, and the detector.
+    """The sum of a linear path from statistics over time, and the detector.
 
     `fitted` gives the parameters their statistics of the training part.
     """
 
     linear: bool = True
+    change: bool = False
+    """The linear path reads mean and change, as vd's does, not mean and deviation."""
     recurrent: bool = True
     standardised: bool = True
     """Standardise the detector's frames; the linear path always is."""
@@ -63,7 +66,8 @@ class PathsHead(Head):
         x_BxTxD = features_BxTxD.astype(jnp.float32)
         logit_B = jnp.zeros(len(x_BxTxD), jnp.float32)
         if self.linear:
-            pooled_Bx2D = mean_and_deviation(x_BxTxD, mask_BxT)
+            pool = mean_and_change if self.change else mean_and_deviation
+            pooled_Bx2D = pool(x_BxTxD, mask_BxT)
             pooled_Bx2D = self._standardise("pooled", pooled_Bx2D)
             path = dense(1, "linear", kernel_init=nn.initializers.zeros)
             logit_B = logit_B + path(pooled_Bx2D)[:, 0]
@@ -107,6 +111,16 @@ class PathsHead(Head):
         return jax.lax.stop_gradient(value)
 
 
+def mean_and_deviation(
+    x_BxTxD: Float[Array, "B T D"], mask_BxT: Shaped[Array, "B T"]
+) -> Float[Array, "B 2D"]:
+    """Each clip's mean and deviation over its frames whose mask is not 0."""
+    present_BxTx1 = mask_BxT[..., None] > 0
+    mean_BxD = jnp.mean(x_BxTxD, axis=1, where=present_BxTx1)
+    deviation_BxD = jnp.std(x_BxTxD, axis=1, where=present_BxTx1)
+    return jnp.concatenate([mean_BxD, deviation_BxD], axis=-1)
+
+
 def fitted(head: Head, params: Params, clips: Clips) -> Params:
     """Initial parameters with the statistics of the training part's `clips`.
 
@@ -116,7 +130,9 @@ def fitted(head: Head, params: Params, clips: Clips) -> Params:
         return params
     params = {
         **params,
-        **statistics(set(params) & set(STATISTICS), clips, head.components),
+        **statistics(
+            set(params) & set(STATISTICS), clips, head.components, head.change
+        ),
     }
     if head.correction and head.recurrent:
         last = jax.tree.map(jnp.zeros_like, params["detector"]["logit"])
@@ -125,13 +141,13 @@ def fitted(head: Head, params: Params, clips: Clips) -> Params:
 
 
 def statistics(
-    names: set[str], clips: Clips, components: int
+    names: set[str], clips: Clips, components: int, change: bool = False
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """The named fixed parameters; each frame of each clip counts once."""
     result = {}
     if "pooled_mean" in names:
-        pairs = [(x.mean(0), x.std(0)) for x in (c.astype(np.float32) for c in clips)]
-        pooled_NxP = np.array([np.concatenate(pair) for pair in pairs])
+        pool = mean_and_change_of if change else mean_and_deviation_of
+        pooled_NxP = np.array([pool(clip) for clip in clips])
         result["pooled_mean"], result["pooled_deviation"] = moments(pooled_NxP)
     if "frame_mean" in names:
         frames_RxD = np.concatenate(clips).astype(np.float32)

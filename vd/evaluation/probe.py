@@ -21,6 +21,7 @@ from vd.evaluation.paired import auc_difference
 from vd.evaluation.predictions import PROBE, read_run
 from vd.metrics.binary import shown
 from vd.metrics.calibration import Calibration, fit
+from vd.models.pooling import mean_and_deviation_of
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import inner_folds
 from vd.training.regression import fit_regression, pooled, regression_logits
@@ -37,7 +38,7 @@ class Probe:
 
     def logits(self, data: FeatureSet) -> Float64[np.ndarray, " N"]:
         """Raw logits of all clips, in their order."""
-        return regression_logits(self.regression, pooled(data))
+        return regression_logits(self.regression, pooled(data, mean_and_deviation_of))
 
 
 def evaluate_probe(
@@ -87,11 +88,14 @@ def fit_probe(
     backbone was `adapted` on their clips, the temperature is 1 and the threshold that of
     the loss, as there.
     """
-    x_NxP, labels_N = pooled(train), train.labels_N.astype(int)
+    x_NxP, labels_N = pooled(train, mean_and_deviation_of), train.labels_N.astype(int)
     regression = fit_regression(x_NxP, labels_N)
     even = float(logit(np.mean(labels_N)))  # of a clip without information
     if val is not None:
-        logit_N, source = regression_logits(regression, pooled(val)), "validation"
+        logit_N, source = (
+            regression_logits(regression, pooled(val, mean_and_deviation_of)),
+            "validation",
+        )
         labels_N = val.labels_N.astype(int)
     elif adapted:
         logit_N, source = np.zeros(0), ""

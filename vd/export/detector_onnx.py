@@ -7,8 +7,10 @@ from onnx import TensorProto, helper
 from vd.config import ModelConfig
 from vd.export.graph import Graph
 from vd.models.head import Params
+from vd.models.pooling import SCALE
 
 FEATURES, LENGTH = "features", "length"
+_END = np.iinfo(np.int64).max  # of a slice
 _LOWEST = np.float32(-1e30)  # a score whose softmax is 0
 # ONNX has input, output, forget, cell; ours are input, forget, cell, output
 _GATES = (0, 3, 1, 2)
@@ -23,11 +25,9 @@ def detector_graph(graph: Graph, config: ModelConfig, params: Params, x: str) ->
     present_BxTx1 = _present(graph, x_BxTxD)
     logits = []
     if "linear" in params:
-        pooled = _mean_and_deviation(graph, x_BxTxD, present_BxTx1)
+        pooled = _mean_and_change(graph, x_BxTxD, present_BxTx1)
         logits.append(
-            graph.dense(
-                _standardised(graph, pooled, "pooled", params), params["linear"]
-            )
+            graph.dense(_standardised(graph, pooled, "clip", params), params["linear"])
         )
         x_BxTxD = _standardised(graph, x_BxTxD, "frame", params)
     if "lstm" in params:
@@ -92,20 +92,28 @@ def _in_order(gates: np.ndarray) -> np.ndarray:
     return np.concatenate([parts[gate] for gate in _GATES], axis=-1)
 
 
-def _mean_and_deviation(graph: Graph, x_BxTxD: str, present_BxTx1: str) -> str:
-    """Each clip's mean and deviation over its frames, B×2D."""
-    present = graph.add("Cast", present_BxTx1, to=TensorProto.FLOAT)
-    count = _sum_over_frames(graph, present)
+def _mean_and_change(graph: Graph, x_BxTxD: str, present_BxTx1: str) -> str:
+    """`vd.models.pooling.mean_and_change` of clips whose padding comes last, B×2D."""
+    axis, zero = graph.constant(np.array([1])), graph.constant(np.float32(0))
+    first, second = graph.constant(np.array([0])), graph.constant(np.array([1]))
+    last, end = graph.constant(np.array([-1])), graph.constant(np.array([_END]))
 
-    def mean(values: str) -> str:
-        kept = graph.add("Where", present_BxTx1, values, graph.constant(np.float32(0)))
+    def mean(values: str, present: str) -> str:
+        """Over the frames that are present; 0 where none is."""
+        kept = graph.add("Where", present, values, zero)
+        ones = graph.add("Cast", present, to=TensorProto.FLOAT)
+        count = graph.add("Clip", _sum_over_frames(graph, ones), one)
         return graph.add("Div", _sum_over_frames(graph, kept), count)
 
-    mean_BxD = mean(x_BxTxD)
-    axis = graph.constant(np.array([1]))
-    centred = graph.add("Sub", x_BxTxD, graph.add("Unsqueeze", mean_BxD, axis))
-    deviation_BxD = graph.add("Sqrt", mean(graph.add("Mul", centred, centred)))
-    return graph.add("Concat", mean_BxD, deviation_BxD, axis=1)
+    one = graph.constant(np.float32(1))
+    earlier = graph.add("Slice", x_BxTxD, first, last, axis)
+    later = graph.add("Slice", x_BxTxD, second, end, axis)
+    pairs = graph.add("Slice", present_BxTx1, second, end, axis)
+    change = mean(graph.add("Abs", graph.add("Sub", later, earlier)), pairs)
+    both = graph.add("Concat", mean(x_BxTxD, present_BxTx1), change, axis=1)
+    scaled = graph.add("Div", graph.add("Abs", both), graph.constant(np.float32(SCALE)))
+    logarithm = graph.add("Log", graph.add("Add", scaled, one))
+    return graph.add("Mul", graph.add("Sign", both), logarithm)
 
 
 def _standardised(graph: Graph, x: str, name: str, params: Params) -> str:

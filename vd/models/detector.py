@@ -1,16 +1,16 @@
 """The detector: a BiLSTM with attention pooling, a linear path beside it, or that alone.
 
 The recurrent path is projection, bidirectional LSTM, attention pooling, one logit. With
-`--linear-path` its logit is added to that of a linear path, which reads each clip's mean and
-deviation over time. Then both paths see standardised features, and the recurrent one begins
+`--linear-path` its logit is added to that of a linear path, which reads each clip's mean
+and change (`vd.models.pooling`). Then both paths see standardised features, and the recurrent one begins
 as a correction of exactly 0. `--hidden-size 0` leaves the linear path alone.
 
-The linear path's parameters can be set by hand, here to weights of the mean over time:
+The linear path's parameters can be set by hand, here to weights of the mean:
 
     config = ModelConfig(linear_path=True, hidden_size=0)
     params = {
-        "pooled_mean": np.zeros(2 * D, np.float32),
-        "pooled_deviation": np.ones(2 * D, np.float32),
+        "clip_mean": np.zeros(2 * D, np.float32),
+        "clip_deviation": np.ones(2 * D, np.float32),
         "linear": {
             "kernel": np.concatenate([weight_Dx1, np.zeros((D, 1), np.float32)]),
             "bias": bias_1,
@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Float16, PRNGKeyArray, Shaped
 
 from vd.models.head import Head, Params
 from vd.models.lstm import BidirectionalLSTM, dense
+from vd.models.pooling import mean_and_change
 from vd.models.standardise import clip_statistics
 
 
@@ -69,9 +70,9 @@ class Detector(Head):
     def _linear_path(
         self, x_BxTxD: Float[Array, "B T D"], mask_BxT: Shaped[Array, "B T"]
     ) -> Float[Array, " B"]:
-        """A linear map of mean and deviation over time, in float32 throughout."""
-        pooled_Bx2D = mean_and_deviation(x_BxTxD, mask_BxT)
-        pooled_Bx2D = self._standardised("pooled", pooled_Bx2D)
+        """A linear map of mean and change over time, in float32 throughout."""
+        pooled_Bx2D = mean_and_change(x_BxTxD, mask_BxT)
+        pooled_Bx2D = self._standardised("clip", pooled_Bx2D)
         zeros, exact = nn.initializers.zeros, jax.lax.Precision.HIGHEST
         linear = nn.Dense(1, name="linear", kernel_init=zeros, precision=exact)
         return linear(pooled_Bx2D)[:, 0]
@@ -147,13 +148,3 @@ class Detector(Head):
             name: update if name == "linear" else scale(update)
             for name, update in updates.items()
         }
-
-
-def mean_and_deviation(
-    x_BxTxD: Float[Array, "B T D"], mask_BxT: Shaped[Array, "B T"]
-) -> Float[Array, "B 2D"]:
-    """Each clip's mean and deviation over its frames whose mask is not 0."""
-    present_BxTx1 = mask_BxT[..., None] > 0
-    mean_BxD = jnp.mean(x_BxTxD, axis=1, where=present_BxTx1)
-    deviation_BxD = jnp.std(x_BxTxD, axis=1, where=present_BxTx1)
-    return jnp.concatenate([mean_BxD, deviation_BxD], axis=-1)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float16, Float32, Float64
 
+from vd.models.pooling import mean_and_change_of
+
 _LEAST = 1e-6  # a deviation below it is 1: the feature is constant
 
 
@@ -42,17 +44,16 @@ def clip_statistics(
 ) -> dict[str, Float32[np.ndarray, "..."]]:
     """The detector's fixed parameters, from all stored frames of the training clips.
 
-    `frame_mean` and `frame_deviation` (D) are over all frames. A clip's D means and D
-    deviations over its frames are one row: `pooled_mean` and `pooled_deviation` (2D) are over
-    these rows. Sums are in float64, in the order of the clips.
+    `frame_mean` and `frame_deviation` (D) are over all frames. A clip's
+    `mean_and_change` is one row: `clip_mean` and `clip_deviation` (2D) are over these rows. Sums are in float64, in the order of the clips.
     """
     frames, pooled = _Moments(), _Moments()
     for clip_FxD in clips:
         x_FxD = clip_FxD.astype(np.float64)
         count, mean_D, deviation_D = len(x_FxD), x_FxD.mean(0), x_FxD.std(0)
         frames.add(count, mean_D, count * deviation_D**2)
-        pooled.add(1, np.concatenate([mean_D, deviation_D]), 0.0)
+        pooled.add(1, mean_and_change_of(clip_FxD).astype(np.float64), 0.0)
     result = {}
-    for name, moments in ("frame", frames), ("pooled", pooled):
+    for name, moments in ("frame", frames), ("clip", pooled):
         result[f"{name}_mean"], result[f"{name}_deviation"] = moments.result()
     return result

@@ -1,4 +1,4 @@
-"""The read-out of adapted networks: one linear map of each clip's mean and deviation.
+"""The read-out of adapted networks: one linear map of each clip's mean and change.
 
 Its logit is the mean of the logits of its parts, each divided by its own temperature: a
 read-out for each adapted network, and one linear probe of the frozen one, which knows what
@@ -19,6 +19,7 @@ from vd.data.manifest import Video
 from vd.metrics.calibration import fit
 from vd.models.detector import Detector
 from vd.models.head import Params
+from vd.models.pooling import mean_and_change_of
 from vd.models.scoring import peaks, score
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet
@@ -31,25 +32,25 @@ READ_OUT = ModelConfig(linear_path=True, hidden_size=0, mixed_precision=False)
 
 
 class Linear(NamedTuple):
-    """A logit that is linear in a clip's mean and deviation over its frames."""
+    """A logit that is linear in a clip's `mean_and_change`."""
 
     mean_D: Float64[np.ndarray, " D"]  # weights of the means
-    deviation_D: Float64[np.ndarray, " D"]
+    change_D: Float64[np.ndarray, " D"]
     bias: float
 
     def at(self, first: int, dim: int) -> "Linear":
         """The same of frames of `dim` features, of which its own begin at `first`."""
         around = first, dim - first - len(self.mean_D)
         return Linear(
-            np.pad(self.mean_D, around), np.pad(self.deviation_D, around), self.bias
+            np.pad(self.mean_D, around), np.pad(self.change_D, around), self.bias
         )
 
     def params(self) -> Params:
         """As parameters of the head `READ_OUT`, whose features are not standardised."""
-        kernel_2D = np.concatenate([self.mean_D, self.deviation_D]).astype(np.float32)
+        kernel_2D = np.concatenate([self.mean_D, self.change_D]).astype(np.float32)
         return {
-            "pooled_mean": np.zeros_like(kernel_2D),
-            "pooled_deviation": np.ones_like(kernel_2D),
+            "clip_mean": np.zeros_like(kernel_2D),
+            "clip_deviation": np.ones_like(kernel_2D),
             "linear": {
                 "kernel": kernel_2D[:, None],
                 "bias": np.array([self.bias], np.float32),
@@ -97,7 +98,7 @@ def read_together(
     shares = [1 / (len(parts) * temperature) for temperature in temperatures]
     whole = Linear(
         _sum(shares, [one.mean_D for one in parts]),
-        _sum(shares, [one.deviation_D for one in parts]),
+        _sum(shares, [one.change_D for one in parts]),
         float(_sum(shares, [one.bias for one in parts])),
     )
     return ReadOut(whole, _summed(inner, shares) if inner else None, sum(shares))
@@ -135,13 +136,14 @@ def frozen_probe(
 
     And the logits of each inner fold `held` by a probe of the others.
     """
-    x_NxP, labels_N = pooled(clips, first), clips.labels_N.astype(int)
+    x_NxP = pooled(clips, mean_and_change_of, first)
+    labels_N = clips.labels_N.astype(int)
 
     def fitted(chosen_N: Bool[np.ndarray, " N"]) -> Linear:
         regression = fit_regression(x_NxP[chosen_N], labels_N[chosen_N])
         weight_P, bias = weights_and_bias(regression)
-        mean_D, deviation_D = np.split(weight_P, 2)
-        return Linear(mean_D, deviation_D, bias).at(first, clips.dim)
+        mean_D, change_D = np.split(weight_P, 2)
+        return Linear(mean_D, change_D, bias).at(first, clips.dim)
 
     place = {video.name: n for n, video in enumerate(clips.videos)}
     count = len(clips) if held else 0
