@@ -37,6 +37,7 @@ from heads_table import (
     scored,
     scores,
 )
+from probe import mean_and_deviation
 
 from vd.cli import run_command
 from vd.config import (
@@ -72,12 +73,15 @@ ADAPTED = {
 }
 # those without CHANGE are of an earlier version of vd, whose networks were read by the mean
 ADAPTED |= {name + CHANGE: settings for name, settings in ADAPTED.items()}
-FIXED = "motion 160", SQUARE
+FIXED = "motion 160" + CHANGE, SQUARE + CHANGE
 SUMS = (
+    FIXED,
+    (FIXED[0], BOTH + CHANGE),
+    (FIXED[0], PROBE + CHANGE),
+    ("motion 160", SQUARE),
     ("motion 160", PROBE),
     ("square 160", PROBE),
     ("motion 160", "square 160"),
-    FIXED,
     ("motion 160", BOTH),
     ("square 160", SQUARE),
     ("square 160", BOTH),
@@ -93,7 +97,7 @@ _INNER_HEAD = """\
 def main(
     dataset_path: Path,
     cache_dir: Path = Path("cache"),
-    only: tuple[str, ...] = ("motion 160", *PROBES),
+    only: tuple[str, ...] = (FIXED[0], *PROBES),
     parts: tuple[int, ...] = tuple(range(5)),
     seed: int = 0,
     split_seeds: tuple[int, ...] = (0,),
@@ -171,19 +175,16 @@ class Study:
     def logits(self, part: Part, folder: str) -> Any:
         """Logits of a part's clips by what was trained on the others."""
         if self.setting in PROBES:
-            from vd.models.pooling import mean_and_change_of, mean_and_deviation_of
             from vd.training.regression import (
                 fit_regression,
                 pooled,
                 regression_logits,
             )
 
-            change = self.setting.endswith(CHANGE)
-            statistics = mean_and_change_of if change else mean_and_deviation_of
+            read = pooled if self.setting.endswith(CHANGE) else by_deviation
             train, test = self.data.part(part.train), self.data.part(part.test)
-            x_NxP = pooled(train, statistics)
-            fitted = fit_regression(x_NxP, train.labels_N.astype(int))
-            return regression_logits(fitted, pooled(test, statistics))
+            fitted = fit_regression(read(train), train.labels_N.astype(int))
+            return regression_logits(fitted, read(test))
         clips = self.data.part([*part.train, *part.test])
         path = self.config.run.checkpoint_dir.parents[1] / folder
         return self.adaptation().held_out_logits(clips, part.test, path)[0]
@@ -201,6 +202,11 @@ class Study:
             self.config.run.checkpoint_dir, training_devices(None, batch_size),
             batch_size, clip_rows(self.videos, self.config.data, self.config.decode),
         )  # fmt: skip
+
+
+def by_deviation(data: Any) -> Any:
+    """Mean and deviation of each clip, which was read before its change; N×P."""
+    return np.stack([mean_and_deviation(plain) for (plain,) in data.in_order()])
 
 
 def with_frozen(config: Config, settings: AdaptConfig | None) -> Config:
@@ -250,7 +256,10 @@ def print_tables(lines: Path, dataset: str) -> None:
     for row in [(name,) for name in names] + list(SUMS):
         print_inner(row, by_seed[0])
     print(f"\n{OUTER_HEAD}")
-    for row in ((PROBE,), (SQUARE,), (BOTH,), (FIXED[0],), FIXED, (FIXED[0], BOTH)):
+    for row in [(name,) for name in (*PROBES, FIXED[0])] + [
+        FIXED,
+        ("motion 160", SQUARE),
+    ]:
         print_outer(row, by_seed)
 
 

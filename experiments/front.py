@@ -5,8 +5,8 @@
     python experiments/front.py --dataset-path scfd/manifest.csv --speed --plot docs/front.png
 
 A point is what is computed of a video: streams, side of the images, 8 bits or floats, views.
-Its accuracy is that of the linear probe on the inner folds of heads.py: no outer fold is
-tested, so that presets may be chosen here. Each inner fold is a line of front.jsonl with its
+Its accuracy is that of a linear map of mean and change, as the linear path has it, on the
+inner folds of heads.py: no outer fold is tested, so that presets may be chosen here. Each inner fold is a line of front.jsonl with its
 logits; a rerun skips it. `--speed` times the extraction of some clips into an empty cache at
 each point in turns, on an idle machine, and adds a line with all times.
 
@@ -35,6 +35,7 @@ from vd.cli import run_command
 from vd.console import say
 from vd.data.manifest import Video
 from vd.errors import VdError
+from vd.models.pooling import mean_and_change_of
 
 if TYPE_CHECKING:  # it imports JAX, which a decoding worker need not
     from vd.training.feature_set import FeatureSet
@@ -90,10 +91,10 @@ def run(lines: Path, dataset: str, dataset_path: Path, cache_dir: Path) -> None:
     for config in dict.fromkeys(point.config for point in POINTS):
         videos, data = load(dataset_path, cache_dir, config)
         start_lines(lines, dataset, videos, contents_fingerprint(videos))
-        every_VxNx2xSxD = statistics(data)
+        every = {change: statistics(data, change) for change in (False, True)}
         for point in (point for point in POINTS if point.config == config):
             chosen = [ALL.index(stream) for stream in point.streams]
-            x_VxNx2xSxD = every_VxNx2xSxD[:, :, :, chosen]
+            x_VxNx2xSxD = every[point.change][:, :, :, chosen]
             images = data.frames_N.mean() * len(point.streams) * data.views
             facts: Line = {
                 "dataset": dataset, "setting": point.name, "seed": 0,
@@ -105,10 +106,11 @@ def run(lines: Path, dataset: str, dataset_path: Path, cache_dir: Path) -> None:
             say(f"{point.name} is done")
 
 
-def statistics(data: "FeatureSet") -> Float32[np.ndarray, "V N 2 S D"]:
-    """Mean and deviation over each clip's frames, stream by stream."""
+def statistics(data: "FeatureSet", change: bool) -> Float32[np.ndarray, "V N 2 S D"]:
+    """Mean and change, or deviation, over each clip's frames, stream by stream."""
+    of_clip = mean_and_change_of if change else mean_and_deviation
     values = [
-        [mean_and_deviation(data.read(n, view)[None])[0] for n in range(len(data))]
+        [of_clip(data.read(n, view)) for n in range(len(data))]
         for view in range(data.views)
     ]
     return np.array(values).reshape(data.views, len(data), 2, data.store.streams, -1)

@@ -14,13 +14,14 @@ class Point(NamedTuple):
     size: int  # side of an image in pixels
     int8: bool = False
     views: int = 1
+    change: bool = True  # read by mean and change; else by mean and deviation
 
     @property
     def name(self) -> str:
         """For example "motion + square, 160 px, 8 bits"."""
-        return f"{' + '.join(self.streams)}, {self.images}" + (
-            ", two views" if self.views > 1 else ""
-        )
+        views = ", two views" if self.views > 1 else ""
+        read = "" if self.change else ", deviation"
+        return f"{' + '.join(self.streams)}, {self.images}{views}{read}"
 
     @property
     def images(self) -> str:
@@ -43,6 +44,8 @@ class Point(NamedTuple):
     @property
     def preset(self) -> str:
         """Name of the preset that computes just this, else nothing."""
+        if not self.change:
+            return ""
         own = self.backbone
         named = (p for p in PRESETS if find_backbone(BackboneConfig(p)) == own)
         return next(named, "")
@@ -50,7 +53,9 @@ class Point(NamedTuple):
 
 ALL, _BOTH, _SQUARE = ("rgb", "motion", "square"), ("motion", "square"), ("square",)
 DEFAULT = Point(ALL, 224)
+PROBE = DEFAULT._replace(change=False)  # the linear probe beside every run
 POINTS = (
+    PROBE,
     DEFAULT,
     Point(_BOTH, 224),
     Point(_SQUARE, 224),

@@ -7,7 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
-from front_points import DEFAULT, POINTS, Point
+from front_points import DEFAULT, POINTS, PROBE, Point
 from front_speed import STAGES
 from heads_lines import Results
 from heads_table import inner_lines, outers, scored, scores, spread
@@ -18,7 +18,7 @@ from vd.metrics.binary import shown
 from vd.plots import BLUE, GREY, ORANGE
 
 _HEAD = """\
-| point | images of a clip | ROC AUC | accuracy | AUC less the default's | parts above it |{}
+| point | images of a clip | ROC AUC | accuracy | AUC less the probe's | parts above it |{}
 |---|---|---|---|---|---|{}"""
 _SPEED_HEAD = " videos/s | both can reach | share of it |"
 
@@ -72,16 +72,17 @@ def rows(results: Results, rates: dict[str, Rates]) -> Iterator[Row]:
         if len(parts) == len(every):
             figures = np.array([scores(scored(results, lines)) for lines in parts])
             images = parts[0][0]["images"]
-            yield Row(point, images, figures, rates.get(point.name))
+            timed = point._replace(change=True).name
+            yield Row(point, images, figures, rates.get(timed))
 
 
 def table_of(points: Sequence[Row]) -> str:
     """A line a point: mean ± deviation over outer training parts, and videos/s if timed."""
     timed = all(row.rates for row in points)
     written = [_HEAD.format(*(_SPEED_HEAD, "---|" * 3) if timed else ("", ""))]
-    default = next(row for row in points if row.point == DEFAULT)
+    probe = next(row for row in points if row.point == PROBE)
     for row in points:
-        gain_O = row.parts[:, 0] - default.parts[:, 0]
+        gain_O = row.parts[:, 0] - probe.parts[:, 0]
         name = row.point.name
         name += f" (`{row.point.preset}`)" if row.point.preset else ""
         cells = [
@@ -122,6 +123,7 @@ def front_figure(points: Sequence[Point], speed_N: Floats, auc_N: Floats) -> Fig
         name = "".join(stream[0].upper() for stream in point.streams)
         name += ", two views" if point.views > 1 else ""
         name += f"\n({point.preset})" if point.preset else ""
+        name += "\n(mean, deviation)" if not point.change else ""
         above = point.size == DEFAULT.size
         axis.annotate(
             name, place, (0, 5 if above else -5), textcoords="offset points",
@@ -129,7 +131,7 @@ def front_figure(points: Sequence[Point], speed_N: Floats, auc_N: Floats) -> Fig
         )  # fmt: skip
     axis.margins(x=0.1, y=0.1)
     axis.set_xlabel("videos/s, from files to stored features")
-    axis.set_ylabel("ROC AUC of the linear probe, inner folds")
+    axis.set_ylabel("ROC AUC of a linear map, inner folds")
     initials = "R: rgb, M: motion, S: square"
     axis.legend(loc="lower left", fontsize=8, title=initials, title_fontsize=8)
     axis.grid(alpha=0.3)

@@ -7,12 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probe
 from jaxtyping import Array, Float, Float16, PRNGKeyArray, Shaped
 
 from vd.models.detector import Detector, DropoutMasks
 from vd.models.head import Head, Params
 from vd.models.lstm import dense
-from vd.models.pooling import mean_and_change, mean_and_change_of, mean_and_deviation_of
+from vd.models.pooling import mean_and_change, mean_and_change_of
 
 # parameters that come from the training part's clips and are not trained
 STATISTICS = (
@@ -146,7 +147,7 @@ def statistics(
     """The named fixed parameters; each frame of each clip counts once."""
     result = {}
     if "pooled_mean" in names:
-        pool = mean_and_change_of if change else mean_and_deviation_of
+        pool = mean_and_change_of if change else probe.mean_and_deviation
         pooled_NxP = np.array([pool(clip) for clip in clips])
         result["pooled_mean"], result["pooled_deviation"] = moments(pooled_NxP)
     if "frame_mean" in names:

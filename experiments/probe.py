@@ -1,17 +1,32 @@
-"""A linear probe of features, shared by the studies: how much accuracy a variant gains.
+"""Linear probes of the features: their figures on folds, and on another data set.
 
-Logistic regression on mean and deviation of the features over a clip's frames, out of
-stratified, grouped folds that several seeds draw.
+    python experiments/probe.py --dataset-path scfd/manifest.csv --cache-dir CACHE
+    python experiments/probe.py --dataset-path scfd/manifest.csv --cache-dir CACHE --random
+    python experiments/probe.py --dataset-path scfd/manifest.csv --cache-dir CACHE \
+        --on hockey/manifest.csv
+
+Logistic regression on mean and change of the features over a clip's frames, as it stands
+beside every run. Five stratified folds that each split seed draws, groups whole or with
+`--random` cut; temperature and threshold come from each part's own inner folds.
+`--on` fits on all clips of one data set and tests on those of another.
+
+Source:   a head that is no better than a linear map is not worth its training
+Cost:     seconds, once the features are there
+Promised: nothing
+Measured: docs/results.md, "Linear probes"
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import tyro
 from jaxtyping import Float, Int
 
-from vd.data.manifest import SPLITS, Video
+from vd.cli import run_command
+from vd.data.manifest import Video
 from vd.data.splits import fold_splits, folds
 from vd.metrics.binary import shown
 
@@ -21,7 +36,7 @@ if TYPE_CHECKING:  # they import JAX, which a decoding worker need not
 
 FOLDS = 5
 C = 0.01  # inverse L2 penalty of the probe, chosen before the first run
-_REFERENCE_HEAD = """\
+_HEAD = """\
 | split seed | accuracy | ROC AUC | recall violent | non-violent | mean of folds' AUC |
 |---|---|---|---|---|---|"""
 
@@ -35,17 +50,48 @@ class Variant(NamedTuple):
     test_views: int = 1  # averaged at test
 
 
-def reference(
-    videos: Sequence[Video], data: "FeatureSet", split_seeds: Sequence[int]
-) -> str:
-    """A table of the probe that stands beside every `vd crossval --refit`: what to beat.
+def main(
+    dataset_path: Path,
+    cache_dir: Path = Path("cache"),
+    split_seeds: tuple[int, ...] = tuple(range(5)),
+    random: bool = False,
+    on: Path | None = None,
+) -> int:
+    """Print the table of one data set's folds, or a line of each to the other set."""
+    from heads import load
 
-    A row a split seed, which draws the folds; probabilities are calibrated by each fold's
-    inner folds. The last row has the means over split seeds, on the same resamples.
-    """
+    videos, data = load(dataset_path, cache_dir)
+    if random:
+        videos = [replace(video, group="") for video in videos]
+    if on is not None:
+        of_other, other = load(on, cache_dir)
+        sets = data.part(videos), other.part(of_other)
+        members = [member_of(*sets, split_seeds[0], 0)]
+    else:
+        members = [
+            member_of(data.part(others), data.part(test), seed, fold)
+            for seed in split_seeds
+            for fold, (others, test) in enumerate(parts_of(videos, seed))
+        ]
+    print(table_of(members))
+    return 0
+
+
+def parts_of(
+    videos: Sequence[Video], split_seed: int
+) -> Iterator[tuple[list[Video], list[Video]]]:
+    """For each fold the clips of the others, and its own."""
+    for split in fold_splits(videos, FOLDS, split_seed):
+        yield (
+            [video for video in split if video.split != "test"],
+            [video for video in split if video.split == "test"],
+        )
+
+
+def table_of(members: Sequence["Member"]) -> str:
+    """A row a split seed, then the means over split seeds, on the same resamples."""
     from vd.evaluation.crossval import summarise
 
-    members = [m for seed in split_seeds for m in tested_folds(videos, data, seed)]
     result = summarise(members)
     rows = [
         _row(
@@ -61,26 +107,23 @@ def reference(
         for key, suffix in (("mean", ""), ("ci95", "_ci95"))
     }
     rows.append(_row("mean", means, result["per_fold"]))
-    return "\n".join([_REFERENCE_HEAD, *rows])
+    return "\n".join([_HEAD, *rows])
 
 
-def tested_folds(
-    videos: Sequence[Video], data: "FeatureSet", split_seed: int
-) -> Iterator["Member"]:
-    """Each fold tested by a probe of the others; the split seed stands as the seed."""
+def member_of(
+    train: "FeatureSet", test: "FeatureSet", split_seed: int, fold: int
+) -> "Member":
+    """A probe of the first clips, tested on the others; the split seed is its seed."""
     from vd.evaluation.evaluate import predicted
     from vd.evaluation.predictions import Member
     from vd.evaluation.probe import fit_probe
 
-    for fold, split in enumerate(fold_splits(videos, FOLDS, split_seed)):
-        train, val, test = ([v for v in split if v.split == name] for name in SPLITS)
-        probe = fit_probe(data.part([*train, *val]), None, split_seed)
-        tested, threshold = data.part(test), probe.calibration.threshold
-        predictions = predicted(probe.calibration, tested, probe.logits(tested))
-        clips = len(train) + len(val)
-        yield Member(
-            Path(f"fold-{fold}"), fold, split_seed, threshold, clips, predictions
-        )
+    probe = fit_probe(train, None, split_seed)
+    predictions = predicted(probe.calibration, test, probe.logits(test))
+    threshold = probe.calibration.threshold
+    return Member(
+        Path(f"fold-{fold}"), fold, split_seed, threshold, len(train), predictions
+    )
 
 
 def _row(label: str, values: dict[str, Any], folds: Sequence[dict[str, Any]]) -> str:
@@ -92,10 +135,10 @@ def _row(label: str, values: dict[str, Any], folds: Sequence[dict[str, Any]]) ->
     return f"| {' | '.join([label, *cells, f'{of_folds:.3f}'])} |"
 
 
-def mean_and_deviation(x_VxFxD: Float[np.ndarray, "V F D"]) -> Float[np.ndarray, "V P"]:
-    """A clip's features over its frames, P = 2 D."""
-    x = x_VxFxD.astype(np.float32)
-    return np.concatenate([x.mean(1), x.std(1)], axis=1)
+def mean_and_deviation(x: Float[np.ndarray, "*V F D"]) -> Float[np.ndarray, "*V P"]:
+    """Of a clip's features over its frames, P = 2 D: what probes read before the change."""
+    x = x.astype(np.float32)
+    return np.concatenate([x.mean(-2), x.std(-2)], axis=-1)
 
 
 def table(videos: Sequence[Video], variants: Iterable[Variant], seeds: int) -> None:
@@ -149,3 +192,7 @@ def half_width(gain_N: Float[np.ndarray, " N"], groups: list[str]) -> float:
     member_N = np.unique(groups, return_inverse=True)[1]
     residual_G = np.bincount(member_N, gain_N - gain_N.mean())
     return float(1.96 * np.sqrt(np.sum(residual_G**2)) / len(gain_N))
+
+
+if __name__ == "__main__":
+    run_command(lambda: tyro.cli(main, description=__doc__))

@@ -1,6 +1,6 @@
 """A linear probe of the features that a run trains on: what its head has to beat.
 
-Logistic regression on the mean and deviation of a clip over its stored frames, of the plain
+Logistic regression on the mean and change of a clip over its stored frames, of the plain
 view (docs/results.md, "Heads"). It is fitted on the clips that the run trains on. Temperature
 and threshold come from the clips that calibrate the run: validation, or with --refit the same
 inner folds. No test clip takes part.
@@ -21,7 +21,6 @@ from vd.evaluation.paired import auc_difference
 from vd.evaluation.predictions import PROBE, read_run
 from vd.metrics.binary import shown
 from vd.metrics.calibration import Calibration, fit
-from vd.models.pooling import mean_and_deviation_of
 from vd.training.feature_set import FeatureSet
 from vd.training.refit import inner_folds
 from vd.training.regression import fit_regression, pooled, regression_logits
@@ -38,7 +37,7 @@ class Probe:
 
     def logits(self, data: FeatureSet) -> Float64[np.ndarray, " N"]:
         """Raw logits of all clips, in their order."""
-        return regression_logits(self.regression, pooled(data, mean_and_deviation_of))
+        return regression_logits(self.regression, pooled(data))
 
 
 def evaluate_probe(
@@ -88,14 +87,11 @@ def fit_probe(
     backbone was `adapted` on their clips, the temperature is 1 and the threshold that of
     the loss, as there.
     """
-    x_NxP, labels_N = pooled(train, mean_and_deviation_of), train.labels_N.astype(int)
+    x_NxP, labels_N = pooled(train), train.labels_N.astype(int)
     regression = fit_regression(x_NxP, labels_N)
     even = float(logit(np.mean(labels_N)))  # of a clip without information
     if val is not None:
-        logit_N, source = (
-            regression_logits(regression, pooled(val, mean_and_deviation_of)),
-            "validation",
-        )
+        logit_N, source = regression_logits(regression, pooled(val)), "validation"
         labels_N = val.labels_N.astype(int)
     elif adapted:
         logit_N, source = np.zeros(0), ""

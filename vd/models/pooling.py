@@ -54,14 +54,6 @@ def mean_and_change_of(
     return compressed(np.concatenate([x_FxD.mean(axis=0), change_D]), np)
 
 
-def mean_and_deviation_of(
-    features_FxD: Float16[np.ndarray, "F D"],
-) -> Float32[np.ndarray, " P"]:
-    """Each feature's mean over all frames of one clip, then each one's deviation."""
-    x_FxD = features_FxD.astype(np.float32)
-    return np.concatenate([x_FxD.mean(axis=0), x_FxD.std(axis=0)])
-
-
 def compressed(x: Any, library: Any = jnp) -> Any:
     """sign(x) · log(1 + |x| / 0.1): large values are drawn together, small ones kept.
 

@@ -19,7 +19,6 @@ from vd.data.manifest import Video
 from vd.metrics.calibration import fit
 from vd.models.detector import Detector
 from vd.models.head import Params
-from vd.models.pooling import mean_and_change_of
 from vd.models.scoring import peaks, score
 from vd.training.checkpoints import Checkpoint, Checkpoints
 from vd.training.feature_set import FeatureSet
@@ -136,7 +135,7 @@ def frozen_probe(
 
     And the logits of each inner fold `held` by a probe of the others.
     """
-    x_NxP = pooled(clips, mean_and_change_of, first)
+    x_NxP = pooled(clips, first)
     labels_N = clips.labels_N.astype(int)
 
     def fitted(chosen_N: Bool[np.ndarray, " N"]) -> Linear:

@@ -1,34 +1,30 @@
-"""Logistic regression on statistics of each clip over its stored frames.
+"""Logistic regression on the mean and change of each clip over its stored frames.
 
 It is the linear probe beside every run (`vd.evaluation.probe`), and the part of an adapted
 run that reads the frozen network (`vd.training.readout`).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, Int
+from jaxtyping import Float32, Float64, Int
 
 from vd.console import track
+from vd.models.pooling import mean_and_change_of
 from vd.training.feature_set import FeatureSet
 
 _C = 0.01  # inverse L2 penalty, chosen before the first run; 0.001 to 1 do as well
 
 
-def pooled(
-    data: FeatureSet,
-    statistics: Callable[[Float16[np.ndarray, "F D"]], Float32[np.ndarray, " P"]],
-    first: int = 0,
-) -> Float32[np.ndarray, "N P"]:
-    """The statistics of each clip's frames in the plain view (`vd.models.pooling`).
+def pooled(data: FeatureSet, first: int = 0) -> Float32[np.ndarray, "N P"]:
+    """`mean_and_change_of` each clip over the frames of its plain view.
 
     Of the D features of a frame those from `first` on, so P = 2 (D − first).
     """
     x_NxP = np.empty((len(data), 2 * (data.dim - first)), np.float32)
     with track("linear probe", len(data), "clips") as ticker:
         for x_P, (plain_FxD,) in zip(x_NxP, data.in_order(), strict=True):
-            x_P[:] = statistics(plain_FxD[:, first:])
+            x_P[:] = mean_and_change_of(plain_FxD[:, first:])
             ticker.advance()
     return x_NxP
 
