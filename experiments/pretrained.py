@@ -157,8 +157,8 @@ _CARD = """# The detector that comes with vd
 What it is: two networks EfficientNet-Lite0 on images of 160 × 160 pixels, eight frames a
 second. Of one, blocks 5 to 15 and the last convolution were adapted to motion (the difference
 of two frames a tenth of a second apart). The other, as it was trained on ImageNet, sees the
-square with the most motion. A linear map of each clip's mean and deviation over its frames
-reads both. `vd predict FILE` uses it when no `--checkpoint-dir` is given. {size} MB; weights
+square with the most motion. A linear map of each clip's mean over its frames, and of the mean
+change from a frame to the next, reads both. `vd predict FILE` uses it when no `--checkpoint-dir` is given. {size} MB; weights
 are stored as float16, and every figure here is of these rounded weights.
 `python experiments/pretrained.py` made it.
 
