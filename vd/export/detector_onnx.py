@@ -110,10 +110,9 @@ def _mean_and_change(graph: Graph, x_BxTxD: str, present_BxTx1: str) -> str:
     later = graph.add("Slice", x_BxTxD, second, end, axis)
     pairs = graph.add("Slice", present_BxTx1, second, end, axis)
     change = mean(graph.add("Abs", graph.add("Sub", later, earlier)), pairs)
-    both = graph.add("Concat", mean(x_BxTxD, present_BxTx1), change, axis=1)
-    scaled = graph.add("Div", graph.add("Abs", both), graph.constant(np.float32(SCALE)))
-    logarithm = graph.add("Log", graph.add("Add", scaled, one))
-    return graph.add("Mul", graph.add("Sign", both), logarithm)
+    scaled = graph.add("Div", change, graph.constant(np.float32(SCALE)))
+    compressed = graph.add("Log", graph.add("Add", scaled, one))
+    return graph.add("Concat", mean(x_BxTxD, present_BxTx1), compressed, axis=1)
 
 
 def _standardised(graph: Graph, x: str, name: str, params: Params) -> str:

@@ -16,13 +16,12 @@ from vd.features.efficientnet_jax import (
     jax_parameters,
 )
 from vd.models.head import Head, Params
-from vd.models.pooling import in_pairs, mean_and_change
 
 _READOUT = "readout"
 
 
 class Adapter(Head):
-    """The network on each image, a clip's `mean_and_change`, a linear read-out.
+    """The network on each image, the mean over a clip's frames, a linear read-out.
 
     A frame's features are the pixels of one image, 0 to 255. The parameters are the
     convolutions from block `fixed_blocks` on (the stem is block 0), which begin as the
@@ -37,12 +36,11 @@ class Adapter(Head):
         self,
         features_BxTxD: Shaped[Array, "B T D"],
         mask_BxT: Shaped[Array, "B T"],
-        dropout: Float32[Array, "B 2560"] | None = None,
+        dropout: Float32[Array, "B 1280"] | None = None,
     ) -> Float[Array, " B"]:
         """Returns float32 logits; frames whose mask is 0 change nothing.
 
-        With `dropout`, as in training, frames are pairs of successive ones: 0 and 1, 2 and
-        3, and so on. Without it, as in scoring, one clip is computed after the other: a batch of
+        Without `dropout`, as in scoring, one clip is computed after the other: a batch of
         them takes gigabytes.
         """
         parameters = {
@@ -53,7 +51,7 @@ class Adapter(Head):
             if not is_fixed(name, self.variant, self.fixed_blocks)
         }
         zeros = nn.initializers.zeros
-        kernel_2C = self.param(f"{_READOUT}_kernel", zeros, (2 * FEATURES,))
+        kernel_D = self.param(f"{_READOUT}_kernel", zeros, (FEATURES,))
         bias = self.param(f"{_READOUT}_bias", zeros, ())
         side = image_side(features_BxTxD.shape[-1])
         all_of_them = {**_pretrained(self.variant), **parameters}
@@ -63,22 +61,23 @@ class Adapter(Head):
 
         def pooled(features_TxD: Any, mask_T: Any) -> Array:
             features_TxC = network(features_TxD.reshape(-1, side, side, 3))
-            return mean_and_change(features_TxC[None], mask_T[None])[0]
+            return (mask_T @ features_TxC) / mask_T.sum()
 
         if dropout is None:
-            pooled_Bx2C = jax.lax.map(
+            pooled_BxC = jax.lax.map(
                 lambda clip: pooled(*clip), (features_BxTxD, mask_BxT)
             )
         else:
             flat = features_BxTxD.reshape(-1, side, side, 3)
             features_BxTxC = network(flat).reshape(*mask_BxT.shape, FEATURES)
-            pooled_Bx2C = dropout * mean_and_change(*in_pairs(features_BxTxC, mask_BxT))
-        return pooled_Bx2C @ kernel_2C + bias
+            sum_BxC = jnp.einsum("bt,btc->bc", mask_BxT, features_BxTxC)
+            pooled_BxC = dropout * sum_BxC / mask_BxT.sum(1, keepdims=True)
+        return pooled_BxC @ kernel_D + bias
 
-    def draw_dropout(self, key: PRNGKeyArray) -> Float32[Array, " 2560"]:
-        """A factor 0 or 1/(1 − rate) for each pooled value of one clip."""
+    def draw_dropout(self, key: PRNGKeyArray) -> Float32[Array, " 1280"]:
+        """A factor 0 or 1/(1 − rate) for each pooled feature of one clip."""
         keep = 1.0 - self.config.dropout_rate
-        return jax.random.bernoulli(key, keep, (2 * FEATURES,)) / keep
+        return jax.random.bernoulli(key, keep, (FEATURES,)) / keep
 
 
 def image_side(values: int) -> int:
@@ -104,8 +103,8 @@ def adapted_parameters(head: Adapter, params: Params) -> JaxParameters:
     }
 
 
-def readout(params: Params) -> tuple[Float32[np.ndarray, " 2560"], float]:
-    """Weights of a clip's `mean_and_change`, and the bias."""
+def readout(params: Params) -> tuple[Float32[np.ndarray, " 1280"], float]:
+    """Weights of the mean over frames, and the bias."""
     return np.asarray(params[f"{_READOUT}_kernel"]), float(params[f"{_READOUT}_bias"])
 
 

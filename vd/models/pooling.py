@@ -17,7 +17,7 @@ SCALE = 0.1  # values below it stay in proportion, those far above it become log
 def mean_and_change(
     x_BxTxD: Float[Array, "B T D"], mask_BxT: Shaped[Array, "B T"]
 ) -> Float[Array, "B 2D"]:
-    """Each clip's `compressed` mean and change over its frames whose mask is not 0.
+    """Each clip's mean, and its `compressed` change, over its frames whose mask is not 0.
 
     Only frames that stand side by side make a difference; a clip without such has change 0.
     """
@@ -27,20 +27,7 @@ def mean_and_change(
     difference_BxTxD = jnp.where(pairs_BxTx1, jnp.diff(x_BxTxD, axis=1), 0.0)
     count_Bx1 = jnp.maximum(pairs_BxTx1.sum(axis=1), 1)
     change_BxD = jnp.abs(difference_BxTxD).sum(axis=1) / count_Bx1
-    return compressed(jnp.concatenate([mean_BxD, change_BxD], axis=-1))
-
-
-def in_pairs(
-    x_BxTxD: Float[Array, "B T D"], mask_BxT: Shaped[Array, "B T"]
-) -> tuple[Float[Array, "B S D"], Shaped[Array, "B S"]]:
-    """Pairs of successive frames for `mean_and_change`: a masked frame after each pair."""
-
-    def separate(array: Array) -> Array:
-        pairs = array.reshape(len(array), -1, 2, *array.shape[2:])
-        width = [(0, 0), (0, 0), (0, 1), *[(0, 0)] * (array.ndim - 2)]
-        return jnp.pad(pairs, width).reshape(len(array), -1, *array.shape[2:])
-
-    return separate(x_BxTxD), separate(mask_BxT)
+    return jnp.concatenate([mean_BxD, compressed(change_BxD)], axis=-1)
 
 
 def mean_and_change_of(
@@ -51,13 +38,12 @@ def mean_and_change_of(
     change_D = np.zeros_like(x_FxD[0])
     if len(x_FxD) > 1:
         change_D = np.abs(np.diff(x_FxD, axis=0)).mean(axis=0)
-    return compressed(np.concatenate([x_FxD.mean(axis=0), change_D]), np)
+    return np.concatenate([x_FxD.mean(axis=0), compressed(change_D, np)])
 
 
-def compressed(x: Any, library: Any = jnp) -> Any:
-    """sign(x) · log(1 + |x| / 0.1): large values are drawn together, small ones kept.
+def compressed(change: Any, library: Any = jnp) -> Any:
+    """log(1 + change / 0.1): so that one camera that shakes does not outweigh all others.
 
-    "symlog" of Hafner et al. 2023, "Mastering diverse domains through world models", at a
-    scale. `library`: jax.numpy, or NumPy for its arrays.
+    `library`: jax.numpy, or NumPy for its arrays.
     """
-    return library.sign(x) * library.log1p(library.abs(x) / SCALE)
+    return library.log1p(change / SCALE)

@@ -52,7 +52,7 @@ _RANGED = 128  # images that the ranges of the 8-bit network are measured on
 
 
 class Adapted(NamedTuple):
-    """A network after adaptation, and its read-out of mean and change over frames."""
+    """A network after adaptation, and its read-out of the mean over frames."""
 
     network: Network
     read_out: Linear
@@ -227,10 +227,9 @@ class Adaptation(NamedTuple):
         network = network.rounded()
         ranges = measured_ranges(network, _some_images(clips))
         network = replace(network, ranges=ranges, quantized=self.settings.int8)
-        kernel_2C, bias = readout(params)
-        return Adapted(
-            network, Linear(*np.split(kernel_2C.astype(np.float64), 2), bias)
-        )
+        kernel_D, bias = readout(params)
+        weight_D = kernel_D.astype(np.float64)
+        return Adapted(network, Linear(weight_D, np.zeros_like(weight_D), bias))
 
 
 def _some_images(clips: FeatureSet) -> UInt8[np.ndarray, "N H W 3"]:

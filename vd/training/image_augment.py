@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from vd.training.augment import Keys
     from vd.training.step import Batch
 
-PAIRS = 3  # of successive frames, of a clip in a step
+FRAMES = 6  # of a clip in a step
 _SMALLEST_CROP = 0.8  # of the image's side
 _GAIN = 0.3  # largest logarithm of the factor of a difference
 _NO_MOTION = 127.0
 
 
 def augment_rgb(batch: "Batch", keys_B: "Keys") -> "Batch":
-    """Draw PAIRS pairs of successive frames of each clip, and for all of them one crop and one mirror."""
+    """Draw FRAMES frames of each clip, and for all of them one crop and one mirror."""
     return _augment(batch, keys_B, motion=False)
 
 
@@ -33,12 +33,11 @@ def _augment(batch: "Batch", keys_B: "Keys", motion: bool) -> "Batch":
 
     def draw(key: Array, features_TxD: Array, mask_T: Array) -> Array:
         frames, crop, time, gain = jax.random.split(key, 4)
-        # a pair begins in each third of the clip
-        place_P = (jnp.arange(PAIRS) + jax.random.uniform(frames, (PAIRS,))) / PAIRS
-        last = mask_T.sum() - 1
-        first_P = jnp.floor(place_P * last)
-        index_K = jnp.stack([first_P, jnp.minimum(first_P + 1, last)], 1).ravel()
-        images = features_TxD[index_K.astype(int)].reshape(-1, side, side, 3)
+        number_K = jnp.arange(FRAMES)
+        # one frame of each sixth of the clip
+        place_K = (number_K + jax.random.uniform(frames, (FRAMES,))) / FRAMES
+        index_K = jnp.floor(place_K * mask_T.sum()).astype(int)
+        images = features_TxD[index_K].reshape(FRAMES, side, side, 3)
         images = _crop(images.astype(jnp.float32), crop)
         if motion:
             # the difference of two frames in the other order, as 8 bits hold it
@@ -46,7 +45,7 @@ def _augment(batch: "Batch", keys_B: "Keys", motion: bool) -> "Batch":
             images = jnp.where(reverse, 254 - jnp.minimum(images, 254), images)
             factor = jnp.exp(jax.random.uniform(gain, (), minval=-_GAIN, maxval=_GAIN))
             images = jnp.clip(_NO_MOTION + factor * (images - _NO_MOTION), 0, 255)
-        return images.reshape(2 * PAIRS, -1)
+        return images.reshape(FRAMES, -1)
 
     features_BxKxD = jax.vmap(draw)(keys_B, batch.features_BxTxD, batch.mask_BxT)
     mask_BxK = jnp.ones(features_BxKxD.shape[:2], jnp.float32)
