@@ -187,10 +187,10 @@ its fold: five folds, no source recording in two of them, one seed. 95 % interva
 
 A temperature of each network's logits, one of their sum and the threshold ({threshold})
 were fitted on the same logits, so all figures flatter a little. `predictions_val.csv` has
-the logits. The pair of streams had the highest AUC of ten sums on inner folds of the same clips
+the logits. The pair of streams had the highest AUC of fourteen sums on inner folds of the same clips
 (docs/results.md, "Adapted backbone"), which flatters too. On these five folds a linear probe
-on the frozen network's RGB, motion and square has 80.4 % and 0.901 (docs/results.md), at
-three times the network's work, by arithmetic.
+of mean and deviation on the frozen network's RGB, motion and square has 80.4 % and 0.901
+(docs/results.md), at three times the network's work, by arithmetic.
 
 ## What it must not be used for
 
