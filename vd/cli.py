@@ -22,10 +22,10 @@ import tyro
 
 from vd import __version__
 from vd.config import (
-    ADAPTATION,
     ADAPTED_MODEL,
     PRETRAINED,
     AdaptConfig,
+    AdaptTrainingConfig,
     BackboneConfig,
     Between,
     Config,
@@ -35,11 +35,10 @@ from vd.config import (
     EventConfig,
     ExecutorConfig,
     LiveConfig,
+    OneProcessConfig,
     OutputConfig,
-    RunConfig,
     Settings,
     SplitConfig,
-    TrainingConfig,
 )
 from vd.console import Interrupted, listen, say, say_limits, track_media
 from vd.errors import SOME_FAILED, USAGE, VdError
@@ -184,15 +183,15 @@ class Adapt:
     data: DataConfig
     splits: SplitConfig = field(default_factory=SplitConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    adapt: AdaptConfig = field(default_factory=AdaptConfig)
-    training: TrainingConfig = ADAPTATION
-    run: RunConfig = field(default_factory=RunConfig)
+    adaptation: AdaptConfig = field(default_factory=AdaptConfig)
+    training: AdaptTrainingConfig = field(default_factory=AdaptTrainingConfig)
+    run: OneProcessConfig = field(default_factory=OneProcessConfig)
 
     def __call__(self) -> int:
         """Write a run folder; its backbone.npz has the adapted networks."""
         from vd.adaptation import adapt
 
-        adapt(self.config(), self.adapt)
+        adapt(self.config(), self.adaptation)
         return 0
 
     def config(self) -> Config:
@@ -207,6 +206,7 @@ class Adapt:
 class Sweep(_Training):
     """Train every combination of some settings' values; each is a run folder of its own."""
 
+    run: OneProcessConfig = field(default_factory=OneProcessConfig)
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=VALUE,VALUE…: values of a setting of the model or of training; may be repeated."""
     folds: Annotated[int, Between(0, 1000)] = 0
@@ -221,44 +221,54 @@ class Sweep(_Training):
 
 
 @dataclass(frozen=True)
-class Crossval(_Training):
-    """Train and test every fold with every seed, and pool the predictions."""
+class _Folds:
+    """What a cross-validation is made of."""
 
     folds: Annotated[int, Between(2, 1000)] = 5
     """Grouped, stratified folds over all clips, each the test part once."""
     seeds: tuple[int, ...] = ()
     """Values of --seed; none: --seed alone."""
+    adapt: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Adapt the backbone once for every fold and seed, as vd adapt does; the other flags are
+    then those of vd adapt (vd crossval --adapt --help)."""
+
+
+@dataclass(frozen=True)
+class Crossval(_Folds, _Training):
+    """Train and test every fold with every seed, and pool the predictions."""
+
+    run: OneProcessConfig = field(default_factory=OneProcessConfig)
     cross_dataset: tuple[Path, ...] = ()
     """Other data sets: the same on each of them, and every one's members tested on all."""
 
     def __call__(self) -> int:
-        """Write predictions.csv and crossval.json; print the latter."""
+        """Write predictions.csv and crossval.json; print the main figures."""
         from vd.sweep import crossval
 
         others, plugins = self.cross_dataset, self.plugins()
-        result = crossval(self, self.folds, self.seeds, others, plugins)
-        print(json.dumps(result, indent=2))
+        _print_crossval(crossval(self, self.folds, self.seeds, others, plugins))
         return 0
 
 
 @dataclass(frozen=True)
-class AdaptedCrossval(Adapt):
+class _AdaptedCrossval(_Folds, Adapt):
     """Adapt the backbone once for every fold and seed, and pool the predictions."""
 
-    folds: Annotated[int, Between(2, 1000)] = 5
-    """Grouped, stratified folds over all clips, each the test part once."""
-    seeds: tuple[int, ...] = ()
-    """Values of --seed; none: --seed alone."""
-    adapt_backbone: Annotated[bool, tyro.conf.arg(name="adapt")] = True
-    """Adapt; without it a head is trained on the backbone's features."""
-
     def __call__(self) -> int:
-        """Write predictions.csv and crossval.json; print the latter."""
+        """Write predictions.csv and crossval.json; print the main figures."""
         from vd.sweep import crossval_adapted
 
-        result = crossval_adapted(self.config(), self.adapt, self.folds, self.seeds)
-        print(json.dumps(result, indent=2))
+        settings = self.config(), self.adaptation
+        _print_crossval(crossval_adapted(*settings, self.folds, self.seeds))
         return 0
+
+
+def _print_crossval(result: dict[str, Any]) -> None:
+    """Print the main figures of a cross-validation, and what limits them."""
+    from vd.evaluation.crossval import summary
+
+    print(summary(result))
+    say_limits(result["warnings"])
 
 
 @dataclass(frozen=True)
@@ -509,7 +519,7 @@ def _command() -> int:
             "--set seed=0,1,2."
         )
     if name == "crossval" and "--adapt" in flags:
-        commands[name] = AdaptedCrossval
+        commands[name] = _AdaptedCrossval
     elif name in ("train", "sweep", "crossval"):
         commands[name] = _with_head_flags(commands[name])
     chosen = tyro.extras.subcommand_cli_from_dict(

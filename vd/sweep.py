@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from vd.adaptation import adapt_prepared, check_adaptation, check_parts
 from vd.config import AdaptConfig, Config, ModelConfig, TrainingConfig, with_settings
-from vd.console import say, say_limits
+from vd.console import say
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import fold_splits, for_folds, keep_splits, with_splits
 from vd.errors import VdError
@@ -34,7 +34,6 @@ from vd.features.seen import Seen
 from vd.files import lock, read_json, write_csv, write_json
 from vd.metrics.binary import COLLAPSE, shown
 from vd.models.plugins import BUILT_IN, Plugins
-from vd.training.distributed import several
 from vd.training.run_folder import Data
 from vd.training.step import StepNumbers
 
@@ -146,11 +145,6 @@ def _check_members(
     config: Config, members: Sequence[SweepMember], plugins: Plugins
 ) -> None:
     """Raise `VdError`, before anything slow, for a wrong setting of a member."""
-    if several(config.run):
-        raise VdError(
-            "members of a sweep or a cross-validation train in one process; leave "
-            "--coordinator-address, --num-processes and --process-id out, or use vd train."
-        )
     folder = config.run.checkpoint_dir
     if (folder / "config.json").exists():
         raise VdError(
@@ -309,7 +303,7 @@ def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
 
 def _write(config: Config, members: Iterable[SweepMember]) -> dict[str, Any]:
     """Pool the members' predictions of one data set into its files."""
-    from vd.evaluation.crossval import summary, write_crossval
+    from vd.evaluation.crossval import write_crossval
     from vd.evaluation.predictions import read_run
 
     folder = config.run.checkpoint_dir
@@ -326,8 +320,6 @@ def _write(config: Config, members: Iterable[SweepMember]) -> dict[str, Any]:
     if former.get("per_fold") != result["per_fold"]:
         for name in ("matrix.csv", "report.html"):  # of other members
             (folder / name).unlink(missing_ok=True)
-    say(summary(result))
-    say_limits(result["warnings"])
     return result
 
 
