@@ -329,11 +329,11 @@ def _matrix(
     """The members of every data set tested on every other; writes matrix.csv."""
     from vd.evaluation.cross_dataset import cell, evaluate_members_on, own_cell
     from vd.evaluation.crossval import flat_row
-    from vd.evaluation.predictions import read_results
+    from vd.evaluation.predictions import read_members
 
     matrix = []
     for trained, own in results.items():
-        members = read_results(configs[trained].run.checkpoint_dir)
+        members = read_members(configs[trained].run.checkpoint_dir)
         for tested, other in configs.items():
             if tested == trained:
                 figures = own_cell(own, len(members))

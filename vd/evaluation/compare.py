@@ -26,7 +26,7 @@ from vd.evaluation.predictions import (
     Member,
     pooled_by_seed,
     read_probes,
-    read_results,
+    read_members,
 )
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
@@ -48,7 +48,7 @@ class Side:
 
     def __init__(self, name: str, folder: Path, of_probe: bool = False) -> None:
         self.name, self.folder, self.of_probe = name, folder, of_probe
-        self.members = read_results(folder)
+        self.members = read_members(folder)
         if of_probe:
             self.members = read_probes(self.members)
             if not self.members:

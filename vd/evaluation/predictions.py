@@ -138,7 +138,7 @@ def read_probes(members: Iterable[Member]) -> list[Member]:
     return [read_run(member.run_dir, member.fold, PROBE) for member in members]
 
 
-def read_results(folder: Path) -> list[Member]:
+def read_members(folder: Path) -> list[Member]:
     """The one member of a run folder, or all members of a cross-validation."""
     if (folder / "config.json").exists():
         return [read_run(folder)]
