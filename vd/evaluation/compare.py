@@ -25,8 +25,8 @@ from vd.evaluation.paired import accuracy_difference, auc_difference
 from vd.evaluation.predictions import (
     Member,
     pooled_by_seed,
-    read_probes,
     read_members,
+    read_probes,
 )
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
