@@ -50,10 +50,6 @@ if TYPE_CHECKING:
     from vd.predict.predictor import Predictor
 
 _FLAT = (tyro.conf.OmitArgPrefixes,)
-_FORMER_FLAGS = (
-    "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
-    "--label-smoothings", "--dropout-rates", "--grad-clip-norms",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -513,11 +509,6 @@ def _command() -> int:
     """Call the command that the arguments name."""
     commands = {command.__name__.lower(): command for command in _COMMANDS}
     name, *flags = sys.argv[1:] or [""]
-    if former := [flag for flag in _FORMER_FLAGS if name == "sweep" and flag in flags]:
-        raise VdError(
-            f"{former[0]} is replaced by --set NAME=VALUE,VALUE; give for example "
-            "--set seed=0,1,2."
-        )
     if name == "crossval" and "--adapt" in flags:
         commands[name] = _AdaptedCrossval
     elif name in ("train", "sweep", "crossval"):
