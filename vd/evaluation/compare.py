@@ -65,7 +65,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
     A single folder is compared with the linear probe beside it. `out` gets compare.json,
-    tables and pictures.
+    tables and pictures. Raises `VdError` unless all have tested the same clips.
     """
     if not folders:
         raise VdError("vd compare needs a folder; name one or more.")

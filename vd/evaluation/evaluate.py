@@ -64,7 +64,8 @@ def evaluate(
     """Restore a run, evaluate one of its splits, or all, and write its files.
 
     `tta` averages the logits of all stored views. The two paths say where data set and
-    features have moved; missing features are extracted again.
+    features have moved; missing features are extracted again. Raises `VdError` for clips
+    that chose the run or that its backbone has seen.
     """
     restored = restore(run_dir)
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
@@ -176,7 +177,7 @@ def evaluate_split(
     more: Mapping[str, Any] | None = None,
     draw: bool = True,
 ) -> dict[str, Any]:
-    """Score `data`, then `write_evaluation`."""
+    """Score `data`, then `write_evaluation`; raises `VdError` for `tta` of a single view."""
     if tta and data.views == 1:
         raise VdError(
             f"--tta averages over views, and the features of {run_dir} have only one; leave "

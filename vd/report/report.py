@@ -85,7 +85,8 @@ def report(
     """Write the page of a run or a cross-validation; returns where it is.
 
     `mistakes` clips are shown with their frames (0: the quick page that training leaves,
-    of the folder alone); `dataset_path` says where the data set has moved.
+    of the folder alone); `dataset_path` says where the data set has moved. Raises `VdError` when
+    a file of the folder is missing or damaged.
     """
     path = out or folder / "report.html"
     if path.suffix.casefold() not in (".html", ".htm"):
