@@ -223,7 +223,6 @@ def crossval(
 
     Without `seeds` the run's own is the only one.
     """
-    folder = config.run.checkpoint_dir
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
     configs = _configs(config, cross_datasets)
     for name, one in configs.items():
@@ -239,8 +238,7 @@ def crossval(
         others = [str(path.absolute()) for path in cross_datasets]
         matrix = _matrix(configs, results)
         result = {**result, "cross_datasets": others, "matrix": matrix}
-        write_json(folder / "crossval.json", result)
-    say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
+        write_json(config.run.checkpoint_dir / "crossval.json", result)
     return result
 
 
@@ -250,7 +248,6 @@ def crossval_adapted(
     """`crossval` of `vd adapt`: every fold and seed has networks of its own."""
     from vd.training.adapt import image_config
 
-    folder = config.run.checkpoint_dir
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
     members = list(member_configs(config, grid, folds))
     for member in members:
@@ -264,15 +261,13 @@ def crossval_adapted(
     first = image_config(members[0].config, settings, settings.streams[0])
     data = prepare(first, for_folds, check=check_folds)
     by_fold = list(fold_splits(data.ledger.usable(), folds, split_seed))
-    with lock(folder / ".lock", "vd crossval"):
+    with lock(config.run.checkpoint_dir / ".lock", "vd crossval"):
         for member in members:
             say(f"{member.name}:")
             with lock(member.config.run.checkpoint_dir / ".lock", "vd crossval"):
                 of_fold = data.with_splits(by_fold[member.fold or 0])
                 adapt_prepared(member.config, settings, of_fold)
-        result = _write(config, members)
-    say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
-    return result
+        return _write(config, members)
 
 
 def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
@@ -320,6 +315,7 @@ def _write(config: Config, members: Iterable[SweepMember]) -> dict[str, Any]:
     if former.get("per_fold") != result["per_fold"]:
         for name in ("matrix.csv", "report.html"):  # of other members
             (folder / name).unlink(missing_ok=True)
+    say(f"written: {path}, {folder / 'predictions.csv'}")
     return result
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def write_networks(path: Path, networks: Sequence[Network], half: bool = False) 
         stored = (network.rounded() if half else network).parameters
         for name in parameter_shapes(network.variant):
             array = np.asarray(stored[name], dtype, order="C")
-            arrays[_prefix(number) + name] = array
+            arrays[f"{number}.{name}"] = array
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes(path, content.getvalue())
@@ -89,16 +89,7 @@ def write_networks(path: Path, networks: Sequence[Network], half: bool = False) 
 
 def _fields(network: Network) -> dict[str, Any]:
     """All but the parameters, in JSON values."""
-    return {
-        f.name: getattr(network, f.name)
-        for f in fields(network)
-        if f.name != "parameters"
-    }
-
-
-def _prefix(number: int) -> str:
-    """What the names of a network's arrays begin with in the file."""
-    return f"{number}."
+    return {key: value for key, value in vars(network).items() if key != "parameters"}
 
 
 def read_networks(path: Path) -> tuple[Network, ...]:
@@ -116,7 +107,7 @@ def read_networks(path: Path) -> tuple[Network, ...]:
         if described["format"] == _FORMAT:
             networks = []
             for number, own in enumerate(described["networks"]):
-                prefix = _prefix(number)
+                prefix = f"{number}."
                 named = [name for name in arrays if name.startswith(prefix)]
                 parameters = {n.removeprefix(prefix): arrays.pop(n) for n in named}
                 own["streams"] = tuple(own["streams"])
@@ -124,7 +115,15 @@ def read_networks(path: Path) -> tuple[Network, ...]:
             if arrays:
                 raise ValueError(f"{min(arrays)} belongs to none of its networks")
             _check(networks)
-            return tuple(map(_in_float32, networks))
+            return tuple(
+                replace(
+                    n,
+                    parameters={
+                        k: v.astype(np.float32) for k, v in n.parameters.items()
+                    },
+                )
+                for n in networks
+            )
     except Exception as error:  # numpy's, zipfile's, the disk's: no common base
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise VdError(
@@ -137,13 +136,8 @@ def read_networks(path: Path) -> tuple[Network, ...]:
     )
 
 
-def _in_float32(network: Network) -> Network:
-    parameters = {k: v.astype(np.float32) for k, v in network.parameters.items()}
-    return replace(network, parameters=parameters)
-
-
 def _check(networks: Sequence[Network]) -> None:
-    """Raise `ValueError` when the networks cannot be computed as they say."""
+    """Raise `ValueError` when the networks cannot be computed together, or one not at all."""
     for network in networks:
         _check_one(network)
     if len(sizes := {network.size for network in networks}) != 1:
