@@ -37,23 +37,20 @@ import numpy as np
 import tyro
 
 from benchmarks.backbone import batched, torch_peer
+from experiments.front_speed import decoded, extract_anew
 from vd.config import (
     PRETRAINED,
     BackboneConfig,
-    Config,
     DataConfig,
-    DecodeConfig,
     usable_cores,
 )
 from vd.console import say
 from vd.data.catalog import identify
 from vd.data.decode import FrameSettings
 from vd.data.manifest import Video, read_manifest
-from vd.data.workers import decode_pool, decode_videos
 from vd.features.backbone import Backbone, find_backbone
 from vd.features.efficientnet import FEATURES
 from vd.features.engines import Engine, make_engine
-from vd.features.extract import extract
 
 DEFAULT, FAST = BackboneConfig(), BackboneConfig("fast")
 BOX = BackboneConfig(backbone=str(PRETRAINED / "backbone.npz"))
@@ -122,10 +119,10 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
         videos = identify([every[i] for i in draw], Path(scratch))
         paths = [video.path for video in videos]
         runs = {
-            "ours": lambda: run_ours(videos, backbone),
-            "preset_fast": lambda: run_ours(videos, fast),
-            "preset_default": lambda: run_ours(videos, default),
-            "detector": lambda: run_ours(videos, box),
+            "ours": lambda: extract_anew(videos, backbone),
+            "preset_fast": lambda: extract_anew(videos, fast),
+            "preset_default": lambda: extract_anew(videos, default),
+            "detector": lambda: extract_anew(videos, box),
             "free": lambda: run_free(videos, backbone),
             "backbone_only": backbone_only(paths, backbone, engine),
             "decode_only": lambda: decode_only(paths, backbone),
@@ -169,18 +166,12 @@ def main(dataset_path: Path, clips: int = 60, repeats: int = 3, seed: int = 0) -
         print(json.dumps(line), flush=True)
 
 
-def run_ours(videos: Sequence[Video], backbone: Backbone) -> None:
-    """Extraction into an empty cache."""
-    with tempfile.TemporaryDirectory() as cache:
-        extract(videos, Config(DataConfig(Path(), Path(cache))), backbone)
-
-
 def run_free(videos: Sequence[Video], backbone: Backbone) -> None:
     """The same with the network at no cost."""
     with patch(
         "vd.features.extract.make_engine", lambda backbone, *_: FreeEngine(backbone)
     ):
-        run_ours(videos, backbone)
+        extract_anew(videos, backbone)
 
 
 class FreeEngine:
@@ -200,22 +191,19 @@ def backbone_only(
     paths: Sequence[Path], backbone: Backbone, engine: Engine
 ) -> Callable[[], None]:
     """The engine on images that were decoded beforehand."""
-    with decode_pool(backbone.frames, DecodeConfig(), len(paths)) as pool:
-        pieces = decode_videos(paths, pool)
-        images = [p.images.reshape(-1, *p.images.shape[2:]) for p in pieces]
+    images = list(decoded(paths, backbone))
 
     def run() -> None:
-        for plain in images:
-            engine(plain)
+        for piece in images:
+            engine(piece)
 
     return run
 
 
 def decode_only(paths: Sequence[Path], backbone: Backbone) -> None:
     """The workers alone."""
-    with decode_pool(backbone.frames, DecodeConfig(), len(paths)) as pool:
-        for _ in decode_videos(paths, pool):
-            pass
+    for _ in decoded(paths, backbone):
+        pass
 
 
 def used_seconds() -> float:

@@ -116,7 +116,7 @@ class Camera:
             base += length
 
 
-class Seen(NamedTuple):
+class Watched(NamedTuple):
     """What came of some cameras together."""
 
     share_seen: float  # of image pairs
@@ -134,7 +134,7 @@ class Site:
         self._seconds, self._settle = seconds, settle_seconds
         self.watch = cache(self._watch)
 
-    def _watch(self, cameras: int) -> Seen:
+    def _watch(self, cameras: int) -> Watched:
         """Watch so many cameras; what comes while they settle is left out."""
         began, lags = time.monotonic(), list[float]()
         first, last = dict[str, Any](), dict[str, Any]()
@@ -165,7 +165,7 @@ class Site:
                 "statuses after --settle-seconds, or no image pair came between; watch for "
                 "longer."
             )
-        return Seen(frames / (frames + dropped), median(lags), max(lags))
+        return Watched(frames / (frames + dropped), median(lags), max(lags))
 
     def largest(self, counts: Sequence[int], most: int) -> int:
         """The largest number of cameras that drop nothing, of which `counts` are measured."""

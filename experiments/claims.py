@@ -162,7 +162,7 @@ def run_cell(
     cell: Cell, data_dir: Path, cache_dir: Path, runs_dir: Path, quick: bool
 ) -> dict[str, Any]:
     """Cross-validate one cell; returns its line."""
-    from vd.evaluation.predictions import pooled_by_seed, read_results
+    from vd.evaluation.predictions import pooled_by_seed, read_members
     from vd.sweep import crossval
 
     folder = runs_dir / cell.dataset / cell.name
@@ -175,7 +175,7 @@ def run_cell(
     config = config_of(settings, DataConfig(data, cache_dir), folder)
     began = time.perf_counter()
     result = crossval(config, 2 if quick else FOLDS, SEEDS[:1] if quick else SEEDS)
-    members = read_results(folder)
+    members = read_members(folder)
     pooled = pooled_by_seed(members)
     first = next(iter(pooled.values()))
     return {

@@ -65,7 +65,8 @@ def main(
 
     dataset = dataset_path.parent.name if dataset_path.suffix else dataset_path.name
     if speed:
-        measure_speed(lines, dataset, dataset_path, clips, repeats, seed)
+        timed = {point.name: point.backbone for point in POINTS}
+        measure_speed(lines, timed, dataset, dataset_path, clips, repeats, seed)
     elif not table and plot is None:
         run(lines, dataset, dataset_path, cache_dir)
     results = read_results(lines, dataset)

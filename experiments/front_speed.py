@@ -4,11 +4,11 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from front_points import POINTS
+from jaxtyping import UInt8
 
 from vd.config import Config, DataConfig, DecodeConfig, usable_cores
 from vd.data.catalog import identify
@@ -22,20 +22,26 @@ STAGES = "extraction", "decoding", "backbone"
 
 
 def measure_speed(
-    lines: Path, dataset: str, dataset_path: Path, clips: int, repeats: int, seed: int
+    lines: Path,
+    points: Mapping[str, Backbone],
+    dataset: str,
+    dataset_path: Path,
+    clips: int,
+    repeats: int,
+    seed: int,
 ) -> None:
     """Add a line with the seconds of each stage at each point, all points in turns."""
     every = read_manifest(DataConfig(dataset_path)).videos
     drawn = np.random.default_rng(seed).permutation(len(every))[:clips]
     seconds: dict[str, dict[str, list[float]]] = {
-        point.name: {stage: [] for stage in STAGES} for point in POINTS
+        name: {stage: [] for stage in STAGES} for name in points
     }
     with tempfile.TemporaryDirectory() as scratch:
         videos = identify([every[i] for i in drawn], Path(scratch))
         for _ in range(repeats):
-            for point in POINTS:
-                for stage, taken in stage_seconds(point.backbone, videos).items():
-                    seconds[point.name][stage].append(round(taken, 3))
+            for name, backbone in points.items():
+                for stage, taken in stage_seconds(backbone, videos).items():
+                    seconds[name][stage].append(round(taken, 3))
     line = {
         "dataset": dataset, "seconds": seconds, "timed_clips": len(videos),
         "cores": usable_cores(), "processor": processor(),
@@ -46,21 +52,34 @@ def measure_speed(
 
 def stage_seconds(backbone: Backbone, videos: Sequence[Video]) -> dict[str, float]:
     """Extraction into an empty cache; decoding alone; then the network on those images."""
-    paths = [video.path for video in videos]
-    with tempfile.TemporaryDirectory() as cache:
-        began = time.perf_counter()
-        extract(videos, Config(DataConfig(Path(), Path(cache))), backbone)
-        extraction = time.perf_counter() - began
+    began = time.perf_counter()
+    extract_anew(videos, backbone)
+    extraction = time.perf_counter() - began
     engine = make_engine(backbone, "auto")
     began = time.perf_counter()
-    with decode_pool(backbone.frames, DecodeConfig(), len(paths)) as pool:
-        images = [piece.images for piece in decode_videos(paths, pool)]
-    decoded = time.perf_counter()
+    images = list(decoded([video.path for video in videos], backbone))
+    decoding = time.perf_counter() - began
+    began = time.perf_counter()
     for piece in images:
         for _ in backbone.views:  # mirroring costs nothing beside the network
-            engine(piece.reshape(-1, *piece.shape[2:]))
-    network = time.perf_counter() - decoded
-    return dict(zip(STAGES, (extraction, decoded - began, network), strict=True))
+            engine(piece)
+    network = time.perf_counter() - began
+    return dict(zip(STAGES, (extraction, decoding, network), strict=True))
+
+
+def extract_anew(videos: Sequence[Video], backbone: Backbone) -> None:
+    """Extract into an empty cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        extract(videos, Config(DataConfig(Path(), Path(cache))), backbone)
+
+
+def decoded(
+    paths: Sequence[Path], backbone: Backbone
+) -> Iterator[UInt8[np.ndarray, "N H W 3"]]:
+    """The images of each stretch, from the decoding workers alone."""
+    with decode_pool(backbone.frames, DecodeConfig(), len(paths)) as pool:
+        for piece in decode_videos(paths, pool):
+            yield piece.images.reshape(-1, *piece.images.shape[2:])
 
 
 def processor() -> str:

@@ -46,7 +46,7 @@ def read_rates(lines: Path, dataset: str) -> dict[str, Rates]:
     return rates
 
 
-class Row(NamedTuple):
+class Measured(NamedTuple):
     """A point with its figures."""
 
     point: Point
@@ -62,7 +62,7 @@ class Row(NamedTuple):
         return float(self.parts[:, 0].mean())
 
 
-def rows(results: Results, rates: dict[str, Rates]) -> Iterator[Row]:
+def rows(results: Results, rates: dict[str, Rates]) -> Iterator[Measured]:
     """The points whose inner folds are all there."""
     for point in POINTS:
         every = [
@@ -73,10 +73,10 @@ def rows(results: Results, rates: dict[str, Rates]) -> Iterator[Row]:
             figures = np.array([scores(scored(results, lines)) for lines in parts])
             images = parts[0][0]["images"]
             timed = point._replace(change=True).name
-            yield Row(point, images, figures, rates.get(timed))
+            yield Measured(point, images, figures, rates.get(timed))
 
 
-def table_of(points: Sequence[Row]) -> str:
+def table_of(points: Sequence[Measured]) -> str:
     """A line a point: mean ± deviation over outer training parts, and videos/s if timed."""
     timed = all(row.rates for row in points)
     written = [_HEAD.format(*(_SPEED_HEAD, "---|" * 3) if timed else ("", ""))]

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import tyro
+from event_scores import count_events, event_scores, match_events
 
 from vd.cli import run_command
 from vd.config import PRETRAINED, DataConfig, EventConfig
@@ -36,7 +37,6 @@ from vd.data.catalog import identify
 from vd.data.manifest import CLASSES, Video, read_manifest
 from vd.errors import VdError
 from vd.files import write_csv, writing
-from vd.metrics.events import count_events, event_scores, match_events
 from vd.predict.hysteresis import Event, EventMachine, EventRules
 from vd.predict.recording import Prediction, Timeline
 

@@ -24,7 +24,7 @@ import tyro
 from jaxtyping import Float, Int
 
 from vd.cli import run_command
-from vd.evaluation.predictions import read_results, read_run
+from vd.evaluation.predictions import read_members, read_run
 from vd.files import read_csv
 from vd.metrics.calibration import fit
 from vd.models.plugins import recorded_plugin
@@ -66,7 +66,7 @@ def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
     for folder in crossvals:
         right: dict[str, list[bool]] = {"half": [], "best": [], "even": [], "vd": []}
         clips = 0
-        for member in read_results(folder):
+        for member in read_members(folder):
             val, test = (
                 read_run(member.run_dir, name=part).predictions
                 for part in ("val", "test")
@@ -81,7 +81,7 @@ def main(crossvals: Annotated[tuple[Path, ...], tyro.conf.Positional]) -> int:
             }
             for name, cut in cuts.items():
                 right[name] += list((test.logit_N >= cut) == (test.labels_N == 1))
-        members = len(read_results(folder))
+        members = len(read_members(folder))
         shares = ", ".join(f"{n} {100 * np.mean(r):.1f} %" for n, r in right.items())
         print(
             f"{folder.name}: {clips / members:.0f} validation clips a member: {shares}"

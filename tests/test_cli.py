@@ -65,3 +65,20 @@ def test_the_defaults_are_the_recipe():
         "devices": None,
     }  # fmt: skip
     assert settings.items() >= recipe.items()
+
+
+def test_flags_that_an_adaptation_does_not_use_are_neither_shown_nor_taken(tmp_path):
+    for command in (["adapt"], ["crossval", "--adapt"]):
+        shown = vd(*command, "--help").stdout
+        assert "--fixed-blocks" in shown
+        assert "--seed" in shown
+        for flag in ("--early-stopping-patience", "--mixup-alpha", "--process-id"):
+            assert flag not in shown
+            done = vd(*command, "--dataset-path", tmp_path, flag, 1, code=2)
+            assert flag in done.stderr
+
+
+def test_the_help_of_a_cross_validation_names_adaptation():
+    shown = vd("crossval", "--help").stdout
+    assert "--adapt" in shown
+    assert "--cross-dataset" in shown

@@ -15,7 +15,7 @@ from tests.fabricated import made_up_predictions
 from vd.errors import VdError
 from vd.evaluation.compare import compare, curve, text
 from vd.evaluation.crossval import write_crossval
-from vd.evaluation.predictions import Member, read_results, to_rows
+from vd.evaluation.predictions import Member, read_members, to_rows
 from vd.files import read_csv, write_csv
 from vd.metrics.significance import clips_needed, corrected_t_test, holm, mcnemar
 
@@ -305,7 +305,7 @@ def test_cross_validations_by_fold_and_seed(tmp_path):
     (found,) = compare([a, b])["comparisons"]
     right = {}  # of each folder and seed: fold by clip, and whether it is right
     for folder in (a, b):
-        for member in read_results(folder):
+        for member in read_members(folder):
             labels, _, predicted = member.predictions.tested
             for path, one in zip(
                 member.predictions.paths, predicted == labels, strict=True

@@ -247,7 +247,7 @@ def test_an_allocation_alone_makes_no_several_processes(monkeypatch):
 def test_a_sweep_is_refused_and_a_batch_must_divide(clips, tmp_path):
     where = ["--dataset-path", clips, "--checkpoint-dir", tmp_path / "run"]
     flags = "--coordinator-address localhost:1 --num-processes 2 --process-id 0".split()
-    done = vd("sweep", *where, *flags, code=2)
-    assert "train in one process" in done.stderr
+    for command in (["sweep"], ["crossval"], ["crossval", "--adapt"], ["adapt"]):
+        assert "--num-processes" in vd(*command, *where, *flags, code=2).stderr
     done = vd("train", *where, *flags, "--batch-size", "9", code=2)
     assert "--batch-size 9 does not divide over 2 devices" in done.stderr

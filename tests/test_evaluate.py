@@ -15,7 +15,8 @@ from tests.fabricated import made_up_predictions, make_videos
 from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.cross_dataset import dataset_name, evaluate_on
-from vd.evaluation.evaluate import operating_points, slices
+from vd.evaluation.evaluate import operating_points
+from vd.evaluation.slices import slices
 from vd.files import read_csv, write_csv
 from vd.metrics.binary import METRICS, evaluation_metrics
 from vd.metrics.calibration import Calibration, false_alarm_threshold

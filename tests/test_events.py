@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vd.metrics.events import (
+from experiments.event_scores import (
     EventCounts,
     count_events,
     event_scores,

@@ -29,8 +29,3 @@ def test_an_import_loads_nothing_that_it_does_not_need(modules, heavy):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
-
-
-def test_the_former_place_of_the_head_names_the_new_one():
-    with pytest.raises(ImportError, match=r"vd\.models\.head"):
-        from vd.model import Head  # noqa: F401

@@ -168,7 +168,6 @@ def test_one_member_that_diverges_leaves_the_others_their_rows(
         (["--set", "hidden_size=8,wide"], "a value is not a valid int"),
         (["--set", "augmentation=maybe"], "a value is not a valid bool"),
         (["--set", "focal_alpha=0.5,7"], "--focal-alpha is 7.0; give a value from 0"),
-        (["--seeds", "0", "1"], "--seeds is replaced by --set NAME=VALUE,VALUE"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_one_sentence(

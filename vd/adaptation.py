@@ -18,7 +18,6 @@ from vd.config import AdaptConfig, BackboneConfig, Config, StreamName
 from vd.console import say
 from vd.data.manifest import Video
 from vd.data.splits import keep_splits
-from vd.errors import VdError
 from vd.experiment import (
     Opened,
     check,
@@ -32,7 +31,7 @@ from vd.experiment import (
 from vd.features.seen import Row, check_apart, clip_rows, find_seen, seen_rows
 from vd.files import lock, write_text
 from vd.models.plugins import BUILT_IN
-from vd.training import distributed, run_folder
+from vd.training import run_folder
 from vd.training.run_folder import Data
 
 if TYPE_CHECKING:
@@ -79,11 +78,6 @@ def check_adaptation(config: Config, settings: AdaptConfig) -> None:
     """`vd.experiment.check` of a run that adapts."""
     from vd.training.adapt import adapter_plugins, image_config
 
-    if distributed.several(config.run):
-        raise VdError(
-            "vd adapt trains in one process; leave --coordinator-address, --num-processes "
-            "and --process-id out."
-        )
     run_dir = config.run.checkpoint_dir
     run_folder.check_folder(run_dir)
     if not config.run.fresh:

@@ -12,7 +12,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_type_hints,
+)
 
 import tyro
 
@@ -37,6 +45,10 @@ Count = Annotated[int, Between(1, 1_000_000)]
 Processes = Annotated[int, Between(1, 4096)]
 Positive = Annotated[float, Between(1e-30, 1e30)]
 Seed = Annotated[int, Between(0, 2**32 - 1)]
+
+_T = TypeVar("_T")
+# a setting of the base class that a command fixes: neither shown nor taken as a flag
+_NoFlag = Annotated[_T, tyro.conf.Fixed, tyro.conf.Suppress]
 
 
 class Settings:
@@ -308,19 +320,34 @@ class TrainingConfig(Settings):
     """Seed of initialisation, order, dropout and augmentation."""
 
 
-# how the backbone is adapted: AdamW at 2e-4, cross-entropy, a fixed length
-ADAPTATION = TrainingConfig(
-    epochs=8,
-    batch_size=8,
-    learning_rate=0.0002,
-    warmup_epochs=2,
-    weight_decay=0.01,
-    focal_alpha=0.5,
-    focal_gamma=0.0,
-    label_smoothing=0.0,
-    temporal_jitter=0.0,
-    refit_if_few=True,
-)
+@dataclass(frozen=True)
+class AdaptTrainingConfig(TrainingConfig):
+    """How the backbone is adapted: AdamW, cross-entropy, a fixed length."""
+
+    epochs: Count = 8
+    batch_size: Count = 8
+    learning_rate: Positive = 0.0002
+    warmup_epochs: Annotated[int, Between(0, 1_000_000)] = 2
+    weight_decay: Annotated[float, Between(0, 10)] = 0.01
+    focal_alpha: Share = 0.5
+    focal_gamma: Annotated[float, Between(0, 100)] = 0.0
+    label_smoothing: Annotated[float, Between(0, 0.99)] = 0.0
+    augmentation: bool = True
+    """Draw pairs of frames, crop, mirror, and for differences direction of time and gain."""
+    refit: bool = False
+    """Train on the validation clips too; inner folds calibrate."""
+    refit_if_few: bool = True
+    temporal_jitter: _NoFlag[float] = 0.0
+    spatial_augmentation: _NoFlag[bool] = True
+    frame_dropping_rate: _NoFlag[float] = 0.0
+    feature_noise: _NoFlag[float] = 0.0
+    mixup_alpha: _NoFlag[float] = 0.0
+    early_stopping_patience: _NoFlag[int] = 15
+    early_stopping_metric: _NoFlag[str] = "val_loss"
+    early_stopping_min_delta: _NoFlag[float] = 0.0
+
+
+ADAPTATION = AdaptTrainingConfig()
 ADAPTED_MODEL = ModelConfig(dropout_rate=0.2, mixed_precision=False)
 
 
@@ -344,6 +371,15 @@ class RunConfig(Settings):
     """Trace the third to the twelfth step with JAX's profiler, into the run's profile/."""
     fresh: bool = False
     """Delete an earlier run in the folder and start over."""
+
+
+@dataclass(frozen=True)
+class OneProcessConfig(RunConfig):
+    """Where runs that train in one process are kept and what they run on."""
+
+    coordinator_address: _NoFlag[str | None] = None
+    num_processes: _NoFlag[Processes | None] = None
+    process_id: _NoFlag[int | None] = None
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ def training_devices(
 
     Without a request they are at most as many as `before`, when the run began. On a CPU there
     is one device a core, since small operations then run side by side.
+    Raises `VdError` when more are requested than there are.
     """
     rows, most = batch_size // processes, (before or 0) // processes
     prepare_jax(requested or _divisor(rows, most or most_cpu_devices()))

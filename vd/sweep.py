@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from vd.adaptation import adapt_prepared, check_adaptation, check_parts
 from vd.config import AdaptConfig, Config, ModelConfig, TrainingConfig, with_settings
-from vd.console import say, say_limits
+from vd.console import say
 from vd.data.manifest import Video, read_manifest
 from vd.data.splits import fold_splits, for_folds, keep_splits, with_splits
 from vd.errors import VdError
@@ -34,7 +34,6 @@ from vd.features.seen import Seen
 from vd.files import lock, read_json, write_csv, write_json
 from vd.metrics.binary import COLLAPSE, shown
 from vd.models.plugins import BUILT_IN, Plugins
-from vd.training.distributed import several
 from vd.training.run_folder import Data
 from vd.training.step import StepNumbers
 
@@ -146,11 +145,6 @@ def _check_members(
     config: Config, members: Sequence[SweepMember], plugins: Plugins
 ) -> None:
     """Raise `VdError`, before anything slow, for a wrong setting of a member."""
-    if several(config.run):
-        raise VdError(
-            "members of a sweep or a cross-validation train in one process; leave "
-            "--coordinator-address, --num-processes and --process-id out, or use vd train."
-        )
     folder = config.run.checkpoint_dir
     if (folder / "config.json").exists():
         raise VdError(
@@ -229,7 +223,6 @@ def crossval(
 
     Without `seeds` the run's own is the only one.
     """
-    folder = config.run.checkpoint_dir
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
     configs = _configs(config, cross_datasets)
     for name, one in configs.items():
@@ -245,8 +238,7 @@ def crossval(
         others = [str(path.absolute()) for path in cross_datasets]
         matrix = _matrix(configs, results)
         result = {**result, "cross_datasets": others, "matrix": matrix}
-        write_json(folder / "crossval.json", result)
-    say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
+        write_json(config.run.checkpoint_dir / "crossval.json", result)
     return result
 
 
@@ -256,7 +248,6 @@ def crossval_adapted(
     """`crossval` of `vd adapt`: every fold and seed has networks of its own."""
     from vd.training.adapt import image_config
 
-    folder = config.run.checkpoint_dir
     grid = {"seed": list(dict.fromkeys(seeds)) or [config.training.seed]}
     members = list(member_configs(config, grid, folds))
     for member in members:
@@ -270,15 +261,13 @@ def crossval_adapted(
     first = image_config(members[0].config, settings, settings.streams[0])
     data = prepare(first, for_folds, check=check_folds)
     by_fold = list(fold_splits(data.ledger.usable(), folds, split_seed))
-    with lock(folder / ".lock", "vd crossval"):
+    with lock(config.run.checkpoint_dir / ".lock", "vd crossval"):
         for member in members:
             say(f"{member.name}:")
             with lock(member.config.run.checkpoint_dir / ".lock", "vd crossval"):
                 of_fold = data.with_splits(by_fold[member.fold or 0])
                 adapt_prepared(member.config, settings, of_fold)
-        result = _write(config, members)
-    say(f"written: {folder / 'crossval.json'}, {folder / 'predictions.csv'}")
-    return result
+        return _write(config, members)
 
 
 def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
@@ -309,7 +298,7 @@ def _configs(config: Config, others: Sequence[Path]) -> dict[str, Config]:
 
 def _write(config: Config, members: Iterable[SweepMember]) -> dict[str, Any]:
     """Pool the members' predictions of one data set into its files."""
-    from vd.evaluation.crossval import summary, write_crossval
+    from vd.evaluation.crossval import write_crossval
     from vd.evaluation.predictions import read_run
 
     folder = config.run.checkpoint_dir
@@ -326,8 +315,7 @@ def _write(config: Config, members: Iterable[SweepMember]) -> dict[str, Any]:
     if former.get("per_fold") != result["per_fold"]:
         for name in ("matrix.csv", "report.html"):  # of other members
             (folder / name).unlink(missing_ok=True)
-    say(summary(result))
-    say_limits(result["warnings"])
+    say(f"written: {path}, {folder / 'predictions.csv'}")
     return result
 
 
@@ -337,11 +325,11 @@ def _matrix(
     """The members of every data set tested on every other; writes matrix.csv."""
     from vd.evaluation.cross_dataset import cell, evaluate_members_on, own_cell
     from vd.evaluation.crossval import flat_row
-    from vd.evaluation.predictions import read_results
+    from vd.evaluation.predictions import read_members
 
     matrix = []
     for trained, own in results.items():
-        members = read_results(configs[trained].run.checkpoint_dir)
+        members = read_members(configs[trained].run.checkpoint_dir)
         for tested, other in configs.items():
             if tested == trained:
                 figures = own_cell(own, len(members))

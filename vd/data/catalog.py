@@ -26,11 +26,10 @@ _TABLES = """
     CREATE TABLE IF NOT EXISTS hashes (
         path BLOB PRIMARY KEY,  -- bytes, for names that are not UTF-8
         size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT);
-    CREATE TABLE IF NOT EXISTS outcomes_2 (  -- "outcomes" was an earlier decoder's
+    CREATE TABLE IF NOT EXISTS outcomes_2 (
         sha256 TEXT PRIMARY KEY, outcome TEXT, reason TEXT, frames INTEGER,
         width INTEGER, height INTEGER, fps REAL, duration REAL, codec TEXT,
         brightness REAL, span REAL, gaps TEXT, clock TEXT);
-    DROP TABLE IF EXISTS fingerprints;  -- an earlier form, with black bars
     CREATE TABLE IF NOT EXISTS fingerprints_2 (
         sha256 TEXT PRIMARY KEY, small BLOB, picture BLOB, brightness REAL,
         letterbox REAL);

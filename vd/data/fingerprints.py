@@ -96,8 +96,7 @@ def from_text(text: str) -> Small:
     """The small grey frames of `as_text`."""
     png = np.frombuffer(base64.b64decode(text), np.uint8)
     rows_FxP = cv2.imdecode(png, cv2.IMREAD_GRAYSCALE)
-    if rows_FxP is None:
-        raise ValueError("a fingerprint is no PNG")
+    assert rows_FxP is not None  # a PNG that `as_text` made
     return rows_FxP.reshape(-1, SIDE, SIDE).astype(np.uint8)
 
 

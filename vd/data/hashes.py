@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
-from jaxtyping import Bool, Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int, Shaped, UInt8
 
 from vd.data.crops import sampling
 from vd.data.fingerprints import SIDE, Small
@@ -145,9 +145,9 @@ def changes_of(small: Small) -> Float32[np.ndarray, "C 16 16"]:
     return frames[LAG:] - frames[:-LAG]
 
 
-def codes_of(images: np.ndarray) -> Codes:
-    """The hash of each image, (N, 16, 16)."""
-    return _signs(_DCT @ images.astype(np.float32) @ _DCT.T)
+def codes_of(images_Nx16x16: Shaped[np.ndarray, "N 16 16"]) -> Codes:
+    """The hash of each image."""
+    return _signs(_DCT @ images_Nx16x16.astype(np.float32) @ _DCT.T)
 
 
 def _signs(spectra: Float32[np.ndarray, "*N 16 16"]) -> Codes:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Shaped
 
 from vd.config import DataConfig, DecodeConfig
 from vd.console import check_interrupt, say
@@ -114,7 +114,9 @@ def _pairs(
 
 
 def compare(
-    first: np.ndarray, second: np.ndarray, frames_Hx2: Int[np.ndarray, "H 2"]
+    first: Shaped[np.ndarray, "F 16 16"],
+    second: Shaped[np.ndarray, "G 16 16"],
+    frames_Hx2: Int[np.ndarray, "H 2"],
 ) -> Match | None:
     """Kind, similarity and shift of two videos; None when they are not alike.
 

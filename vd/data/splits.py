@@ -154,6 +154,7 @@ def split(
     """Assign splits and keep them in the splits file, which training then uses.
 
     `find_duplicates` returns pairs of ids whose videos become one group before that.
+    Raises `VdError` when the data set has splits of its own.
     """
     manifest = read_manifest(config.data, config.decode)
     if {video.split for video in manifest.videos} - {""} not in (set(), _RWF_2000):
@@ -284,7 +285,10 @@ def keep_splits(videos: Sequence[Video], config: Config) -> None:
 
 
 def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
-    """The videos with the splits and merged groups of the splits file; none is assigned."""
+    """The videos with the splits and merged groups of the splits file; none is assigned.
+
+    Raises `VdError` when the file that --splits-file names is missing.
+    """
     named = config.splits.splits_file
     if named is not None and not named.exists():
         raise VdError(f"--splits-file {named} does not exist; name one that vd wrote.")
@@ -292,7 +296,10 @@ def kept_splits(videos: Sequence[Video], config: Config) -> list[Video]:
 
 
 def kept_rows(config: Config) -> list[dict[str, str]]:
-    """The rows of the splits file, checked; [] when there is none."""
+    """The rows of the splits file; [] when there is none.
+
+    Raises `VdError` when it is a run's own, or is no splits file.
+    """
     path = splits_file(config)
     if (path.parent / "config.json").exists():
         raise VdError(

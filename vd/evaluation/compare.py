@@ -25,8 +25,8 @@ from vd.evaluation.paired import accuracy_difference, auc_difference
 from vd.evaluation.predictions import (
     Member,
     pooled_by_seed,
+    read_members,
     read_probes,
-    read_results,
 )
 from vd.files import write_csv, write_json
 from vd.metrics.binary import (
@@ -48,7 +48,7 @@ class Side:
 
     def __init__(self, name: str, folder: Path, of_probe: bool = False) -> None:
         self.name, self.folder, self.of_probe = name, folder, of_probe
-        self.members = read_results(folder)
+        self.members = read_members(folder)
         if of_probe:
             self.members = read_probes(self.members)
             if not self.members:
@@ -65,7 +65,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Compare every further folder with the first; returns the content of compare.json.
 
     A single folder is compared with the linear probe beside it. `out` gets compare.json,
-    tables and pictures.
+    tables and pictures. Raises `VdError` unless all have tested the same clips.
     """
     if not folders:
         raise VdError("vd compare needs a folder; name one or more.")

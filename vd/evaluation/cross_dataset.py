@@ -91,7 +91,8 @@ def evaluate_on(
     """Evaluate all of another data set with the run's temperature and threshold.
 
     Its features are extracted into the run's cache. Returns and writes what
-    `evaluate_split` does, by the data set's name.
+    `evaluate_split` does, by the data set's name. Raises `VdError` when the run or its
+    backbone has seen all of its clips.
     """
     if not dataset_path.exists():
         raise VdError(f"--on {dataset_path} does not exist; name a data set.")

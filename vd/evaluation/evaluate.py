@@ -1,24 +1,22 @@
 """Evaluation: metrics, slices, predictions and pictures of one part of a data set."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64
 from matplotlib.figure import Figure
 from scipy.special import expit
 
 from vd import plots
 from vd.config import Config, EventConfig
 from vd.data.manifest import SPLITS, Video
-from vd.data.outcome import Outcome
 from vd.errors import VdError
 from vd.evaluation.predictions import Predictions, to_rows
 from vd.evaluation.restore import Restored, features_of_run, moved, restore
+from vd.evaluation.slices import slices
 from vd.features.backbone import find_backbone
 from vd.features.sampling import window_length
 from vd.features.seen import check_unseen, find_seen
@@ -27,8 +25,6 @@ from vd.metrics.binary import (
     COLLAPSE,
     METRICS,
     evaluation_metrics,
-    recall,
-    roc_auc,
     shown,
 )
 from vd.metrics.calibration import FALSE_ALARMS, Calibration, fit, with_events
@@ -64,7 +60,8 @@ def evaluate(
     """Restore a run, evaluate one of its splits, or all, and write its files.
 
     `tta` averages the logits of all stored views. The two paths say where data set and
-    features have moved; missing features are extracted again.
+    features have moved; missing features are extracted again. Raises `VdError` for clips
+    that chose the run or that its backbone has seen.
     """
     restored = restore(run_dir)
     config = moved(restored.config, run_dir, dataset_path, cache_dir)
@@ -176,7 +173,7 @@ def evaluate_split(
     more: Mapping[str, Any] | None = None,
     draw: bool = True,
 ) -> dict[str, Any]:
-    """Score `data`, then `write_evaluation`."""
+    """Score `data`, then `write_evaluation`; raises `VdError` for `tta` of a single view."""
     if tta and data.views == 1:
         raise VdError(
             f"--tta averages over views, and the features of {run_dir} have only one; leave "
@@ -323,72 +320,3 @@ def summary(result: Mapping[str, Any]) -> str:
     if result["collapsed"]:
         text += f"\nWARNING: CLASS COLLAPSE: {COLLAPSE}"
     return text
-
-
-_MOST_GROUPS = 100  # the largest, so that the file can be read
-_BANDS = {  # unit and edges of slices by a number; a slice holds its lower edge
-    "resolution": ("lines", (240, 360, 480, 720, 1080)),  # the shorter side
-    "fps": ("frames/s", (15, 24, 29, 49)),
-    "brightness": ("of 255", (50, 100, 150)),  # mean grey of the first frame
-    "duration": ("s", (2, 5, 10, 30, 60)),
-}
-
-Inside = Bool[np.ndarray, " N"]  # which clips are in a slice
-
-
-def slices(
-    videos: Sequence[Video], outcomes: Sequence[Outcome], predictions: Predictions
-) -> dict[str, list[dict[str, Any]]]:
-    """Figures of every slice of each facet, in order; of groups the largest."""
-    numbers: dict[str, list[float | None]] = {
-        "resolution": [min(o.width, o.height) or None for o in outcomes],
-        "fps": [o.fps or None for o in outcomes],
-        "brightness": [o.brightness for o in outcomes],
-        "duration": [o.duration or None for o in outcomes],
-    }
-    splits = np.array([video.split for video in videos], object)
-    facets = {"split": {s or "none": splits == s for s in sorted(set(splits))}}
-    if predictions.grouped:
-        largest = Counter(predictions.groups).most_common(_MOST_GROUPS)
-        facets["group"] = {g or "none": predictions.groups == g for g, _ in largest}
-    facets |= {facet: _bands(facet, values) for facet, values in numbers.items()}
-    return {
-        facet: [
-            _figures_of_slice(name, inside_N, predictions)
-            for name, inside_N in parts.items()
-            if inside_N.any()
-        ]
-        for facet, parts in facets.items()
-    }
-
-
-def _bands(facet: str, values: Sequence[float | None]) -> dict[str, Inside]:
-    """The clips of each slice by a number."""
-    unit, edges = _BANDS[facet]
-    value_N = np.array(values, float)  # NaN where unknown
-    bands = {f"under {edges[0]} {unit}": value_N < edges[0]}
-    for low, high in pairwise(edges):
-        bands[f"{low} to {high} {unit}"] = (low <= value_N) & (value_N < high)
-    bands[f"{edges[-1]} {unit} and more"] = value_N >= edges[-1]
-    bands["unknown"] = np.isnan(value_N)
-    return bands
-
-
-def _figures_of_slice(
-    name: str, inside_N: Inside, predictions: Predictions
-) -> dict[str, Any]:
-    """The row of one slice."""
-    inside = predictions.chosen(np.flatnonzero(inside_N))
-    labels_N, probability_N, predicted_N = inside.tested
-    right_N, every_N = predicted_N == (labels_N == 1), np.ones(len(labels_N), bool)
-    accuracy, ends = share(right_N, every_N, inside.cluster_N)
-    return {
-        "slice": name,
-        "n": len(labels_N),
-        "n_violent": int(labels_N.sum()),
-        "accuracy": accuracy,
-        "accuracy_ci95": ends,
-        "recall_violent": recall(labels_N, predicted_N, 1),
-        "recall_nonviolent": recall(labels_N, predicted_N, 0),
-        "roc_auc": roc_auc(labels_N, probability_N),
-    }

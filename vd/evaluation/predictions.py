@@ -112,7 +112,8 @@ def read_run(
 ) -> Member:
     """A finished run's predictions in its evaluation of that name.
 
-    `ids` are content hashes by path, those of the run's own data set by default.
+    `ids` are content hashes by path, those of the run's own data set by default. Raises
+    `VdError` when a file of it is missing or damaged.
     """
     path = run_dir / f"evaluation_{name}.json"
     if not path.exists():
@@ -138,8 +139,11 @@ def read_probes(members: Iterable[Member]) -> list[Member]:
     return [read_run(member.run_dir, member.fold, PROBE) for member in members]
 
 
-def read_results(folder: Path) -> list[Member]:
-    """The one member of a run folder, or all members of a cross-validation."""
+def read_members(folder: Path) -> list[Member]:
+    """The one member of a run folder, or all members of a cross-validation.
+
+    Raises `VdError` when the folder is neither, or has not ended.
+    """
     if (folder / "config.json").exists():
         return [read_run(folder)]
     path = folder / "crossval.json"

@@ -68,7 +68,7 @@ def _best_params(run_dir: Path, head: "Head", dim: int) -> "Params":
 
 
 def read_calibration(run_dir: Path) -> Calibration:
-    """What was fitted when the training of a run ended."""
+    """What was fitted when the training of a run ended; raises `VdError` before that."""
     path = run_dir / "calibration.json"
     if not path.exists():
         raise VdError(
@@ -110,7 +110,10 @@ def check_features(backbone: Backbone, run_dir: Path) -> None:
 def features_of_run(
     videos: Sequence[Video], restored: Restored, config: Config, run_dir: Path
 ) -> FeatureStore:
-    """The store with the features of clips of the run; missing ones are extracted again."""
+    """The store with the features of clips of the run; missing ones are extracted again.
+
+    Raises `VdError` when a file has changed since, or cannot be used any more.
+    """
     from vd.data.catalog import identify
     from vd.features.extract import extract
 

@@ -132,7 +132,8 @@ def find_backbone(config: BackboneConfig) -> Backbone:
 
     Metadata keys: `vd.size`, `vd.mean`, `vd.std`, `vd.streams` (names, with commas). The file
     of networks (.npz) says their size. The streams of either win over the preset's, whose
-    size is that of its own backbone alone.
+    size is that of its own backbone alone. Raises `VdError` for anything else, and for flags
+    of what the network says itself.
     """
     preset = PRESETS[config.feature_preset]
     name = preset.backbone if config.backbone is None else config.backbone

@@ -68,7 +68,10 @@ def _float_model(network: Network) -> tuple["onnx.ModelProto", dict[str, str]]:
 
 
 def quantized_model(network: Network) -> "onnx.ModelProto":
-    """The network like `onnx_model`, in 8-bit integers over its own ranges."""
+    """The network like `onnx_model`, in 8-bit integers over its own ranges.
+
+    Raises `ValueError` when it has none.
+    """
     graph, parameters, ranges = _Graph(), network.parameters, network.ranges
     if ranges is None:
         raise ValueError("no ranges; measure them with measured_ranges")

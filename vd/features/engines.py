@@ -31,7 +31,8 @@ def make_engine(
     """The engine called `name`; auto is JAX on an accelerator if the backbone has a JAX form.
 
     `before` is the engine that made a run's features: auto takes it if possible, else
-    prints a note. `threads`: for ONNX Runtime, default one a core.
+    prints a note. `threads`: for ONNX Runtime, default one a core. Raises `VdError` for
+    jax when there is no JAX form.
     """
     has_jax_form = runs_in_jax(backbone)
     if name == "auto":

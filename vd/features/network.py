@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,11 @@ from vd.features.efficientnet import (
     folded_parameters,
     known_ranges,
     parameter_shapes,
-    unbounded_tensors,
 )
 from vd.files import write_bytes
 
 _FORMAT = 2  # of the file
 _FIELDS = "network"  # name of the array with the JSON text
-_MOST_PIXELS = 4096  # side of an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ def write_networks(path: Path, networks: Sequence[Network], half: bool = False) 
         stored = (network.rounded() if half else network).parameters
         for name in parameter_shapes(network.variant):
             array = np.asarray(stored[name], dtype, order="C")
-            arrays[_prefix(number) + name] = array
+            arrays[f"{number}.{name}"] = array
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_bytes(path, content.getvalue())
@@ -91,16 +89,7 @@ def write_networks(path: Path, networks: Sequence[Network], half: bool = False) 
 
 def _fields(network: Network) -> dict[str, Any]:
     """All but the parameters, in JSON values."""
-    return {
-        f.name: getattr(network, f.name)
-        for f in fields(network)
-        if f.name != "parameters"
-    }
-
-
-def _prefix(number: int) -> str:
-    """What the names of a network's arrays begin with in the file."""
-    return f"{number}."
+    return {key: value for key, value in vars(network).items() if key != "parameters"}
 
 
 def read_networks(path: Path) -> tuple[Network, ...]:
@@ -118,7 +107,7 @@ def read_networks(path: Path) -> tuple[Network, ...]:
         if described["format"] == _FORMAT:
             networks = []
             for number, own in enumerate(described["networks"]):
-                prefix = _prefix(number)
+                prefix = f"{number}."
                 named = [name for name in arrays if name.startswith(prefix)]
                 parameters = {n.removeprefix(prefix): arrays.pop(n) for n in named}
                 own["streams"] = tuple(own["streams"])
@@ -126,7 +115,15 @@ def read_networks(path: Path) -> tuple[Network, ...]:
             if arrays:
                 raise ValueError(f"{min(arrays)} belongs to none of its networks")
             _check(networks)
-            return tuple(map(_in_float32, networks))
+            return tuple(
+                replace(
+                    n,
+                    parameters={
+                        k: v.astype(np.float32) for k, v in n.parameters.items()
+                    },
+                )
+                for n in networks
+            )
     except Exception as error:  # numpy's, zipfile's, the disk's: no common base
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise VdError(
@@ -139,13 +136,8 @@ def read_networks(path: Path) -> tuple[Network, ...]:
     )
 
 
-def _in_float32(network: Network) -> Network:
-    parameters = {k: v.astype(np.float32) for k, v in network.parameters.items()}
-    return replace(network, parameters=parameters)
-
-
 def _check(networks: Sequence[Network]) -> None:
-    """Raise `ValueError` when the networks cannot be computed as they say."""
+    """Raise `ValueError` when the networks cannot be computed together, or one not at all."""
     for network in networks:
         _check_one(network)
     if len(sizes := {network.size for network in networks}) != 1:
@@ -153,11 +145,7 @@ def _check(networks: Sequence[Network]) -> None:
 
 
 def _check_one(network: Network) -> None:
-    """Raise `ValueError` when the network cannot be computed as it says."""
-    if network.variant not in VARIANTS:
-        raise ValueError(f"its variant is {network.variant!r}")
-    if type(network.size) is not int or not 1 <= network.size <= _MOST_PIXELS:
-        raise ValueError(f"its size is {network.size!r}")
+    """Raise `ValueError` when a parameter is not what the architecture needs."""
     shapes = {name: value.shape for name, value in network.parameters.items()}
     expected = parameter_shapes(network.variant)
     if differ := sorted(shapes.items() ^ expected.items()):
@@ -168,11 +156,5 @@ def _check_one(network: Network) -> None:
     for name, value in network.parameters.items():
         if value.dtype not in (np.float16, np.float32) or not np.isfinite(value).all():
             raise ValueError(f"{name} has values that are no finite floats")
-    if network.ranges is not None:
-        if sorted(network.ranges) != sorted(unbounded_tensors(network.variant)):
-            raise ValueError(f"its ranges are not those of {network.variant}")
-        for name, (low, high) in network.ranges.items():
-            if not low < high:
-                raise ValueError(f"the range of {name} is empty")
-    elif network.quantized:
+    if network.quantized and network.ranges is None:
         raise ValueError("it computes in 8 bits and has no ranges")

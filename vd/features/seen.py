@@ -95,23 +95,21 @@ def find_seen(
 ) -> Iterator[Seen]:
     """What a network has seen of a data set: at once by content and group, then with copies.
 
-    `rows` are those of `seen_rows`; those that an earlier version wrote may lack "dataset"
-    or "fingerprint". A group is seen when the network saw a clip of it in this data set
-    under other splits, or when it contains a seen clip. Near duplicates are looked for only
-    when a row has a fingerprint; clips without one in the catalog are decoded for it.
+    `rows` are those of `seen_rows`. A group is seen when the network saw a clip of it in
+    this data set under other splits, or when it contains a seen clip. Clips without a
+    fingerprint in the catalog are decoded for it.
     """
     listed = [row for part in _PARTS for row in rows.get(part, ())]
     ids = {row["id"] for row in listed}
     groups = _seen_groups(listed, ids, dataset)
     yield Seen(frozenset(ids), groups=groups)
-    texts = {row["id"]: row["fingerprint"] for row in listed if "fingerprint" in row}
     others = [video for video in dataset if video.id not in ids]
-    if not texts or not others:
+    if not listed or not others:
         return
     from vd.data.fingerprints import from_text
     from vd.data.near_duplicates import near_duplicates_of
 
-    known = {video_id: from_text(text) for video_id, text in texts.items()}
+    known = {row["id"]: from_text(row["fingerprint"]) for row in listed}
     small = {
         video_id: one.small_Fx16x16
         for video_id, one in _fingerprints(others, data, decode).items()
@@ -134,7 +132,7 @@ def _seen_groups(
 ) -> frozenset[str]:
     """Groups of a data set that a network saw in just this set, or of these contents."""
     here = contents_fingerprint(dataset)
-    groups = {row["group"] for row in listed if row.get("dataset") == here}
+    groups = {row["group"] for row in listed if row["dataset"] == here}
     return frozenset(groups | {v.group for v in dataset if v.id in ids}) - {""}
 
 

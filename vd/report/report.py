@@ -26,7 +26,7 @@ from vd.evaluation.predictions import (
     Member,
     Predictions,
     pooled_by_seed,
-    read_results,
+    read_members,
     trained_splits,
 )
 from vd.files import read_json, write_text
@@ -85,12 +85,13 @@ def report(
     """Write the page of a run or a cross-validation; returns where it is.
 
     `mistakes` clips are shown with their frames (0: the quick page that training leaves,
-    of the folder alone); `dataset_path` says where the data set has moved.
+    of the folder alone); `dataset_path` says where the data set has moved. Raises `VdError` when
+    a file of the folder is missing or damaged.
     """
     path = out or folder / "report.html"
     if path.suffix.casefold() not in (".html", ".htm"):
         raise VdError(f"--out {path} must end in .html; name such a file.")
-    members = read_results(folder)
+    members = read_members(folder)
     facts = RunFacts(members[0].run_dir)
     pooled = pooled_by_seed(members)
     wrong = _mistakes(list(pooled.values()))

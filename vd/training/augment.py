@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from vd.config import TrainingConfig
 
@@ -23,7 +23,7 @@ _LARGEST = 2**32 - 1  # purposes count down from it; no step has such a number
 def augment(
     batch: "Batch",
     config: TrainingConfig,
-    step: Array,
+    step: Int[Array, ""],
     axis: str | None,
     own: Callable[..., Any] | None = None,
 ) -> "Batch":
@@ -38,7 +38,9 @@ def augment(
     return batch
 
 
-def clip_keys(seed: Any, step: Array, index_B: Any, purpose: int | None = None) -> Keys:
+def clip_keys(
+    seed: Any, step: Int[Array, ""], index_B: Any, purpose: int | None = None
+) -> Keys:
     """A key for each clip, from (seed, purpose, step, index in the global batch)."""
     key = jax.random.key(seed, impl="threefry2x32")
     if purpose is not None:

@@ -169,7 +169,10 @@ class Checkpoints:
         return None
 
     def restore_best(self, params_like: Params) -> tuple[Params, int]:
-        """The best parameters and their epoch, as the newest checkpoint names it."""
+        """The best parameters and their epoch, as the newest checkpoint names it.
+
+        Raises `VdError` when there is none, or it is damaged.
+        """
         self.wait()
         last = self._manager.latest_step()
         if last is None:

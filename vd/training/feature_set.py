@@ -120,7 +120,10 @@ class FeatureSet:
         view_NxB: Int[np.ndarray, "N B"],
         frames_NxBxT: Int[np.ndarray, "N B T"],
     ) -> Float16[np.ndarray | jax.Array, "N B T D"]:
-        """The given frames of the given views for N devices, on them if they keep a copy."""
+        """The given frames of the given views for N devices, on them if they keep a copy.
+
+        Raises `IndexError` for a frame past the end of its video.
+        """
         if self._memory is None:
             features_NxBxTxD = host_array((*frames_NxBxT.shape, self.dim))
             for at in np.ndindex(index_NxB.shape):

@@ -114,25 +114,9 @@ def train(
     with ExitStack() as stack:
         lead = None
         if distributed.is_lead():
-            checkpoints = stack.enter_context(Checkpoints(run_dir))
-            at = checkpoints.restore_last(at.state) or fitted(
-                at, plugins.make_head(config.model), train_set
-            )
-            if at.epoch and not (phase and phase.ticker):
-                say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
-            of_phase = (phase.name, phase.earlier) if phase else ()
-            log = MetricsLog(run_dir, at.stopping.epoch, *of_phase)
-            stack.enter_context(log)
-            if phase and phase.ticker:
-                watch = Watch(settings, rates, log.rows, phase.ticker, quiet=True)
-            else:
-                left = settings.epochs * steps - int(at.state.step)
-                ticker = stack.enter_context(track("training", left, "steps"))
-                watch = Watch(settings, rates, log.rows, ticker)
-            validation = None
-            if val_set is not None:
-                validation = Validation(config, val_set, plugins)
-            lead = _Lead(validation, checkpoints, log, watch, phase)
+            at, lead = _open_lead(
+                stack, config, at, train_set, val_set, run_dir, rates, plugins, phase
+            )  # fmt: skip
             if config.run.profile:
                 step = profiled(step, run_dir / "profile")
         at = distributed.broadcast(replace(at, state=jax.device_get(at.state)))
@@ -208,6 +192,38 @@ class _Lead:
         if not self.phase:
             say(f"best epoch {best} of {at.epoch} by {at.stopping.metric}")
         return params
+
+
+def _open_lead(
+    stack: ExitStack,
+    config: Config,
+    at: Checkpoint,
+    train_set: FeatureSet,
+    val_set: FeatureSet | None,
+    run_dir: Path,
+    rates: Float32[np.ndarray, " steps"],
+    plugins: Plugins,
+    phase: Phase | None,
+) -> tuple[Checkpoint, _Lead]:
+    """Where the run stands, and its folder's files, which `stack` closes.
+
+    `at` is the state before the first step, from which a new run begins.
+    """
+    checkpoints = stack.enter_context(Checkpoints(run_dir))
+    head = plugins.make_head(config.model)
+    at = checkpoints.restore_last(at.state) or fitted(at, head, train_set)
+    quiet = phase is not None and phase.ticker is not None
+    if at.epoch and not quiet:
+        say(f"continuing from step {int(at.state.step)}, epoch {at.epoch}")
+    of_phase = (phase.name, phase.earlier) if phase else ()
+    log = stack.enter_context(MetricsLog(run_dir, at.stopping.epoch, *of_phase))
+    ticker = phase.ticker if phase else None
+    if ticker is None:
+        left = len(rates) - int(at.state.step)
+        ticker = stack.enter_context(track("training", left, "steps"))
+    watch = Watch(config.training, rates, log.rows, ticker, quiet)
+    validation = Validation(config, val_set, plugins) if val_set is not None else None
+    return at, _Lead(validation, checkpoints, log, watch, phase)
 
 
 @dataclass(frozen=True)

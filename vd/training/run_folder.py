@@ -243,7 +243,10 @@ def dataset_fingerprint(videos: Iterable[Video]) -> str:
 
 
 def videos_of(run_dir: Path, dataset_path: Path) -> list[Video]:
-    """The usable videos of a run, from its splits.csv, with their paths in the data set."""
+    """The usable videos of a run, from its splits.csv, with their paths in the data set.
+
+    Raises `VdError` when that file has changed since training.
+    """
     path = run_dir / "splits.csv"
     # the suffix tells of a table that has moved
     is_table = dataset_path.is_file() or dataset_path.suffix == ".csv"
