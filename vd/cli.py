@@ -5,6 +5,7 @@ quick.
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from vd.predict.predictor import Predictor
 
 _FLAT = (tyro.conf.OmitArgPrefixes,)
+_OBJECTS_AT_START = 50_000  # imports make many, and no garbage
 _FORMER_FLAGS = (
     "--seeds", "--learning-rates", "--focal-alphas", "--focal-gammas",
     "--label-smoothings", "--dropout-rates", "--grad-clip-norms",
@@ -413,6 +415,7 @@ class Predict:
         if self.checkpoint_dir is None:
             card = PRETRAINED / "MODEL_CARD.md"
             say(f"detector: the one that comes with vd, described in {card}")
+        gc.set_threshold(_OBJECTS_AT_START)
         from vd.predict.predictor import Predictor
 
         predictor = Predictor(run_dir, self.engine, self.decode, self.events)
@@ -577,6 +580,7 @@ def run_command(command: Callable[[], int]) -> None:
         code, message = 1, f"vd: {LOST}"
     if message:
         say(message)
+    gc.freeze()  # else Python looks for garbage among all that was imported
     end(code)
 
 
