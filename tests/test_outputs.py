@@ -88,6 +88,22 @@ def test_what_an_earlier_run_wrote_of_a_file_is_removed(tmp_path):
     )
 
 
+@pytest.mark.parametrize("names", [["a.mp4"], ["x/a.mp4", "y/a.mp4"]])
+def test_what_was_written_of_a_file_that_fails_now_is_removed(tmp_path, names):
+    out, last = tmp_path / "out", names[-1]
+    write(out, *names)
+    folder = out if len(names) == 1 else out / "a-2"
+    assert (folder / "index.html").exists()
+    with outputs(OutputConfig(out), names, RULES) as written:
+        for name in names[:-1]:
+            written.add(name, prediction(name))
+        broken = Outcome("quarantined", "unreadable")
+        written.add(last, Prediction(Path(last), broken))
+    left = {path.name for path in folder.iterdir()}
+    assert not left & {"index.html", "timeline.png", "events.vtt", "event-1.jpg"}
+    assert last not in {row["path"] for row in read_csv(out / "events.csv")}
+
+
 def test_no_source_is_removed(tmp_path):
     write(tmp_path, "a.mp4")
     source = shutil.copy("a.mp4", "event-7.mp4")
