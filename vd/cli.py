@@ -5,6 +5,7 @@ quick.
 """
 
 import argparse
+import atexit
 import gc
 import json
 import os
@@ -559,6 +560,9 @@ def experiment(
 def run_command(command: Callable[[], int]) -> None:
     """Call a command and exit; our own errors and signals are one sentence each."""
     listen()
+    atexit.register(
+        gc.freeze
+    )  # else Python looks for garbage among all that it imported
     code, message = 0, ""
     try:
         code = command()
@@ -580,7 +584,6 @@ def run_command(command: Callable[[], int]) -> None:
         code, message = 1, f"vd: {LOST}"
     if message:
         say(message)
-    gc.freeze()  # else Python looks for garbage among all that was imported
     end(code)
 
 
