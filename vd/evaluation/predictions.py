@@ -14,7 +14,6 @@ from vd.errors import VdError
 from vd.files import read_csv, read_json
 from vd.training.run_folder import read_settings
 
-_OWN_EVALUATIONS = "evaluation_val.json", "evaluation_probe.json"
 PROBE = "probe"  # the evaluation of the linear probe beside a run, on its test part
 
 
@@ -117,16 +116,10 @@ def read_run(
     """
     path = run_dir / f"evaluation_{name}.json"
     if not path.exists():
-        others = sorted(p.name for p in run_dir.glob("evaluation_*.json"))
-        others = [n for n in others if n not in _OWN_EVALUATIONS]
-        remedy = "run its training command again to go on"
-        if others:  # a folder that was only evaluated on other data
-            remedy = (
-                f"{', '.join(others)} and the files beside it say how it does there"
-            )
         raise VdError(
             f"{run_dir} has no {path.name}, so it is not evaluated on test clips of its own; "
-            f"{remedy}."
+            "run its training command again to go on, or read what vd evaluate --on wrote "
+            "into evaluation_NAME.json and beside it."
         )
     remedy = "run vd evaluate on the run to write it again"
     threshold = read_json(path, remedy)["threshold"]

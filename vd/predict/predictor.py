@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float64
 
 from vd.config import PRETRAINED, Config, DecodeConfig, EngineName, EventConfig
-from vd.console import MediaTicker, result_of
+from vd.console import result_of
 from vd.data.clock import FRAMES_PER_SECOND
 from vd.data.decode import WHOLE, FrameSettings
 from vd.errors import VdError
@@ -68,6 +68,16 @@ class EventPlan:
         )
 
 
+class Progress(Protocol):
+    """Is told how far prediction has come; `vd.console.MediaTicker` is one."""
+
+    def expect(self, seconds: float) -> None:
+        """The length of all files together, about."""
+
+    def reach(self, file: int, seconds: float) -> None:
+        """So many seconds of a file are done, and all files before it."""
+
+
 class Predictor:
     """A trained run, from its folder alone.
 
@@ -105,7 +115,7 @@ class Predictor:
         source: Path | str | Sequence[Path | str] | Iterable[Image],
         fps: float | None = None,
         between: tuple[float, float] = WHOLE,
-        progress: MediaTicker | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[Prediction]:
         """Probability of violence of each file and its events, in order, as each is done.
 
@@ -138,7 +148,7 @@ class Predictor:
         self,
         paths: Sequence[Path],
         between: tuple[float, float],
-        progress: MediaTicker | None,
+        progress: Progress | None,
     ) -> Iterator[Prediction]:
         """The predictions of files."""
         stretches = video_stretches(
