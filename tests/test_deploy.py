@@ -93,6 +93,10 @@ def test_a_threshold_is_chosen_from_alarms_an_hour(folder):
     printed = script(folder / program, calm, words[1]).stdout.splitlines()
     assert printed == ["3 alarms in 10 hours", "try --threshold 0.701"]
     assert script(folder / program, calm, 0.3).stdout == "3 alarms in 10 hours\n"
+    # above the highest peak, and still a probability
+    assert "try --threshold 0.901\n" in script(folder / program, calm, 0).stdout
+    calm.write_text(calm.read_text().replace("0.9", "0.99999"))
+    assert "try --threshold 0.999995\n" in script(folder / program, calm, 0).stdout
 
 
 def test_the_commands_give_the_lines_that_are_counted(trained, folder):

@@ -24,7 +24,7 @@ def run(curve, rules, gaps_before=()):
     for number, probability in enumerate(curve):
         middle = 1.0 + STRIDE * number
         if number in gaps_before:
-            messages += [(number, *message) for message in machine.gap()]
+            messages += [(number, *message) for message in machine.finish()]
         pushed = machine.push(middle, middle + WINDOW / 2, probability)
         messages += [(number, *message) for message in pushed]
     return messages + [(len(curve), *message) for message in machine.finish()]

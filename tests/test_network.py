@@ -11,7 +11,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from tests.command_line import train, vd
 from vd.config import BackboneConfig
 from vd.errors import VdError
-from vd.features import engines
+from vd.features import backbone, engines
 from vd.features.backbone import PRESETS, find_backbone
 from vd.features.efficientnet_onnx import measured_ranges
 from vd.features.engines import make_engine
@@ -58,6 +58,15 @@ def lite0():
 def adapted(lite0):
     """A small adapted network for motion."""
     return replace(perturbed(lite0), size=32, streams=("motion",), seen=SEEN)
+
+
+def test_a_file_of_networks_is_read_once(tmp_path, adapted, monkeypatch):
+    write_networks(tmp_path / "a.npz", [adapted])
+    times = []
+    read = backbone.read_networks
+    monkeypatch.setattr(backbone, "read_networks", lambda p: times.append(p) or read(p))
+    make_engine(backbone_of(tmp_path / "a.npz"), "onnxruntime")
+    assert times == [tmp_path / "a.npz"]
 
 
 @pytest.mark.parametrize("half", [False, True])

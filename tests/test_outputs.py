@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,24 @@ from vd.predict.outputs import outputs, subtitles
 from vd.predict.recording import Prediction, Timeline
 
 RULES = EventRules(0.6, 0.4, 0.5)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+# clicks the first event, then the middle of the curve, and leaves what that did in the title
+CLICKS = """<script>
+const wait = () => new Promise(done => setTimeout(done, 500));
+video.muted = true;
+video.addEventListener("loadeddata", async () => {
+  const found = [video.duration];
+  document.querySelector("button[data-seconds]").click();
+  await wait();
+  found.push(video.currentTime, document.querySelectorAll("tr.now").length);
+  video.pause();
+  const box = curve.getBoundingClientRect();
+  curve.dispatchEvent(new MouseEvent("click", {clientX: box.left + box.width / 2}));
+  await wait();
+  found.push(video.currentTime, Number(now.getAttribute("x1")));
+  document.title = JSON.stringify(found);
+}, {once: true});
+</script>"""
 EVENTS = (
     Event(1, 1.25, 2.75, 0.9, 2.0, 0.75, 2.5),
     Event(2, 3661.5, 3670.25, 0.8, 3665.0, 0.7, 3663.0),
@@ -86,6 +106,22 @@ def test_what_an_earlier_run_wrote_of_a_file_is_removed(tmp_path):
     assert {"event-2.mp4", "notes.txt", "index.html", "events.csv"} < set(
         os.listdir(out)
     )
+
+
+@pytest.mark.parametrize("names", [["a.mp4"], ["x/a.mp4", "y/a.mp4"]])
+def test_what_was_written_of_a_file_that_fails_now_is_removed(tmp_path, names):
+    out, last = tmp_path / "out", names[-1]
+    write(out, *names)
+    folder = out if len(names) == 1 else out / "a-2"
+    assert (folder / "index.html").exists()
+    with outputs(OutputConfig(out), names, RULES) as written:
+        for name in names[:-1]:
+            written.add(name, prediction(name))
+        broken = Outcome("quarantined", "unreadable")
+        written.add(last, Prediction(Path(last), broken))
+    left = {path.name for path in folder.iterdir()}
+    assert not left & {"index.html", "timeline.png", "events.vtt", "event-1.jpg"}
+    assert last not in {row["path"] for row in read_csv(out / "events.csv")}
 
 
 def test_no_source_is_removed(tmp_path):
@@ -192,3 +228,30 @@ def test_a_curve_is_not_drawn_across_a_gap():
     curve = figure.axes[0].lines[0]
     np.testing.assert_array_equal(curve.get_xdata(), [1, 2, 5.5, 9])
     np.testing.assert_array_equal(curve.get_ydata(), [0.1, 0.2, np.nan, 0.3])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+def test_in_a_browser_the_page_plays_and_goes_where_one_clicks(tmp_path):
+    span = 2.0
+    events = (Event(1, 0.75, 1.25, 0.9, 1.0, 0.8, 1.5),)
+    page = tmp_path / "out" / "index.html"
+    with outputs(OutputConfig(page.parent), ["a.mp4"], RULES) as written:
+        written.add("a.mp4", prediction("a.mp4", events, span, gaps=()))
+    page.write_text(page.read_text().replace("</body>", f"{CLICKS}</body>"))
+    done = subprocess.run(
+        [
+            str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu",
+            "--autoplay-policy=no-user-gesture-required",
+            f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=20000",
+            "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    (title,) = re.findall("<title>(.*)</title>", done.stdout)
+    duration, at_event, highlighted, at_middle, line = json.loads(title)
+    assert duration == pytest.approx(span, abs=0.1)
+    assert at_event == pytest.approx(0.75, abs=0.6)  # it plays on
+    assert highlighted == 1
+    assert at_middle == pytest.approx(1.0, abs=0.6)
+    assert line == pytest.approx(500, abs=300)

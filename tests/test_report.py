@@ -236,6 +236,11 @@ def test_wrong_files_and_flags_are_one_sentence(run, tmp_path):
             report(run, out)
     with pytest.raises(VdError, match="--dataset-path gone does not exist"):
         report(run, dataset_path=Path("gone"))
+    (run / "evaluation_test.json").rename(run / "evaluation_rwf.json")
+    done = vd("report", run, code=2)
+    assert "not evaluated on test clips of its own" in done.stderr
+    assert "or read what vd evaluate --on wrote" in done.stderr
+    (run / "evaluation_rwf.json").rename(run / "evaluation_test.json")
     (run / "evaluation_val.json").write_text("{")
     with pytest.raises(VdError, match=r"^[^\n]*evaluation_val.json is damaged[^\n]*$"):
         report(run)

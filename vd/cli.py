@@ -5,6 +5,8 @@ quick.
 """
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -102,6 +104,8 @@ def experiment(
 def run_command(command: Callable[[], int]) -> None:
     """Call a command and exit; our own errors and signals are one sentence each."""
     listen()
+    # else Python looks for garbage among all that it imported
+    atexit.register(gc.freeze)
     code, message = 0, ""
     try:
         code = command()

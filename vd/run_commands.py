@@ -1,5 +1,6 @@
 """The commands on finished runs: flags, a call, what is printed; imports as in `vd.commands`."""
 
+import gc
 import json
 import shutil
 from contextlib import closing
@@ -24,6 +25,8 @@ from vd.errors import SOME_FAILED, VdError
 
 if TYPE_CHECKING:
     from vd.predict.predictor import Predictor
+
+_OBJECTS_AT_START = 50_000  # imports make many, and no garbage
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class Predict:
         if self.checkpoint_dir is None:
             card = PRETRAINED / "MODEL_CARD.md"
             say(f"detector: the one that comes with vd, described in {card}")
+        gc.set_threshold(_OBJECTS_AT_START)
         from vd.predict.predictor import Predictor
 
         predictor = Predictor(run_dir, self.engine, self.decode, self.events)

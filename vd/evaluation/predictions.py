@@ -118,8 +118,9 @@ def read_run(
     path = run_dir / f"evaluation_{name}.json"
     if not path.exists():
         raise VdError(
-            f"{run_dir} has no {path.name}, so it is not evaluated; run its training "
-            "command again to go on."
+            f"{run_dir} has no {path.name}, so it is not evaluated on test clips of its own; "
+            "run its training command again to go on, or read what vd evaluate --on wrote "
+            "into evaluation_NAME.json and beside it."
         )
     remedy = "run vd evaluate on the run to write it again"
     threshold = read_json(path, remedy)["threshold"]

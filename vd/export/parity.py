@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float16
 
 from vd.config import Config
-from vd.data.manifest import CLASSES, Video
+from vd.data.manifest import CLASSES
 from vd.evaluation.restore import Restored
 from vd.features.backbone import Backbone
 from vd.features.engines import make_engine
@@ -43,21 +44,15 @@ def read_test_clips(
     videos = [
         v for v in videos_of(run_dir, config.data.dataset_path) if v.split == "test"
     ]
-    there = [video for video in videos if video.path.exists()]
-    by_class = [[v for v in there if v.label == label] for label in range(len(CLASSES))]
-    paths = [video.path for video in _in_turn(by_class)[:_CLIPS]]
+    by_class = ([v.path for v in videos if v.label == i] for i in range(len(CLASSES)))
+    in_turn = chain.from_iterable(zip_longest(*by_class))
+    paths = [path for path in in_turn if path and path.exists()][:_CLIPS]
     engine = make_engine(backbone, "auto", read_config(run_dir)["engine"])
     parts: dict[Path, list[np.ndarray]] = {}
     for stretch in video_stretches(paths, backbone, engine, config.decode):
         if len(stretch.features_FxSD):
             parts.setdefault(paths[stretch.video], []).append(stretch.features_FxSD)
     return [TestClip(path, np.concatenate(own)) for path, own in parts.items()]
-
-
-def _in_turn(parts: Sequence[Sequence[Video]]) -> list[Video]:
-    """One of each part, then the next of each."""
-    longest = max(map(len, parts))
-    return [part[i] for i in range(longest) for part in parts if i < len(part)]
 
 
 def head_parity(

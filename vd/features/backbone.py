@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -58,6 +58,8 @@ class Backbone:
     reads: tuple[tuple[str, ...], ...] = ((),)
     views: tuple[str, ...] = VIEWS
     is_onnx: bool = False  # whether the file is a user's ONNX file
+    # of an .npz file, which takes a while to read
+    read: tuple[Network, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def built_in(self) -> bool:
@@ -89,11 +91,9 @@ class Backbone:
     @cached_property
     def networks(self) -> tuple[Network, ...]:
         """The EfficientNet-Lites that it is; none for an ONNX file."""
-        if self.is_onnx:
-            return ()
         if self.built_in:
             return (replace(built_in_network(self.name), size=self.size),)
-        return read_networks(self.file)
+        return self.read
 
     @cached_property
     def seen(self) -> Mapping[str, Any]:
@@ -174,7 +174,7 @@ def _network_backbone(file: Path) -> Backbone:
     """The networks of an .npz file, with the streams that they were made for."""
     networks = read_networks(file)
     reads = tuple(network.streams for network in networks)
-    return Backbone(str(file), networks[0].size, file, reads=reads)
+    return Backbone(str(file), networks[0].size, file, reads=reads, read=networks)
 
 
 def _user_backbone(config: BackboneConfig, file: Path) -> Backbone:

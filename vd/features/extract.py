@@ -248,6 +248,8 @@ def video_stretches(
         if expect:
             expect(_media_seconds(paths, pool, between))
         for piece in decode_videos(paths, pool, confirm=False, between=between):
+            if piece.outcome and piece.index == len(paths) - 1:
+                pool.processes.stop()  # its threads take a tenth of a second to end
             part = _run_views(piece, engine, ("plain",), paths[piece.index])
             yield Stretch(
                 piece.index, part.features_VxFxSxD.reshape(-1, size), part.seconds_F, piece.after_gap,

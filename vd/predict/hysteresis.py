@@ -109,12 +109,12 @@ class EventMachine:
         begins, ends = middle - reach, middle + reach
         span = self._span
         if span and not span.open and self._is_apart(begins):
-            messages += self._finish_span()
+            messages += self.finish()
         span = self._span
         lasting = span is not None and span.open
         if probability >= (rules.end_threshold if lasting else rules.threshold):
             if span and ends - span.start > rules.max_seconds + _ROUNDING:
-                messages += self._finish_span()
+                messages += self.finish()
                 self._span = _Span(max(begins, self._last_end), continues=lasting)
             elif span is None:
                 self._span = _Span(max(begins, self._last_end), continues=False)
@@ -123,16 +123,16 @@ class EventMachine:
             span.open = False
             span.between = span.between[0] + probability, span.between[1] + 1
             if self._is_apart(ends):  # where the next window's value begins
-                messages += self._finish_span()
+                messages += self.finish()
         return messages
 
-    def gap(self) -> list[Message]:
-        """No window spans what follows, so no event does: end the one under way."""
-        return self._finish_span()
-
     def finish(self) -> list[Message]:
-        """No window follows: end the event under way."""
-        return self._finish_span()
+        """No window follows for now: end the event under way; if not announced, drop it."""
+        span, self._span = self._span, None
+        if span is None:
+            return []
+        self._last_end = span.end
+        return [Message("end", span.event(ended=True))] if span.id else []
 
     def _is_apart(self, begins: float) -> bool:
         """Whether an event that begins then does not merge with the one under way."""
@@ -154,11 +154,3 @@ class EventMachine:
         self._announced += 1
         span.id, span.alarm_time = self._announced, end
         return [Message("new", span.event(ended=False))]
-
-    def _finish_span(self) -> list[Message]:
-        """End the event under way; one that was not announced is dropped."""
-        span, self._span = self._span, None
-        if span is None:
-            return []
-        self._last_end = span.end
-        return [Message("end", span.event(ended=True))] if span.id else []

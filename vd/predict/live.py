@@ -85,7 +85,7 @@ class LiveSource:
 
     def noted(self, gap: Record) -> list[Record]:
         """What a gap makes known: it ends the event under way."""
-        ended = self._machine.gap() if gap["end"] is None else []
+        ended = self._machine.finish() if gap["end"] is None else []
         return [*self._records(ended), gap]
 
     def _records(self, messages: list[Message]) -> list[Record]:

@@ -72,7 +72,13 @@ class Outputs:
             folder.mkdir(parents=True, exist_ok=True)  # or fail before the work
 
     def add(self, name: str, prediction: Prediction) -> None:
-        """Note a file's events and curve, and write its picture, subtitles and page."""
+        """Note a file's events and curve, and write its picture, subtitles and page.
+
+        What an earlier run wrote of the file is removed, also when it could not be predicted.
+        """
+        key = self._key_of(name)
+        folder = self._folder / key if self._several else self._folder
+        _remove_earlier(folder, self._sources)
         if prediction.probability is None:
             return
         rows = [{"path": name, **event.to_dict()} for event in prediction.events]
@@ -81,13 +87,12 @@ class Outputs:
             {"path": name, "seconds": round(float(at), 6), "probability": float(p)}
             for at, p in zip(*prediction.timeline, strict=True)
         ]
-        key = self._key_of(name)
         self._database[name] = _activitynet(prediction)
         self._labels[key] = _fiftyone(prediction.events)
         video = _path_from(self._folder, prediction.path)
         self._videos[key + Path(name).suffix] = video
-        folder = self._folder / key if self._several else self._folder
-        _remove_earlier(folder, self._sources)
+        # first, since by its time a later run knows what was written with it
+        write_text(folder / "events.vtt", subtitles(prediction.events))
         from vd import plots  # slow to import
 
         events = [(e.start, e.end or e.start) for e in prediction.events]
@@ -95,7 +100,6 @@ class Outputs:
         thresholds = self._rules.threshold, self._rules.end_threshold
         picture = plots.timeline(*prediction.timeline, *thresholds, events, gaps)
         plots.save(picture, folder / "timeline.png")
-        write_text(folder / "events.vtt", subtitles(prediction.events))
         self._write_page(prediction, folder, name, prediction.path)
         if prediction.outcome.reason == "timeout":
             say(f"{name}: its decoder hangs, so no picture or video of it is written")
@@ -177,7 +181,7 @@ def outputs(
 def _remove_earlier(folder: Path, sources: set[Path]) -> None:
     """Remove what an earlier run wrote into a file's folder.
 
-    It wrote pictures and videos after the subtitles: older files of such names are others'.
+    It wrote the subtitles first: older files of such names are others'.
     """
     subtitles = folder / "events.vtt"
     if not subtitles.is_file():

@@ -118,7 +118,7 @@ class Recording:
                 self._blocks += 1
                 continue
             self._curve.append((window.middle, probability))
-            messages = self._machine.gap() if window.after_gap else []
+            messages = self._machine.finish() if window.after_gap else []
             messages += self._machine.push(window.middle, window.end, probability)
             self._events += [m.event for m in messages if m.type == "end"]
 
