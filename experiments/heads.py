@@ -42,6 +42,8 @@ FIXED: str | None = "correction rate 0.1, mixup"  # chosen by inner scores alone
 
 _BASE = Setting(linear=True, correction=True)
 _LINEAR = Setting(linear=True, recurrent=False)
+_CHANGE = _LINEAR.changed(change=True)
+_CORRECTION = _BASE.changed(change=True, detector_rate=0.1)
 SETTINGS = {
     **{f"probe C {C:g}": Setting(C=C) for C in (0.0001, 0.001, 0.01, 0.1, 1.0)},
     **{f"probe pca {k}": Setting(C=0.01, components=k) for k in (16, 32, 64)},
@@ -71,6 +73,18 @@ SETTINGS = {
     "correction pca 256": _BASE.changed(components=256),
     "correction rate 0.3": _BASE.changed(detector_rate=0.3),
     "correction 80 epochs": _BASE.changed(epochs=80),
+    "probe C 0.01, change": Setting(C=0.01, change=True),
+    "linear, change": _CHANGE,
+    "linear mixup, change": _CHANGE.changed(mixup_alpha=0.2),
+    "linear no jitter, change": _CHANGE.changed(temporal_jitter=0.0),
+    "linear no jitter, mixup, change": _CHANGE.changed(
+        temporal_jitter=0.0, mixup_alpha=0.2
+    ),
+    "correction rate 0.1, change": _CORRECTION,
+    "correction rate 0.1, mixup, change": _CORRECTION.changed(mixup_alpha=0.2),
+    "correction rate 0.1, no jitter, mixup, change": _CORRECTION.changed(
+        temporal_jitter=0.0, mixup_alpha=0.2
+    ),
 }
 
 
@@ -170,7 +184,7 @@ def start(
     results = start_lines(lines, dataset, videos, data.store.fingerprint)
     for (setting, *_), line in results.lines.items():
         known = SETTINGS.get(setting)
-        if known is None or line["settings"] != asdict(known):
+        if known is None or Setting(**line["settings"]) != known:
             raise VdError(
                 f"{lines} has the setting {setting} with values that are not those of this "
                 "script; delete its lines, and it is run again."
