@@ -32,14 +32,17 @@ from tests.fabricated import (
 from vd.config import Config, DataConfig, ModelConfig
 from vd.console import Interrupted
 from vd.data.outcome import Outcome
+from vd.errors import VdError
 from vd.evaluation.restore import restore
-from vd.files import read_csv
+from vd.files import read_csv, write_json
 from vd.models.detector import Detector
 from vd.models.head import apply, init_params
 from vd.models.plugins import BUILT_IN
 from vd.models.standardise import clip_statistics
 from vd.training import loop
 from vd.training.batches import training_batches
+from vd.training.best_weights import read_best_weights, write_best_weights
+from vd.training.checkpoints import Checkpoints
 from vd.training.feature_set import FeatureSet
 from vd.training.loop import begin, fitted
 from vd.training.step import make_train_step, step_numbers
@@ -258,6 +261,27 @@ def test_a_restored_run_does_not_compute_its_statistics_again(tmp_path, monkeypa
     params = train_on_numbers(tmp_path, 1, model=ALONE, **HOW)
     monkeypatch.setattr(loop, "fitted", None)
     assert same_leaves(train_on_numbers(tmp_path, 1, model=ALONE, **HOW), params)
+
+
+def former(params):
+    """As a version whose linear path read mean and deviation named them."""
+    return {name.replace("clip_", "pooled_"): value for name, value in params.items()}
+
+
+def test_weights_of_a_linear_path_that_read_the_deviation_are_refused(tmp_path):
+    like = init_params(Detector(ALONE), D, jax.random.key(0))
+    write_json(tmp_path / "config.json", {"format": 4})
+    write_best_weights(tmp_path, former(like))
+    with pytest.raises(VdError, match=r"npz has no clip_deviation, .* or train again"):
+        read_best_weights(tmp_path, like)
+
+
+def test_checkpoints_of_a_linear_path_that_read_the_deviation_are_refused(tmp_path):
+    params = train_on_numbers(tmp_path, 1, model=ALONE, **HOW)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert same_leaves(checkpoints.restore_best(params)[0], params)
+        with pytest.raises(VdError, match="train again with --fresh"):
+            checkpoints.restore_best(former(params))
 
 
 def test_neither_path_is_an_error(clips, tmp_path):
