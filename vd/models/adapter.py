@@ -42,8 +42,8 @@ class Adapter(Head):
         """Returns float32 logits; frames whose mask is 0 change nothing.
 
         With `dropout`, as in training, frames are pairs of successive ones: 0 and 1, 2 and
-        3, and so on. Without it, as in scoring, one clip is computed after the other: a batch of
-        them takes gigabytes.
+        3, and so on. Without it, as in scoring, one clip is computed after the other: a
+        batch of them takes gigabytes.
         """
         parameters = {
             name: self.param(

@@ -19,7 +19,7 @@ _NO_MOTION = 127.0
 
 
 def augment_rgb(batch: "Batch", keys_B: "Keys") -> "Batch":
-    """Draw PAIRS pairs of successive frames of each clip, and for all of them one crop and one mirror."""
+    """Draw PAIRS pairs of successive frames of each clip; all have one crop and one mirror."""
     return _augment(batch, keys_B, motion=False)
 
 
