@@ -80,6 +80,7 @@ SETTINGS = {
     "linear no jitter, mixup, change": _CHANGE.changed(
         temporal_jitter=0.0, mixup_alpha=0.2
     ),
+    "correction, change": _BASE.changed(change=True),
     "correction rate 0.1, change": _CORRECTION,
     "correction rate 0.1, mixup, change": _CORRECTION.changed(mixup_alpha=0.2),
     "correction rate 0.1, no jitter, mixup, change": _CORRECTION.changed(
@@ -266,11 +267,12 @@ def run_outer(
 
 def run_parts(
     lines: Path, dataset: str, name: str, parts: Sequence[Part], data: "FeatureSet",
-    seed: int,
+    seed: int, setting: Setting | None = None,
 ) -> None:  # fmt: skip
-    """Train and test one setting on the parts that have no line yet."""
+    """Train and test a setting, that of the name unless given, on parts without a line."""
     from heads_training import test_logits
 
+    setting = setting or SETTINGS[name]
     for part in parts:
         line: Line = {
             "dataset": dataset, "setting": name, "outer": part.outer,
@@ -279,13 +281,13 @@ def run_parts(
         if key_of(line) in _lines_of(read_results(lines, dataset)):
             continue
         began = time.process_time()
-        logits_N = test_logits(SETTINGS[name], data, part.train, part.test, seed)
+        logits_N = test_logits(setting, data, part.train, part.test, seed)
         seconds = time.process_time() - began
         append(
             lines,
             line
             | {
-                "settings": asdict(SETTINGS[name]),
+                "settings": asdict(setting),
                 "cpu_seconds": round(seconds, 1),
                 "train_clips": len(part.train),
                 "clips": [name_of(video) for video in part.test],
