@@ -278,7 +278,7 @@ def test_weights_of_a_linear_path_that_read_the_deviation_are_refused(tmp_path):
 
 def test_checkpoints_of_a_linear_path_that_read_the_deviation_are_refused(tmp_path):
     params = train_on_numbers(tmp_path, 1, model=ALONE, **HOW)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         assert same_leaves(checkpoints.restore_best(params)[0], params)
         with pytest.raises(VdError, match="train again with --fresh"):
             checkpoints.restore_best(former(params))
