@@ -38,10 +38,12 @@ if TYPE_CHECKING:  # they import JAX, which a decoding worker need not
 
 LINES = Path(__file__).with_suffix(".jsonl")
 OUTER, INNER, SPLIT_SEED = 5, 3, 0
-FIXED: str | None = "correction rate 0.1, mixup"  # chosen by inner scores alone
+FIXED: str | None = "correction rate 0.1, mixup, change"  # chosen by inner scores alone
 
 _BASE = Setting(linear=True, correction=True)
 _LINEAR = Setting(linear=True, recurrent=False)
+_CHANGE = _LINEAR.changed(change=True)
+_CORRECTION = _BASE.changed(change=True, detector_rate=0.1)
 SETTINGS = {
     **{f"probe C {C:g}": Setting(C=C) for C in (0.0001, 0.001, 0.01, 0.1, 1.0)},
     **{f"probe pca {k}": Setting(C=0.01, components=k) for k in (16, 32, 64)},
@@ -71,6 +73,19 @@ SETTINGS = {
     "correction pca 256": _BASE.changed(components=256),
     "correction rate 0.3": _BASE.changed(detector_rate=0.3),
     "correction 80 epochs": _BASE.changed(epochs=80),
+    "probe C 0.01, change": Setting(C=0.01, change=True),
+    "linear, change": _CHANGE,
+    "linear mixup, change": _CHANGE.changed(mixup_alpha=0.2),
+    "linear no jitter, change": _CHANGE.changed(temporal_jitter=0.0),
+    "linear no jitter, mixup, change": _CHANGE.changed(
+        temporal_jitter=0.0, mixup_alpha=0.2
+    ),
+    "correction, change": _BASE.changed(change=True),
+    "correction rate 0.1, change": _CORRECTION,
+    "correction rate 0.1, mixup, change": _CORRECTION.changed(mixup_alpha=0.2),
+    "correction rate 0.1, no jitter, mixup, change": _CORRECTION.changed(
+        temporal_jitter=0.0, mixup_alpha=0.2
+    ),
 }
 
 
@@ -170,7 +185,7 @@ def start(
     results = start_lines(lines, dataset, videos, data.store.fingerprint)
     for (setting, *_), line in results.lines.items():
         known = SETTINGS.get(setting)
-        if known is None or line["settings"] != asdict(known):
+        if known is None or Setting(**line["settings"]) != known:
             raise VdError(
                 f"{lines} has the setting {setting} with values that are not those of this "
                 "script; delete its lines, and it is run again."
@@ -252,11 +267,12 @@ def run_outer(
 
 def run_parts(
     lines: Path, dataset: str, name: str, parts: Sequence[Part], data: "FeatureSet",
-    seed: int,
+    seed: int, setting: Setting | None = None,
 ) -> None:  # fmt: skip
-    """Train and test one setting on the parts that have no line yet."""
+    """Train and test a setting, that of the name unless given, on parts without a line."""
     from heads_training import test_logits
 
+    setting = setting or SETTINGS[name]
     for part in parts:
         line: Line = {
             "dataset": dataset, "setting": name, "outer": part.outer,
@@ -265,13 +281,13 @@ def run_parts(
         if key_of(line) in _lines_of(read_results(lines, dataset)):
             continue
         began = time.process_time()
-        logits_N = test_logits(SETTINGS[name], data, part.train, part.test, seed)
+        logits_N = test_logits(setting, data, part.train, part.test, seed)
         seconds = time.process_time() - began
         append(
             lines,
             line
             | {
-                "settings": asdict(SETTINGS[name]),
+                "settings": asdict(setting),
                 "cpu_seconds": round(seconds, 1),
                 "train_clips": len(part.train),
                 "clips": [name_of(video) for video in part.test],

@@ -22,6 +22,8 @@ class Setting:
 
     C: float | None = None
     linear: bool = False
+    change: bool = False
+    """Probe and linear path read mean and change over time, not mean and deviation."""
     recurrent: bool = True
     standardised: bool = True
     correction: bool = False
@@ -35,6 +37,7 @@ class Setting:
     """Factor of the detector's learning rate beside a linear path."""
     detector_decay: float = 0.0
     """Decoupled weight decay of the detector's matrices beside a linear path."""
+    temporal_jitter: float = 0.1
     frame_dropping_rate: float = 0.0
     mixup_alpha: float = 0.0
     average_decay: float = 0.0

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from heads_lines import Line, Results
+from heads_lines import Line, Results, Setting
 from jaxtyping import Float, Int
 from scipy.special import expit
 
@@ -134,7 +134,8 @@ def best_C(results: Results, outer: int) -> str:
     named = {
         line["setting"]
         for line in results.lines.values()
-        if line["settings"]["C"] is not None and not line["settings"]["components"]
+        if (setting := Setting(**line["settings"])).C is not None
+        and not (setting.components or setting.change)
     }
     losses = {}
     for name in sorted(named):

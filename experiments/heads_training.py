@@ -11,7 +11,6 @@ import numpy as np
 from heads_lines import Setting
 from heads_models import STATISTICS, PathsHead, fitted
 from jaxtyping import Array, Float
-from probe import mean_and_deviation
 
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.console import check_interrupt
@@ -19,6 +18,7 @@ from vd.data.manifest import Video
 from vd.devices import own_numerics
 from vd.models.head import Params
 from vd.models.plugins import Plugins
+from vd.models.pooling import mean_and_change_of, mean_and_deviation_of
 from vd.models.scoring import score
 from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
@@ -45,28 +45,28 @@ def test_logits(
     """Train on one part and return the logits of another's clips, in its order."""
     if setting.C is not None:
         parts = data.part(train), data.part(test)
-        return _probe_logits(setting.C, setting.components, *parts)
+        return _probe_logits(setting, *parts)
     config, plugins = _config(setting, len(train), seed), _plugins(setting, data.dim)
     params = trained(setting, config, plugins, data.part(train))
     head = plugins.make_head(config.model)
     return score(head, params, data.part(test).in_order())
 
 
-def _probe_logits(
-    C: float, components: int, train: FeatureSet, test: FeatureSet
-) -> Logits:
-    """Logistic regression on standardised mean and deviation over a clip's frames."""
+def _probe_logits(setting: Setting, train: FeatureSet, test: FeatureSet) -> Logits:
+    """Logistic regression on standardised statistics over a clip's frames."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    statistics = mean_and_change_of if setting.change else mean_and_deviation_of
     x_train, x_test = (
-        np.concatenate([mean_and_deviation(clip[0][None]) for clip in part.in_order()])
+        np.array([statistics(clip[0]) for clip in part.in_order()])
         for part in (train, test)
     )
+    components = setting.components
     fewer = [PCA(components, svd_solver="full")] if components else []
-    regression = LogisticRegression(C=C, max_iter=1000)
+    regression = LogisticRegression(C=setting.C, max_iter=1000)
     probe = make_pipeline(StandardScaler(), *fewer, regression)
     probe.fit(x_train, train.labels_N)
     logits: Logits = probe.decision_function(x_test)
@@ -80,6 +80,7 @@ def _config(setting: Setting, clips: int, seed: int) -> Config:
         batch_size=min(_BATCH, clips),
         learning_rate=setting.learning_rate,
         focal_alpha=0.5,
+        temporal_jitter=setting.temporal_jitter,
         frame_dropping_rate=setting.frame_dropping_rate,
         mixup_alpha=setting.mixup_alpha,
         seed=seed,
@@ -92,8 +93,8 @@ def _plugins(setting: Setting, dim: int) -> Plugins:
     """The head of a setting; vd's own where it is no other."""
     if not (setting.linear or setting.standardised):
         return Plugins()
-    names = "linear recurrent standardised correction components input_dropout".split()
-    own = {name: getattr(setting, name) for name in names}
+    names = "linear change recurrent standardised correction components input_dropout"
+    own = {name: getattr(setting, name) for name in names.split()}
     return Plugins(head=partial(PathsHead, input_size=dim, **own))
 
 

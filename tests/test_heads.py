@@ -224,3 +224,31 @@ def test_outer_folds_are_tested_only_with_a_fixed_setting(
     part = heads_table.outer_part(results, "linear", 2, 0)
     scale = fit(inner.logits_N, inner.labels_N).temperature
     np.testing.assert_allclose(part.logits_N, np.array(line["logits"]) / scale)
+
+
+def test_a_subsample_has_whole_groups_of_both_classes_and_lies_in_a_larger_one(videos):
+    import heads_few
+
+    samples = [heads_few.subsample(videos, clips) for clips in (8, 20, 1000)]
+    assert list(map(len, samples)) == [8, 20, CLIPS]
+    for sample, larger in zip(samples, [*samples[1:], videos], strict=True):
+        inside = {video.id for video in sample}
+        assert inside <= {video.id for video in larger}
+        groups = {video.group for video in sample}
+        assert inside == {video.id for video in videos if video.group in groups}
+        assert sum(video.label for video in sample) == len(sample) / 2
+
+
+def test_a_line_of_before_the_change_reads_mean_and_deviation(
+    quick, videos, data, tmp_path
+):
+    path = tmp_path / "lines.jsonl"
+    run(quick, path, videos, data, ["probe C 0.01"])
+    lines = [json.loads(text) for text in path.read_bytes().splitlines()]
+    for line in lines[1:]:
+        del line["settings"]["change"]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    quick.start(path, "set", videos, data)
+    quick.SETTINGS["probe C 0.01"] = quick.Setting(C=0.01, change=True)
+    with pytest.raises(VdError, match="with values that are not those of this script"):
+        quick.start(path, "set", videos, data)

@@ -4,6 +4,7 @@ import math
 import signal
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -31,14 +32,17 @@ from tests.fabricated import (
 from vd.config import Config, DataConfig, ModelConfig
 from vd.console import Interrupted
 from vd.data.outcome import Outcome
+from vd.errors import VdError
 from vd.evaluation.restore import restore
-from vd.files import read_csv
+from vd.files import read_csv, write_json
 from vd.models.detector import Detector
 from vd.models.head import apply, init_params
 from vd.models.plugins import BUILT_IN
 from vd.models.standardise import clip_statistics
 from vd.training import loop
 from vd.training.batches import training_batches
+from vd.training.best_weights import read_best_weights, write_best_weights
+from vd.training.checkpoints import Checkpoints
 from vd.training.feature_set import FeatureSet
 from vd.training.loop import begin, fitted
 from vd.training.step import make_train_step, step_numbers
@@ -47,18 +51,32 @@ D = STREAMS * DIM
 BESIDE = replace(SMALL_MODEL, linear_path=True)
 ALONE = replace(SMALL_MODEL, linear_path=True, hidden_size=0)
 HOW = {"weight_decay": 1.0, "mixup_alpha": 0.2}  # the same: a step is compiled once
-STATISTICS = "frame_mean", "frame_deviation", "pooled_mean", "pooled_deviation"
+STATISTICS = "frame_mean", "frame_deviation", "clip_mean", "clip_deviation"
+
+
+def symlog(value):
+    return math.copysign(math.log(1 + abs(value) / 0.1), value)
+
+
+def mean_and_change(column):
+    """Of one feature of one clip, by plain Python."""
+    steps = [abs(b - a) for a, b in pairwise(column)]
+    change = math.fsum(steps) / len(steps) if steps else 0.0
+    return symlog(math.fsum(column) / len(column)), symlog(change)
 
 
 def loop_statistics(clips):
     """The statistics, by plain loops over the frames of the clips."""
     frames = [frame for clip in clips for frame in clip.astype(np.float64)]
+    both = [
+        [mean_and_change(column) for column in clip.astype(np.float64).T.tolist()]
+        for clip in clips
+    ]
     rows = [
-        [*(f(clip[:, d]) for f in (np.mean, np.std) for d in range(clip.shape[1]))]
-        for clip in (clip.astype(np.float64) for clip in clips)
+        [*means, *changes] for means, changes in (zip(*b, strict=True) for b in both)
     ]
     result = {}
-    for name, values in (("frame", np.array(frames)), ("pooled", np.array(rows))):
+    for name, values in (("frame", np.array(frames)), ("clip", np.array(rows))):
         mean = [math.fsum(column) / len(values) for column in values.T]
         variance = [
             math.fsum((x - m) ** 2 for x in column) / len(values)
@@ -80,8 +98,8 @@ def test_its_logit_by_hand(mixed_precision):
     weight, mean = rng.normal(size=6), rng.normal(size=6)
     deviation = rng.uniform(0.5, 2, size=6)
     params = {
-        "pooled_mean": mean.astype(np.float32),
-        "pooled_deviation": deviation.astype(np.float32),
+        "clip_mean": mean.astype(np.float32),
+        "clip_deviation": deviation.astype(np.float32),
         "linear": {
             "kernel": weight[:, None].astype(np.float32),
             "bias": np.array([0.25], np.float32),
@@ -94,11 +112,9 @@ def test_its_logit_by_hand(mixed_precision):
     for clip, logit in zip(clips, logits, strict=True):
         expected = 0.25
         for d in range(3):
-            column = [float(x) for x in clip[:, d]]
-            average = sum(column) / len(column)
-            spread = math.sqrt(sum((x - average) ** 2 for x in column) / len(column))
+            average, change = mean_and_change([float(x) for x in clip[:, d]])
             expected += weight[d] * (average - mean[d]) / deviation[d]
-            expected += weight[3 + d] * (spread - mean[3 + d]) / deviation[3 + d]
+            expected += weight[3 + d] * (change - mean[3 + d]) / deviation[3 + d]
         assert float(logit) == pytest.approx(expected, abs=1e-5)
 
 
@@ -159,7 +175,7 @@ def test_held_out_clips_leave_the_statistics_to_the_bit(tmp_path):
 def test_the_default_head_reads_no_statistics(tmp_path, monkeypatch):
     data, _ = stored(tmp_path, noise=False)
     monkeypatch.setattr(FeatureSet, "in_order", None)
-    assert "pooled_mean" not in first_params(data, SMALL_MODEL)
+    assert "clip_mean" not in first_params(data, SMALL_MODEL)
 
 
 def test_a_correction_begins_at_exactly_the_linear_paths_logit(tmp_path):
@@ -167,7 +183,7 @@ def test_a_correction_begins_at_exactly_the_linear_paths_logit(tmp_path):
     params = first_params(data, BESIDE)
     rng = np.random.default_rng(0)
     params["linear"]["kernel"] = rng.normal(size=(2 * D, 1)).astype(np.float32)
-    own = {name: params[name] for name in ("pooled_mean", "pooled_deviation", "linear")}
+    own = {name: params[name] for name in ("clip_mean", "clip_deviation", "linear")}
     features = rng.normal(size=(4, 8, D)).astype(np.float16)
     mask = (np.arange(8) < np.array([[8], [5], [1], [3]])).astype(np.float32)
     both = apply(Detector(BESIDE), params, features, mask)
@@ -184,8 +200,8 @@ def test_parameters_by_setting():
     }
     assert sizes == {
         "linear": 2 * D + 1,
-        "pooled_mean": 2 * D,
-        "pooled_deviation": 2 * D,
+        "clip_mean": 2 * D,
+        "clip_deviation": 2 * D,
     }
     beside = init_params(Detector(BESIDE), D, jax.random.key(0))
     default = init_params(Detector(SMALL_MODEL), D, jax.random.key(0))
@@ -245,6 +261,27 @@ def test_a_restored_run_does_not_compute_its_statistics_again(tmp_path, monkeypa
     params = train_on_numbers(tmp_path, 1, model=ALONE, **HOW)
     monkeypatch.setattr(loop, "fitted", None)
     assert same_leaves(train_on_numbers(tmp_path, 1, model=ALONE, **HOW), params)
+
+
+def former(params):
+    """As a version whose linear path read mean and deviation named them."""
+    return {name.replace("clip_", "pooled_"): value for name, value in params.items()}
+
+
+def test_weights_of_a_linear_path_that_read_the_deviation_are_refused(tmp_path):
+    like = init_params(Detector(ALONE), D, jax.random.key(0))
+    write_json(tmp_path / "config.json", {"format": 4})
+    write_best_weights(tmp_path, former(like))
+    with pytest.raises(VdError, match=r"npz has no clip_deviation, .* or train again"):
+        read_best_weights(tmp_path, like)
+
+
+def test_checkpoints_of_a_linear_path_that_read_the_deviation_are_refused(tmp_path):
+    params = train_on_numbers(tmp_path, 1, model=ALONE, **HOW)
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert same_leaves(checkpoints.restore_best(params)[0], params)
+        with pytest.raises(VdError, match="train again with --fresh"):
+            checkpoints.restore_best(former(params))
 
 
 def test_neither_path_is_an_error(clips, tmp_path):

@@ -13,7 +13,9 @@ from vd.models.scoring import score
 from vd.training.readout import READ_OUT, Linear, read_together
 from vd.training.refit import InnerFolds, inner_folds
 
-FIRST = Linear(np.linspace(-1, 2, DIM), np.zeros(DIM), 0.5)  # of an adapted network
+FIRST = Linear(
+    np.linspace(-1, 2, DIM), np.linspace(1, -1, DIM), 0.5
+)  # of an adapted network
 SETS = {"train": make_videos(24), "val": make_videos(16, "val")}
 
 
@@ -24,13 +26,27 @@ def sets(tmp_path_factory):
 
 
 def pooled(frames_FxD):
-    """Mean and deviation of the features of the frozen network."""
-    own = frames_FxD[:, DIM:].astype(np.float64)
-    return np.concatenate([own.mean(0), own.std(0)])
+    """Mean and change of the features of the frozen network."""
+    return symlog(mean_and_change(frames_FxD[:, DIM:]))
+
+
+def mean_and_change(frames_FxD):
+    x_FxD = frames_FxD.astype(np.float64)
+    return np.concatenate([x_FxD.mean(0), np.abs(np.diff(x_FxD, axis=0)).mean(0)])
+
+
+def symlog(x):
+    return np.sign(x) * np.log(1 + np.abs(x) / 0.1)
+
+
+def logit_of(linear, frames_FxD):
+    """Of the features of an adapted network, by its own weights."""
+    weights = np.concatenate([linear.mean_D, linear.change_D])
+    return symlog(mean_and_change(frames_FxD)) @ weights + linear.bias
 
 
 def first_logit(frames_FxD):
-    return frames_FxD[:, :DIM].astype(np.float64).mean(0) @ FIRST.mean_D + FIRST.bias
+    return logit_of(FIRST, frames_FxD[:, :DIM])
 
 
 def frozen_logit(data, chosen_N):
@@ -118,14 +134,13 @@ def test_the_logit_is_the_mean_of_the_parts_over_their_inner_temperatures(sets):
 
 
 def test_two_adapted_networks_read_their_own_features(sets):
-    second = Linear(np.linspace(3, -1, DIM), np.zeros(DIM), -1.0)
+    second = Linear(np.linspace(3, -1, DIM), np.linspace(0, 2, DIM), -1.0)
     train = sets["train"]
     inner = made_up_inner(train)
     read_out = read_together([FIRST, second], [inner, inner], {"train": train}, [])
     temperature = fit(inner.logit_N, train.labels_N.astype(int)).temperature
     expected = [
-        (first_logit(x) + x[:, DIM:].astype(float).mean(0) @ second.mean_D - 1)
-        / (2 * temperature)
+        (first_logit(x) + logit_of(second, x[:, DIM:])) / (2 * temperature)
         for x in clips_of(train)
     ]
     np.testing.assert_allclose(scored(read_out, train), expected, atol=1e-5)
@@ -133,13 +148,13 @@ def test_two_adapted_networks_read_their_own_features(sets):
 
 
 def test_one_network_alone_is_read_out_as_it_is(sets):
-    train, whole = sets["train"], Linear(np.ones(2 * DIM), np.zeros(2 * DIM), 0.25)
+    train, whole = sets["train"], Linear(np.ones(2 * DIM), np.full(2 * DIM, 3.0), 0.25)
     inner = made_up_inner(train)
     read_out = read_together([whole], [inner], {"train": train}, [])
     params = read_out.linear.params()
     assert params["linear"]["bias"] == 0.25
     kernel = params["linear"]["kernel"][:, 0]
-    np.testing.assert_array_equal(kernel, np.repeat([1, 0], 2 * DIM))
+    np.testing.assert_array_equal(kernel, np.repeat([1, 3], 2 * DIM))
     np.testing.assert_array_equal(read_out.inner.logit_N, inner.logit_N)
     assert read_out.scale == 1
 

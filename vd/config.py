@@ -253,8 +253,9 @@ class ModelConfig(Settings):
     mixed_precision: bool = True
     """Products and activations in bfloat16; parameters and loss stay float32."""
     linear_path: bool = False
-    """For few clips: a linear map of each clip's mean and deviation over time. The LSTM's
-    logit, which begins at 0, is added to it. Features are standardised."""
+    """For few clips: a linear map of each clip's mean and mean absolute difference between
+    successive frames. The LSTM's logit, which begins at 0, is added. Features are
+    standardised."""
     correction_rate: Share = 0.1
     """Learning rate of the LSTM beside a linear path, as a share of --learning-rate."""
 

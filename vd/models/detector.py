@@ -2,8 +2,9 @@
 
 The recurrent path is projection, bidirectional LSTM, attention pooling, one logit. With
 `--linear-path` its logit is added to that of a linear path, which reads each clip's mean
-and change (`vd.models.pooling`). Then both paths see standardised features, and the recurrent one begins
-as a correction of exactly 0. `--hidden-size 0` leaves the linear path alone.
+and change (`vd.models.pooling`). Then both paths see standardised features, and the
+recurrent one begins as a correction of exactly 0. `--hidden-size 0` leaves the linear path
+alone.
 
 The linear path's parameters can be set by hand, here to weights of the mean:
 

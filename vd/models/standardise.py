@@ -44,8 +44,9 @@ def clip_statistics(
 ) -> dict[str, Float32[np.ndarray, "..."]]:
     """The detector's fixed parameters, from all stored frames of the training clips.
 
-    `frame_mean` and `frame_deviation` (D) are over all frames. A clip's
-    `mean_and_change` is one row: `clip_mean` and `clip_deviation` (2D) are over these rows. Sums are in float64, in the order of the clips.
+    `frame_mean` and `frame_deviation` (D) are over all frames. A clip's `mean_and_change`
+    is one row: `clip_mean` and `clip_deviation` (2D) are over these rows. Sums are in
+    float64, in the order of the clips.
     """
     frames, pooled = _Moments(), _Moments()
     for clip_FxD in clips:

@@ -31,7 +31,7 @@ def write_best_weights(run_dir: Path, params: Params) -> None:
 def read_best_weights(run_dir: Path, like: Params) -> Params | None:
     """The parameters in the form of `like`; None when there is no such file.
 
-    Raises `VdError` when the file is damaged.
+    Raises `VdError` when the file is damaged, or is of a head with other parameters.
     """
     path = run_dir / _FILE
     if not path.exists():
@@ -43,6 +43,13 @@ def read_best_weights(run_dir: Path, like: Params) -> Params | None:
             "checkpoint is read instead."
         )
     with np.load(io.BytesIO(content)) as arrays:
+        paths = (place for place, _ in jax.tree_util.tree_leaves_with_path(like))
+        if missing := sorted(set(map(_name, paths)) - set(arrays)):
+            raise VdError(
+                f"{path} has no {missing[0]}, which the head has in this version of vd; use "
+                "the version that trained the run, or train again with a new "
+                "--checkpoint-dir."
+            )
         # the view is for bfloat16, which NumPy reads back as bytes
         return jax.tree_util.tree_map_with_path(
             lambda place, leaf: arrays[_name(place)].view(leaf.dtype), like

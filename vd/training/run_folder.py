@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from vd.features.seen import Seen
     from vd.features.store import FeatureStore
 
-FORMAT = 4  # of a run; raised when the same settings would give other numbers or files
-_READABLE = 3, FORMAT  # format 3 cut videos longer than a clip into other windows
+FORMAT = 5  # of a run; raised when the same settings would give other numbers or files
+# 3 cut videos longer than a clip into other windows, linear paths of 4 read other statistics
+_READABLE = 3, 4, FORMAT
 _PACKAGES = (
     "vd", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "onnxruntime", "av",
 )  # fmt: skip
