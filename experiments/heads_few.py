@@ -12,7 +12,7 @@ fold tests them; nothing is chosen by it.
 Source:   docs/results.md, Heads: on the whole of these sets the BiLSTM adds nothing
 Cost:     30 seconds of a CPU a training with the BiLSTM, of which a size has five
 Promised: nothing
-Measured: heads_few.jsonl, and the table that `--table` prints
+Measured: not yet
 """
 
 from collections.abc import Iterator, Sequence

@@ -11,6 +11,7 @@ import numpy as np
 from heads_lines import Setting
 from heads_models import STATISTICS, PathsHead, fitted
 from jaxtyping import Array, Float
+from probe import mean_and_deviation
 
 from vd.config import Config, DataConfig, ModelConfig, TrainingConfig
 from vd.console import check_interrupt
@@ -18,7 +19,7 @@ from vd.data.manifest import Video
 from vd.devices import own_numerics
 from vd.models.head import Params
 from vd.models.plugins import Plugins
-from vd.models.pooling import mean_and_change_of, mean_and_deviation_of
+from vd.models.pooling import mean_and_change_of
 from vd.models.scoring import score
 from vd.training.batches import training_batches
 from vd.training.feature_set import FeatureSet
@@ -59,7 +60,7 @@ def _probe_logits(setting: Setting, train: FeatureSet, test: FeatureSet) -> Logi
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    statistics = mean_and_change_of if setting.change else mean_and_deviation_of
+    statistics = mean_and_change_of if setting.change else mean_and_deviation
     x_train, x_test = (
         np.array([statistics(clip[0]) for clip in part.in_order()])
         for part in (train, test)

@@ -50,7 +50,9 @@ def by_hand(train, tested, frames_of):
             .reshape(frames_of[video.name], -1)
             for video in videos
         ]
-        return np.array([np.r_[x.mean(axis=0), x.std(axis=0)] for x in plain])
+        changes = [np.abs(np.diff(x, axis=0)).mean(axis=0) for x in plain]
+        rows = zip(plain, changes, strict=True)
+        return np.array([np.r_[x.mean(0), np.log(1 + d / 0.1)] for x, d in rows])
 
     x_train = pooled(train)
     mean, deviation = x_train.mean(axis=0), x_train.std(axis=0)
@@ -74,7 +76,7 @@ def sets(tmp_path):
     return made, frames_of
 
 
-def test_it_is_logistic_regression_on_mean_and_deviation(sets):
+def test_it_is_logistic_regression_on_mean_and_change(sets):
     made, frames_of = sets
     fitted = fit_probe(made["train"], made["val"], 0)
     train_videos = made["train"].videos
