@@ -2,7 +2,6 @@
 
     python experiments/heads.py --dataset-path scfd/manifest.csv --cache-dir CACHE
     python experiments/heads.py --dataset-path scfd/manifest.csv --cache-dir CACHE --table
-    python experiments/heads.py --dataset-path scfd/manifest.csv --cache-dir CACHE --reference 0 1 2 3 4
 
 Five outer folds, groups whole; each training part has three inner folds. A training of a
 setting on two inner folds is tested on the third, and is a line of heads.jsonl with its
@@ -21,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import probe
 import tyro
 from heads_lines import Clip, Line, Results, Setting, append, key_of, read_results
 from heads_table import best_C, table
@@ -134,18 +132,12 @@ def main(
     outer: bool = False,
     table: bool = False,
     lines: Path = LINES,
-    reference: tuple[int, ...] = (),
 ) -> int:
     """Run what is missing of the settings, or of those in `only`, then print the table.
 
     `parts` are the outer folds whose training parts are worked on, in this order. `outer`
     tests the outer folds with the fixed setting and the probe; `table` runs nothing.
-    `reference` are split seeds: only the table of the linear probe that stands beside
-    every cross-validation is printed.
     """
-    if reference:
-        print(probe.reference(*load(dataset_path, cache_dir), reference))
-        return 0
     dataset = dataset_path.parent.name if dataset_path.suffix else dataset_path.name
     if not table:
         if unknown := set(only) - set(SETTINGS):

@@ -121,13 +121,13 @@ def test_the_logit_is_the_mean_of_the_parts_over_their_inner_temperatures(sets):
     found = read_out.inner
     first, second = (1 / (2 * t) for t in temperatures)
     np.testing.assert_allclose(
-        found.logit_N, first * inner.logit_N + second * held, atol=2e-4
+        found.logit_N, first * inner.logit_N + second * held, atol=2e-3
     )
     peaks = [
         (first * a + second * b).max()
         for a, b in zip(inner.windows, windows, strict=True)
     ]
-    np.testing.assert_allclose(found.peak_logit_N, peaks, atol=2e-4)
+    np.testing.assert_allclose(found.peak_logit_N, peaks, atol=2e-3)
 
 
 def test_two_adapted_networks_read_their_own_features(sets):
@@ -163,7 +163,7 @@ def test_without_inner_folds_every_temperature_is_1(tmp_path, sets):
     assert len(read_out.inner.logit_N) == 0
     by_all = frozen_logit(few, np.arange(8))
     expected = [(first_logit(x) + by_all(x)) / 2 for x in clips_of(sets["val"])]
-    np.testing.assert_allclose(scored(read_out, sets["val"]), expected, atol=2e-4)
+    np.testing.assert_allclose(scored(read_out, sets["val"]), expected, atol=2e-3)
     assert read_out.scale == 1
 
 
