@@ -6,8 +6,7 @@ On few clips nothing was better than a linear map of mean and change over time (
 absolute difference between successive frames), and a BiLSTM of full rate beside such a map
 was worse; as a correction that begins at 0, at a tenth of the rate, it costs nothing there
 and has room on more clips. `--hidden-size 0` leaves it out, with the same inner scores and a
-seventh of the time. Mixup gained a little; temporal jitter, which repeats frames, costs
-nothing.
+seventh of the time. Mixup gained a little.
 
 Below 2,000 clips or 50 groups inner folds choose the length of training, temperature and
 threshold, and all training and validation clips are trained on (`--refit`). Otherwise the

@@ -334,7 +334,7 @@ class AdaptTrainingConfig(TrainingConfig):
     focal_gamma: Annotated[float, Between(0, 100)] = 0.0
     label_smoothing: Annotated[float, Between(0, 0.99)] = 0.0
     augmentation: bool = True
-    """Draw pairs of frames, crop, mirror, and for differences direction of time and gain."""
+    """Draw frames, crop, mirror, and for differences direction of time and gain."""
     refit: bool = False
     """Train on the validation clips too; inner folds calibrate."""
     refit_if_few: bool = True
