@@ -121,7 +121,7 @@ def test_the_probe_is_a_row_of_the_same_clips(crossed):
     assert row["over_folds"]["roc_auc"]["mean"] == pytest.approx(np.mean(areas))
     accuracy = f"{100 * np.mean(right):.1f} %"
     said = f"\na linear probe on the same features: accuracy {accuracy} (95 % interval"
-    assert said in crossed[1].stderr
+    assert said in crossed[1].stdout
     done = vd("compare", folder)
     assert f"the linear probe: accuracy {accuracy}" in done.stdout
 

@@ -10,6 +10,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from tests.command_line import train, vd
 from vd.config import BackboneConfig
+from vd.data.fingerprints import as_text
 from vd.errors import VdError
 from vd.features import backbone, engines
 from vd.features.backbone import PRESETS, find_backbone
@@ -22,7 +23,13 @@ from vd.files import read_csv
 
 LITE0 = "efficientnet-lite0"
 INT8 = f"{LITE0}-int8"
-ROW = {"id": "ab12", "group": "camera 1", "dataset": "f00d"}
+SMALL = np.full((8, 16, 16), 7, np.uint8)
+ROW = {
+    "id": "ab12",
+    "group": "camera 1",
+    "dataset": "f00d",
+    "fingerprint": as_text(SMALL),
+}
 SEEN = {"trained_on": [ROW], "chosen_on": []}
 
 
